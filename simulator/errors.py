@@ -1,0 +1,67 @@
+"""The two ways a command can end badly, as exceptions that carry an exit code.
+
+Messages name the file, the field, the value and the remedy, because the reader is a
+user at a terminal, not a programmer with a debugger.
+"""
+
+from __future__ import annotations
+
+
+class SimulatorError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+    exit_code = 2
+
+
+class BadInputError(SimulatorError, ValueError):
+    """An input (file, option, argument) is wrong; nothing was simulated or written.
+
+    ``field`` names what is wrong, ``value`` what was given and ``remedy`` what to pass
+    instead; ``source`` is the file or option it came from.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        source: str | None = None,
+        field: str | None = None,
+        value: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.problem, self.source, self.field, self.value, self.remedy = problem, source, field, value, remedy
+        super().__init__(self._render())
+
+    def _render(self) -> str:
+        place = ": ".join(part for part in (self.source, self.field) if part)
+        shown = "" if self.value is None else f" (got {_short(self.value)})"
+        text = f"{place}: {self.problem}{shown}" if place else f"{self.problem}{shown}"
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process boundaries in parallel sweeps; keyword arguments must survive pickling.
+        return _rebuild, (type(self), self.problem, self.source, self.field, self.value, self.remedy)
+
+
+class InfeasibleError(SimulatorError):
+    """The question was well-posed and the answer is no; the message says what is nearest."""
+
+    exit_code = 1
+
+
+def _rebuild(
+    kind: type[BadInputError],
+    problem: str,
+    source: str | None,
+    field: str | None,
+    value: object,
+    remedy: str | None,
+) -> BadInputError:
+    return kind(problem, source=source, field=field, value=value, remedy=remedy)
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

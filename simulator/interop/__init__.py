@@ -1,0 +1,1 @@
+"""Files that serving engines read and write."""

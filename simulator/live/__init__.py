@@ -1,0 +1,1 @@
+"""Everything that needs torch: targets, drafts, sampling, training, tracing, profiling, serving."""

@@ -1,0 +1,301 @@
+"""Target models: any Hugging Face causal LM, with the hidden states that drafts read.
+
+Hidden states are taken by forward hooks on the chosen modules. transformers can return all of them
+(``output_hidden_states``), but that keeps every layer's output of a whole prefill alive, 10 GB for
+32 000 tokens of an 8B model, and for the last layer it gives the normed state instead of the raw one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from torch import Tensor, nn
+
+from simulator.errors import BadInputError
+from simulator.live import checkpoints
+
+_AUTO_MODEL: Any = transformers.AutoModelForCausalLM
+# The argument was renamed in transformers 4.56.
+_DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+
+# Published shapes (each model's config.json on its hub page); the rest is Qwen3Config's default.
+_QWEN3: dict[str, Any] = {
+    "vocab_size": 151936,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "qwen3-4b": _QWEN3
+    | {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-8b": _QWEN3
+    | {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-14b": _QWEN3
+    | {
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TargetOutput:
+    """One forward pass of the target.
+
+    logits: [R, T, V], or [R, 1, V] when only the last were asked for. features: [R, T, width], the
+    chosen states side by side, in id order; width is hidden size times the number of ids.
+    """
+
+    logits: Tensor
+    features: Tensor
+
+
+class Target:
+    """A frozen causal LM. Its states: -1 the embeddings, l layer l's output, L the final norm's."""
+
+    def __init__(self, model: Any, name: str, folder: Path | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self.folder = folder
+        self.config: Any = model.config
+        self._decoder: nn.Module = model.get_decoder()
+        self._layers = _decoder_layers(self._decoder, name)
+        parameters = inspect.signature(model.forward).parameters
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self._layers)
+
+    @property
+    def embedding(self) -> Tensor:
+        """Input embedding [V, d]."""
+        return _weight(self.model, "get_input_embeddings")
+
+    @property
+    def head(self) -> Tensor:
+        """Output head [V, d]."""
+        return _weight(self.model, "get_output_embeddings")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head."""
+        return self.head.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.head.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.head.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.device
+
+    def new_cache(self) -> Any:
+        """An empty key-value cache.
+
+        It is made without the model's config on purpose: every layer then keeps all positions, also
+        those with a sliding window, which a cache that forgets could not be cropped back to.
+        """
+        return transformers.DynamicCache()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        layer_ids: Sequence[int] = (),
+        cache: Any = None,
+        last_logits_only: bool = False,
+    ) -> TargetOutput:
+        """Run the target on tokens [R, T] that continue ``cache`` (grown in place) or start from nothing."""
+        arguments: dict[str, Any] = {"use_cache": cache is not None, self._cache_argument: cache}
+        with torch.no_grad(), self._capture(layer_ids) as states:
+            output = self.model(input_ids=tokens, logits_to_keep=int(last_logits_only), **arguments)
+        features = [states[layer] for layer in layer_ids]
+        nothing = output.logits.new_empty((*tokens.shape, 0))
+        return TargetOutput(output.logits, torch.cat(features, dim=-1) if features else nothing)
+
+    def crop(self, cache: Any, length: int) -> None:
+        """Shorten a cache to its first ``length`` positions."""
+        surplus = cache.get_seq_length() - length
+        if surplus > 0:
+            cache.crop(-surplus)  # transformers 4 takes a length too, transformers 5 only the surplus
+
+    @contextmanager
+    def _capture(self, layer_ids: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        states: dict[int, Tensor] = {}
+        handles = [self._hook(layer, states) for layer in layer_ids]
+        try:
+            yield states
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, layer: int, states: dict[int, Tensor]) -> torch.utils.hooks.RemovableHandle:
+        if not -1 <= layer <= self.num_layers:
+            raise BadInputError(
+                f"the target's states go from -1 (embeddings) to {self.num_layers} (final norm)",
+                source=self.name,
+                field="layer_ids",
+                value=layer,
+                remedy="use a draft that was trained with this target",
+            )
+
+        def keep(output: Any) -> None:
+            states[layer] = output if isinstance(output, Tensor) else output[0]
+
+        if layer == -1:
+            # What enters layer 0 is the embedding as the model scales it (Gemma does).
+            return self._layers[0].register_forward_pre_hook(
+                lambda _, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+            )
+        module = self._decoder if layer == self.num_layers else self._layers[layer]
+        return module.register_forward_hook(lambda _, args, output: keep(output))
+
+
+def load_target(
+    path_or_name_or_preset: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    config_only: bool = False,
+    seed: int = 0,
+) -> Target:
+    """Load a causal LM from a folder, the hub, or a preset's shape.
+
+    A preset (``qwen3-4b``, ``qwen3-8b``, ``qwen3-14b``; a folder of that name goes first) has random
+    weights of the true shape, for timing; ``config_only`` does the same from any model's config.json.
+    Random weights depend on ``seed`` alone. ``dtype`` None is the config's (bfloat16 for presets).
+    Raises ``BadInputError`` when memory does not suffice (before loading), when weights are missing,
+    left over or corrupt, and when there are only pickled ones.
+    """
+    name, device = str(path_or_name_or_preset), torch.device(device)
+    if name in PRESETS and not Path(name).is_dir():
+        config = transformers.AutoConfig.for_model("qwen3", **PRESETS[name], rope_theta=1_000_000.0)
+        return _random_target(config, dtype or torch.bfloat16, device, name, seed)
+    folder = checkpoints.model_folder(path_or_name_or_preset)
+    config = _read_config(folder)
+    dtype = dtype or _config_dtype(config)
+    if config_only:
+        return _random_target(config, dtype, device, name, seed)
+    checkpoints.weight_files(folder)
+    needed = _weight_bytes(config, dtype, name)
+    for place in {torch.device("cpu"), device}:  # transformers reads weights into host memory first
+        checkpoints.require_memory(needed, place, name)
+    return Target(_pretrained(folder, dtype).to(device), name, folder)
+
+
+def _read_config(folder: Path) -> Any:
+    checkpoints.read_fields(folder)
+    try:
+        return transformers.AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise BadInputError(
+            f"is not a model that this transformers ({transformers.__version__}) knows: {error}",
+            source=str(folder / checkpoints.CONFIG_FILE),
+            field="model_type",
+            remedy="update transformers, or choose another target",
+        ) from error
+
+
+def _config_dtype(config: Any) -> torch.dtype:
+    stated = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    return stated if isinstance(stated, torch.dtype) else getattr(torch, stated)
+
+
+def _weight_bytes(config: Any, dtype: torch.dtype, name: str) -> int:
+    """Bytes of the weights at ``dtype``, counted on a model without storage; tied weights count once."""
+    with torch.device("meta"):
+        model = _from_config(config, dtype, name)
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _from_config(config: Any, dtype: torch.dtype, name: str) -> nn.Module:
+    try:
+        model: nn.Module = _AUTO_MODEL.from_config(config, **{_DTYPE_ARGUMENT: dtype})
+    except ValueError as error:
+        raise BadInputError(
+            f"is not a causal language model: {error}",
+            source=name,
+            field="model_type",
+            remedy="choose another target",
+        ) from error
+    return model
+
+
+def _random_target(config: Any, dtype: torch.dtype, device: torch.device, name: str, seed: int) -> Target:
+    checkpoints.require_memory(_weight_bytes(config, dtype, name), device, name)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(seed)
+        return Target(_from_config(config, dtype, name), name)
+
+
+def _pretrained(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The model on the CPU; whatever transformers would only warn about is an error."""
+    arguments = {_DTYPE_ARGUMENT: dtype, "output_loading_info": True, "use_safetensors": True}
+    try:
+        model, info = _AUTO_MODEL.from_pretrained(folder, local_files_only=True, **arguments)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInputError(
+            f"cannot be loaded: {error}",
+            source=str(folder),
+            remedy="check the checkpoint against its config.json",
+        ) from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            names = sorted(str(key) for key in info[problem])
+            raise BadInputError(
+                f"{len(names)} {problem.replace('_', ' ')} in the checkpoint",
+                source=str(folder),
+                field=names[0],
+                value=names,
+                remedy="the weights and config.json describe different models: take both from one export",
+            )
+    loaded: nn.Module = model
+    return loaded
+
+
+def _decoder_layers(decoder: nn.Module, name: str) -> list[nn.Module]:
+    layer_lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList)]
+    if len(layer_lists) != 1:
+        raise BadInputError(
+            "has no single list of decoder layers",
+            source=name,
+            remedy="choose a decoder-only target such as Qwen3",
+        )
+    return list(layer_lists[0])
+
+
+def _weight(model: Any, getter: str) -> Tensor:
+    weight: Tensor = getattr(model, getter)().weight
+    return weight

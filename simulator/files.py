@@ -57,7 +57,9 @@ def read_json(path: Path) -> object:
     except OSError as error:
         raise BadInputError(f"cannot be read: {error.strerror}", source=str(path)) from error
     except (ValueError, UnicodeDecodeError) as error:
-        raise BadInputError(f"is not valid JSON: {error}", source=str(path), remedy="mend or re-export it") from error
+        raise BadInputError(
+            f"is not JSON: {error}", source=str(path), remedy="mend or re-export it"
+        ) from error
 
 
 def data_directory(kind: str) -> Path:

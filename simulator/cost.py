@@ -1,0 +1,402 @@
+"""How long an engine step takes: throughput curves, the additive model, and draft cost.
+
+A step runs the target once over ``batch_tokens`` rows: one anchor per request, the admitted draft
+tokens, and any prefill tokens scheduled with them. Two cost models take part in every run: the true
+one advances the clock, the believed one is what the scheduler consults. They are the same object
+unless a user makes them differ to see what a bad table costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.errors import BadInputError
+
+Floats = NDArray[np.float64]
+Lookup = Literal["linear", "floor", "ceil"]
+Beyond = Literal["clamp", "last-slope"]
+Structure = Literal["autoregressive", "parallel", "semi-autoregressive"]
+
+
+class CostModel(Protocol):
+    """Step time of the target, in seconds, as a function of what is in the batch."""
+
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float: ...
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> Floats: ...
+    def step_time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float | Floats:
+        """Time of one step, or of every candidate size in a contiguous range (shape [len(range)]).
+
+        ``batch_tokens`` counts all rows of the forward pass, prefill included; ``context_tokens`` is
+        the sum over requests of the tokens already in the KV cache; ``prefill_tokens`` says how many
+        of the rows are prefill.
+        """
+        ...
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether the answer at this point is beyond what was measured (clamped or extrapolated)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A non-negative piecewise function of one axis, with its lookup and its behaviour beyond the end.
+
+    ``linear`` interpolates, ``floor`` takes the last point at or below, ``ceil`` the first at or above
+    (a batch padded to the captured size). Below the first point the value is clamped; above the last
+    it is clamped or follows the slope of the last two points. ``floor`` and ``ceil`` always clamp.
+    """
+
+    at: Floats
+    value: Floats
+    lookup: Lookup = "linear"
+    beyond: Beyond = "clamp"
+    _table: list[Floats] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.lookup not in ("linear", "floor", "ceil"):
+            raise BadInputError(
+                "is not a lookup", field="lookup", value=self.lookup, remedy="linear, floor or ceil"
+            )
+        if self.beyond not in ("clamp", "last-slope"):
+            raise BadInputError(
+                "is not known", field="beyond", value=self.beyond, remedy="clamp or last-slope"
+            )
+        if self.beyond == "last-slope" and (self.lookup != "linear" or len(self.at) < 2):
+            raise BadInputError("needs a linear lookup and two points", field="beyond", value=self.beyond)
+        self.at.flags.writeable = self.value.flags.writeable = False
+
+    def __call__(self, x: float) -> float:
+        return float(self._evaluate(np.asarray(x, dtype=np.float64)))
+
+    def span(self, first: int, stop: int) -> Floats:
+        """Values at the integers first..stop - 1: a read-only view into a table filled once."""
+        if not self._table or stop > len(self._table[0]):
+            size = max(1024, 2 * stop)
+            table = self._evaluate(np.arange(size, dtype=np.float64))
+            table.flags.writeable = False
+            self._table[:] = [table]
+        return self._table[0][first:stop]
+
+    def outside(self, x: float) -> bool:
+        """Whether ``x`` lies beyond the points."""
+        return bool(x < self.at[0] or x > self.at[-1])
+
+    def _evaluate(self, x: Floats) -> Floats:
+        if self.lookup == "floor":
+            return self.value[np.clip(np.searchsorted(self.at, x, side="right") - 1, 0, None)]
+        if self.lookup == "ceil":
+            return self.value[np.clip(np.searchsorted(self.at, x, side="left"), None, len(self.at) - 1)]
+        inside = np.interp(x, self.at, self.value)
+        if self.beyond == "clamp":
+            return np.asarray(inside)
+        slope = (self.value[-1] - self.value[-2]) / (self.at[-1] - self.at[-2])
+        return np.asarray(inside + slope * np.maximum(x - self.at[-1], 0.0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ThroughputCurve:
+    """SPS(B): engine steps per second as a function of batch tokens (paper section 3.3.1).
+
+    batch_tokens: [n] strictly increasing, > 0. steps_per_s: [n] > 0, non-increasing.
+    The lookup is linear in step time, not in rate: it is time that adds up.
+    Raises ``BadInputError`` for empty, non-finite, non-positive or non-monotone points.
+    """
+
+    batch_tokens: Floats
+    steps_per_s: Floats
+    lookup: Lookup = "linear"
+    beyond: Beyond = "last-slope"
+    curve: Curve = field(init=False, repr=False)
+
+    def __init__(
+        self,
+        batch_tokens: ArrayLike,
+        steps_per_s: ArrayLike,
+        *,
+        lookup: Lookup = "linear",
+        beyond: Beyond | None = None,
+    ) -> None:
+        tokens = axis(batch_tokens, "batch_tokens")
+        rate = values(steps_per_s, "steps_per_s", like=tokens)
+        if np.any(rate <= 0):
+            raise BadInputError("must be positive", field="steps_per_s", value=float(rate.min()))
+        _refuse_rising(tokens, rate)
+        extrapolates = lookup == "linear" and len(tokens) > 1
+        curve = Curve(tokens, 1.0 / rate, lookup, beyond or ("last-slope" if extrapolates else "clamp"))
+        for name, value in (
+            ("batch_tokens", tokens), ("steps_per_s", rate), ("lookup", lookup),
+            ("beyond", curve.beyond), ("curve", curve),
+        ):  # fmt: skip
+            object.__setattr__(self, name, value)
+
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float: ...
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> Floats: ...
+    def step_time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float | Floats:
+        """Step time at one size or over a range; a throughput curve sees batch tokens and nothing else."""
+        if isinstance(batch_tokens, range):
+            return self.curve.span(batch_tokens.start, batch_tokens.stop)
+        return self.curve(batch_tokens)
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether the size lies beyond the measured points."""
+        return self.curve.outside(batch_tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdditiveCost:
+    """T(R, B) = bias + alpha(R) + theta(B) (+ context and prefill terms), all in seconds.
+
+    The decomposition that serving engines fit: a fixed part, a part per request and a part per row,
+    each piecewise linear. Optional terms, zero by default:
+
+    context_s_per_token: per token of KV cache read, whole batch (memory-bound attention).
+    row_context_s_per_token: per row and token of its context (compute-bound attention: what makes a
+        verified row at 32k cost more than one at 16k); the mean context of the batch stands for all.
+    prefill_s_per_token: what a prefill token costs beyond the row it is.
+    """
+
+    bias_s: float
+    alpha: Curve
+    theta: Curve
+    context_s_per_token: float = 0.0
+    row_context_s_per_token: float = 0.0
+    prefill_s_per_token: float = 0.0
+
+    def __init__(
+        self,
+        bias_s: float,
+        request_probes: ArrayLike,
+        alpha_s: ArrayLike,
+        token_probes: ArrayLike,
+        theta_s: ArrayLike,
+        *,
+        context_s_per_token: float = 0.0,
+        row_context_s_per_token: float = 0.0,
+        prefill_s_per_token: float = 0.0,
+        beyond: Beyond = "clamp",
+    ) -> None:
+        requests, tokens = axis(request_probes, "request_probes"), axis(token_probes, "token_probes")
+        alpha = values(alpha_s, "alpha_s", like=requests)
+        theta = values(theta_s, "theta_s", like=tokens)
+        terms = {
+            "bias_s": bias_s,
+            "context_s_per_token": context_s_per_token,
+            "row_context_s_per_token": row_context_s_per_token,
+            "prefill_s_per_token": prefill_s_per_token,
+        }
+        for name, value in terms.items():
+            if not np.isfinite(value) or value < 0 or (name == "bias_s" and value == 0):
+                raise BadInputError(
+                    "must be finite and not negative, the bias positive", field=name, value=value
+                )
+            object.__setattr__(self, name, float(value))
+        _refuse_falling(requests, alpha, "alpha_s")
+        _refuse_falling(tokens, theta, "theta_s")
+        object.__setattr__(self, "alpha", Curve(requests, alpha, "linear", _if_possible(beyond, requests)))
+        object.__setattr__(self, "theta", Curve(tokens, theta, "linear", _if_possible(beyond, tokens)))
+
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float: ...
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> Floats: ...
+    def step_time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float | Floats:
+        """Step time at one size or over a range."""
+        fixed = (
+            self.bias_s
+            + float(self.alpha.span(requests, requests + 1)[0])
+            + self.context_s_per_token * context_tokens
+            + self.prefill_s_per_token * prefill_tokens
+        )
+        per_row = self.row_context_s_per_token * context_tokens / max(requests, 1)
+        if isinstance(batch_tokens, range):
+            theta = self.theta.span(batch_tokens.start, batch_tokens.stop) + fixed
+            return theta + per_row * np.arange(batch_tokens.start, batch_tokens.stop) if per_row else theta
+        return fixed + self.theta(batch_tokens) + per_row * batch_tokens
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether requests or tokens lie beyond the probes."""
+        return self.alpha.outside(requests) or self.theta.outside(batch_tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftCost:
+    """Time to draft one block for every request of a batch, by the drafter's structure.
+
+    autoregressive (Eagle3, MTP): one pass per draft token. parallel (DFlash): one pass for the whole
+    block. semi-autoregressive (DSpark): one pass and a light sequential loop, one turn per token.
+    A parallel pass drafts the whole block even if less of it is then verified: that cost is not
+    recovered (paper, limitations), so only autoregressive drafters get cheaper when asked for less.
+
+    requests: [n] strictly increasing; pass_s, sequential_s: [n] seconds, non-decreasing.
+    """
+
+    structure: Structure
+    block_size: int
+    pass_time: Curve
+    sequential_time: Curve
+
+    def __init__(
+        self,
+        structure: Structure,
+        block_size: int,
+        requests: ArrayLike,
+        pass_s: ArrayLike,
+        sequential_s: ArrayLike | None = None,
+    ) -> None:
+        known = ("autoregressive", "parallel", "semi-autoregressive")
+        if structure not in known:
+            raise BadInputError("is not known", field="structure", value=structure, remedy=", ".join(known))
+        if block_size < 1:
+            raise BadInputError("must be at least 1", field="block_size", value=block_size)
+        if sequential_s is not None and structure != "semi-autoregressive":
+            raise BadInputError("only a semi-autoregressive drafter has one", field="sequential_s")
+        probes = axis(requests, "requests")
+        passes = values(pass_s, "pass_s", like=probes)
+        turns = values(
+            np.zeros_like(probes) if sequential_s is None else sequential_s, "sequential_s", like=probes
+        )
+        _refuse_falling(probes, passes, "pass_s")
+        _refuse_falling(probes, turns, "sequential_s")
+        beyond = _if_possible("last-slope", probes)
+        object.__setattr__(self, "structure", structure)
+        object.__setattr__(self, "block_size", int(block_size))
+        object.__setattr__(self, "pass_time", Curve(probes, passes, "linear", beyond))
+        object.__setattr__(self, "sequential_time", Curve(probes, turns, "linear", beyond))
+
+    def time_s(self, requests: int, draft_tokens: int | None = None) -> float:
+        """Seconds to draft ``draft_tokens`` (default: the whole block) for each of ``requests`` requests."""
+        block = float(self.pass_time.span(requests, requests + 1)[0])
+        if self.structure == "autoregressive":
+            return block * (self.block_size if draft_tokens is None else draft_tokens)
+        if self.structure == "parallel":
+            return block
+        return block + self.block_size * float(self.sequential_time.span(requests, requests + 1)[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepCost:
+    """A whole engine step: the target's pass, the drafter's, and a fixed overhead per step.
+
+    It is itself a ``CostModel``, so the clock and the scheduler both count drafting.
+    ``draft`` is None when nothing is drafted, or when the target's curve was measured with drafting in it.
+    """
+
+    target: CostModel
+    draft: DraftCost | None = None
+    draft_tokens: int | None = None
+    overhead_s: float = 0.0
+
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float: ...
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> Floats: ...
+    def step_time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float | Floats:
+        """Draft + verify + overhead, at one size or over a range."""
+        verify = self.target.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens)
+        extra = self.overhead_s
+        if self.draft is not None and requests:
+            extra += self.draft.time_s(requests, self.draft_tokens)
+        return verify + extra if extra else verify
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether the target's pass lies beyond what was measured."""
+        return self.target.outside(requests, batch_tokens)
+
+
+def axis(points: ArrayLike, name: str) -> Floats:
+    """A strictly increasing, finite, non-negative axis of at least one point, as float64."""
+    array = _one_dimensional(points, name)
+    if np.any(array < 0):
+        raise BadInputError("must not be negative", field=name, value=float(array.min()))
+    steps = np.diff(array)
+    if np.any(steps <= 0):
+        where = int(np.argmax(steps <= 0))
+        raise BadInputError(
+            "must be strictly increasing",
+            field=f"{name}[{where + 1}]",
+            value=float(array[where + 1]),
+            remedy=f"it follows {array[where]:g}; sort the points and drop repeats",
+        )
+    return array
+
+
+def values(points: ArrayLike, name: str, *, like: Floats) -> Floats:
+    """Finite, non-negative values, one per axis point, as float64."""
+    array = _one_dimensional(points, name)
+    if array.shape != like.shape:
+        raise BadInputError(f"needs {len(like)} values, one per axis point", field=name, value=len(array))
+    if np.any(array < 0):
+        raise BadInputError("must not be negative", field=name, value=float(array.min()))
+    return array
+
+
+def _one_dimensional(points: ArrayLike, name: str) -> Floats:
+    try:
+        array = np.array(points, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BadInputError("must be numbers", field=name, value=points) from error
+    if array.ndim != 1 or array.size == 0:
+        raise BadInputError("must be a list of at least one number", field=name, value=points)
+    if not np.all(np.isfinite(array)):
+        where = int(np.argmin(np.isfinite(array)))
+        raise BadInputError("must be finite", field=f"{name}[{where}]", value=float(array[where]))
+    return array
+
+
+def _refuse_rising(tokens: Floats, rate: Floats) -> None:
+    rises = np.diff(rate) > 0
+    if np.any(rises):
+        where = int(np.argmax(rises))
+        raise BadInputError(
+            f"rises from {rate[where]:g} to {rate[where + 1]:g} at {tokens[where + 1]:g} batch tokens",
+            field=f"steps_per_s[{where + 1}]",
+            remedy="a larger batch cannot step faster: measure that point again, or pass the points through "
+            "simulator.fit.monotone",
+        )
+
+
+def _refuse_falling(probes: Floats, times: Floats, name: str) -> None:
+    falls = np.diff(times) < 0
+    if np.any(falls):
+        where = int(np.argmax(falls))
+        raise BadInputError(
+            f"falls from {times[where]:g} to {times[where + 1]:g} as the axis grows to {probes[where + 1]:g}",
+            field=f"{name}[{where + 1}]",
+            remedy="more work cannot take less time: measure that point again",
+        )
+
+
+def _if_possible(beyond: Beyond, probes: Floats) -> Beyond:
+    return beyond if len(probes) > 1 else "clamp"

@@ -134,43 +134,48 @@ def generate(
     vocabulary, a schedule outside 0..gamma, and a stream of uniforms that is too short.
     """
     check_pair(target, draft)
-    _check_request(target, prompt_ids, max_new_tokens, temperature)
-    stream = random_uniforms(seed) if uniforms is None else iter(uniforms)
-    stops = frozenset(stop_token_ids)
-    sequence = _Sequence(target, draft, prompt_ids, max_new_tokens, temperature, stream, keep_tensors)
-    limit = len(prompt_ids) + max_new_tokens
+    request = _Request(list(prompt_ids), max_new_tokens, temperature, frozenset(stop_token_ids), keep_tensors)
+    _check_request(request, target.vocab_size)
+    sequence = _Sequence(
+        target, draft, request, random_uniforms(seed) if uniforms is None else iter(uniforms)
+    )
     rounds: list[Round] = []
-    while sequence.start < limit and not stops & set(sequence.tokens[len(prompt_ids) :]):
+    while sequence.start < request.limit and sequence.tokens[-1] not in request.stops:
         proposal = sequence.propose()
         length = _scheduled_length(scheduler, proposal, batch)
-        rounds.append(sequence.verify(proposal, length, stops))
-    return Generation(_cut(sequence.tokens[len(prompt_ids) : limit], stops), rounds)
+        rounds.append(sequence.verify(proposal, length))
+    return Generation(sequence.tokens[len(request.prompt_ids) : request.limit], rounds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    prompt_ids: list[int]
+    max_new_tokens: int
+    temperature: float
+    stops: frozenset[int]
+    keep_tensors: bool
+
+    @property
+    def limit(self) -> int:
+        """Length of prompt and output together."""
+        return len(self.prompt_ids) + self.max_new_tokens
 
 
 class _Sequence:
     """One request in flight: its tokens, both caches, and the features the draft has not seen yet."""
 
-    def __init__(
-        self,
-        target: Target,
-        draft: Draft,
-        prompt_ids: Sequence[int],
-        max_new_tokens: int,
-        temperature: float,
-        stream: Iterator[float],
-        keep_tensors: bool,
-    ) -> None:
-        self.target, self.draft, self.temperature = target, draft, temperature
-        self.stream, self.keep_tensors = stream, keep_tensors
+    def __init__(self, target: Target, draft: Draft, request: _Request, stream: Iterator[float]) -> None:
+        self.target, self.draft, self.request, self.stream = target, draft, request, stream
+        self.stops = torch.tensor(sorted(request.stops), dtype=torch.int64, device=target.device)
         self.cache = target.new_cache()
-        self.draft_cache = draft.new_cache(1, len(prompt_ids) + max_new_tokens + draft.gamma)
-        prompt = torch.tensor([list(prompt_ids)], device=target.device)
+        self.draft_cache = draft.new_cache(1, request.limit + draft.gamma)
+        prompt = torch.tensor([request.prompt_ids], device=target.device)
         output = target.forward(
             prompt, layer_ids=draft.target_layer_ids, cache=self.cache, last_logits_only=True
         )
         self.features = output.features[0]
-        first = sampling.choose(output.logits[:, -1], temperature, self._uniforms(1))
-        self.tokens = [*prompt_ids, int(first)]
+        first = sampling.choose(output.logits[:, -1], request.temperature, self._uniforms(1))
+        self.tokens = [*request.prompt_ids, int(first)]
 
     @property
     def start(self) -> int:
@@ -187,11 +192,11 @@ class _Sequence:
             following,
             torch.tensor([count]),
             self.draft_cache,
-            temperature=self.temperature,
+            temperature=self.request.temperature,
             uniforms=None if uniforms is None else uniforms[None],
         )
 
-    def verify(self, proposal: Proposal, length: int, stops: frozenset[int]) -> Round:
+    def verify(self, proposal: Proposal, length: int) -> Round:
         """Run the target over the anchor and ``length`` draft tokens and commit what it accepts."""
         start, anchor, context_length = self.start, self.tokens[-1], len(self.features)
         seen_features = self.features
@@ -199,10 +204,8 @@ class _Sequence:
         inputs = torch.tensor([[anchor, *drafted[:length]]], device=self.target.device)
         output = self.target.forward(inputs, layer_ids=self.draft.target_layer_ids, cache=self.cache)
         verdict = self._judge(output.logits[0], proposal, length)
-        accepted, next_token = int(verdict.accepted), int(verdict.next_tokens)
-        stop = next((index for index, token in enumerate(drafted[:accepted]) if token in stops), None)
-        committed = [*drafted[:accepted], next_token] if stop is None else drafted[: stop + 1]
-        accepted = accepted if stop is None else stop + 1
+        accepted, next_token, stopped = int(verdict.accepted), int(verdict.next_tokens), bool(verdict.stopped)
+        committed = drafted[:accepted] + ([] if stopped else [next_token])
         self.tokens += committed
         self.target.crop(self.cache, start + accepted + 1)
         self.features = output.features[0, : accepted + 1]
@@ -214,12 +217,14 @@ class _Sequence:
             draft_tokens=tuple(drafted),
             confidence_logits=None if confidences is None else tuple(confidences[0].tolist()),
             verification_length=length,
-            proposal_length=length if stop is None else accepted,
+            proposal_length=accepted if stopped else length,
             accepted=accepted,
             acceptance_length=len(committed),
             next_token=next_token,
-            stopped_in_draft=stop is not None,
-            tensors=self._tensors(proposal, seen_features, output.logits[0]) if self.keep_tensors else None,
+            stopped_in_draft=stopped,
+            tensors=self._tensors(proposal, seen_features, output.logits[0])
+            if self.request.keep_tensors
+            else None,
         )
 
     def _judge(self, target_logits: Tensor, proposal: Proposal, length: int) -> sampling.Verdict:
@@ -231,14 +236,15 @@ class _Sequence:
             target_logits,
             proposal.tokens,
             lengths,
-            temperature=self.temperature,
+            temperature=self.request.temperature,
             q_draft=proposal.q_draft,
             accept_uniforms=accept,
             next_uniforms=following,
+            stop_token_ids=self.stops,
         )
 
     def _uniforms(self, count: int) -> Tensor | None:
-        if sampling.is_greedy(self.temperature):
+        if sampling.is_greedy(self.request.temperature):
             return None
         drawn = list(islice(self.stream, count))
         if len(drawn) < count:
@@ -268,21 +274,14 @@ def _scheduled_length(scheduler: Scheduler | None, proposal: Proposal, batch: ob
     return length
 
 
-def _check_request(
-    target: Target, prompt_ids: Sequence[int], max_new_tokens: int, temperature: float
-) -> None:
-    vocabulary = target.vocab_size
-    outside = [token for token in prompt_ids if not 0 <= token < vocabulary]
+def _check_request(request: _Request, vocabulary: int) -> None:
+    prompt = request.prompt_ids
+    outside = [token for token in prompt if not 0 <= token < vocabulary]
     for wrong, field, value, problem in (
-        (not prompt_ids, "prompt_ids", list(prompt_ids), "must hold at least one token"),
+        (not prompt, "prompt_ids", prompt, "must hold at least one token"),
         (outside, "prompt_ids", outside[:1], f"must lie in the vocabulary 0..{vocabulary - 1}"),
-        (max_new_tokens < 1, "max_new_tokens", max_new_tokens, "must be at least 1"),
-        (not temperature >= 0, "temperature", temperature, "must be 0 (greedy) or above"),
+        (request.max_new_tokens < 1, "max_new_tokens", request.max_new_tokens, "must be at least 1"),
+        (not request.temperature >= 0, "temperature", request.temperature, "must be 0 (greedy) or above"),
     ):
         if wrong:
             raise BadInputError(problem, field=field, value=value, remedy="correct the request")
-
-
-def _cut(tokens: list[int], stops: frozenset[int]) -> list[int]:
-    first = next((index for index, token in enumerate(tokens) if token in stops), len(tokens))
-    return tokens[: first + 1]

@@ -1,16 +1,112 @@
-"""Whether a draft and a target belong together; asked before anything is generated with them."""
+"""Drafts and the target they belong to: making untrained ones for it, and whether two match."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from simulator.errors import BadInputError
 from simulator.files import read_json
-from simulator.live.drafts import Draft
+from simulator.live.checkpoints import Fields
+from simulator.live.drafts import Draft, DSparkConfig, DSparkDraft
+from simulator.live.mtp import MTPConfig, MTPDraft
 from simulator.live.targets import Target
 
 _TOKENIZER_FILE = "tokenizer.json"
+_INITIAL_SPREAD = 0.02  # standard deviation of new weights, Qwen3's initializer_range
+
+
+def new_dspark(
+    target: Target,
+    *,
+    mask_token_id: int,
+    block_size: int = 7,
+    num_layers: int = 5,
+    target_layer_ids: tuple[int, ...] | None = None,
+    markov_rank: int = 256,
+    markov_head_type: str = "vanilla",
+    confidence: bool = True,
+    seed: int = 0,
+    **shape: Any,
+) -> DSparkDraft:
+    """An untrained DSpark draft for a target, in its dtype, on its device, with its embedding and head.
+
+    ``markov_rank`` 0 with ``confidence`` False is DFlash. ``target_layer_ids`` None spreads five (fewer
+    for a shallow target) from layer 1 to the third last, which gives the published drafts' choice.
+    ``shape`` overrides fields that are otherwise the target's, such as ``intermediate_size``.
+    Raises ``BadInputError`` that names the field for a setting that makes no draft.
+    """
+    settings = _shape_of(target, num_layers) | {
+        "mask_token_id": mask_token_id,
+        "block_size": block_size,
+        "target_layer_ids": target_layer_ids or spread_layer_ids(target.num_layers),
+        "markov_rank": markov_rank,
+        "markov_head_type": markov_head_type,
+        "enable_confidence_head": confidence,
+        "confidence_head_with_markov": markov_rank > 0,
+    }
+    draft = DSparkDraft(DSparkConfig.from_fields(Fields(settings | shape, "new draft")))
+    _initialise(draft, target, seed)
+    return draft.to(device=target.device, dtype=target.dtype)
+
+
+def new_mtp(target: Target, *, seed: int = 0, **shape: Any) -> MTPDraft:
+    """An untrained MTP-1 module for a target; arguments as for ``new_dspark``."""
+    draft = MTPDraft(MTPConfig.from_fields(Fields(_shape_of(target, 1) | shape, "new draft")))
+    _initialise(draft, target, seed)
+    return draft.to(device=target.device, dtype=target.dtype)
+
+
+def spread_layer_ids(num_target_layers: int, count: int = 5) -> tuple[int, ...]:
+    """Up to ``count`` layers at equal distances from 1 to the third last: (1, 9, 17, 25, 33) of 36.
+
+    A target too shallow for that gives the first of its layers but the last, or else its embeddings (-1).
+    """
+    last = max(num_target_layers - 3, min(0, num_target_layers - 2))
+    first = min(1, last)
+    evenly = torch.linspace(first, last, min(count, last - first + 1)).round()
+    return tuple(int(layer) for layer in evenly)
+
+
+def _shape_of(target: Target, num_layers: int) -> dict[str, Any]:
+    described = target.config.get_text_config()
+    shared = (
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+    )
+    fields = {name: getattr(described, name, None) for name in shared}
+    fields["head_dim"] = fields["head_dim"] or target.hidden_size // described.num_attention_heads
+    return fields | {
+        "vocab_size": target.vocab_size,
+        "hidden_size": target.hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_target_layers": target.num_layers,
+    }
+
+
+@torch.no_grad()
+def _initialise(draft: DSparkDraft | MTPDraft, target: Target, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for module in draft.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.normal_(0.0, _INITIAL_SPREAD, generator=generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+    draft.embed_tokens.weight.copy_(target.embedding)
+    draft.lm_head.weight.copy_(target.head)
+    draft.embed_tokens.requires_grad_(False)
+    draft.lm_head.requires_grad_(False)
 
 
 def check_pair(target: Target, draft: Draft) -> None:

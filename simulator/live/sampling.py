@@ -27,10 +27,12 @@ class Verdict:
 
     accepted: int64 [R], draft tokens accepted, 0..lengths[r].
     next_tokens: int64 [R], the target's own token after them: the correction or the bonus.
+    stopped: bool [R], the last accepted token is a stop token, and the next token is to be discarded.
     """
 
     accepted: Tensor
     next_tokens: Tensor
+    stopped: Tensor
 
 
 def is_greedy(temperature: float) -> bool:
@@ -72,13 +74,15 @@ def verify(
     q_draft: Tensor | None = None,
     accept_uniforms: Tensor | None = None,
     next_uniforms: Tensor | None = None,
+    stop_token_ids: Tensor | None = None,
 ) -> Verdict:
     """Accept a prefix of each request's draft tokens and name the token that follows it; lossless.
 
     target_logits: [sum(lengths + 1), V], for each request its anchor's row and one per verified draft.
     draft_tokens: int64 [R, gamma]; lengths: int64 [R], each 0..gamma; both on the logits' device.
     q_draft: [R, gamma, V], the distributions the draft tokens were drawn from; accept_uniforms:
-    [R, gamma]; next_uniforms: [R]. The last three are needed only at a temperature above 0.
+    [R, gamma]; next_uniforms: [R]. These three are needed only at a temperature above 0.
+    stop_token_ids: int64 [n]; acceptance ends with the first of them.
 
     Greedy: accept while the draft equals the target's argmax. Sampled: accept token x with probability
     min(1, p_target(x) / q_draft(x)), left to right; after a rejection the next token is drawn from
@@ -90,8 +94,9 @@ def verify(
     rows = first_rows[:, None] + torch.where(verified, k, 0)
     if is_greedy(temperature):
         choices = target_logits.argmax(dim=-1)
-        accepted = _prefix_length(verified & (choices[rows] == draft_tokens))
-        return Verdict(accepted, choices[first_rows + accepted])
+        passed = verified & (choices[rows] == draft_tokens)
+        accepted, stopped = _accepted_length(passed, draft_tokens, stop_token_ids)
+        return Verdict(accepted, choices[first_rows + accepted], stopped)
     if q_draft is None or accept_uniforms is None or next_uniforms is None:
         raise ValueError(
             "verifying at a temperature above 0 needs q_draft, accept_uniforms and next_uniforms"
@@ -100,13 +105,14 @@ def verify(
     p_of_token = p_target[rows, draft_tokens]
     q_of_token = q_draft.gather(-1, draft_tokens[..., None])[..., 0]
     ratio = (p_of_token / q_of_token.clamp(min=_SMALLEST_PROBABILITY)).clamp(max=1.0)
-    accepted = _prefix_length(verified & (accept_uniforms < ratio))
+    passed = verified & (accept_uniforms < ratio)
+    accepted, stopped = _accepted_length(passed, draft_tokens, stop_token_ids)
     p_next = p_target[first_rows + accepted]
     # Only a rejection leaves a residual; behind the last verified draft the bonus comes from p_target.
     rejected = accepted < lengths
     q_next = q_draft[torch.arange(len(lengths), device=lengths.device), accepted.clamp(max=len(k) - 1)]
     weights = torch.where(rejected[:, None], residual(p_next, q_next), p_next)
-    return Verdict(accepted, draw(weights, next_uniforms))
+    return Verdict(accepted, draw(weights, next_uniforms), stopped)
 
 
 def residual(p_target: Tensor, q_draft: Tensor) -> Tensor:
@@ -115,6 +121,13 @@ def residual(p_target: Tensor, q_draft: Tensor) -> Tensor:
     return torch.where(surplus.sum(dim=-1, keepdim=True) > _SMALLEST_PROBABILITY, surplus, p_target)
 
 
-def _prefix_length(passed: Tensor) -> Tensor:
-    """How many leading entries of each row [R, gamma] are True, [R]."""
-    return passed.long().cumprod(dim=-1).sum(dim=-1)
+def _accepted_length(
+    passed: Tensor, draft_tokens: Tensor, stop_token_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Leading tokens that passed, up to the first stop token, and whether there was one: [R] each."""
+    prefix = passed.long().cumprod(dim=-1)
+    if stop_token_ids is None:
+        return prefix.sum(dim=-1), torch.zeros_like(passed[:, 0])
+    stops = torch.isin(draft_tokens, stop_token_ids) & prefix.bool()
+    before_first_stop = (stops.long().cumsum(dim=-1) - stops.long()) == 0
+    return (prefix * before_first_stop).sum(dim=-1), stops.any(dim=-1)

@@ -1,5 +1,500 @@
-"""Traffic: which requests arrive, when, and how long they are."""
+"""Traffic: which requests arrive, when, and how long they are.
 
+``Traffic`` is anything with ``workload(seed, requests=, duration_s=)``. Two kinds exist: an arrival process
+with classes of request lengths (``SyntheticTraffic``), and a recorded workload (``ReplayTraffic``).
+
+Streams are never clamped: no gap has a floor, no rate a ceiling and no length a cap that requests pile up
+at, because each of these shifts the load away from the one that was asked for. Arrivals, classes and
+lengths draw from streams of their own, derived from (seed, name): request ``i`` keeps its class and its
+lengths when the rate, the process or the number of requests changes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import i0e
+
+from simulator.acceptance import random_stream
+from simulator.errors import BadInputError
+from simulator.lengths import DEFAULT_LENGTHS, Lengths, Tokens, parse_lengths
+from simulator.traffic_files import ReadReport, read_workload
+from simulator.units import parse_duration_s, parse_number, parse_rate_per_s
 from simulator.workload import PrefixBlocks, Workload, merge
 
-__all__ = ["PrefixBlocks", "Workload", "merge"]
+__all__ = [
+    "Arrivals",
+    "ClosedLoop",
+    "DiurnalArrivals",
+    "GammaArrivals",
+    "Lengths",
+    "PoissonArrivals",
+    "PrefixBlocks",
+    "ReadReport",
+    "ReplayTraffic",
+    "SyntheticTraffic",
+    "Traffic",
+    "TrafficClass",
+    "Workload",
+    "merge",
+    "parse_arrivals",
+    "parse_lengths",
+    "parse_traffic",
+    "read_workload",
+]
+
+Times = NDArray[np.float64]
+
+
+class Traffic(Protocol):
+    """A source of requests."""
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Mean arrival rate; ``None`` in a closed loop."""
+        ...
+
+    def workload(
+        self, seed: int, *, requests: int | None = None, duration_s: float | None = None
+    ) -> Workload:
+        """The first ``requests`` requests, those within ``duration_s``, or whichever ends first."""
+        ...
+
+    def scaled(self, factor: float) -> Traffic:
+        """The same traffic with ``factor`` times as many requests per second."""
+        ...
+
+
+class Arrivals(Protocol):
+    """A point process on [0, infinity)."""
+
+    @property
+    def rate_per_s(self) -> float:
+        """Mean arrivals per second."""
+        ...
+
+    def times_s(self, rng: np.random.Generator, *, requests: int | None, duration_s: float | None) -> Times:
+        """Non-decreasing arrival times until either limit is reached; one of the two is given."""
+        ...
+
+    def scaled(self, factor: float) -> Self:
+        """The same process at ``factor`` times the rate."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PoissonArrivals:
+    """Independent users: exponential gaps."""
+
+    rate_per_s: float
+
+    def __post_init__(self) -> None:
+        _require_positive(self.rate_per_s, "arrival rate")
+
+    def times_s(self, rng: np.random.Generator, *, requests: int | None, duration_s: float | None) -> Times:
+        horizon = None if duration_s is None else duration_s * self.rate_per_s
+        return _accumulate(rng.standard_exponential, requests, horizon) / self.rate_per_s
+
+    def scaled(self, factor: float) -> PoissonArrivals:
+        return replace(self, rate_per_s=self.rate_per_s * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class GammaArrivals:
+    """Bursty (cv > 1) or regular (cv < 1) traffic: gamma gaps with the given coefficient of variation.
+
+    The process is stationary: time 0 falls at a random moment between arrivals, so that the expected
+    number of requests in any window is exactly rate times length.
+    """
+
+    rate_per_s: float
+    cv: float
+
+    def __post_init__(self) -> None:
+        _require_positive(self.rate_per_s, "arrival rate")
+        _require_positive(self.cv, "gamma cv")
+
+    def times_s(self, rng: np.random.Generator, *, requests: int | None, duration_s: float | None) -> Times:
+        shape = self.cv**-2
+        # The wait from a random moment: a uniform share of a gap drawn in proportion to its length.
+        first = rng.random() * rng.standard_gamma(shape + 1) / shape
+        gaps: Callable[[int], Times] = lambda count: rng.standard_gamma(shape, count) / shape  # noqa: E731
+        horizon = None if duration_s is None else duration_s * self.rate_per_s
+        return _accumulate(gaps, requests, horizon, first) / self.rate_per_s
+
+    def scaled(self, factor: float) -> GammaArrivals:
+        return replace(self, rate_per_s=self.rate_per_s * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class DiurnalArrivals:
+    """Poisson traffic whose rate swings once per period, mean x exp(k cos(phase)) / I0(k).
+
+    This shape (von Mises) allows any peak-to-mean ratio and never touches zero; the maximum falls at
+    ``peak_at_s``, half a period after time 0 unless given. The rate is taken constant over 1/4096 of a
+    period, and arrivals come from inverting its integral, which clamps nothing and keeps the order of
+    requests when the rate changes.
+    """
+
+    rate_per_s: float
+    peak_to_mean: float
+    period_s: float = 86400.0
+    peak_at_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(self.rate_per_s, "arrival rate")
+        _require_positive(self.period_s, "diurnal period")
+        if not 1 <= self.peak_to_mean <= 100:
+            raise BadInputError("must lie in 1..100", field="diurnal peak to mean", value=self.peak_to_mean)
+        if self.peak_at_s is not None and not math.isfinite(self.peak_at_s):
+            raise BadInputError("must be finite", field="diurnal peak time", value=self.peak_at_s)
+
+    def rate_at(self, time_s: Times) -> Times:
+        """Arrivals per second at the given times."""
+        peak_at_s = self.period_s / 2 if self.peak_at_s is None else self.peak_at_s
+        concentration = self._concentration()
+        swing = np.cos(2 * np.pi * (time_s - peak_at_s) / self.period_s) - 1
+        return np.asarray(self.rate_per_s * self.peak_to_mean * np.exp(concentration * swing))
+
+    def times_s(self, rng: np.random.Generator, *, requests: int | None, duration_s: float | None) -> Times:
+        edges_s = np.linspace(0, self.period_s, 4097)
+        expected = np.concatenate(([0.0], np.cumsum(self.rate_at((edges_s[1:] + edges_s[:-1]) / 2))))
+        per_period = self.rate_per_s * self.period_s
+        expected *= per_period / expected[-1]
+        horizon = None
+        if duration_s is not None:
+            whole, rest_s = divmod(duration_s, self.period_s)
+            horizon = whole * per_period + float(np.interp(rest_s, edges_s, expected))
+        whole_periods, rest = np.divmod(_accumulate(rng.standard_exponential, requests, horizon), per_period)
+        return whole_periods * self.period_s + np.interp(rest, expected, edges_s)
+
+    def scaled(self, factor: float) -> DiurnalArrivals:
+        return replace(self, rate_per_s=self.rate_per_s * factor)
+
+    def _concentration(self) -> float:
+        if self.peak_to_mean == 1:
+            return 0.0
+        # Peak over mean is e^k / I0(k), which grows like sqrt(2 pi k).
+        return float(brentq(lambda k: 1 / i0e(k) - self.peak_to_mean, 0, 1 + self.peak_to_mean**2))
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoop:
+    """A fixed number of users, each sending the next request when the last one ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficClass:
+    """Requests of one kind; acceptance and SLA are attached elsewhere by ``name``."""
+
+    name: str
+    lengths: Lengths
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise BadInputError("must not be empty", field="traffic class name")
+        _require_positive(self.share, f"share of class {self.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticTraffic:
+    """An arrival process whose requests belong to classes in proportion to their shares."""
+
+    arrivals: Arrivals | ClosedLoop
+    classes: tuple[TrafficClass, ...]
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in self.classes]
+        if not names or len(set(names)) != len(names):
+            raise BadInputError(
+                "must be at least one, with distinct names", field="traffic classes", value=names
+            )
+
+    @property
+    def rate_per_s(self) -> float | None:
+        return None if isinstance(self.arrivals, ClosedLoop) else self.arrivals.rate_per_s
+
+    def scaled(self, factor: float) -> SyntheticTraffic:
+        """The same traffic at ``factor`` times the rate; a closed loop has none to scale."""
+        _require_positive(factor, "rate factor")
+        if isinstance(self.arrivals, ClosedLoop):
+            raise BadInputError("has no rate to scale", field="closed loop", remedy="change its concurrency")
+        return replace(self, arrivals=self.arrivals.scaled(factor))
+
+    def workload(
+        self, seed: int, *, requests: int | None = None, duration_s: float | None = None
+    ) -> Workload:
+        """Draw requests; at least one limit is needed, in a closed loop the number of requests."""
+        _check_limits(requests, duration_s)
+        arrival_s = None
+        if not isinstance(self.arrivals, ClosedLoop):
+            if requests is None and duration_s is None:
+                raise BadInputError("has no end", field="traffic", remedy="pass requests or duration_s")
+            rng = random_stream(seed, "traffic/arrivals")
+            arrival_s = self.arrivals.times_s(rng, requests=requests, duration_s=duration_s)
+        elif requests is None or duration_s is not None:
+            raise BadInputError("has no clock", field="closed loop", remedy="pass requests, not duration_s")
+        count = requests if arrival_s is None else arrival_s.size
+        return self._with_lengths(seed, arrival_s, count or 0)
+
+    def _with_lengths(self, seed: int, arrival_s: Times | None, requests: int) -> Workload:
+        shares = np.cumsum([each.share for each in self.classes])
+        uniform = random_stream(seed, "traffic/classes").random(requests)
+        class_index = np.searchsorted(shares[:-1] / shares[-1], uniform, side="right").astype(np.int16)
+        prompts, outputs = np.empty((2, requests), dtype=np.int64)
+        for index, each in enumerate(self.classes):
+            members = np.flatnonzero(class_index == index)
+            drawn: tuple[Tokens, Tokens] = each.lengths.sample(
+                seed, f"traffic/lengths/{each.name}", members.size
+            )
+            prompts[members], outputs[members] = drawn
+        return Workload(arrival_s, prompts, outputs, class_index, tuple(each.name for each in self.classes))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplayTraffic:
+    """A recorded workload, at another speed or with more or fewer requests per second.
+
+    ``speed`` divides the timestamps: the same requests, a day played in half a day.
+    ``rate_scale`` changes how many requests arrive while the clock runs as recorded: every request occurs
+    floor(rate_scale) times and once more with the remaining probability, lengths and class together, the
+    copies spread evenly at random up to the next recorded arrival. Copies get prefix blocks of their own:
+    they are other users, and would otherwise be free cache hits. The draws depend on the request
+    and the seed only, so a higher scale contains the requests of a lower one.
+    """
+
+    recorded: Workload
+    rate_scale: float = 1.0
+    speed: float = 1.0
+    report: ReadReport | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(self.rate_scale, "rate scale")
+        _require_positive(self.speed, "replay speed")
+        if self.recorded.is_closed_loop and (self.rate_scale, self.speed) != (1, 1):
+            raise BadInputError(
+                "cannot be scaled without arrival times",
+                field="replay",
+                remedy="add an arrival column to the file",
+            )
+
+    @property
+    def rate_per_s(self) -> float | None:
+        if self.recorded.is_closed_loop:
+            return None
+        return self.recorded.rate_per_s * self.rate_scale * self.speed
+
+    def scaled(self, factor: float) -> ReplayTraffic:
+        """More requests per second on the same clock."""
+        _require_positive(factor, "rate factor")
+        return replace(self, rate_scale=self.rate_scale * factor)
+
+    def workload(
+        self, seed: int, *, requests: int | None = None, duration_s: float | None = None
+    ) -> Workload:
+        """The recording, whole unless limited; asking for more than it holds is an error."""
+        _check_limits(requests, duration_s)
+        played = self.recorded
+        if not played.is_closed_loop:
+            played = _copied(played, seed, self.rate_scale).at_rate(self.speed)
+        if requests is not None:
+            if requests > len(played):
+                raise self._too_short(f"{len(played):,} requests", requests)
+            played = played.head(requests)
+        if duration_s is not None:
+            if duration_s > self._end_s():
+                raise self._too_short(f"{self._end_s():g} s", duration_s)
+            played = played.before(duration_s)
+        return played
+
+    def _end_s(self) -> float:
+        """Time of the last recorded arrival, as played."""
+        if self.recorded.arrival_s is None:
+            raise BadInputError(
+                "has no clock", field="closed-loop replay", remedy="pass requests, not duration_s"
+            )
+        return float(self.recorded.arrival_s[-1]) / self.speed
+
+    def _too_short(self, holds: str, value: float) -> BadInputError:
+        return BadInputError(
+            f"holds only {holds}", field="replay", value=value, remedy="ask for less, or for all of it"
+        )
+
+
+def _copied(recorded: Workload, seed: int, rate_scale: float) -> Workload:
+    """Every request floor(scale) times and once more with the remaining probability."""
+    if rate_scale == 1:
+        return recorded
+    assert recorded.arrival_s is not None
+    whole, fraction = divmod(rate_scale, 1)
+    extra = random_stream(seed, "traffic/replay/thinning").random(len(recorded)) < fraction
+    copies = int(whole) + extra
+    source = np.repeat(np.arange(len(recorded)), copies)
+    generation = np.arange(source.size) - np.repeat(np.cumsum(copies) - copies, copies)
+    jitter = _jitter(seed, int(generation.max(initial=0)) + 1, len(recorded))[generation, source]
+    gaps_s = np.diff(recorded.arrival_s, append=recorded.arrival_s[-1:])
+    arrival_s = recorded.arrival_s[source] + jitter * gaps_s[source]
+    order = np.argsort(arrival_s, kind="stable")
+    played = recorded.take(source[order])
+    prefix = None if played.prefix is None else _as_other_users(played.prefix, generation[order])
+    return replace(played, arrival_s=arrival_s[order], prefix=prefix)
+
+
+def _jitter(seed: int, generations: int, requests: int) -> Times:
+    """Where between its own and the next recorded arrival each copy falls, [generations, requests]."""
+    jitter = np.zeros((generations, requests))
+    for generation in range(1, generations):  # the first occurrence keeps its time
+        jitter[generation] = random_stream(seed, f"traffic/replay/copy{generation}").random(requests)
+    return jitter
+
+
+def _as_other_users(prefix: PrefixBlocks, generation: NDArray[np.int64]) -> PrefixBlocks:
+    """Give each generation of copies ids that no other generation has."""
+    if not prefix.ids.size:
+        return prefix
+    width = int(prefix.ids.max()) - min(int(prefix.ids.min()), 0) + 1
+    shift = np.repeat(generation * width, np.diff(prefix.offsets))
+    return replace(prefix, ids=prefix.ids + shift)
+
+
+def _accumulate(
+    draw_gaps: Callable[[int], Times], requests: int | None, horizon: float | None, first: float | None = None
+) -> Times:
+    """Event times of a unit-rate renewal process, up to a number of events or to before a horizon.
+
+    Gaps are drawn in blocks of one size, so that a longer run begins with the events of a shorter one.
+    """
+    block = 4096
+    head = [] if first is None else [np.array([first])]
+    drawn, reached = len(head), first or 0.0
+    while (requests is None or drawn < requests) and (horizon is None or reached < horizon):
+        gaps = draw_gaps(block)
+        head.append(gaps)
+        drawn, reached = drawn + block, reached + float(gaps.sum())
+    times = np.cumsum(np.concatenate(head)) if head else np.empty(0)
+    if horizon is not None:
+        times = times[: np.searchsorted(times, horizon, side="left")]
+    return times[:requests]
+
+
+def _check_limits(requests: int | None, duration_s: float | None) -> None:
+    if requests is not None and requests < 1:
+        raise BadInputError("must be at least 1", field="requests", value=requests)
+    if duration_s is not None:
+        _require_positive(duration_s, "duration_s")
+
+
+def _require_positive(value: float, name: str) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise BadInputError("must be positive and finite", field=name, value=value)
+
+
+# --- text ---------------------------------------------------------------------------------------------------
+
+_FORMS = (
+    "closed, poisson:12/s, gamma:12/s,cv=3, diurnal:12/s,peak=2,period=24h or a file such as trace.jsonl, "
+    "trace.jsonl@2x, trace.jsonl@speed=10"
+)
+
+
+def parse_traffic(spec: str, lengths: str | None = None) -> Traffic:
+    """Traffic from text: an arrival process (see ``parse_arrivals``) with lengths, or a workload file.
+
+    ``FILE@2x`` has twice the requests per second on the recorded clock, ``FILE@speed=10`` plays the clock ten
+    times as fast, ``FILE@skip-malformed`` leaves malformed rows out and reports them; commas combine
+    them. ``lengths`` (see ``parse_lengths``) goes with a process and defaults to ``default``.
+    """
+    if _names_process(spec):
+        each = TrafficClass("default", parse_lengths(lengths or DEFAULT_LENGTHS))
+        return SyntheticTraffic(parse_arrivals(spec), (each,))
+    path, _, option_text = spec.rpartition("@") if "@" in spec else (spec, "", "")
+    if not Path(path).suffix and not Path(path).exists():
+        raise BadInputError(
+            "is neither traffic nor a file", field="traffic", value=spec, remedy=f"use {_FORMS}"
+        )
+    if lengths is not None:
+        raise BadInputError(
+            "is given by the file already", field="lengths", value=lengths, remedy="leave it out"
+        )
+    return _parse_replay(path, [text.strip() for text in option_text.split(",") if text.strip()])
+
+
+def parse_arrivals(spec: str) -> Arrivals | ClosedLoop:
+    """An arrival process from text; rates and times need units.
+
+    ``closed``; ``poisson:12/s``; ``gamma:700/min,cv=3``;
+    ``diurnal:12/s,peak=2[,period=24h][,peak_at=14h]`` with the peak rate over the mean.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "closed" and not rest:
+        return ClosedLoop()
+    rate_text, *option_texts = rest.split(",")
+    options = dict(_key_and_value(text) for text in option_texts)
+    builders: Mapping[str, Callable[[float, dict[str, str]], Arrivals]] = {
+        "poisson": lambda rate_per_s, _: PoissonArrivals(rate_per_s),
+        "gamma": lambda rate_per_s, given: GammaArrivals(
+            rate_per_s, parse_number(given.pop("cv"), field="cv")
+        ),
+        "diurnal": _build_diurnal,
+    }
+    if kind not in builders:
+        raise BadInputError("is not an arrival process", field="traffic", value=spec, remedy=f"use {_FORMS}")
+    rate_per_s = parse_rate_per_s(rate_text, field=f"{kind} rate")
+    try:
+        arrivals = builders[kind](rate_per_s, options)
+    except KeyError as missing:
+        raise BadInputError(
+            f"needs {missing.args[0]}", field="traffic", value=spec, remedy=f"use {_FORMS}"
+        ) from None
+    if options:
+        raise BadInputError(
+            "is not an option here", field=f"{kind} {next(iter(options))}", remedy=f"use {_FORMS}"
+        )
+    return arrivals
+
+
+def _build_diurnal(rate_per_s: float, given: dict[str, str]) -> DiurnalArrivals:
+    peak_at = given.pop("peak_at", None)
+    return DiurnalArrivals(
+        rate_per_s,
+        parse_number(given.pop("peak"), field="diurnal peak"),
+        parse_duration_s(given.pop("period", "24h"), field="diurnal period"),
+        None if peak_at is None else parse_duration_s(peak_at, field="diurnal peak_at"),
+    )
+
+
+def _parse_replay(path: str, option_texts: list[str]) -> ReplayTraffic:
+    rate_scale, speed, skip_malformed = 1.0, 1.0, False
+    for text in option_texts:
+        if text == "skip-malformed":
+            skip_malformed = True
+        elif re.fullmatch(r"[0-9.eE+-]+x", text):
+            rate_scale = parse_number(text[:-1], field="rate scale")
+        elif text.startswith("speed="):
+            speed = parse_number(text.removeprefix("speed=").removesuffix("x"), field="replay speed")
+        else:
+            raise BadInputError(
+                "is not a replay option", source=path, value=text, remedy="use 2x, speed=10 or skip-malformed"
+            )
+    workload, report = read_workload(path, skip_malformed=skip_malformed)
+    return ReplayTraffic(workload, rate_scale, speed, report)
+
+
+def _names_process(spec: str) -> bool:
+    return spec == "closed" or spec.partition(":")[0] in ("closed", "poisson", "gamma", "diurnal")
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise BadInputError("is not of the form name=value", field="traffic option", value=text)
+    return key.strip(), value.strip()

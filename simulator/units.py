@@ -1,0 +1,54 @@
+"""Numbers with units, as people write them on a command line or in a scenario file."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from simulator.errors import BadInputError
+
+SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+_NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(.*?)\s*")
+
+
+def parse_duration_s(text: str, *, field: str) -> float:
+    """Seconds from ``24h``, ``90min``, ``2s``, ``50ms``; a bare number is an error, as it could mean any."""
+    value, unit = _split(text, field)
+    if unit not in SECONDS:
+        problem = "has no unit of time" if not unit else f"has an unknown unit of time, {unit!r}"
+        raise BadInputError(
+            problem, field=field, value=text, remedy=f"write for example {value:g}s or {value:g}h"
+        )
+    return value * SECONDS[unit]
+
+
+def parse_rate_per_s(text: str, *, field: str) -> float:
+    """Requests per second from ``12/s``, ``700/min``, ``4e4/h``; must be positive."""
+    value, unit = _split(text, field)
+    period = unit.removeprefix("/")
+    if not unit.startswith("/") or period not in SECONDS:
+        problem = "has no unit" if not unit else f"has an unknown unit, {unit!r}"
+        raise BadInputError(
+            problem, field=field, value=text, remedy=f"write requests per time, for example {value:g}/s"
+        )
+    if value <= 0:
+        raise BadInputError(
+            "must be positive", field=field, value=text, remedy="ask for at least some traffic"
+        )
+    return value / SECONDS[period]
+
+
+def parse_number(text: str, *, field: str) -> float:
+    """A plain finite number, for quantities that have no unit."""
+    value, unit = _split(text, field)
+    if unit:
+        raise BadInputError(f"takes a plain number, without {unit!r}", field=field, value=text)
+    return value
+
+
+def _split(text: str, field: str) -> tuple[float, str]:
+    match = _NUMBER.fullmatch(text)
+    if match is None or not math.isfinite(float(match[1])):
+        raise BadInputError("is not a number", field=field, value=text)
+    return float(match[1]), match[2]

@@ -229,10 +229,7 @@ def _recognise(table: _Table) -> _Layout:
 def _recognise_generic(table: _Table) -> _Layout:
     prompt = _find_column(table, _PROMPT_COLUMNS)
     output = _find_column(table, _OUTPUT_COLUMNS)
-    for role, column, choices in (
-        ("prompt", prompt, _PROMPT_COLUMNS),
-        ("output", output, _OUTPUT_COLUMNS),
-    ):
+    for role, column, choices in (("prompt", prompt, _PROMPT_COLUMNS), ("output", output, _OUTPUT_COLUMNS)):
         if column is None:
             raise BadInputError(
                 f"has no column of {role} lengths",
@@ -306,12 +303,9 @@ class _Fields:
 
     def workload(self) -> Workload:
         """The well-formed rows."""
-        kept = np.array(
-            [row for row in range(len(self._table.lines)) if row not in self._reasons], dtype=np.intp
-        )
-        names = (
-            ["default"] * kept.size if self._class_names is None else [self._class_names[row] for row in kept]
-        )
+        rows = range(len(self._table.lines))
+        kept = np.array([row for row in rows if row not in self._reasons], dtype=np.intp)
+        names = [self._class_names[row] if self._class_names else "default" for row in kept]
         classes = {name: index for index, name in enumerate(dict.fromkeys(names))}
         return Workload(
             None if self._arrival_s is None else self._from_first_if_clock(self._arrival_s[kept]),
@@ -393,7 +387,7 @@ class _Fields:
         if not arrival_s.size or (self._layout.arrival_scale is not None and arrival_s[0] < CLOCK_TIME_S):
             return arrival_s
         self.notes.append("arrivals are clock times and count from the first request")
-        return arrival_s - arrival_s[0]
+        return np.asarray(arrival_s - arrival_s[0])
 
     def _note_unused_columns(self) -> None:
         layout = self._layout

@@ -1,0 +1,179 @@
+"""The seam between the serving model and what runs a step: looked up here, measured under ``live``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.acceptance import Replay, random_stream
+from simulator.cost import CostModel
+from simulator.errors import BadInputError, SimulatorError
+from simulator.workload import Workload
+
+Array = Any  # an array of any array-API namespace: NumPy or torch
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a step did, on the host: draft tokens verified and accepted, and how long it took.
+
+    accepted: int64 [R], at most the verification length of each request.
+    draft_tokens: the step's draft budget K, summed over requests.
+    """
+
+    accepted: Rows
+    draft_tokens: int
+    duration_s: float
+
+
+class Executor(Protocol):
+    """Runs the steps of one engine over dense batch rows 0..R-1.
+
+    The serving model says which request sits in which row; the executor keeps what it needs per row
+    (a cursor into a trace, a slot of a KV cache). A step is ``draft``, then ``verify``; a request's
+    first draft follows its prefill, with its first output token as anchor.
+    """
+
+    gamma: int
+
+    def place(self, rows: Rows, requests: Rows) -> None:
+        """These requests now sit in these rows, prefilled."""
+        ...
+
+    def move(self, source: Rows, target: Rows) -> None:
+        """The requests of ``source`` rows move to ``target`` rows, whose own have left."""
+        ...
+
+    def draft(self, count: int) -> Array:
+        """Draft a block for rows 0..count-1 and return its survival [count, gamma]."""
+        ...
+
+    def outcome(self) -> Array:
+        """The survival an all-knowing scheduler would see: 1 up to the accepted length, then 0."""
+        ...
+
+    def snapshot(self) -> NDArray[np.float32]:
+        """Host copy of the survival just drafted; read after ``verify`` has returned."""
+        ...
+
+    def verify(self, lengths: Array, context_tokens: float, prefill_tokens: int) -> Verified:
+        """Verify that many draft tokens per row, commit what is accepted, and say how long the step took."""
+        ...
+
+    def prefill(self, requests: Rows, tokens: int) -> float:
+        """Run a step of nothing but prefill rows; returns its duration in seconds."""
+        ...
+
+
+class SimulatedExecutor:
+    """Replays acceptance traces and looks the step time up in the true cost model.
+
+    replays: one per traffic class of the workload, all of one block size. Each request starts at the
+    first row of a sequence of its class: a random order of all sequences, drawn again when used up,
+    derived from ``seed`` alone, so that every policy meets the same requests with the same drafts.
+    """
+
+    def __init__(
+        self, replays: Sequence[Replay], workload: Workload, cost: CostModel, *, capacity: int, seed: int
+    ) -> None:
+        sizes = {replay.gamma for replay in replays}
+        if len(replays) != len(workload.classes) or len(sizes) != 1:
+            raise BadInputError(
+                f"needs one replay per traffic class ({len(workload.classes)}), all of one block size",
+                field="replays",
+                value=sorted(sizes),
+            )
+        self.gamma = sizes.pop()
+        self.cost = cost
+        self.steps_outside = 0
+        self._survival = np.concatenate([replay.survival for replay in replays])
+        self._accepted = np.concatenate([replay.accepted for replay in replays]).astype(np.int64)
+        self._first_row = _first_rows(replays, workload, seed)
+        self._cursor = np.zeros(capacity, dtype=np.int64)
+        self._drafted = np.zeros((capacity, self.gamma), dtype=np.float32)
+        self._count = 0
+
+    def place(self, rows: Rows, requests: Rows) -> None:
+        """Put each request's cursor at the start of its sequence."""
+        self._cursor[rows] = self._first_row[requests]
+
+    def move(self, source: Rows, target: Rows) -> None:
+        """Carry cursors to their new rows."""
+        self._cursor[target] = self._cursor[source]
+
+    def draft(self, count: int) -> NDArray[np.float32]:
+        """Survival at every row's cursor, [count, gamma]."""
+        self._count = count
+        drafted = self._drafted[:count]
+        np.take(self._survival, self._cursor[:count], axis=0, mode="wrap", out=drafted)
+        return drafted
+
+    def outcome(self) -> NDArray[np.float32]:
+        """Certainty instead of survival, for the oracle."""
+        accepted = self._full_acceptance()
+        return (np.arange(self.gamma) < accepted[:, None]).astype(np.float32)
+
+    def snapshot(self) -> NDArray[np.float32]:
+        """The survival just drafted."""
+        return self._drafted[: self._count]
+
+    def verify(self, lengths: Rows, context_tokens: float, prefill_tokens: int) -> Verified:
+        """Replay the outcome, advance the cursors, look the duration up."""
+        count = self._count
+        check_lengths(lengths, count, self.gamma)
+        accepted = np.minimum(lengths, self._full_acceptance())
+        cursor = self._cursor[:count]
+        cursor += accepted
+        cursor += 1
+        draft_tokens = int(np.add.reduce(lengths))
+        batch_tokens = count + draft_tokens + prefill_tokens
+        duration_s = self._duration_s(count, batch_tokens, context_tokens, prefill_tokens)
+        return Verified(accepted, draft_tokens, duration_s)
+
+    def prefill(self, requests: Rows, tokens: int) -> float:
+        """Duration of a step of prefill rows alone."""
+        return self._duration_s(0, tokens, 0.0, tokens)
+
+    def _full_acceptance(self) -> Rows:
+        return np.take(self._accepted, self._cursor[: self._count], mode="wrap")
+
+    def _duration_s(self, requests: int, batch_tokens: int, context_tokens: float, prefill: int) -> float:
+        if self.cost.outside(requests, batch_tokens):
+            self.steps_outside += 1
+        return self.cost.step_time_s(requests, batch_tokens, context_tokens, prefill)
+
+
+def check_lengths(lengths: Rows, count: int, gamma: int) -> None:
+    """Refuse verification lengths that are not int64 [count] within 0..gamma: a broken scheduler."""
+    if not isinstance(lengths, np.ndarray) or lengths.dtype != np.int64 or lengths.shape != (count,):
+        shown = f"{getattr(lengths, 'dtype', type(lengths).__name__)} {getattr(lengths, 'shape', '')}"
+        raise SchedulerError(f"the scheduler returned {shown} where int64 ({count},) is due")
+    # Seen as unsigned, a negative length is a huge one: a single reduction checks both ends.
+    if count and lengths.view(np.uint64).max() > gamma:
+        row = int(np.argmax(lengths.view(np.uint64)))
+        raise SchedulerError(
+            f"the scheduler gave request row {row} length {lengths[row]}, outside 0..{gamma}"
+        )
+
+
+class SchedulerError(SimulatorError):
+    """A scheduler broke its contract; the message says how, the serving model adds the step."""
+
+
+def _first_rows(replays: Sequence[Replay], workload: Workload, seed: int) -> Rows:
+    first = np.empty(len(workload), dtype=np.int64)
+    offset = 0
+    for index, (replay, name) in enumerate(zip(replays, workload.classes, strict=True)):
+        mine = np.flatnonzero(workload.class_index == index)
+        starts = replay.sequence_start[:-1] + offset
+        stream = random_stream(seed, f"sequences/{name}")
+        rounds = -(-len(mine) // len(starts))
+        order = [stream.permutation(starts) for _ in range(rounds)] or [starts]
+        first[mine] = np.concatenate(order)[: len(mine)]
+        offset += replay.rows
+    return first

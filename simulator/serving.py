@@ -1,0 +1,379 @@
+"""The serving model: requests wait, are admitted, prefill, decode step by step, and leave.
+
+One ``Engine`` is one replica. It is a simpy process with a single event per engine step; the work
+inside a step is vectorised over dense batch rows. Whether a step's duration was looked up or
+measured on a GPU is the executor's affair, so a live run and a simulated one are this same code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from simulator.acceptance import random_stream
+from simulator.cost import CostModel, Floats
+from simulator.errors import BadInputError
+from simulator.executors import Executor, Rows, SchedulerError, Verified
+from simulator.schedulers import Batch, Scheduler
+from simulator.workload import Workload
+
+Prefill = Literal["elsewhere", "chunked", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What one engine admits and how it prefills.
+
+    concurrency: requests that may be decoding or prefilling at once.
+    kv_tokens: KV-cache capacity in tokens. A request reserves prompt + output + one block when it is
+        admitted, so an admitted request never runs out. None: not limited.
+    prefill: ``elsewhere`` (disaggregated: a pool prefills ``prefill_tokens_per_s`` first come first
+        served, or at once where that is None), ``chunked`` (up to ``chunk_tokens`` prompt rows ride
+        along in every decode step) or ``whole`` (steps of whole prompts, up to ``chunk_tokens`` rows
+        or one prompt, during which decoding waits).
+    """
+
+    concurrency: int
+    kv_tokens: int | None = None
+    prefill: Prefill = "elsewhere"
+    chunk_tokens: int = 2048
+    prefill_tokens_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "kv_tokens", "chunk_tokens", "prefill_tokens_per_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise BadInputError("must be positive", field=name, value=value, remedy="give at least 1")
+        if self.prefill not in ("elsewhere", "chunked", "whole"):
+            known = "elsewhere, chunked or whole"
+            raise BadInputError("is not known", field="prefill", value=self.prefill, remedy=known)
+
+
+class Step(NamedTuple):
+    """One engine step as recorded. Times in seconds; the rest counts requests or tokens."""
+
+    end_s: float
+    duration_s: float
+    requests: int
+    draft_tokens: int
+    accepted_tokens: int
+    committed_tokens: int
+    prefill_tokens: int
+    waiting: int
+
+
+# What is known of a request in flight: one column of the batch table each, kept as float64.
+IN_FLIGHT = (
+    "request", "queued_s", "admitted_s", "first_token_s", "first_step", "decode_tokens",
+    "remaining", "finished_s", "last_step",
+)  # fmt: skip
+_REMAINING, _FINISHED_S, _LAST_STEP = (IN_FLIGHT.index(n) for n in ("remaining", "finished_s", "last_step"))
+
+
+class Engine:
+    """One replica: a queue, a batch, and the loop draft, schedule, verify, commit.
+
+    Requests are indices into ``workload``; whoever routes them calls ``submit``. In a closed loop the
+    engine itself takes the next request whenever a slot frees, starting over at the end, and the
+    first ones are caught at a random point of their output, as if it had always been running.
+    """
+
+    def __init__(
+        self,
+        environment: simpy.Environment,
+        workload: Workload,
+        executor: Executor,
+        scheduler: Scheduler,
+        believed: CostModel,
+        limits: EngineLimits,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.environment, self.workload, self.executor = environment, workload, executor
+        self.scheduler, self.believed, self.limits = scheduler, believed, limits
+        self.steps: list[Step] = []
+        self.finished: list[Floats] = []  # each [len(IN_FLIGHT), n], in order of completion
+        self.completed = 0
+        self.kv_reserved = 0
+        self._kv_need = workload.prompt_tokens + workload.output_tokens + executor.gamma
+        self._check_every_request_fits()
+        self._waiting: deque[_Prompt] = deque()
+        self._prefilling: deque[_Prompt] = deque()
+        self._rows = _BatchRows(limits.concurrency)
+        self._history = _History(scheduler.lag, limits.concurrency, executor.gamma)
+        self._context_tokens = 0
+        self._decode_steps = 0
+        self._next_closed = 0
+        self._prefill_free_s = 0.0
+        self._phase: list[float] = []
+        if workload.is_closed_loop:
+            self._phase = random_stream(seed, "closed-loop phase").random(limits.concurrency).tolist()
+        self._wake: simpy.Event | None = None
+        self.process = environment.process(self._run())
+
+    @property
+    def load(self) -> int:
+        """Requests on this replica, waiting or running: what a router balances."""
+        return len(self._waiting) + len(self._prefilling) + self._rows.occupied
+
+    def submit(self, request: int) -> None:
+        """A request has arrived now; with a prefill pool it first queues there."""
+        now, rate = self.environment.now, self.limits.prefill_tokens_per_s
+        if self.limits.prefill != "elsewhere" or rate is None:
+            self._enqueue(_Prompt(request, now, int(self.workload.prompt_tokens[request])))
+            return
+        ready_s = max(now, self._prefill_free_s) + int(self.workload.prompt_tokens[request]) / rate
+        self._prefill_free_s = ready_s
+        event = self.environment.timeout(ready_s - now)
+        event.callbacks.append(lambda _: self._enqueue(_Prompt(request, now, 0, first_token_s=ready_s)))
+
+    def _enqueue(self, prompt: _Prompt) -> None:
+        self._waiting.append(prompt)
+        if self._wake is not None:
+            self._wake.succeed()
+            self._wake = None
+
+    def _run(self) -> Generator[simpy.Event, Any, None]:
+        """The step loop: one event a step."""
+        environment, rows = self.environment, self._rows
+        while True:
+            self._admit()
+            if not rows.count and not self._prefilling:
+                self._wake = environment.event()
+                yield self._wake
+                continue
+            prefill_tokens, prefilled = self._next_prefill()
+            if rows.count and (not prefill_tokens or self.limits.prefill == "chunked"):
+                verified = self._decode(prefill_tokens)
+                yield environment.timeout(verified.duration_s)
+                self._commit(verified, prefill_tokens)
+            else:
+                requests = np.array([prompt.request for prompt in prefilled], dtype=np.int64)
+                duration_s = self.executor.prefill(requests, prefill_tokens)
+                yield environment.timeout(duration_s)
+                self._record(duration_s, 0, 0, 0, 0, prefill_tokens)
+            if prefilled:
+                self._join(prefilled)
+
+    # ---------------------------------------------------------------- one step
+
+    def _decode(self, prefill_tokens: int) -> Verified:
+        """Draft, schedule and verify one block for every row of the batch."""
+        executor, history, count = self.executor, self._history, self._rows.count
+        survival = executor.draft(count)
+        batch = Batch(self.believed, self._context_tokens, prefill_tokens, history.lagged(count))
+        if self.scheduler.reads_outcome:
+            survival = executor.outcome()
+        lengths = self.scheduler.schedule(survival, batch)
+        try:
+            verified = executor.verify(lengths, self._context_tokens, prefill_tokens)
+        except SchedulerError as error:
+            raise SchedulerError(f"decode step {self._decode_steps}: {error}") from error
+        history.push(executor.snapshot())
+        return verified
+
+    def _commit(self, verified: Verified, prefill_tokens: int) -> None:
+        """Deliver the tokens of a finished step; a request's last block may overshoot its output."""
+        self._decode_steps += 1
+        count = self._rows.count
+        remaining = self._rows.table[_REMAINING, :count]
+        committed = np.minimum(verified.accepted + 1, remaining)
+        remaining -= committed
+        delivered, accepted = int(np.add.reduce(committed)), int(np.add.reduce(verified.accepted))
+        self._context_tokens += delivered
+        self._record(verified.duration_s, count, verified.draft_tokens, accepted, delivered, prefill_tokens)
+        done = np.flatnonzero(remaining == 0)
+        if done.size:
+            self._leave(self._rows.release(done))
+
+    def _record(
+        self, duration_s: float, count: int, drafts: int, accepted: int, committed: int, prefill: int
+    ) -> None:
+        now = self.environment.now
+        self.steps.append(
+            Step(now, duration_s, count, drafts, accepted, committed, prefill, len(self._waiting))
+        )
+
+    def _leave(self, left: Floats) -> None:
+        """Requests whose output is complete leave, with what is known of them ([columns, n])."""
+        left[_FINISHED_S] = self.environment.now
+        left[_LAST_STEP] = self._decode_steps
+        self.finished.append(left)
+        self.completed += left.shape[1]
+        requests = left[0].astype(np.int64)
+        self.kv_reserved -= int(self._kv_need[requests].sum())
+        self._context_tokens -= int(self._final_context(requests).sum())
+
+    def _final_context(self, requests: Rows) -> Rows:
+        return self.workload.prompt_tokens[requests] + self.workload.output_tokens[requests]
+
+    # ---------------------------------------------------------------- admission
+
+    def _admit(self) -> None:
+        """Fill free slots from the head of the line, then close the holes that are left."""
+        free = self.limits.concurrency - self.load + len(self._waiting)
+        admitted: list[_Prompt] = []
+        while len(admitted) < free and (prompt := self._next_in_line()) is not None:
+            admitted.append(prompt)
+        if admitted:
+            if self.limits.prefill == "elsewhere":
+                self._join(admitted)
+            else:
+                self._prefilling.extend(admitted)
+        if self._rows.holes.size:
+            source, target = self._rows.close_holes()
+            self._history.move(source, target)
+            self.executor.move(source, target)
+
+    def _next_in_line(self) -> _Prompt | None:
+        """The request at the head of the line if its KV cache fits; nobody overtakes it."""
+        if self.workload.is_closed_loop:
+            request = self._next_closed
+            prompt = _Prompt(request, self.environment.now, int(self.workload.prompt_tokens[request]))
+        elif self._waiting:
+            prompt = self._waiting[0]
+        else:
+            return None
+        need = int(self._kv_need[prompt.request])
+        if self.limits.kv_tokens is not None and self.kv_reserved + need > self.limits.kv_tokens:
+            return None
+        self.kv_reserved += need
+        prompt.admitted_s = self.environment.now
+        if self.workload.is_closed_loop:
+            self._next_closed = (prompt.request + 1) % len(self.workload)
+        else:
+            self._waiting.popleft()
+        return prompt
+
+    def _next_prefill(self) -> tuple[int, list[_Prompt]]:
+        """Prompt rows of the next step, and the prompts they complete, first come first served."""
+        budget = self.limits.chunk_tokens
+        whole = self.limits.prefill == "whole"
+        tokens, complete = 0, []
+        while self._prefilling and tokens < budget:
+            prompt = self._prefilling[0]
+            take = prompt.left if whole else min(prompt.left, budget - tokens)
+            if whole and tokens and tokens + take > budget:
+                break
+            tokens += take
+            prompt.left -= take
+            if not prompt.left:
+                complete.append(self._prefilling.popleft())
+        return tokens, complete
+
+    def _join(self, prompts: list[_Prompt]) -> None:
+        """Prefilled requests get batch rows; prefill has given each its first output token."""
+        requests = np.array([prompt.request for prompt in prompts], dtype=np.int64)
+        tokens = self.workload.output_tokens[requests] - 1
+        if self._phase:
+            share = [self._phase.pop() if self._phase else 1.0 for _ in prompts]
+            tokens = np.ceil(tokens * np.array(share)).astype(np.int64)
+        entry = np.zeros((len(IN_FLIGHT), len(prompts)))
+        entry[0] = requests
+        entry[1:4] = np.array([prompt.times(self.environment.now) for prompt in prompts]).T
+        entry[4] = self._decode_steps
+        entry[5] = entry[_REMAINING] = tokens
+        self._context_tokens += int((self._final_context(requests) - tokens).sum())
+        longer = tokens > 0
+        if not longer.all():
+            self._leave(entry[:, ~longer])
+            entry, requests = entry[:, longer], requests[longer]
+        rows = self._rows.take(entry)
+        self._history.place(rows)
+        self.executor.place(rows, requests)
+
+    def _check_every_request_fits(self) -> None:
+        capacity = self.limits.kv_tokens
+        if capacity is not None and self._kv_need.max(initial=0) > capacity:
+            request = int(np.argmax(self._kv_need))
+            raise BadInputError(
+                f"request {request} needs {self._kv_need[request]} tokens of KV cache and could never run",
+                field="kv_tokens", value=capacity, remedy="raise the capacity or drop the request",
+            )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A request on its way into the batch; ``left`` counts prompt tokens still to prefill."""
+
+    request: int
+    queued_s: float
+    left: int
+    admitted_s: float = np.nan
+    first_token_s: float = np.nan  # known early where a prefill pool emits it
+
+    def times(self, now: float) -> tuple[float, float, float]:
+        first = now if np.isnan(self.first_token_s) else self.first_token_s
+        return self.queued_s, self.admitted_s, first
+
+
+class _BatchRows:
+    """The table of requests in flight, one dense column range 0..count-1, holes only between steps."""
+
+    def __init__(self, capacity: int) -> None:
+        self.table = np.zeros((len(IN_FLIGHT), capacity))
+        self.count = 0
+        self.holes: Rows = np.empty(0, dtype=np.int64)
+
+    @property
+    def occupied(self) -> int:
+        return self.count - self.holes.size
+
+    def release(self, rows: Rows) -> Floats:
+        """Open these rows; returns what they held."""
+        self.holes = np.concatenate([self.holes, rows])
+        return self.table[:, rows]
+
+    def take(self, entry: Floats) -> Rows:
+        """Rows for newcomers, holes first; stores ``entry`` [columns, n] there."""
+        wanted = entry.shape[1]
+        reused, self.holes = self.holes[:wanted], self.holes[wanted:]
+        added = np.arange(self.count, self.count + wanted - reused.size)
+        self.count += added.size
+        rows = np.concatenate([reused, added])
+        self.table[:, rows] = entry
+        return rows
+
+    def close_holes(self) -> tuple[Rows, Rows]:
+        """Move rows from the end of the batch into the holes; returns (source, target)."""
+        count = self.occupied
+        tail = np.arange(count, self.count)
+        source = tail[~np.isin(tail, self.holes)]
+        target = self.holes[self.holes < count]
+        self.table[:, target] = self.table[:, source]
+        self.count, self.holes = count, self.holes[:0]
+        return source, target
+
+
+class _History:
+    """Survival of the last ``lag`` steps, rows kept aligned with the batch, 1 for newcomers."""
+
+    def __init__(self, lag: int, capacity: int, gamma: int) -> None:
+        self._steps = deque(np.ones((capacity, gamma), dtype=np.float32) for _ in range(lag))
+
+    def lagged(self, count: int) -> NDArray[np.float32] | None:
+        """Survival [count, gamma] from ``lag`` steps before, None without a lag."""
+        return self._steps[0][:count] if self._steps else None
+
+    def push(self, survival: NDArray[np.float32]) -> None:
+        """Remember this step's survival, forget the oldest."""
+        if self._steps:
+            oldest = self._steps.popleft()
+            oldest[: len(survival)] = survival
+            self._steps.append(oldest)
+
+    def place(self, rows: Rows) -> None:
+        """Newcomers have no past: they count as certain."""
+        for step in self._steps:
+            step[rows] = 1.0
+
+    def move(self, source: Rows, target: Rows) -> None:
+        """Rows move within the batch."""
+        for step in self._steps:
+            step[target] = step[source]

@@ -304,8 +304,10 @@ class ReplayTraffic:
         """The recording, whole unless limited; asking for more than it holds is an error."""
         _check_limits(requests, duration_s)
         played = self.recorded
-        if not played.is_closed_loop:
-            played = _copied(played, seed, self.rate_scale).at_rate(self.speed)
+        if self.rate_scale != 1:
+            played = _copied(played, seed, self.rate_scale)
+        if self.speed != 1:
+            played = played.at_rate(self.speed)
         if requests is not None:
             if requests > len(played):
                 raise self._too_short(f"{len(played):,} requests", requests)
@@ -332,8 +334,6 @@ class ReplayTraffic:
 
 def _copied(recorded: Workload, seed: int, rate_scale: float) -> Workload:
     """Every request floor(scale) times and once more with the remaining probability."""
-    if rate_scale == 1:
-        return recorded
     assert recorded.arrival_s is not None
     whole, fraction = divmod(rate_scale, 1)
     extra = random_stream(seed, "traffic/replay/thinning").random(len(recorded)) < fraction
@@ -417,7 +417,7 @@ def parse_traffic(spec: str, lengths: str | None = None) -> Traffic:
         each = TrafficClass("default", parse_lengths(lengths or DEFAULT_LENGTHS))
         return SyntheticTraffic(parse_arrivals(spec), (each,))
     path, _, option_text = spec.rpartition("@") if "@" in spec else (spec, "", "")
-    if not Path(path).suffix and not Path(path).exists():
+    if not Path(path).suffix and not (path and Path(path).exists()):
         raise BadInputError(
             "is neither traffic nor a file", field="traffic", value=spec, remedy=f"use {_FORMS}"
         )

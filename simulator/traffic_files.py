@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -123,11 +124,11 @@ def read_workload(
             source=table.path,
             remedy="mend them, or skip and report them (skip_malformed=True, FILE@skip-malformed)",
         )
-    workload = fields.workload()
-    if not len(workload):
+    if len(malformed) == fields.rows:
         raise BadInputError(
             "has no usable row", source=table.path, remedy=_first_few(malformed) or "add requests"
         )
+    workload = fields.workload()
     report = ReadReport(table.path, layout.name, fields.rows, len(workload), malformed, tuple(fields.notes))
     return workload, report
 
@@ -341,16 +342,14 @@ class _Fields:
         return arrival_s
 
     def _clock_times(self, column: str) -> NDArray[np.float64]:
-        import pandas as pd  # a third of a second that other layouts need not pay
-
-        raw = pd.Series(self._table.columns[column], dtype=object)
-        times = pd.to_datetime(raw, format="ISO8601", utc=True, errors="coerce")
-        missing = times.isna().to_numpy()
-        self._judge(missing, column, "is not a date and time")
-        nanoseconds = times.astype("datetime64[ns, UTC]").astype("int64").to_numpy()
-        # Differences in whole nanoseconds first: a double of seconds since 1970 has lost the microseconds.
-        origin = nanoseconds[~missing].min() if not missing.all() else 0
-        return np.asarray(np.where(missing, 0.0, (nanoseconds - origin) * 1e-9), dtype=np.float64)
+        """Seconds after the first readable date and time, which may be negative before ``_judge_order``."""
+        times = [_date_and_time(value) for value in self._table.columns[column]]
+        self._judge(np.array([time is None for time in times], dtype=bool), column, "is not a date and time")
+        origin = next((time for time in times if time is not None), None)
+        # Differences first: a double of seconds since 1970 has lost the microseconds.
+        return np.array(
+            [0.0 if time is None or origin is None else (time - origin).total_seconds() for time in times]
+        )
 
     def _judge_order(self, arrival_s: NDArray[np.float64], column: str) -> None:
         """Time goes back where a well-formed row is earlier than the latest well-formed row before it."""
@@ -413,6 +412,15 @@ def _number(value: object, is_text: bool) -> float:
         return float(value)  # type: ignore[arg-type]
     except (ValueError, OverflowError):
         return math.nan
+
+
+def _date_and_time(value: object) -> datetime | None:
+    """An ISO 8601 time, taken for UTC unless it says otherwise; digits beyond microseconds are cut."""
+    try:
+        time = datetime.fromisoformat(str(value))
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _got(value: object) -> str:

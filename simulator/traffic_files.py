@@ -192,7 +192,9 @@ def _read_csv(path: Path, text_lines: Sequence[str]) -> _Table:
         if not text.strip():
             continue
         row = _split_csv(text)
-        if not header:
+        if row is None:
+            broken.append(MalformedRow(number, "has an unclosed quote"))
+        elif not header:
             header = [name.strip() for name in row]
         elif len(row) == len(header):
             lines.append(number)
@@ -207,9 +209,14 @@ def _read_csv(path: Path, text_lines: Sequence[str]) -> _Table:
     return _Table(str(path), True, lines, columns, broken)
 
 
-def _split_csv(text: str) -> list[str]:
-    # Line by line: one stray quote must cost one row, not swallow the rows up to the next quote.
-    return next(csv.reader([text])) if '"' in text else text.rstrip("\r").split(",")
+def _split_csv(text: str) -> list[str] | None:
+    """Fields of one line; ``None`` when quoting is broken, which must not swallow the lines after it."""
+    if '"' not in text:
+        return text.rstrip("\r").split(",")
+    try:
+        return next(csv.reader([text], strict=True))
+    except csv.Error:
+        return None
 
 
 # --- what the columns mean ----------------------------------------------------------------------------------
@@ -347,9 +354,7 @@ class _Fields:
         self._judge(np.array([time is None for time in times], dtype=bool), column, "is not a date and time")
         origin = next((time for time in times if time is not None), None)
         # Differences first: a double of seconds since 1970 has lost the microseconds.
-        return np.array(
-            [0.0 if time is None or origin is None else (time - origin).total_seconds() for time in times]
-        )
+        return np.array([(time - origin).total_seconds() if time and origin else 0.0 for time in times])
 
     def _judge_order(self, arrival_s: NDArray[np.float64], column: str) -> None:
         """Time goes back where a well-formed row is earlier than the latest well-formed row before it."""

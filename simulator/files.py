@@ -63,7 +63,7 @@ def read_json(path: Path) -> object:
 
 
 def data_directory(kind: str) -> Path:
-    """Directory of the shipped data of one kind (``profiles`` or ``traces``): in a wheel, or in a checkout."""
+    """Where shipped data of one kind (``profiles``, ``traces``) lies: in the wheel, or in a checkout."""
     package = Path(__file__).parent
     installed = package / "_data" / kind
     return installed if installed.is_dir() else package.parent / kind

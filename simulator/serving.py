@@ -56,10 +56,15 @@ class EngineLimits:
 
 
 class Step(NamedTuple):
-    """One engine step as recorded. Times in seconds; the rest counts requests or tokens."""
+    """One engine step as recorded. Times in seconds; the rest counts requests or tokens.
+
+    gap_s is the time since these requests' previous tokens: the duration, and any prefill in between.
+    A step of nothing but prefill has ``requests`` 0.
+    """
 
     end_s: float
     duration_s: float
+    gap_s: float
     requests: int
     draft_tokens: int
     accepted_tokens: int
@@ -109,6 +114,7 @@ class Engine:
         self._history = _History(scheduler.lag, limits.concurrency, executor.gamma)
         self._context_tokens = 0
         self._decode_steps = 0
+        self._delivered_s = np.nan  # when the requests now in the batch last received tokens
         self._next_closed = 0
         self._prefill_free_s = 0.0
         self._phase: list[float] = []
@@ -157,7 +163,7 @@ class Engine:
                 requests = np.array([prompt.request for prompt in prefilled], dtype=np.int64)
                 duration_s = self.executor.prefill(requests, prefill_tokens)
                 yield environment.timeout(duration_s)
-                self._record(duration_s, 0, 0, 0, 0, prefill_tokens)
+                self._record(duration_s, duration_s, 0, 0, 0, 0, prefill_tokens)
             if prefilled:
                 self._join(prefilled)
 
@@ -181,24 +187,32 @@ class Engine:
     def _commit(self, verified: Verified, prefill_tokens: int) -> None:
         """Deliver the tokens of a finished step; a request's last block may overshoot its output."""
         self._decode_steps += 1
-        count = self._rows.count
+        count, now, duration_s = self._rows.count, self.environment.now, verified.duration_s
+        gap_s = duration_s if np.isnan(self._delivered_s) else now - self._delivered_s
         remaining = self._rows.table[_REMAINING, :count]
         committed = np.minimum(verified.accepted + 1, remaining)
         remaining -= committed
         delivered, accepted = int(np.add.reduce(committed)), int(np.add.reduce(verified.accepted))
         self._context_tokens += delivered
-        self._record(verified.duration_s, count, verified.draft_tokens, accepted, delivered, prefill_tokens)
+        drafts = verified.draft_tokens
+        self._record(duration_s, gap_s, count, drafts, accepted, delivered, prefill_tokens)
         done = np.flatnonzero(remaining == 0)
         if done.size:
             self._leave(self._rows.release(done))
+        self._delivered_s = now if self._rows.occupied else np.nan
 
     def _record(
-        self, duration_s: float, count: int, drafts: int, accepted: int, committed: int, prefill: int
+        self,
+        duration_s: float,
+        gap_s: float,
+        count: int,
+        drafts: int,
+        accepted: int,
+        committed: int,
+        prefill: int,
     ) -> None:
-        now = self.environment.now
-        self.steps.append(
-            Step(now, duration_s, count, drafts, accepted, committed, prefill, len(self._waiting))
-        )
+        now, waiting = self.environment.now, len(self._waiting)
+        self.steps.append(Step(now, duration_s, gap_s, count, drafts, accepted, committed, prefill, waiting))
 
     def _leave(self, left: Floats) -> None:
         """Requests whose output is complete leave, with what is known of them ([columns, n])."""

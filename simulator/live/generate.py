@@ -15,35 +15,27 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from simulator.cost import CostModel, ThroughputCurve
 from simulator.errors import BadInputError
 from simulator.live import sampling
 from simulator.live.drafts import Draft, Proposal
 from simulator.live.pairs import check_pair
 from simulator.live.targets import Target
+from simulator.schedulers import Batch
+
+SAME_TIME = ThroughputCurve((1.0,), (1.0,), beyond="clamp")
+"""A step time that does not depend on the batch, with which verifying more never costs anything."""
 
 
-class Scheduler(Protocol):
-    """Decides how much of each request's block is verified; every object of ``simulator.schedulers`` fits."""
+class VerificationScheduler(Protocol):
+    """Decides how much of each block is verified; every deployable one of ``simulator.schedulers`` fits.
 
-    def schedule(self, survival: Any, batch: Any) -> Any:
-        """Survival [R, gamma] and whatever the scheduler knows of the batch -> lengths [R] in 0..gamma."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ConfidenceThreshold:
-    """The reference's static rule: verify up to the first token whose own confidence is below the threshold.
-
-    It looks at each token's confidence given its prefix, not at the product; 0 verifies everything.
+    One with a ``lag`` also gets the survivals of so many rounds before, in ``batch.lagged``.
     """
 
-    threshold: float
-
-    def schedule(self, survival: Tensor, batch: object = None) -> Tensor:
-        """Lengths [R]: c_k < t is asked as a_k < t * a_(k-1), which needs no division."""
-        before = torch.cat((torch.ones_like(survival[:, :1]), survival[:, :-1]), dim=1)
-        passed = survival >= self.threshold * before
-        return passed.long().cumprod(dim=1).sum(dim=1)
+    def schedule(self, survival: Any, batch: Batch) -> Any:
+        """Survival [R, gamma] and what else is known of the step -> lengths [R] in 0..gamma."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,18 +108,19 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     stop_token_ids: Iterable[int] = (),
-    scheduler: Scheduler | None = None,
-    batch: object = None,
+    scheduler: VerificationScheduler | None = None,
+    cost: CostModel = SAME_TIME,
     uniforms: Iterable[float] | None = None,
     seed: int = 0,
     keep_tensors: bool = False,
 ) -> Generation:
     """Generate speculatively; the output has the target's own distribution (its own argmax below T = 1e-5).
 
-    scheduler: decides each round's verification length from the survival [1, gamma]; it is handed
-    ``batch`` unchanged; None verifies everything. uniforms: the random numbers, consumed in order:
-    one for the first token, then per round gamma draft draws, one per verified token and one for the
-    target's own; None takes a stream from ``seed``. keep_tensors: keep every round's ``RoundTensors``.
+    scheduler: decides each round's verification length from the survival [1, gamma]; None verifies
+    everything. cost: the step time that it believes in; by default all steps take the same. uniforms:
+    the random numbers, consumed in order: one for the first token, then per round gamma draft draws,
+    one per verified token and one for the target's own; None takes a stream from ``seed``.
+    keep_tensors: keep every round's ``RoundTensors``.
 
     The last round may commit tokens beyond ``max_new_tokens``; they count in the round and are cut
     from the output. Raises ``BadInputError`` for a pair that does not match, a prompt outside the
@@ -136,13 +129,20 @@ def generate(
     check_pair(target, draft)
     request = _Request(list(prompt_ids), max_new_tokens, temperature, frozenset(stop_token_ids), keep_tensors)
     _check_request(request, target.vocab_size)
+    if getattr(scheduler, "reads_outcome", False):
+        raise BadInputError(
+            "knows the outcome before the target has run",
+            source=type(scheduler).__name__,
+            field="scheduler",
+            remedy="it is a bound for simulations; choose a policy that can be deployed",
+        )
     sequence = _Sequence(
         target, draft, request, random_uniforms(seed) if uniforms is None else iter(uniforms)
     )
     rounds: list[Round] = []
     while sequence.start < request.limit and sequence.tokens[-1] not in request.stops:
         proposal = sequence.propose()
-        length = _scheduled_length(scheduler, proposal, batch)
+        length = draft.gamma if scheduler is None else sequence.schedule(proposal, scheduler, cost)
         rounds.append(sequence.verify(proposal, length))
     return Generation(sequence.tokens[len(request.prompt_ids) : request.limit], rounds)
 
@@ -167,6 +167,7 @@ class _Sequence:
     def __init__(self, target: Target, draft: Draft, request: _Request, stream: Iterator[float]) -> None:
         self.target, self.draft, self.request, self.stream = target, draft, request, stream
         self.stops = torch.tensor(sorted(request.stops), dtype=torch.int64, device=target.device)
+        self.survivals: list[Tensor] = []
         self.cache = target.new_cache()
         self.draft_cache = draft.new_cache(1, request.limit + draft.gamma)
         prompt = torch.tensor([request.prompt_ids], device=target.device)
@@ -195,6 +196,24 @@ class _Sequence:
             temperature=self.request.temperature,
             uniforms=None if uniforms is None else uniforms[None],
         )
+
+    def schedule(self, proposal: Proposal, scheduler: VerificationScheduler, cost: CostModel) -> int:
+        """Ask the scheduler for this round's verification length, as a batch of one."""
+        lag = getattr(scheduler, "lag", 0)  # a plain object with ``schedule`` need not have one
+        self.survivals.append(proposal.survival)
+        seen = len(self.survivals)
+        past = self.survivals[-1 - lag] if seen > lag else torch.ones_like(proposal.survival)
+        batch = Batch(cost, context_tokens=self.start, lagged=past if lag else None)
+        length = int(scheduler.schedule(proposal.survival, batch)[0])
+        if not 0 <= length <= self.draft.gamma:
+            raise BadInputError(
+                f"a verification length must lie in 0..{self.draft.gamma}, the block size of the draft",
+                source=type(scheduler).__name__,
+                field="length",
+                value=length,
+                remedy="use a scheduler for this block size",
+            )
+        return length
 
     def verify(self, proposal: Proposal, length: int) -> Round:
         """Run the target over the anchor and ``length`` draft tokens and commit what it accepts."""
@@ -256,22 +275,6 @@ class _Sequence:
     @staticmethod
     def _tensors(proposal: Proposal, features: Tensor, target_logits: Tensor) -> RoundTensors:
         return RoundTensors(features, proposal.context, proposal.hidden[0], proposal.logits[0], target_logits)
-
-
-def _scheduled_length(scheduler: Scheduler | None, proposal: Proposal, batch: object) -> int:
-    gamma = proposal.tokens.shape[1]
-    if scheduler is None:
-        return gamma
-    length = int(scheduler.schedule(proposal.survival, batch)[0])
-    if not 0 <= length <= gamma:
-        raise BadInputError(
-            f"a verification length must lie in 0..{gamma}, the block size of the draft",
-            source=type(scheduler).__name__,
-            field="length",
-            value=length,
-            remedy="use a scheduler for this block size",
-        )
-    return length
 
 
 def _check_request(request: _Request, vocabulary: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,12 +154,10 @@ class Target:
     @contextmanager
     def _capture(self, layer_ids: Sequence[int]) -> Iterator[dict[int, Tensor]]:
         states: dict[int, Tensor] = {}
-        handles = [self._hook(layer, states) for layer in layer_ids]
-        try:
+        with ExitStack() as hooks:
+            for layer in layer_ids:
+                hooks.callback(self._hook(layer, states).remove)
             yield states
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _hook(self, layer: int, states: dict[int, Tensor]) -> torch.utils.hooks.RemovableHandle:
         if not -1 <= layer <= self.num_layers:
@@ -229,7 +227,7 @@ def _read_config(folder: Path) -> Any:
 
 
 def _config_dtype(config: Any) -> torch.dtype:
-    stated = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    stated = getattr(config, _DTYPE_ARGUMENT, None) or torch.float32
     return stated if isinstance(stated, torch.dtype) else getattr(torch, stated)
 
 

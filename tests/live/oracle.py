@@ -75,10 +75,14 @@ class Oracle:
             x = x + self.attention(f"{prefix}.self_attn", context, self.rms(f"{prefix}.input_layernorm", x))
             normed = self.rms(f"{prefix}.post_attention_layernorm", x)
             gate = torch.nn.functional.silu(self.linear(f"{prefix}.mlp.gate_proj", normed))
-            x = x + self.linear(f"{prefix}.mlp.down_proj", gate * self.linear(f"{prefix}.mlp.up_proj", normed))
+            x = x + self.linear(
+                f"{prefix}.mlp.down_proj", gate * self.linear(f"{prefix}.mlp.up_proj", normed)
+            )
         return self.rms("norm", x)
 
-    def logits_and_confidences(self, hidden: Tensor, anchor: int, drafted: list[int]) -> tuple[Tensor, Tensor]:
+    def logits_and_confidences(
+        self, hidden: Tensor, anchor: int, drafted: list[int]
+    ) -> tuple[Tensor, Tensor]:
         """Corrected logits [gamma, V] and confidence logits [gamma] (zeros without the head)."""
         rank = self.fields["markov_rank"]
         kind = self.fields.get("markov_head_type")

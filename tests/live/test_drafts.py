@@ -171,12 +171,18 @@ def test_saving_and_loading_gives_the_same_draft(target: Any, tmp_path: Path) ->
         assert loaded.config == draft.config  # type: ignore[attr-defined]
         for key, tensor in draft.state_dict().items():
             assert torch.equal(loaded.state_dict()[key], tensor)  # type: ignore[attr-defined]
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["config.json", "model.safetensors"]
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
+            "config.json",
+            "model.safetensors",
+        ]
 
 
 def test_saved_files_have_the_reference_keys(golden: Any, tmp_path: Path) -> None:
     save_draft(golden.draft, tmp_path)
-    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(golden.folder / "draft/model.safetensors")
+    ours, theirs = (
+        load_file(tmp_path / "model.safetensors"),
+        load_file(golden.folder / "draft/model.safetensors"),
+    )
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
     config = json.loads((golden.folder / "draft" / "config.json").read_text())
     saved = json.loads((tmp_path / "config.json").read_text())
@@ -203,7 +209,10 @@ def test_rotary_frequencies_survive_a_cast(target: Any) -> None:
     [
         {"rope_theta": 5e5, "rope_parameters": None, "rope_scaling": None},
         {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-        {"rope_theta": None, "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}},
+        {
+            "rope_theta": None,
+            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}},
+        },
     ],
 )
 def test_every_spelling_of_the_rotary_base_is_read(
@@ -227,7 +236,9 @@ def test_layers_are_spread_as_in_the_published_drafts() -> None:
 
 def edit_config(folder: Path, **fields: Any) -> None:
     path = folder / "config.json"
-    kept = {name: value for name, value in (json.loads(path.read_text()) | fields).items() if value is not None}
+    kept = {
+        name: value for name, value in (json.loads(path.read_text()) | fields).items() if value is not None
+    }
     path.write_text(json.dumps(kept))
 
 

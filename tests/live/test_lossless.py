@@ -173,31 +173,52 @@ SMALL_VOCAB = 4
 SAMPLES = 40_000
 
 
-@dataclass(frozen=True)
-class Leaking:
-    """Decides on token 1 by the confidence of token 2, which depends on token 1 (paper, appendix A)."""
-
-    threshold: float
-
-    def schedule(self, survival: torch.Tensor, batch: Batch | None = None) -> torch.Tensor:
-        return torch.where(survival[:, 1] / survival[:, 0] > self.threshold, 2, 0)
+CONTEXT = [2, 0, 3]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A tiny pair at temperature 1, and what the target alone would say: P(x1) and P(x2 | x1)."""
+    """One speculative round of a tiny pair at temperature 1, many times over, before anything is verified.
 
-    target: Any
-    draft: DSparkDraft
+    target_logits: [SAMPLES, gamma + 1, V] as if every token were verified; first: P(x1) and second:
+    P(x2 | x1) as the target alone has them.
+    """
+
+    proposal: Proposal
+    target_logits: torch.Tensor
     first: torch.Tensor
     second: torch.Tensor
 
-    def p_value(self, scheduler: Any, seed: int) -> float:
-        """Chi-square of the frequencies of the first two tokens behind one speculative round."""
-        generator = torch.Generator().manual_seed(seed)
-        proposal, verdict = speculate(self.target, self.draft, scheduler, generator)
-        first = torch.where(verdict.accepted > 0, proposal.tokens[:, 0], verdict.next_tokens)
-        later = torch.where(verdict.accepted > 1, proposal.tokens[:, 1], verdict.next_tokens)
+    def lengths(self, scheduler: Any, cost: ThroughputCurve) -> torch.Tensor:
+        """Schedule every sample as a batch of its own; equal samples are asked about once."""
+        survival = self.proposal.survival
+        if isinstance(scheduler, RandomLengths):
+            return scheduler.schedule(survival, Batch(cost))
+        earlier = survival[torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(1))]
+        both, sample = torch.cat((survival, earlier), dim=1).unique(dim=0, return_inverse=True)
+        gamma = survival.shape[1]
+        answers = [
+            scheduler.schedule(
+                row[None, :gamma], Batch(cost, lagged=row[None, gamma:] if scheduler.lag else None)
+            )
+            for row in both
+        ]
+        return torch.cat(answers)[sample]
+
+    def p_value(self, lengths: torch.Tensor) -> float:
+        """Chi-square of the frequencies of the first two tokens, all verifications in one ragged batch."""
+        generator, tokens = torch.Generator().manual_seed(11), self.proposal.tokens
+        verdict = sampling.verify(
+            self.target_logits[torch.arange(tokens.shape[1] + 1) <= lengths[:, None]],
+            tokens,
+            lengths,
+            temperature=1.0,
+            q_draft=self.proposal.q_draft,
+            accept_uniforms=torch.rand(tokens.shape, generator=generator),
+            next_uniforms=torch.rand(SAMPLES, generator=generator),
+        )
+        first = torch.where(verdict.accepted > 0, tokens[:, 0], verdict.next_tokens)
+        later = torch.where(verdict.accepted > 1, tokens[:, 1], verdict.next_tokens)
         # A round that committed a single token is followed by plain sampling.
         alone = sampling.draw(self.second[first], torch.rand(SAMPLES, generator=generator))
         second = torch.where(verdict.accepted > 0, later, alone)
@@ -206,15 +227,12 @@ class Experiment:
         return float(chisquare(counts.numpy(), expected.numpy(), sum_check=False).pvalue)
 
 
-CONTEXT = [2, 0, 3]
-
-
-def speculate(
-    target: Any, draft: DSparkDraft, scheduler: Any, generator: torch.Generator
-) -> tuple[Proposal, sampling.Verdict]:
-    """One round of every sample at once: propose, schedule, verify."""
-    gamma, count = draft.gamma, len(CONTEXT) - 1
-    context = torch.tensor([CONTEXT])
+@pytest.fixture(scope="module")
+def experiment(make_target: MakeTarget) -> Experiment:
+    target = make_target(vocab_size=SMALL_VOCAB, num_hidden_layers=2, spread=0.3, seed=5)
+    draft = new_dspark(target, mask_token_id=1, block_size=2, num_layers=1, markov_rank=3)
+    randomise(draft, seed=2, spread=0.5)
+    count, context = len(CONTEXT) - 1, torch.tensor([CONTEXT])
     features = target.forward(context, layer_ids=draft.target_layer_ids).features[0, :count]
     with torch.no_grad():
         proposal = draft.propose(
@@ -223,55 +241,50 @@ def speculate(
             torch.full((SAMPLES,), count),
             draft.new_cache(SAMPLES, 8),
             temperature=1.0,
-            uniforms=torch.rand(SAMPLES, gamma, generator=generator),
+            uniforms=torch.rand(SAMPLES, draft.gamma, generator=torch.Generator().manual_seed(10)),
         )
-    lengths = scheduler.schedule(proposal.survival, Batch(STAIRCASE))
     whole = torch.cat((context.expand(SAMPLES, -1), proposal.tokens), dim=1)
-    logits = target.forward(whole).logits[:, count:]
-    verdict = sampling.verify(
-        logits[torch.arange(gamma + 1) <= lengths[:, None]],
-        proposal.tokens,
-        lengths,
-        temperature=1.0,
-        q_draft=proposal.q_draft,
-        accept_uniforms=torch.rand(SAMPLES, gamma, generator=generator),
-        next_uniforms=torch.rand(SAMPLES, generator=generator),
-    )
-    return proposal, verdict
-
-
-@pytest.fixture(scope="module")
-def experiment(make_target: MakeTarget) -> Experiment:
-    target = make_target(vocab_size=SMALL_VOCAB, num_hidden_layers=2, spread=0.3, seed=5)
-    draft = new_dspark(target, mask_token_id=1, block_size=2, num_layers=1, markov_rank=3)
-    randomise(draft, seed=2, spread=0.5)
-    first = torch.softmax(target.forward(torch.tensor([CONTEXT])).logits[0, -1], -1)
     extended = torch.tensor([[*CONTEXT, token] for token in range(SMALL_VOCAB)])
-    second = torch.softmax(target.forward(extended).logits[:, -1], -1)
-    return Experiment(target, draft, first, second)
+    both = torch.softmax(target.forward(extended).logits[:, count:], -1)
+    return Experiment(proposal, target.forward(whole).logits[:, count:], both[0, 0], both[:, 1])
 
 
-CAUSAL: dict[str, Callable[[], Any]] = {
-    "none": lambda: Fixed(0),
-    "one": lambda: Fixed(1),
-    "whole block": lambda: Fixed(2),
-    "random": lambda: RandomLengths(0),
-    "threshold": lambda: Threshold(0.5),
-}
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Fixed(0),
+        Fixed(1),
+        Fixed(2),
+        RandomLengths(0),
+        Threshold(0.87),
+        DSpark(),
+        DSparkAsync(),
+        Tiered((0, 2)),
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_sampled_output_has_the_targets_distribution(experiment: Experiment, policy: Any) -> None:
+    lengths = experiment.lengths(policy, knife_edge(experiment.proposal.survival))
+    assert isinstance(policy, (Fixed, DSpark)) or len(lengths.unique()) > 1
+    assert experiment.p_value(lengths) > 1e-3
 
 
-@pytest.mark.parametrize("policy", CAUSAL.values(), ids=CAUSAL.keys())
-def test_sampled_output_has_the_targets_distribution(
-    experiment: Experiment, policy: Callable[[], Any]
-) -> None:
-    assert experiment.p_value(policy(), seed=11) > 1e-3
+def knife_edge(survival: torch.Tensor) -> ThroughputCurve:
+    """Step times on which verifying one token loses and verifying two wins if the second looks good."""
+    first, second = float(survival[0, 0]), float(survival[:, 1].median()) - 1e-5
+    both = 1 / (1 + first + second)
+    return ThroughputCurve([1, 2, 3], [1.0, (both + 1 / (1 + first)) / 2, both])
 
 
-def test_a_leaking_scheduler_fails_the_same_test(experiment: Experiment) -> None:
-    proposal, _ = speculate(experiment.target, experiment.draft, Fixed(2), torch.Generator().manual_seed(0))
-    second = proposal.survival[:, 1] / proposal.survival[:, 0]
-    assert experiment.p_value(Leaking(float(second.median()) - 1e-6), seed=11) < 1e-12
-    assert experiment.p_value(Fixed(2), seed=11) > 1e-3
+def test_leaking_schedulers_fail_the_same_test(experiment: Experiment) -> None:
+    """Both decide on token 1 by the confidence of token 2, which depends on token 1 (paper, appendix A)."""
+    survival = experiment.proposal.survival
+    confidence = survival[:, 1] / survival[:, 0]
+    by_hand = torch.where(confidence >= confidence.median(), 2, 0)
+    global_search = experiment.lengths(DSparkAsync(lag=0), knife_edge(survival))
+    for lengths in (by_hand, global_search):
+        assert lengths.unique().tolist() == [0, 2]
+        assert experiment.p_value(lengths) < 1e-12
 
 
 def test_whole_generations_at_temperature_1_have_the_targets_distribution(make_target: MakeTarget) -> None:

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from simulator.errors import BadInputError
 from simulator.live import checkpoints
+from simulator.live.checkpoints import Fields
 
 _AUTO_MODEL: Any = transformers.AutoModelForCausalLM
 # The argument was renamed in transformers 4.56.
 _DTYPE_ARGUMENT = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+_READS_ROPE_PARAMETERS = Version(transformers.__version__) >= Version("5.0")
 
 # Published shapes (each model's config.json on its hub page); the rest is Qwen3Config's default.
 _QWEN3: dict[str, Any] = {
@@ -202,33 +204,50 @@ def load_target(
         config = transformers.AutoConfig.for_model("qwen3", **PRESETS[name], rope_theta=1_000_000.0)
         return _random_target(config, dtype or torch.bfloat16, device, name, seed)
     folder = checkpoints.model_folder(path_or_name_or_preset)
-    config = _read_config(folder)
-    dtype = dtype or _config_dtype(config)
+    fields = checkpoints.read_fields(folder)
+    stated = _stated_dtype(fields)  # before transformers, which trips over a dtype it does not know
+    config = _read_config(folder, fields)
+    dtype = dtype or stated
     if config_only:
         return _random_target(config, dtype, device, name, seed)
     checkpoints.weight_files(folder)
     needed = _weight_bytes(config, dtype, name)
     for place in {torch.device("cpu"), device}:  # transformers reads weights into host memory first
         checkpoints.require_memory(needed, place, name)
-    return Target(_pretrained(folder, dtype).to(device), name, folder)
+    return Target(_pretrained(folder, config, dtype).to(device), name, folder)
 
 
-def _read_config(folder: Path) -> Any:
-    checkpoints.read_fields(folder)
+def _read_config(folder: Path, fields: Fields) -> Any:
     try:
-        return transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         raise BadInputError(
             f"is not a model that this transformers ({transformers.__version__}) knows: {error}",
-            source=str(folder / checkpoints.CONFIG_FILE),
+            source=fields.source,
             field="model_type",
             remedy="update transformers, or choose another target",
         ) from error
+    rope = fields.raw.get("rope_parameters")
+    if rope and not _READS_ROPE_PARAMETERS:
+        _spell_rope_as_before(config, rope)
+    return config
 
 
-def _config_dtype(config: Any) -> torch.dtype:
-    stated = getattr(config, _DTYPE_ARGUMENT, None) or torch.float32
-    return stated if isinstance(stated, torch.dtype) else getattr(torch, stated)
+def _spell_rope_as_before(config: Any, rope: dict[str, Any]) -> None:
+    """Say in transformers 4's fields what transformers 5 wrote, or 4 would silently use its default base."""
+    of_full = rope.get("full_attention", rope)
+    config.rope_theta = of_full["rope_theta"]
+    config.rope_scaling = None if of_full.get("rope_type", "default") == "default" else dict(of_full)
+    if "sliding_attention" in rope:
+        config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
+
+
+def _stated_dtype(fields: Fields) -> torch.dtype:
+    name = "dtype" if "dtype" in fields.raw else "torch_dtype"  # as transformers 5 and 4 write it
+    dtype = getattr(torch, str(fields.raw.get(name) or "float32"), None)
+    if not isinstance(dtype, torch.dtype):
+        raise fields.error(name, "is not a torch dtype", "pass dtype=")
+    return dtype
 
 
 def _weight_bytes(config: Any, dtype: torch.dtype, name: str) -> int:
@@ -258,11 +277,11 @@ def _random_target(config: Any, dtype: torch.dtype, device: torch.device, name: 
         return Target(_from_config(config, dtype, name), name)
 
 
-def _pretrained(folder: Path, dtype: torch.dtype) -> nn.Module:
+def _pretrained(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
     """The model on the CPU; whatever transformers would only warn about is an error."""
     arguments = {_DTYPE_ARGUMENT: dtype, "output_loading_info": True, "use_safetensors": True}
     try:
-        model, info = _AUTO_MODEL.from_pretrained(folder, local_files_only=True, **arguments)
+        model, info = _AUTO_MODEL.from_pretrained(folder, config=config, local_files_only=True, **arguments)
     except (OSError, RuntimeError, ValueError) as error:
         raise BadInputError(
             f"cannot be loaded: {error}",

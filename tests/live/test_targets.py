@@ -165,6 +165,36 @@ def test_corrupt_and_pickled_weights_are_refused(folder: Path) -> None:
         load_target(folder)
 
 
+def test_the_dtype_is_the_one_the_config_states(folder: Path) -> None:
+    config = folder / "config.json"
+    fields = json.loads(config.read_text())
+    fields.pop("dtype", None)
+    config.write_text(json.dumps(fields | {"torch_dtype": "bfloat16"}))
+    assert load_target(folder).dtype == torch.bfloat16
+    config.write_text(json.dumps(fields | {"dtype": "float64"}))
+    assert load_target(folder).dtype == torch.float64
+    config.write_text(json.dumps(fields | {"dtype": "float33"}))
+    with pytest.raises(BadInputError, match="not a torch dtype"):
+        load_target(folder)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_theta": 77.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_theta": 77.0, "rope_type": "linear", "factor": 2.0}},
+    ],
+)
+def test_both_spellings_of_rope_are_read(folder: Path, spelling: dict[str, Any]) -> None:
+    config = folder / "config.json"
+    fields = json.loads(config.read_text())
+    for name in ("rope_theta", "rope_scaling", "rope_parameters"):
+        fields.pop(name, None)
+    config.write_text(json.dumps(fields | spelling))
+    frequencies = load_target(folder).model.get_decoder().rotary_emb.inv_freq
+    torch.testing.assert_close(frequencies, 77.0 ** -(torch.arange(0, 16, 2) / 16) / 2)
+
+
 def test_configs_that_are_no_causal_model_are_refused(folder: Path) -> None:
     config = folder / "config.json"
     fields = json.loads(config.read_text())

@@ -7,7 +7,6 @@ its quantile when a mean, a rate or the number of requests changes (common rando
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -121,7 +120,10 @@ class Lognormal:
         limit = self.max_tokens
         highest = math.log(self.mean) if limit is None else math.log(limit) + 4 * self.sigma
         lowest = min(math.log(self.mean), highest) - self.sigma**2 - 12 * self.sigma - 1
-        excess: Callable[[float], float] = lambda log_median: self._mean_tokens(log_median) - self.mean  # noqa: E731
+
+        def excess(log_median: float) -> float:
+            return self._mean_tokens(log_median) - self.mean
+
         if excess(lowest) > 0 or excess(highest) < 0:
             raise BadInputError(
                 f"cannot have mean {self.mean:g} with cv {self.cv:g} and at most {limit} tokens",

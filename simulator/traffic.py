@@ -126,7 +126,10 @@ class GammaArrivals:
         shape = self.cv**-2
         # The wait from a random moment: a uniform share of a gap drawn in proportion to its length.
         first = rng.random() * rng.standard_gamma(shape + 1) / shape
-        gaps: Callable[[int], Times] = lambda count: rng.standard_gamma(shape, count) / shape  # noqa: E731
+
+        def gaps(count: int) -> Times:
+            return rng.standard_gamma(shape, count) / shape
+
         horizon = None if duration_s is None else duration_s * self.rate_per_s
         return _accumulate(gaps, requests, horizon, first) / self.rate_per_s
 

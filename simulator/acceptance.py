@@ -277,6 +277,22 @@ def parse_acceptance(spec: str | None) -> AcceptanceModel:
     return acceptance_inputs.parse(spec)
 
 
+def anchor_rows(replay: Replay, gain: NDArray[np.integer[Any]] | None = None) -> NDArray[np.int64]:
+    """Rows at which steps begin when every sequence is walked from its first row to its last.
+
+    gain: tokens committed by a step at each row, [N]; full verification where not given.
+    """
+    gain = replay.accepted.astype(np.int64) + 1 if gain is None else gain
+    row, end = replay.sequence_start[:-1], replay.sequence_start[1:]
+    anchors = []
+    while row.size:
+        anchors.append(row)
+        row = row + gain[row]
+        going = row < end
+        row, end = row[going], end[going]
+    return np.concatenate(anchors)
+
+
 def random_stream(seed: int, name: str) -> np.random.Generator:
     """An independent generator for each (seed, name), the same on every machine and worker."""
     digest = hashlib.sha256(name.encode()).digest()

@@ -22,10 +22,8 @@ from simulator.acceptance import (
     random_stream,
 )
 from simulator.errors import BadInputError
+from simulator.fitted import SEQUENCE_ROWS, SEQUENCES, fitted_model
 from simulator.provenance import Provenance
-
-SEQUENCES, SEQUENCE_ROWS = 256, 512
-"""Size of a generated pool: 131,072 anchor positions, which a run shorter than that never revisits."""
 
 _HOW_TO = (
     "pass a name that `dspark-sim list` shows (qwen3-4b-chat, qwen3-8b/dspark/gsm8k), a trace FILE.parquet, "
@@ -207,7 +205,7 @@ def _parse_named(text: str) -> AcceptanceModel:
         return _parse_named(name).truncated(int(size))
     if text.endswith(".parquet") or Path(text).is_file():
         return load_trace(text)
-    raise BadInputError("is not a known acceptance model", source="acceptance", value=text, remedy=_HOW_TO)
+    return fitted_model(text)
 
 
 def _parse_length(rest: str) -> Rates:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.acceptance import MAX_GAMMA, AcceptanceTrace, TraceKind
 from simulator.errors import BadInputError
@@ -40,7 +40,7 @@ _SCALARS = {"accepted": pa.uint8(), "effective_length": pa.uint8(), "target_toke
 class _Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_: str
+    schema_: str = Field(alias="schema")
     version: int
     name: str
     kind: TraceKind
@@ -63,7 +63,7 @@ def write(trace: AcceptanceTrace, path: Path) -> None:
             flat = pa.array(values.ravel())
             columns[name] = flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, trace.gamma)
     header = _Header(
-        schema_=SCHEMA,
+        schema=SCHEMA,
         version=VERSION,
         name=trace.name,
         kind=trace.kind,
@@ -71,7 +71,7 @@ def write(trace: AcceptanceTrace, path: Path) -> None:
         temperatures=None if trace.temperatures is None else tuple(trace.temperatures.tolist()),
         provenance=trace.provenance,
     )
-    table = pa.table(columns).replace_schema_metadata({_KEY: header.model_dump_json().encode()})
+    table = pa.table(columns).replace_schema_metadata({_KEY: header.model_dump_json(by_alias=True).encode()})
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
@@ -113,7 +113,7 @@ def _read_header(path: Path, table: pa.Table) -> _Header:
     try:
         text = (table.schema.metadata or {})[_KEY]
         found = json.loads(text)
-        identity = (found.get("schema_"), found.get("version"))
+        identity = (found.get("schema"), found.get("version"))
     except (KeyError, ValueError, AttributeError) as error:
         raise _bad(path, "is parquet but not an acceptance trace", "dspark_trace") from error
     if identity != (SCHEMA, VERSION):

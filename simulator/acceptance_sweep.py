@@ -1,0 +1,115 @@
+"""Static confidence thresholds: what they verify, what they commit, and the picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.acceptance import AcceptanceModel, Replay, anchor_rows
+from simulator.errors import BadInputError
+from simulator.published import SweepEnds, published
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+def threshold_sweep(model: AcceptanceModel, thresholds: Sequence[float], seed: int) -> pd.DataFrame:
+    """Verify each block up to its first draft whose confidence is below the threshold (paper, figure 5).
+
+    The raw confidence of the single draft decides, not the product. Every sequence of the replay is walked
+    from its first row to its last, each step advancing by what it committed.
+
+    Returns one row per threshold: ``threshold, verified_length_mean, accepted_length_mean,
+    acceptance_rate``. The bonus token counts in both lengths, and the rate is accepted over verified.
+    Raises ``BadInputError`` for a model without confidences and for thresholds outside 0..1.
+    """
+    import pandas as pd  # slow to import
+
+    if not model.has_confidence:
+        raise BadInputError(
+            "has no confidence head, so no threshold applies",
+            source=model.name,
+            remedy="choose a DSpark model or a trace with confidences",
+        )
+    if not len(thresholds):
+        raise BadInputError("needs at least one", source=model.name, field="thresholds")
+    for threshold in thresholds:
+        if not 0 <= threshold <= 1:
+            raise BadInputError("must be within 0..1", source=model.name, field="thresholds", value=threshold)
+    replay = model.replay(seed, raw=True)
+    confidence = _single_draft(replay)
+    rows = []
+    for threshold in thresholds:
+        verified = _leading(confidence >= threshold) + 1
+        committed = np.minimum(replay.accepted.astype(np.int64) + 1, verified)
+        steps = anchor_rows(replay, committed)
+        rows.append(
+            {
+                "threshold": float(threshold),
+                "verified_length_mean": verified[steps].mean(),
+                "accepted_length_mean": committed[steps].mean(),
+                "acceptance_rate": committed[steps].sum() / verified[steps].sum(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def plot_threshold_sweep(sweep: pd.DataFrame, *, model_name: str) -> Figure:
+    """Figure 5's two curves over the threshold, with its published end points where the paper has them."""
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    lengths = figure.subplots()
+    rates = lengths.twinx()
+    for axes, column, colour, label in (
+        (lengths, "verified_length_mean", "tab:grey", "verified per step"),
+        (lengths, "accepted_length_mean", "tab:blue", "accepted per step"),
+        (rates, "acceptance_rate", "tab:orange", "acceptance rate (right axis)"),
+    ):
+        axes.plot(sweep["threshold"], sweep[column], color=colour, marker="o", markersize=3, label=label)
+    ends = published_ends(model_name)
+    if ends is not None:
+        style: dict[str, Any] = {
+            "linestyle": "none",
+            "marker": "D",
+            "markersize": 7,
+            "markerfacecolor": "none",
+        }
+        lengths.plot(ends.threshold, ends.accepted_length, color="tab:blue", label="published", **style)
+        rates.plot(ends.threshold, ends.acceptance_rate, color="tab:orange", label="published", **style)
+    lengths.set(
+        xlabel="threshold on raw confidence", ylabel="tokens per step, bonus included", title=model_name
+    )
+    lengths.set_ylim(bottom=0)
+    rates.set(ylabel="accepted / verified", ylim=(0, 1.02))
+    handles = [*lengths.get_legend_handles_labels()[0], *rates.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    return figure
+
+
+def published_ends(model_name: str) -> SweepEnds | None:
+    """Figure 5's end points for a model of the dataset they were measured on, or of its domain; else None."""
+    figures = published().threshold_sweep_ends
+    for domain, dataset in figures.datasets.items():
+        prefix = f"{figures.target}/{figures.drafter}"
+        if model_name in (f"{prefix}/{dataset}", f"{prefix}/{domain}"):
+            return figures.values[domain]
+    return None
+
+
+def _single_draft(replay: Replay) -> NDArray[np.float32]:
+    """Confidence of each draft alone, [N, gamma]; 0 where the prefix has no chance left."""
+    before = np.concatenate([np.ones((replay.rows, 1), np.float32), replay.survival[:, :-1]], axis=1)
+    single: NDArray[np.float32] = np.zeros_like(before)
+    np.divide(replay.survival, before, out=single, where=before > 0)
+    return single
+
+
+def _leading(passes: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many drafts of each block pass before the first that does not, [N]."""
+    leading: NDArray[np.int64] = np.logical_and.accumulate(passes, axis=1).sum(axis=1)
+    return leading

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from simulator.acceptance import AcceptanceTrace
+from simulator.cost import AdditiveCost, CostModel, ThroughputCurve
 from simulator.provenance import Provenance
 
 SYNTHETIC = Provenance(kind="synthetic", source="hypothesis", date="2026-01-01")
@@ -57,3 +58,37 @@ def acceptance_traces(draw: st.DrawFn) -> AcceptanceTrace:
         temperatures=draw(st.none() | scales) if has_head else None,
         block_size=gamma,
     )
+
+
+@st.composite
+def throughput_curves(draw: st.DrawFn) -> ThroughputCurve:
+    """Monotone throughput curves of one to six points, every lookup and behaviour beyond the end."""
+    tokens = sorted(draw(st.sets(st.integers(0, 60), min_size=1, max_size=6)))
+    rising_times = np.cumsum(draw(arrays.arrays(np.float64, len(tokens), elements=st.floats(0, 0.01))))
+    lookup = draw(st.sampled_from(["linear", "floor", "ceil"]))
+    may_extrapolate = lookup == "linear" and len(tokens) > 1
+    beyond = draw(st.sampled_from(["clamp", "last-slope"] if may_extrapolate else ["clamp"]))
+    return ThroughputCurve(tokens, 1 / (0.002 + rising_times), lookup=lookup, beyond=beyond)
+
+
+@st.composite
+def additive_costs(draw: st.DrawFn) -> AdditiveCost:
+    """Additive models with one to four probes on each axis, with and without the optional terms."""
+    probes = [sorted(draw(st.sets(st.integers(0, 60), min_size=1, max_size=4))) for _ in range(2)]
+    seconds = st.floats(0, 0.01)
+    alpha, theta = (
+        np.cumsum(draw(arrays.arrays(np.float64, len(axis), elements=seconds))) for axis in probes
+    )
+    per_token = st.sampled_from([0.0, 1e-6])
+    return AdditiveCost(
+        draw(st.floats(1e-4, 0.02)), probes[0], alpha, probes[1], theta,
+        context_s_per_token=draw(per_token),
+        row_context_s_per_token=draw(per_token),
+        prefill_s_per_token=draw(per_token),
+        beyond=draw(st.sampled_from(["clamp", "last-slope"])),
+    )  # fmt: skip
+
+
+def cost_models() -> st.SearchStrategy[CostModel]:
+    """Throughput curves and additive models."""
+    return st.one_of(throughput_curves(), additive_costs())

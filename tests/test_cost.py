@@ -178,7 +178,7 @@ DRAFT: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("kind", "good", "changes", "message"),
     [
-        (ThroughputCurve, CURVE, {"steps_per_s": [512, np.nan, 128]}, "steps_per_s[1]: must be finite (got nan"),
+        (ThroughputCurve, CURVE, {"steps_per_s": [512, np.nan, 128]}, "steps_per_s[1]: must be finite"),
         (ThroughputCurve, CURVE, {"batch_tokens": [8, np.inf, 32]}, "batch_tokens[1]: must be finite"),
         (ThroughputCurve, CURVE, {"steps_per_s": [512, 256, -128]}, "steps_per_s: must not be negative"),
         (ThroughputCurve, CURVE, {"steps_per_s": [512, 256, 0]}, "steps_per_s: must be positive"),

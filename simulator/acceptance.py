@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -77,6 +77,15 @@ class AcceptanceModel(Protocol):
 
     def truncated(self, gamma: int) -> AcceptanceModel:
         """The same drafter with blocks cut to ``gamma``; ``BadInputError`` when asked to lengthen them."""
+        ...
+
+
+@runtime_checkable
+class Shiftable(Protocol):
+    """An acceptance model whose drafts can be made better or worse by one number."""
+
+    def shifted(self, level: float) -> AcceptanceModel:
+        """The same model with ``level`` added to the log-odds of every acceptance."""
         ...
 
 

@@ -15,6 +15,7 @@ from simulator.acceptance import (
     MAX_GAMMA,
     AcceptanceModel,
     Replay,
+    Shiftable,
     check_truncation,
     constant_rows,
     draw_accepted,
@@ -172,6 +173,14 @@ class Mix:
     def truncated(self, gamma: int) -> Mix:
         """The same mix with every component's blocks cut to ``gamma``."""
         return replace(self, components=tuple(c.truncated(gamma) for c in self.components))
+
+    def shifted(self, level: float) -> Mix:
+        """The same mix with ``level`` added to the log-odds of every acceptance; fitted components only."""
+        for component in self.components:
+            if not isinstance(component, Shiftable):
+                raise _bad("has no level to move", component.name)
+        shiftable = (c for c in self.components if isinstance(c, Shiftable))
+        return replace(self, components=tuple(c.shifted(level) for c in shiftable))
 
 
 def parse(spec: str | None) -> AcceptanceModel:

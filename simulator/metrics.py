@@ -201,5 +201,6 @@ def _divide(top: float, bottom: float) -> float:
 
 
 def _ratio(top: NDArray[Any], bottom: NDArray[Any]) -> Floats:
-    ratio = np.full(len(top), np.nan)
-    return np.divide(top, bottom, out=ratio, where=bottom > 0)
+    ratio: Floats = np.full(len(top), np.nan)
+    np.divide(top, bottom, out=ratio, where=bottom > 0)
+    return ratio

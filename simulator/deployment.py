@@ -1,0 +1,147 @@
+"""A deployment: a profile, the acceptance of its drafters, and how a policy runs on both."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from simulator.acceptance import AcceptanceModel, Replay, parse_acceptance
+from simulator.cost import CostModel, StepCost
+from simulator.errors import BadInputError
+from simulator.profiles import Profile
+from simulator.schedulers import Fixed, Policy, Scheduler
+
+NO_DRAFT = Replay(np.zeros((1, 0), np.float32), np.zeros(1, np.uint8), np.array([0, 1], dtype=np.int64))
+"""What autoregressive decoding replays: blocks of no tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A policy made concrete: its scheduler, its drafter's acceptance, and what its steps cost.
+
+    cost advances the clock; believed is what the scheduler consults. note says what was assumed.
+    """
+
+    policy: Policy
+    drafter: str
+    acceptance: AcceptanceModel | None
+    cost: CostModel
+    believed: CostModel
+    note: str | None = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The policy's scheduler."""
+        return self.policy.scheduler
+
+    def replay(self, seed: int) -> Replay:
+        """The acceptance realised for one seed; cached, since many cells of a sweep share it."""
+        return NO_DRAFT if self.acceptance is None else realised(self.acceptance, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What policies are compared on.
+
+    acceptance: by drafter. believed: the profile whose step cost schedulers consult, where it is not
+    the true one. overhead_s: fixed time added to every step.
+    """
+
+    profile: Profile
+    acceptance: Mapping[str, AcceptanceModel]
+    believed: Profile | None = None
+    overhead_s: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+    def plan(self, policy: Policy) -> Plan:
+        """How this policy runs here; raises ``BadInputError`` where it cannot."""
+        drafter, model, note = self._drafter(policy)
+        _check_scheduler(policy, model)
+        cost = self._step_cost(self.profile, drafter, policy)
+        believed = cost if self.believed is None else self._step_cost(self.believed, drafter, policy)
+        return Plan(policy, drafter, model, cost, believed, note)
+
+    def _drafter(self, policy: Policy) -> tuple[str, AcceptanceModel | None, str | None]:
+        if policy.drafter == "none":
+            return "none", None, None
+        wanted = policy.drafter or self._multi_token_drafter(policy)
+        if wanted in self.acceptance:
+            return wanted, self.acceptance[wanted], None
+        if wanted == "mtp1" and self.acceptance:
+            source = self._multi_token_drafter(policy)
+            note = f"{policy.name}: no acceptance given for mtp1; the first position of {source}'s stands in"
+            return "mtp1", self.acceptance[source].truncated(1), note
+        raise BadInputError(
+            f"no acceptance is given for drafter {wanted!r}", source="policy", value=policy.name,
+            remedy=f"pass --acceptance {wanted}=MODEL (given: {', '.join(self.acceptance) or 'none'})",
+        )  # fmt: skip
+
+    def _multi_token_drafter(self, policy: Policy) -> str:
+        """The drafter of a policy that names none: the only one that drafts more than a token, or DSpark."""
+        candidates = [name for name, model in self.acceptance.items() if model.gamma > 1] or list(
+            self.acceptance
+        )
+        if "dspark" in candidates or len(candidates) == 1:
+            return "dspark" if "dspark" in candidates else candidates[0]
+        raise BadInputError(
+            "does not say which drafter it runs with" if candidates else "needs acceptance and there is none",
+            source="policy", value=policy.name,
+            remedy=f"write {policy.name}@DRAFTER ({', '.join(candidates)})" if candidates
+            else "pass --acceptance; there is no default (`dspark-sim list` shows models)",
+        )  # fmt: skip
+
+    def _step_cost(self, profile: Profile, drafter: str, policy: Policy) -> CostModel:
+        draft = profile.draft_cost(drafter)
+        if draft is None and not self.overhead_s:
+            return profile.target_cost()
+        return StepCost(profile.target_cost(), draft, policy.scheduler.draft_tokens, self.overhead_s)
+
+
+def parse_acceptances(specs: Sequence[str]) -> dict[str, AcceptanceModel]:
+    """``[DRAFTER=]SPEC`` options to models by drafter.
+
+    The drafter of a catalogue name (target/drafter/dataset) is its own; anything else is DSpark's
+    unless it says otherwise.
+    """
+    models: dict[str, AcceptanceModel] = {}
+    for text in specs:
+        prefix, separator, rest = text.partition("=")
+        model = parse_acceptance(rest if separator else text)
+        parts = model.name.split("/")
+        drafter = prefix.strip() if separator else parts[1] if len(parts) == 3 else "dspark"
+        if drafter in models:
+            raise BadInputError(
+                f"two models for drafter {drafter!r}", source="--acceptance", value=text,
+                remedy="mix them into one (0.5*A+0.5*B), or name the drafter as DRAFTER=MODEL",
+            )  # fmt: skip
+        models[drafter] = model
+    return models
+
+
+def _check_scheduler(policy: Policy, model: AcceptanceModel | None) -> None:
+    scheduler = policy.scheduler
+    if isinstance(scheduler, Fixed):
+        gamma = 0 if model is None else model.gamma
+        if scheduler.length > gamma:
+            raise BadInputError(
+                f"verifies {scheduler.length} tokens but its drafter's block has {gamma}",
+                source="policy", value=policy.name, remedy=f"use at most fixed:{gamma}",
+            )  # fmt: skip
+    elif model is None or not (model.has_confidence or scheduler.reads_outcome):
+        raise BadInputError(
+            "schedules by confidence, which this drafter does not give", source="policy",
+            value=policy.name, remedy="run it with fixed:K, or use a drafter with a confidence head",
+        )  # fmt: skip
+
+
+def realised(model: AcceptanceModel, seed: int) -> Replay:
+    """``model.replay(seed)``, kept for the next cell of a sweep that asks for the same."""
+    return _cached_replay(model, seed) if isinstance(model, Hashable) else model.replay(seed)
+
+
+@lru_cache(maxsize=4)
+def _cached_replay(model: AcceptanceModel, seed: int) -> Replay:
+    return model.replay(seed)

@@ -197,6 +197,11 @@ class Tiered:
         requests, gamma = survival.shape
         past = on_grid(survival if batch.lagged is None else batch.lagged)
         budgets = [requests * tier for tier in self.tiers if tier <= gamma]
+        if not budgets:
+            raise BadInputError(
+                f"are all longer than the block of {gamma} tokens", field="tiers", value=self.tiers,
+                remedy=f"give one of at most {gamma}",
+            )  # fmt: skip
         theta = _theta(past, batch)
         xp = array_namespace(theta)
         best = global_maximum(xp.take(theta, xp.asarray(budgets, device=device(theta)), axis=0))

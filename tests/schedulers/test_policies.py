@@ -1,0 +1,387 @@
+"""The policies: what each decides, on which survival, and whether decoding stays lossless under it."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from simulator.cost import AdditiveCost, CostModel, ThroughputCurve
+from simulator.errors import BadInputError
+from simulator.schedulers import (
+    Batch,
+    DSpark,
+    DSparkAsync,
+    Fixed,
+    Oracle,
+    Scheduler,
+    Threshold,
+    Tiered,
+    parse_policy,
+    policy_help,
+)
+from simulator.schedulers.search import GRID, on_grid, throughput_of_budget
+from tests.strategies import cost_models, survivals
+
+# Four requests with blocks of seven, and step times of 2.0, 2.2, 2.6 and 9.0 ms at 0, 8, 16 and 32 tokens.
+GOLDEN = np.array(
+    [
+        [0.95, 0.87, 0.79, 0.69, 0.59, 0.47, 0.35],
+        [0.60, 0.18, 0.02, 0.00, 0.00, 0.00, 0.00],
+        [0.90, 0.81, 0.73, 0.66, 0.59, 0.53, 0.48],
+        [0.70, 0.49, 0.34, 0.24, 0.17, 0.12, 0.08],
+    ]
+)
+GOLDEN_TOKENS, GOLDEN_S = [0, 8, 16, 32], np.array([2.0, 2.2, 2.6, 9.0]) / 1000
+
+
+def golden_cost(lookup: str) -> ThroughputCurve:
+    return ThroughputCurve(GOLDEN_TOKENS, 1 / GOLDEN_S, lookup=lookup)  # type: ignore[arg-type]
+
+
+def throughput(survival: NDArray[np.float64], lengths: NDArray[np.int64], cost: CostModel) -> float:
+    """Theta by the definition, tokens per second."""
+    tau = sum(1 + row[:length].sum() for row, length in zip(survival, lengths, strict=True))
+    return float(tau / cost.step_time_s(len(survival), len(survival) + int(lengths.sum())))
+
+
+@pytest.mark.parametrize(
+    ("lookup", "scheduler", "lengths", "tok_per_ms"),
+    [
+        ("floor", DSparkAsync(lag=0), [7, 3, 7, 7], None),
+        ("linear", DSparkAsync(lag=0), [5, 1, 5, 1], 4.954),
+        ("ceil", DSparkAsync(lag=0), [5, 1, 5, 1], 4.954),
+        ("ceil", DSpark(), [2, 0, 2, 0], 3.42),
+        ("linear", Tiered((1, 3, 7)), [5, 1, 5, 1], 4.954),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_golden_decisions_of_the_engines(
+    lookup: str, scheduler: Scheduler, lengths: list[int], tok_per_ms: float | None, dtype: type[np.floating]
+) -> None:
+    cost = golden_cost(lookup)
+    chosen = scheduler.schedule(GOLDEN.astype(dtype), Batch(cost))
+    assert_array_equal(chosen, lengths)
+    if tok_per_ms:
+        assert throughput(GOLDEN, chosen, cost) / 1000 == pytest.approx(tok_per_ms, abs=0.005)
+
+
+def test_golden_throughput_of_the_middle_tier() -> None:
+    """Tiers of 1, 3 and 7: three tokens a request, 12 in all, are worth 12.88 tokens a step."""
+    cost = golden_cost("linear")
+    theta = throughput_of_budget(on_grid(GOLDEN), 4, cost.step_time_s(4, range(4, 33))) / GRID
+    assert theta[12] * cost.step_time_s(4, 16) == pytest.approx(12.88)
+    assert max((4, 12, 28), key=lambda budget: theta[budget]) == 12
+
+
+@st.composite
+def decisions(draw: st.DrawFn) -> tuple[NDArray[np.float32], Batch]:
+    """A small batch with a believed cost, prefill rows and context."""
+    requests, gamma = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    lagged = draw(st.none() | survivals(requests, gamma))
+    batch = Batch(draw(cost_models()), draw(st.floats(0, 1e5)), draw(st.integers(0, 30)), lagged)
+    return draw(survivals(requests, gamma)), batch
+
+
+POLICIES = (
+    Fixed(0), Fixed(1), Threshold(0.5), DSpark(), DSparkAsync(), DSparkAsync(0), Tiered((0, 1, 3)), Oracle(),
+)  # fmt: skip
+
+
+@given(decisions(), st.sampled_from(POLICIES))
+def test_every_policy_keeps_the_contract(
+    decision: tuple[NDArray[np.float32], Batch], policy: Scheduler
+) -> None:
+    survival, batch = decision
+    before = survival.copy()
+    lengths = policy.schedule(survival, batch)
+    assert lengths.dtype == np.int64
+    assert lengths.shape == (len(survival),)
+    assert np.all((lengths >= 0) & (lengths <= survival.shape[1]))
+    assert_array_equal(survival, before)
+    assert policy.reason
+
+
+@given(decisions())
+def test_the_global_search_beats_every_length_vector(decision: tuple[NDArray[np.float32], Batch]) -> None:
+    """In what it believes: expected tokens over the time of a step with these prefill rows and context."""
+    survival, batch = decision
+    requests, gamma = survival.shape
+    grid = on_grid(survival)
+
+    def theta(lengths: tuple[int, ...]) -> float:
+        tau = sum(
+            GRID + int(row[:length].sum(dtype=np.int64)) for row, length in zip(grid, lengths, strict=True)
+        )
+        rows = requests + sum(lengths) + batch.prefill_tokens
+        return tau / batch.cost.step_time_s(requests, rows, batch.context_tokens, batch.prefill_tokens)
+
+    batch.lagged = None
+    chosen = tuple(DSparkAsync(lag=0).schedule(survival, batch).tolist())
+    assert theta(chosen) == max(theta(vector) for vector in product(range(gamma + 1), repeat=requests))
+    assert tuple(Oracle().schedule(survival, batch).tolist()) == chosen
+
+
+@given(survivals(3, 4), survivals(3, 4), cost_models())
+def test_async_takes_the_budget_from_the_past_and_the_allocation_from_now(
+    now: NDArray[np.float32], past: NDArray[np.float32], cost: CostModel
+) -> None:
+    policy = DSparkAsync(lag=2)
+    lengths = policy.schedule(now, Batch(cost, lagged=past))
+    assert lengths.sum() == policy.schedule(past, Batch(cost, lagged=past)).sum()
+    reordered = past[::-1].copy()  # the same budget, whoever it came from
+    assert_array_equal(policy.schedule(now, Batch(cost, lagged=reordered)), lengths)
+
+
+def test_async_on_a_staircase_crosses_the_step_that_stops_algorithm_1() -> None:
+    """One token more than fits doubles the time, the next five are free: worth it only together."""
+    survival = np.cumprod(np.full((1, 6), 0.95), axis=1)
+    cost = ThroughputCurve([1, 8], [100.0, 60.0], lookup="ceil")
+    assert DSpark().schedule(survival, Batch(cost)).tolist() == [6]
+    steep = ThroughputCurve([1, 8], [100.0, 50.0], lookup="ceil")
+    assert DSpark().schedule(survival, Batch(steep)).tolist() == [0]
+    assert DSparkAsync().schedule(survival, Batch(steep, lagged=survival)).tolist() == [6]
+
+
+def test_prefill_rows_and_context_count_in_the_decision() -> None:
+    survival = np.cumprod(np.full((1, 4), 0.9), axis=1)
+    riser = ThroughputCurve([1, 5, 6], [100.0, 100.0, 10.0])
+    assert DSpark().schedule(survival, Batch(riser)).tolist() == [4]
+    assert DSpark().schedule(survival, Batch(riser, prefill_tokens=2)).tolist() == [2]
+    dear_rows = AdditiveCost(0.01, [1], [0], [1], [0], row_context_s_per_token=1e-6)
+    assert DSpark().schedule(survival, Batch(dear_rows)).tolist() == [4]
+    assert DSpark().schedule(survival, Batch(dear_rows, context_tokens=1e6)).tolist() == [0]
+
+
+def test_fixed_verifies_what_it_says_and_asks_the_drafter_for_no_more() -> None:
+    survival = np.zeros((3, 5), dtype=np.float32)
+    assert Fixed(2).schedule(survival, Batch(golden_cost("linear"))).tolist() == [2, 2, 2]
+    assert Fixed(2).draft_tokens == 2
+    assert DSpark().draft_tokens is None
+
+
+def test_fixed_longer_than_the_block_says_what_to_use() -> None:
+    with pytest.raises(
+        BadInputError, match=r"length: is longer than the block of 5 tokens \(got 6\); use at most fixed:5"
+    ):
+        Fixed(6).schedule(np.zeros((3, 5)), Batch(golden_cost("linear")))
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 8), min_size=4, max_size=4), min_size=1, max_size=4), st.integers(0, 8)
+)
+def test_threshold_stops_at_the_first_confidence_below_it(eighths: list[list[int]], threshold: int) -> None:
+    """In eighths, so that products and ratios are exact."""
+    survival = np.cumprod(np.array(eighths) / 8, axis=1)
+    expected = []
+    for row in eighths:
+        below = [k for k, confidence in enumerate(row) if confidence < threshold]
+        expected.append(below[0] if below else len(row))
+    lengths = Threshold(threshold / 8).schedule(survival, Batch(golden_cost("linear")))
+    assert_array_equal(lengths, expected)
+
+
+def test_tiers_that_no_block_holds_are_refused_with_the_block_size() -> None:
+    assert Tiered((3, 9)).schedule(GOLDEN, Batch(golden_cost("linear"))).sum() == 12
+    with pytest.raises(BadInputError, match="tiers: are all longer than the block of 7 tokens"):
+        Tiered((8, 9)).schedule(GOLDEN, Batch(golden_cost("linear")))
+
+
+def test_tiered_takes_the_smaller_of_equal_tiers() -> None:
+    """Nothing is ever accepted and tokens are free: every tier is worth the same."""
+    flat = ThroughputCurve([1], [100.0])
+    assert Tiered((1, 2, 4)).schedule(np.zeros((2, 4)), Batch(flat)).tolist() == [1, 1]
+
+
+@pytest.fixture
+def torch() -> ModuleType:
+    """Torch, where it is installed."""
+    return pytest.importorskip("torch", reason="the [live] extra is not installed")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_torch_decides_as_numpy_does(torch: ModuleType, policy: Scheduler, dtype: str) -> None:
+    draw = np.random.default_rng(11)
+    costs = [golden_cost("linear"), golden_cost("ceil"), golden_cost("floor")]
+    for trial in range(40):
+        requests = int(draw.integers(1, 12))
+        confidence = draw.random((2, requests, 5))
+        if trial % 2:
+            confidence = np.round(confidence * 3) / 3
+        now, past = np.cumprod(confidence, axis=2).astype(dtype)
+        cost = costs[trial % 3]
+        ours = policy.schedule(now, Batch(cost, lagged=past))
+        theirs = policy.schedule(torch.from_numpy(now), Batch(cost, lagged=torch.from_numpy(past)))
+        assert theirs.dtype == torch.int64
+        assert_array_equal(ours, theirs.numpy())
+
+
+# ---------------------------------------------------------------- losslessness, token by token (appendix A)
+
+P_TARGET, Q_DRAFT = np.array([0.7, 0.3]), np.array([0.5, 0.5])
+SECOND_CONFIDENCE = (0.9, 0.0)  # after token A, after token B: the leak
+APPENDIX_COST = ThroughputCurve([1, 2, 3], [1.0, 0.5, 0.45])
+
+
+@dataclass
+class Decoder:
+    """One request, block of two, rejection sampling over two tokens: A = 0 and B = 1.
+
+    The target and the draft draw every token independently, so that each committed token must follow
+    ``P_TARGET`` if decoding is lossless. ``first`` keeps the first token of every step, ``stream`` all.
+    """
+
+    scheduler: Scheduler
+    seed: int
+    first: list[int] = field(default_factory=list)
+    stream: list[int] = field(default_factory=list)
+
+    def run(self, steps: int) -> Decoder:
+        draw = np.random.default_rng(self.seed)
+        past = deque(np.ones((1, 2)) for _ in range(self.scheduler.lag))
+        acceptance = 1 - 0.5 * np.abs(P_TARGET - Q_DRAFT).sum()
+        for _ in range(steps):
+            drafts = [self.sample(Q_DRAFT, draw), self.sample(Q_DRAFT, draw)]
+            survival = acceptance * np.array([[1.0, SECOND_CONFIDENCE[drafts[0]]]])
+            batch = Batch(APPENDIX_COST, lagged=past[0] if past else None)
+            length = int(self.scheduler.schedule(survival, batch)[0])
+            if past:
+                past.append(survival)
+                past.popleft()
+            committed = self.verify(drafts[:length], draw)
+            self.first.append(committed[0])
+            self.stream.extend(committed)
+        return self
+
+    def verify(self, drafts: list[int], draw: np.random.Generator) -> list[int]:
+        """Accept with min(1, p / q); after a rejection the residual, after the last draft the target."""
+        for accepted, token in enumerate(drafts):
+            if draw.random() >= min(1.0, P_TARGET[token] / Q_DRAFT[token]):
+                residual = np.maximum(P_TARGET - Q_DRAFT, 0)
+                return [*drafts[:accepted], self.sample(residual / residual.sum(), draw)]
+        return [*drafts, self.sample(P_TARGET, draw)]
+
+    @staticmethod
+    def sample(probability: NDArray[np.float64], draw: np.random.Generator) -> int:
+        return int(draw.random() >= probability[0])
+
+
+def interval(tokens: list[int]) -> tuple[float, float]:
+    """99.9% confidence interval (Clopper-Pearson) of the share of token A."""
+    low, high = binomtest(tokens.count(0), len(tokens)).proportion_ci(0.999)
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        DSpark(),
+        DSparkAsync(lag=1),
+        DSparkAsync(lag=2),
+        Fixed(0),
+        Fixed(2),
+        Threshold(0.5),
+        Tiered((0, 2), lag=1),
+    ],
+    ids=repr,
+)
+def test_a_lossless_policy_recovers_the_target(policy: Scheduler) -> None:
+    """(0.70, 0.30) lies inside the 99.9% interval, of first tokens and of all, and 0.85 far outside."""
+    assert policy.lossless
+    decoder = Decoder(policy, seed=2).run(6000)
+    for tokens in (decoder.first, decoder.stream):
+        low, high = interval(tokens)
+        assert low < 0.70 < high
+        assert high < 0.75
+
+
+def test_a_global_search_without_the_lag_leaks() -> None:
+    """(0.85, 0.15) lies inside the 99.9% interval and 0.70 outside: the leak is real and is found."""
+    policy = DSparkAsync(lag=0)
+    assert not policy.lossless
+    low, high = interval(Decoder(policy, seed=2).run(6000).first)
+    assert low < 0.85 < high
+    assert low > 0.80
+
+
+def test_the_delayed_policies_do_speculate_in_that_simulation() -> None:
+    """Losslessness would be trivial for a policy that never verifies; those with a lag do."""
+    for lag in (1, 2):
+        decoder = Decoder(DSparkAsync(lag=lag), seed=2).run(2000)
+        assert len(decoder.stream) > 1.5 * len(decoder.first)
+
+
+# ---------------------------------------------------------------- what is written on a command line
+
+
+@pytest.mark.parametrize(
+    ("text", "scheduler", "drafter"),
+    [
+        ("autoregressive", Fixed(0), "none"),
+        ("mtp1", Fixed(1), "mtp1"),
+        ("fixed:3", Fixed(3), None),
+        ("threshold:0.7", Threshold(0.7), None),
+        ("dspark", DSpark(), None),
+        ("dspark-async", DSparkAsync(2), None),
+        ("dspark-async:0", DSparkAsync(0), None),
+        ("tiered:1,3,7", Tiered((1, 3, 7)), None),
+        ("tiered:1,3:1", Tiered((1, 3), 1), None),
+        ("oracle", Oracle(), None),
+        (" fixed:5@eagle3 ", Fixed(5), "eagle3"),
+        ("mtp1@other", Fixed(1), "other"),
+    ],
+)
+def test_policies_as_written(text: str, scheduler: Scheduler, drafter: str | None) -> None:
+    policy = parse_policy(text)
+    assert (policy.name, policy.scheduler, policy.drafter) == (text.strip(), scheduler, drafter)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dsparc", "policy: is not a policy (got 'dsparc'); one of autoregressive, mtp1, fixed:K"),
+        ("", "is not a policy"),
+        ("fixed", "needs a number after the colon (got 'fixed'); as in fixed:3"),
+        ("fixed:two", "needs a number after the colon (got 'fixed:two')"),
+        ("fixed:1.5", "needs a number"),
+        ("fixed:-1", "length: must not be negative (got -1)"),
+        ("threshold:", "needs a number"),
+        ("threshold:1.1", "threshold: must be between 0 and 1"),
+        ("threshold:nan", "threshold: must be between 0 and 1"),
+        ("mtp1:2", "takes no argument (got 'mtp1:2'); write mtp1"),
+        ("dspark:2", "takes no argument"),
+        ("dspark-async:-1", "lag: must not be negative"),
+        ("dspark-async:soon", "needs a number"),
+        ("tiered:3,1", "tiers: must be increasing"),
+        ("tiered:1,1", "tiers: must be increasing"),
+        ("tiered", "needs a number"),
+        ("tiered:1,3:0", "lag: must be at least 1 to be lossless"),
+    ],
+)
+def test_policies_that_make_no_sense_are_refused(text: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=re.escape(message)):
+        parse_policy(text)
+
+
+def test_help_covers_every_form_and_every_form_parses() -> None:
+    fill: Callable[[str], str] = lambda form: (  # noqa: E731
+        form.replace(":K", ":3").replace(":P", ":0.5").replace("N,N,...", "1,3").replace("[:LAG]", ":1")
+    )
+    for form, meaning in policy_help().items():
+        assert parse_policy(fill(form)).scheduler
+        assert meaning
+    assert {form.split(":")[0].split("[")[0] for form in policy_help()} == {
+        "autoregressive", "mtp1", "fixed", "threshold", "dspark", "dspark-async", "tiered", "oracle",
+    }  # fmt: skip

@@ -218,13 +218,18 @@ def fit_confidence(figures: Published, *, sequences: int = SEQUENCES, evaluation
 
 
 def fit_parameters(
-    figures: Published, confidence: Confidence, *, command: str, progress: Callable[[str], None] = print
+    figures: Published,
+    confidence: Confidence,
+    *,
+    command: str,
+    sequences: int = SOLVING_SEQUENCES,
+    progress: Callable[[str], None] = print,
 ) -> Parameters:
     """Stages 2 and 3: levels, temperatures and one shift per cell of table 1."""
     gamma = figures.accepted_length.gamma
     predictability = confidence.predictability(gamma)
     stretch, offset = confidence.head(sorted(figures.reliability.positions), gamma)
-    text = predictability.draw(random_stream(0, "solving pool"), SOLVING_SEQUENCES)
+    text = predictability.draw(random_stream(0, "solving pool"), sequences)
     shapes: dict[str, dict[str, Any]] = {}
     for domain, drafters in figures.conditional_acceptance.values.items():
         for drafter, conditional in drafters.items():

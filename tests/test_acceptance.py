@@ -336,6 +336,7 @@ def test_a_mix_of_unlike_models_is_headless_and_reuses_short_traces() -> None:
         ("0.5*length:3@5+0.6*length:2@5", "must sum to 1"),
         ("0.5*length:3@5+0.5*length:2@4", "block sizes differ"),
         ("x*length:3@5", "is not a number"),
+        ("qwen3-4b-chat+0.4*qwen3-4b-code", r"every term of a mix is WEIGHT\*MODEL \(got 'qwen3-4b-chat'\)"),
         ("0.5*length:3@5+length:2@5", "block size|MEAN@GAMMA"),
     ],
 )

@@ -141,7 +141,7 @@ class Target:
     ) -> TargetOutput:
         """Run the target on tokens [R, T] that continue ``cache`` (grown in place) or start from nothing."""
         arguments: dict[str, Any] = {"use_cache": cache is not None, self._cache_argument: cache}
-        with torch.no_grad(), self._capture(layer_ids) as states:
+        with torch.no_grad(), self.capture(layer_ids) as states:
             output = self.model(input_ids=tokens, logits_to_keep=int(last_logits_only), **arguments)
         features = [states[layer] for layer in layer_ids]
         nothing = output.logits.new_empty((*tokens.shape, 0))
@@ -154,7 +154,8 @@ class Target:
             cache.crop(-surplus)  # transformers 4 takes a length too, transformers 5 only the surplus
 
     @contextmanager
-    def _capture(self, layer_ids: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    def capture(self, layer_ids: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Inside, every forward pass of the model leaves the states asked for in the yielded dictionary."""
         states: dict[int, Tensor] = {}
         with ExitStack() as hooks:
             for layer in layer_ids:

@@ -1,0 +1,99 @@
+"""The ragged pass against a plain forward per request, and what padding may and may not do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from simulator.errors import BadInputError
+from simulator.live.ragged import RaggedRows, RaggedTarget, side_by_side
+from tests.live.conftest import MakeTarget
+from tests.live.test_lossless import ARCHITECTURES
+
+CAPACITY = 40
+
+
+def fill(ragged: RaggedTarget, tokens: torch.Tensor, contexts: list[int]) -> Any:
+    """A cache in which row r holds the first ``contexts[r]`` of its tokens [R, T]."""
+    cache = ragged.new_cache(len(contexts), CAPACITY)
+    for row, context in enumerate(contexts):
+        if context:
+            rows = RaggedRows.of(
+                torch.tensor([context]), torch.tensor([0]), context,
+                block=context, context=context, first_cache_row=row,
+            )  # fmt: skip
+            ragged.forward(tokens[row, :context], rows, cache)
+    return cache
+
+
+requests = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 8)), min_size=1, max_size=6).filter(
+    lambda pairs: any(count for _, count in pairs)
+)
+
+
+@pytest.fixture(scope="module", params=["qwen3", "llama"])
+def target(request: pytest.FixtureRequest, make_target: MakeTarget) -> Any:
+    return make_target(request.param)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "plain"])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=requests, padding=st.integers(0, 3), slack=st.integers(0, 5))
+def test_ragged_rows_are_the_plain_forward_of_each_request(
+    target: Any, kernel: str, batch: list[tuple[int, int]], padding: int, slack: int
+) -> None:
+    contexts, counts = [c for c, _ in batch], [n for _, n in batch]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 64, (len(batch), 28), generator=generator)
+    ragged = RaggedTarget(target, kernel)
+    cache = fill(ragged, tokens, contexts)
+    rows = RaggedRows.of(
+        torch.tensor(counts), torch.tensor(contexts), sum(counts) + padding,
+        block=max(counts), context=max(c + n for c, n in batch) + slack,
+    )  # fmt: skip
+    flat = torch.cat([tokens[r, c : c + n] for r, (c, n) in enumerate(batch)])
+    padded = torch.nn.functional.pad(flat, (0, padding))
+    output = ragged.forward(padded, rows, cache, layer_ids=(-1, 1, target.num_layers))
+    at = 0
+    for row, (context, count) in enumerate(batch):
+        if not count:
+            continue
+        plain = target.forward(tokens[row : row + 1, : context + count], layer_ids=(-1, 1, target.num_layers))
+        torch.testing.assert_close(
+            output.logits[at : at + count], plain.logits[0, context:], atol=2e-4, rtol=1e-3
+        )
+        torch.testing.assert_close(
+            output.features[at : at + count], plain.features[0, context:], atol=2e-4, rtol=1e-3
+        )
+        at += count
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "gemma2"])
+def test_every_architecture_runs_ragged(make_target: MakeTarget, name: str) -> None:
+    target = make_target(name.split()[0], **ARCHITECTURES[name])
+    tokens = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(1))
+    ragged = RaggedTarget(target)
+    cache = fill(ragged, tokens, [12, 3])
+    rows = RaggedRows.of(torch.tensor([2, 5]), torch.tensor([12, 3]), 7, block=5, context=14)
+    output = ragged.forward(torch.cat((tokens[0, 12:14], tokens[1, 3:8])), rows, cache)
+    expected = torch.cat((target.forward(tokens[:1, :14]).logits[0, 12:],
+                          target.forward(tokens[1:, :8]).logits[0, 3:]))  # fmt: skip
+    torch.testing.assert_close(output.logits, expected, atol=5e-4, rtol=1e-3)
+
+
+def test_what_the_kernels_do_not_compute_is_refused(make_target: MakeTarget, target: Any) -> None:
+    with pytest.raises(BadInputError, match="caps attention logits"):
+        RaggedTarget(make_target("gemma2", **ARCHITECTURES["gemma2"]))
+    with pytest.raises(BadInputError, match="auto, sdpa, varlen, plain"):
+        RaggedTarget(target, "flash")
+
+
+def test_rows_lie_side_by_side() -> None:
+    owner, rank, valid = side_by_side(torch.tensor([2, 0, 3]), 7)
+    assert owner.tolist()[:5] == [0, 0, 2, 2, 2]
+    assert rank.tolist()[:5] == [0, 1, 0, 1, 2]
+    assert valid.tolist() == [True] * 5 + [False] * 2

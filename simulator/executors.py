@@ -41,8 +41,8 @@ class Executor(Protocol):
 
     gamma: int
 
-    def place(self, rows: Rows, requests: Rows) -> None:
-        """These requests now sit in these rows, prefilled."""
+    def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
+        """These requests now sit in these rows, prefilled; the last token of their context is the anchor."""
         ...
 
     def move(self, source: Rows, target: Rows) -> None:
@@ -98,7 +98,7 @@ class SimulatedExecutor:
         self._drafted = np.zeros((capacity, self.gamma), dtype=np.float32)
         self._count = 0
 
-    def place(self, rows: Rows, requests: Rows) -> None:
+    def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
         """Put each request's cursor at the start of its sequence."""
         self._cursor[rows] = self._first_row[requests]
 

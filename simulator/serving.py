@@ -293,14 +293,15 @@ class Engine:
         entry[1:4] = np.array([prompt.times(self.environment.now) for prompt in prompts]).T
         entry[4] = self._decode_steps
         entry[5] = entry[_REMAINING] = tokens
-        self._context_tokens += int((self._final_context(requests) - tokens).sum())
+        context = self._final_context(requests) - tokens
+        self._context_tokens += int(context.sum())
         longer = tokens > 0
         if not longer.all():
             self._leave(entry[:, ~longer])
-            entry, requests = entry[:, longer], requests[longer]
+            entry, requests, context = entry[:, longer], requests[longer], context[longer]
         rows = self._rows.take(entry)
         self._history.place(rows)
-        self.executor.place(rows, requests)
+        self.executor.place(rows, requests, context)
 
     def _check_every_request_fits(self) -> None:
         capacity = self.limits.kv_tokens

@@ -167,8 +167,12 @@ class DSparkAsync:
 
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Global budget over the lagged survivals, then the most likely candidates of this step."""
-        past = on_grid(survival if batch.lagged is None else batch.lagged)
-        return admit(on_grid(survival), global_maximum(_theta(past, batch)))
+        past = survival if batch.lagged is None else batch.lagged
+        return admit(on_grid(survival), self.budget(past, batch))
+
+    def budget(self, lagged: Array, batch: Batch) -> int:
+        """The step's draft budget, which no survival of this step enters: known before it has drafted."""
+        return global_maximum(_theta(on_grid(lagged), batch))
 
 
 @dataclass(frozen=True, slots=True)

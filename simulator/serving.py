@@ -128,13 +128,18 @@ class Engine:
         """Requests on this replica, waiting or running: what a router balances."""
         return len(self._waiting) + len(self._prefilling) + self._rows.occupied
 
-    def submit(self, request: int) -> None:
-        """A request has arrived now; with a prefill pool it first queues there."""
+    def submit(self, request: int, *, cached_tokens: int = 0) -> None:
+        """A request has arrived now; with a prefill pool it first queues there.
+
+        ``cached_tokens`` of its prompt are in the prefix cache already: they fill the KV cache like any
+        others but need no prefill.
+        """
         now, rate = self.environment.now, self.limits.prefill_tokens_per_s
+        left = int(self.workload.prompt_tokens[request]) - cached_tokens
         if self.limits.prefill != "elsewhere" or rate is None:
-            self._enqueue(_Prompt(request, now, int(self.workload.prompt_tokens[request])))
+            self._enqueue(_Prompt(request, now, left))
             return
-        ready_s = max(now, self._prefill_free_s) + int(self.workload.prompt_tokens[request]) / rate
+        ready_s = max(now, self._prefill_free_s) + left / rate
         self._prefill_free_s = ready_s
         event = self.environment.timeout(ready_s - now)
         event.callbacks.append(lambda _: self._enqueue(_Prompt(request, now, 0, first_token_s=ready_s)))

@@ -198,18 +198,22 @@ class Tiered:
 
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Best captured tier over the lagged survivals, then the most likely candidates of this step."""
-        requests, gamma = survival.shape
-        past = on_grid(survival if batch.lagged is None else batch.lagged)
+        past = survival if batch.lagged is None else batch.lagged
+        return admit(on_grid(survival), self.budget(past, batch))
+
+    def budget(self, lagged: Array, batch: Batch) -> int:
+        """Draft tokens of the best captured tier, known before this step has drafted."""
+        requests, gamma = lagged.shape
         budgets = [requests * tier for tier in self.tiers if tier <= gamma]
         if not budgets:
             raise BadInputError(
                 f"are all longer than the block of {gamma} tokens", field="tiers", value=self.tiers,
                 remedy=f"give one of at most {gamma}",
             )  # fmt: skip
-        theta = _theta(past, batch)
+        theta = _theta(on_grid(lagged), batch)
         xp = array_namespace(theta)
         best = global_maximum(xp.take(theta, xp.asarray(budgets, device=device(theta)), axis=0))
-        return admit(on_grid(survival), budgets[best])
+        return budgets[best]
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def threshold_sweep(model: AcceptanceModel, thresholds: Sequence[float], seed: i
     return pd.DataFrame(rows)
 
 
-def plot_threshold_sweep(sweep: pd.DataFrame, *, model_name: str) -> Figure:
+def plot_threshold_sweep(sweep: pd.DataFrame, model: AcceptanceModel) -> Figure:
     """Figure 5's two curves over the threshold, with its published end points where the paper has them."""
     from matplotlib.figure import Figure  # slow to import
 
@@ -71,18 +71,23 @@ def plot_threshold_sweep(sweep: pd.DataFrame, *, model_name: str) -> Figure:
         (rates, "acceptance_rate", "tab:orange", "acceptance rate (right axis)"),
     ):
         axes.plot(sweep["threshold"], sweep[column], color=colour, marker="o", markersize=3, label=label)
-    ends = published_ends(model_name)
-    if ends is not None:
+    known = published_ends(model)
+    if known is not None:
+        dataset, ends = known
         style: dict[str, Any] = {
             "linestyle": "none",
             "marker": "D",
             "markersize": 7,
             "markerfacecolor": "none",
         }
-        lengths.plot(ends.threshold, ends.accepted_length, color="tab:blue", label="published", **style)
-        rates.plot(ends.threshold, ends.acceptance_rate, color="tab:orange", label="published", **style)
+        lengths.plot(
+            ends.threshold, ends.accepted_length, color="tab:blue", label=f"published, {dataset}", **style
+        )
+        rates.plot(
+            ends.threshold, ends.acceptance_rate, color="tab:orange", label="_", **style
+        )  # one entry for both
     lengths.set(
-        xlabel="threshold on raw confidence", ylabel="tokens per step, bonus included", title=model_name
+        xlabel="threshold on raw confidence", ylabel="tokens per step, bonus included", title=model.name
     )
     lengths.set_ylim(bottom=0)
     rates.set(ylabel="accepted / verified", ylim=(0, 1.02))
@@ -91,13 +96,19 @@ def plot_threshold_sweep(sweep: pd.DataFrame, *, model_name: str) -> Figure:
     return figure
 
 
-def published_ends(model_name: str) -> SweepEnds | None:
-    """Figure 5's end points for a model of the dataset they were measured on, or of its domain; else None."""
-    figures = published().threshold_sweep_ends
-    for domain, dataset in figures.datasets.items():
-        prefix = f"{figures.target}/{figures.drafter}"
-        if model_name in (f"{prefix}/{dataset}", f"{prefix}/{domain}"):
-            return figures.values[domain]
+def published_ends(model: AcceptanceModel) -> tuple[str, SweepEnds] | None:
+    """Figure 5's end points and their dataset, for the fitted model of that dataset or of its domain.
+
+    None for any other model, and for a block size other than the paper's.
+    """
+    figures = published()
+    sweeps = figures.threshold_sweep_ends
+    if model.gamma != figures.accepted_length.gamma:
+        return None
+    for domain, dataset in sweeps.datasets.items():
+        prefix = f"{sweeps.target}/{sweeps.drafter}"
+        if model.name in (f"{prefix}/{dataset}", f"{prefix}/{domain}"):
+            return dataset, sweeps.values[domain]
     return None
 
 

@@ -412,8 +412,8 @@ def test_a_sweep_that_means_nothing_is_refused(spec: str, thresholds: list[float
 
 
 def test_the_plot_shows_both_curves_and_the_published_ends(tmp_path: Path) -> None:
-    name = "qwen3-4b/dspark/mt-bench"
-    figure = plot_threshold_sweep(threshold_sweep(fitted_model(name), [0, 0.5, 0.9], seed=1), model_name=name)
+    model = fitted_model("qwen3-4b/dspark/mt-bench")
+    figure = plot_threshold_sweep(threshold_sweep(model, [0, 0.5, 0.9], seed=1), model)
     lengths, rates = figure.axes
     assert lengths.get_xlabel()
     assert lengths.get_ylabel()
@@ -423,11 +423,19 @@ def test_the_plot_shows_both_curves_and_the_published_ends(tmp_path: Path) -> No
     figure.savefig(tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
     plain = conditional_rates([0.9, 0.8])
-    unpublished = plot_threshold_sweep(threshold_sweep(plain, [0, 0.85], seed=1), model_name=plain.name)
+    unpublished = plot_threshold_sweep(threshold_sweep(plain, [0, 0.85], seed=1), plain)
     assert [len(axes.lines) for axes in unpublished.axes] == [2, 1]
 
 
-def test_published_ends_belong_to_one_target_and_drafter() -> None:
-    assert published_ends("qwen3-4b/dspark/gsm8k") == published_ends("qwen3-4b/dspark/math")
-    assert published_ends("qwen3-8b/dspark/gsm8k") is None
-    assert published_ends("qwen3-4b/dflash/math") is None
+def test_published_ends_belong_to_one_target_drafter_and_block_size() -> None:
+    of_dataset = published_ends(fitted_model("qwen3-4b/dspark/gsm8k"))
+    assert of_dataset == published_ends(fitted_model("qwen3-4b-math"))
+    assert of_dataset is not None
+    assert of_dataset[0] == "gsm8k"
+    for other in (
+        "qwen3-8b/dspark/gsm8k",
+        "qwen3-4b/dflash/math",
+        "qwen3-4b/dspark/aime25",
+        "qwen3-4b-math@5",
+    ):
+        assert published_ends(parse_acceptance(other)) is None

@@ -28,6 +28,10 @@ class Provenance(BaseModel):
     draft: str | None = None
     notes: str | None = None
 
+    def __hash__(self) -> int:
+        # Models are cached by value, and the mapping of software versions has no hash of its own.
+        return hash(self.model_dump_json())
+
     def line(self) -> str:
         """One line for listings."""
         where = f" on {self.device}" if self.device else ""
@@ -39,7 +43,11 @@ def complain(error: ValidationError, source: str) -> BadInputError:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"]) or None
     if first["type"] == "extra_forbidden":
-        return BadInputError("unknown key", source=source, field=field, remedy="remove it or correct its spelling")
+        return BadInputError(
+            "unknown key", source=source, field=field, remedy="remove it or correct its spelling"
+        )
     if first["type"] == "missing":
         return BadInputError("is missing", source=source, field=field, remedy="add it")
-    return BadInputError(first["msg"], source=source, field=field, value=first.get("input"), remedy="correct it")
+    return BadInputError(
+        first["msg"], source=source, field=field, value=first.get("input"), remedy="correct it"
+    )

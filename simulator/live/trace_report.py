@@ -1,0 +1,297 @@
+"""What recorded traces say of their drafts: tables, and the paper's figures 2, 5 and 6 for one pair.
+
+Accepted lengths and conditional acceptance are of rounds under full verification: each sequence walked
+from its first row, as the paper's evaluation does. Calibration is of every recorded position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from simulator.acceptance import AcceptanceTrace, anchor_rows
+from simulator.acceptance_sweep import threshold_sweep
+from simulator.calibration import (
+    REFERENCE,
+    Convention,
+    TemperatureFit,
+    expected_calibration_error,
+    fit_temperatures,
+    prefix_survival,
+    reliability,
+    roc_auc,
+)
+from simulator.files import atomic_path, write_text
+from simulator.live.tracing import Kind, prefix_outcomes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LABELS: Mapping[str, str] = {"dspark": "DSpark", "dflash": "DFlash", "mtp": "MTP-1"}
+KIND_LABELS: Mapping[str, str] = {
+    "greedy": "greedy",
+    "expected": "temperature 1",
+    "coupled": "temperature 1, coupled",
+}
+_COLOURS = {"dspark": "tab:blue", "dflash": "tab:orange", "mtp": "tab:green"}
+_REPLAYS = range(8)
+"""Seeds over which the outcomes of sampled traces are averaged."""
+_THRESHOLDS = tuple(np.round(np.linspace(0, 0.95, 20), 2).tolist())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recorded:
+    """One trace and what it is of."""
+
+    draft: str
+    domain: str
+    kind: Kind
+    trace: AcceptanceTrace
+
+
+def accepted_length_table(recorded: Iterable[Recorded]) -> pd.DataFrame:
+    """Columns draft, domain, kind, sequences, rounds, accepted_length, half_width.
+
+    accepted_length is tau, bonus included; half_width that of its 95% t interval, sequences being the
+    independent samples of a ratio of tokens to rounds.
+    """
+    rows = []
+    for item in recorded:
+        tokens, rounds = _tokens_and_rounds(item.trace)
+        tau = tokens.sum() / rounds.sum()
+        count = len(tokens)
+        spread = (tokens - tau * rounds).std(ddof=1) * np.sqrt(count) / rounds.sum()
+        rows.append(
+            {
+                "draft": item.draft,
+                "domain": item.domain,
+                "kind": item.kind,
+                "sequences": count,
+                "rounds": round(float(rounds.sum())),
+                "accepted_length": tau,
+                "half_width": spread * stats.t.ppf(0.975, count - 1),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def conditional_table(recorded: Iterable[Recorded]) -> pd.DataFrame:
+    """P(draft k accepted | those before it accepted): columns draft, domain, kind, position, rate, rounds.
+
+    rounds: those that came as far as position k, per replay.
+    """
+    rows = []
+    for item in recorded:
+        trace = item.trace
+        reached, passed = np.zeros(trace.gamma), np.zeros(trace.gamma)
+        judged = (
+            np.full(trace.rows, trace.gamma) if trace.effective_length is None else trace.effective_length
+        )
+        position = np.arange(1, trace.gamma + 1)
+        seeds = _seeds(trace)
+        for seed in seeds:
+            replay = trace.replay(seed)
+            at = anchor_rows(replay)
+            accepted, limit = replay.accepted[at][:, None], judged[at][:, None]
+            reached += ((accepted >= position - 1) & (limit >= position)).sum(axis=0)
+            passed += (accepted >= position).sum(axis=0)
+        for k in range(trace.gamma):
+            rate = passed[k] / reached[k] if reached[k] else float("nan")
+            rows.append(
+                {
+                    "draft": item.draft,
+                    "domain": item.domain,
+                    "kind": item.kind,
+                    "position": k + 1,
+                    "rate": rate,
+                    "rounds": reached[k] / len(seeds),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def calibration_report(
+    recorded: Iterable[Recorded], fits: Mapping[str, Sequence[TemperatureFit]]
+) -> pd.DataFrame:
+    """Calibration error of prefix survival before and after each fit, and AUC, by domain and position.
+
+    fits: for each kind, the fits to apply, one per convention; each error is measured in the bins of its
+    convention. Columns kind, domain, convention, position, ece_before, ece_after, auc.
+    """
+    rows = []
+    for item in recorded:
+        if item.trace.confidence_logits is None or item.kind not in fits:
+            continue
+        observed, judged = prefix_outcomes(item.trace)
+        raw = prefix_survival(item.trace.confidence_logits)
+        for fit in fits[item.kind]:
+            scaled = prefix_survival(item.trace.confidence_logits, fit.temperatures)
+            for k in range(item.trace.gamma):
+                counted: dict[str, Any] = {"weight": judged[:, k], "bins": fit.convention.bins}
+                rows.append(
+                    {
+                        "kind": item.kind,
+                        "domain": item.domain,
+                        "convention": fit.convention.name,
+                        "position": k + 1,
+                        "ece_before": expected_calibration_error(raw[:, k], observed[:, k], **counted),
+                        "ece_after": expected_calibration_error(scaled[:, k], observed[:, k], **counted),
+                        "auc": roc_auc(raw[:, k], observed[:, k], weight=judged[:, k]),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def fit_on(recorded: Iterable[Recorded], convention: Convention) -> TemperatureFit:
+    """Sequential temperatures from the positions of several traces together."""
+    pooled = _pool(recorded)
+    return fit_temperatures(pooled.logits, pooled.observed, weight=pooled.judged, convention=convention)
+
+
+def write_report(
+    recorded: Sequence[Recorded], fits: Mapping[str, Sequence[TemperatureFit]], folder: Path
+) -> None:
+    """Write accepted_length.csv, conditional.csv, calibration.csv, temperatures.csv and the figures."""
+    temperatures = pd.DataFrame(
+        {"kind": kind, "convention": fit.convention.name, "position": k + 1, "temperature": value}
+        for kind, several in fits.items()
+        for fit in several
+        for k, value in enumerate(fit.temperatures)
+    )
+    for name, table in (
+        ("accepted_length", accepted_length_table(recorded)),
+        ("conditional", conditional_table(recorded)),
+        ("calibration", calibration_report(recorded, fits)),
+        ("temperatures", temperatures),
+    ):
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
+    for name, figure in (
+        ("conditional", plot_conditional(conditional_table(recorded))),
+        ("thresholds", plot_thresholds(recorded)),
+        ("reliability", plot_reliability(recorded, fits)),
+    ):
+        with atomic_path(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=110)
+
+
+def plot_conditional(table: pd.DataFrame) -> Figure:
+    """The paper's figure 2: conditional acceptance over the position, one panel per domain and kind."""
+    kinds = [kind for kind in ("greedy", "expected") if kind in set(table["kind"])]
+    domains = sorted(set(table["domain"]))
+    figure, axes = _panels(len(kinds), len(domains))
+    for row, kind in enumerate(kinds):
+        for column, domain in enumerate(domains):
+            axis = axes[row][column]
+            for draft, label in LABELS.items():
+                own = table.query("draft == @draft and domain == @domain and kind == @kind")
+                axis.plot(
+                    own["position"],
+                    own["rate"],
+                    marker="o",
+                    markersize=3.5,
+                    color=_COLOURS[draft],
+                    label=label,
+                )
+            axis.set(title=f"{domain}, {KIND_LABELS[kind]}", ylim=(0, 1.02), xlabel="draft position")
+        axes[row][0].set_ylabel("P(accepted | those before)")
+    axes[0][0].legend(frameon=False, fontsize="small", loc="lower left")
+    return figure
+
+
+def plot_thresholds(recorded: Sequence[Recorded]) -> Figure:
+    """The paper's figure 5: length and acceptance rate when blocks end at the first low confidence."""
+    shown = [item for item in recorded if item.trace.has_confidence and item.kind == "expected"]
+    figure, axes = _panels(1, len(shown))
+    for axis, item in zip(axes[0], shown, strict=True):
+        sweeps = [threshold_sweep(item.trace, _THRESHOLDS, seed).to_numpy() for seed in _REPLAYS]
+        threshold, verified, accepted, rate = np.mean(sweeps, axis=0).T
+        axis.plot(threshold, verified, color="tab:grey", label="verified length")
+        axis.plot(threshold, accepted, color="tab:blue", label="accepted length")
+        axis.plot([], [], color="tab:red", label="acceptance rate (right)")
+        axis.set(title=item.domain, xlabel="confidence threshold", ylim=(0, item.trace.gamma + 1.3))
+        rates = axis.twinx()
+        rates.plot(threshold, rate, color="tab:red")
+        rates.set_ylim(0, 1.02)
+        rates.spines["top"].set_visible(False)
+    axes[0][0].set_ylabel("tokens per round")
+    axes[0][0].legend(frameon=False, fontsize="small", loc="upper right")
+    return figure
+
+
+def plot_reliability(recorded: Sequence[Recorded], fits: Mapping[str, Sequence[TemperatureFit]]) -> Figure:
+    """The paper's figure 6: observed over predicted prefix survival, all domains, raw and calibrated."""
+    pooled = _pool(item for item in recorded if item.trace.has_confidence and item.kind == "expected")
+    fit = next(fit for fit in fits["expected"] if fit.convention is REFERENCE)
+    gamma = pooled.logits.shape[1]
+    positions = sorted({1, (gamma + 2) // 3, (2 * gamma + 1) // 3, gamma})
+    figure, axes = _panels(1, len(positions))
+    for axis, position in zip(axes[0], positions, strict=True):
+        k = position - 1
+        axis.plot([0, 1], [0, 1], color="lightgrey", linewidth=1)
+        for label, temperatures, colour in (
+            ("raw", None, "tab:red"),
+            ("calibrated", fit.temperatures, "tab:blue"),
+        ):
+            predicted = prefix_survival(pooled.logits, temperatures)[:, k]
+            curve = reliability(predicted, pooled.observed[:, k], weight=pooled.judged[:, k])
+            axis.plot(
+                curve.predicted, curve.observed, color=colour, marker="o", markersize=3,
+                label=f"{label}, ECE {100 * curve.ece:.1f}%",
+            )  # fmt: skip
+        axis.set(title=f"prefix of {position}", xlabel="predicted survival", xlim=(0, 1), ylim=(0, 1))
+        axis.legend(frameon=False, fontsize="small", loc="upper left")
+    axes[0][0].set_ylabel("accepted")
+    return figure
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pool:
+    logits: NDArray[np.float32]
+    observed: NDArray[np.float64]
+    judged: NDArray[np.float64]
+
+
+def _pool(recorded: Iterable[Recorded]) -> _Pool:
+    traces = [item.trace for item in recorded]
+    outcomes = [prefix_outcomes(trace) for trace in traces]
+    logits = [trace.confidence_logits for trace in traces if trace.confidence_logits is not None]
+    return _Pool(
+        np.concatenate(logits),
+        np.concatenate([observed for observed, _ in outcomes]),
+        np.concatenate([judged for _, judged in outcomes]),
+    )
+
+
+def _seeds(trace: AcceptanceTrace) -> Sequence[int]:
+    return _REPLAYS if trace.kind == "sampled" else (0,)
+
+
+def _tokens_and_rounds(trace: AcceptanceTrace) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Tokens committed and rounds taken by each sequence, means over the replays: [S] each."""
+    sequences = len(trace.sequence_start) - 1
+    tokens, rounds = np.zeros(sequences), np.zeros(sequences)
+    seeds = _seeds(trace)
+    for seed in seeds:
+        replay = trace.replay(seed)
+        at = anchor_rows(replay)
+        owner = np.searchsorted(trace.sequence_start, at, side="right") - 1
+        rounds += np.bincount(owner, minlength=sequences)
+        tokens += np.bincount(owner, replay.accepted[at] + 1.0, minlength=sequences)
+    return tokens / len(seeds), rounds / len(seeds)
+
+
+def _panels(rows: int, columns: int) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(3.1 * columns, 2.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes

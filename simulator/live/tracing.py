@@ -198,7 +198,7 @@ def record(
 
 
 def prefix_outcomes(trace: AcceptanceTrace) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How likely each prefix of each block is accepted (0 or 1 if greedy), and if it was judged: [N, gamma]."""
+    """How likely each prefix of each block is accepted, and 1 where it was judged, else 0: [N, gamma]."""
     if trace.accepted is not None:
         return verdicts(trace.accepted, trace.gamma, trace.effective_length)
     assert trace.acceptance_probability is not None

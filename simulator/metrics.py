@@ -94,6 +94,7 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
             "first_token_s": table["first_token_s"],
             "finished_s": table["finished_s"],
             "decode_tokens": tokens,
+            "first_step": table["first_step"].astype(np.int64),
             "decode_steps": steps,
             "ttft_s": table["first_token_s"] - table["queued_s"],
             "tpot_s": _ratio(decode_s, tokens),

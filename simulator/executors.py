@@ -93,7 +93,7 @@ class SimulatedExecutor:
         self.steps_outside = 0
         self._survival = np.concatenate([replay.survival for replay in replays])
         self._accepted = np.concatenate([replay.accepted for replay in replays]).astype(np.int64)
-        self._first_row = _first_rows(replays, workload, seed)
+        self._first_row = first_rows(replays, workload, seed)
         self._cursor = np.zeros(capacity, dtype=np.int64)
         self._drafted = np.zeros((capacity, self.gamma), dtype=np.float32)
         self._count = 0
@@ -165,7 +165,8 @@ class SchedulerError(SimulatorError):
     """A scheduler broke its contract; the message says how, the serving model adds the step."""
 
 
-def _first_rows(replays: Sequence[Replay], workload: Workload, seed: int) -> Rows:
+def first_rows(replays: Sequence[Replay], workload: Workload, seed: int) -> Rows:
+    """Trace row at which each request starts, among the replays laid end to end: the same for every policy."""
     first = np.empty(len(workload), dtype=np.int64)
     offset = 0
     for index, (replay, name) in enumerate(zip(replays, workload.classes, strict=True)):

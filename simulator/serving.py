@@ -236,19 +236,25 @@ class Engine:
 
     def _admit(self) -> None:
         """Fill free slots from the head of the line, then close the holes that are left."""
-        free = self.limits.concurrency - self.load + len(self._waiting)
-        admitted: list[_Prompt] = []
-        while len(admitted) < free and (prompt := self._next_in_line()) is not None:
-            admitted.append(prompt)
-        if admitted:
-            if self.limits.prefill == "elsewhere":
-                self._join(admitted)
-            else:
+        while admitted := self._admissible():
+            if self.limits.prefill != "elsewhere":
                 self._prefilling.extend(admitted)
+                break
+            self._join(admitted)
+            if self._rows.occupied or not self._waiting:
+                break  # else all had a single token to say and have left: the line moves on
         if self._rows.holes.size:
             source, target = self._rows.close_holes()
             self._history.move(source, target)
             self.executor.move(source, target)
+
+    def _admissible(self) -> list[_Prompt]:
+        """As many from the head of the line as there are free slots and room in the KV cache."""
+        free = self.limits.concurrency - self.load + len(self._waiting)
+        admitted: list[_Prompt] = []
+        while len(admitted) < free and (prompt := self._next_in_line()) is not None:
+            admitted.append(prompt)
+        return admitted
 
     def _next_in_line(self) -> _Prompt | None:
         """The request at the head of the line if its KV cache fits; nobody overtakes it."""

@@ -19,6 +19,7 @@ from simulator.errors import BadInputError
 from simulator.live import checkpoints, sampling
 from simulator.live.checkpoints import Fields
 from simulator.live.heads import HEADS, ConfidenceHead, MarkovHead
+from simulator.live.kv_cache import DraftContext
 from simulator.live.layers import BackboneConfig, Block, DraftCache, KeysValues, Rotary
 
 
@@ -95,7 +96,7 @@ class Draft(Protocol):
         features: Tensor,
         tokens: Tensor,
         counts: Tensor,
-        cache: DraftCache,
+        cache: DraftContext,
         *,
         temperature: float = 0.0,
         uniforms: Tensor | None = None,
@@ -243,7 +244,7 @@ class DSparkDraft(nn.Module):
         features: Tensor,
         tokens: Tensor,
         counts: Tensor,
-        cache: DraftCache,
+        cache: DraftContext,
         *,
         temperature: float = 0.0,
         uniforms: Tensor | None = None,
@@ -262,14 +263,14 @@ class DSparkDraft(nn.Module):
         context: Tensor = self.hidden_norm(self.fc(features))
         return context
 
-    def remember(self, context: Tensor, counts: Tensor, cache: DraftCache) -> None:
+    def remember(self, context: Tensor, counts: Tensor, cache: DraftContext) -> None:
         """Append context [N, d], ``counts`` entries for each request, to the cache of every layer."""
         rows, positions = cache.claim(counts)
         rope = self.rotary(positions, context.dtype)
         for index, layer in enumerate(self._blocks()):
             cache.write(index, rows, positions, *layer.self_attn.keys_values(context, rope))
 
-    def block_hidden(self, anchors: Tensor, cache: DraftCache) -> Tensor:
+    def block_hidden(self, anchors: Tensor, cache: DraftContext) -> Tensor:
         """One backbone pass over [anchor, mask, ...] of each request: anchors [R] -> [R, gamma, d].
 
         Slot k stands at the position of draft token k and predicts the one after it. The block's own

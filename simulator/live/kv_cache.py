@@ -68,12 +68,20 @@ class DraftStep:
     positions, so that the whole pass can be recorded in a CUDA graph.
 
     rows, positions: int64 [N], where the new context goes. lengths: int64 [R], context afterwards.
+    Rows count from ``first_row`` of the cache.
     """
 
     def __init__(
-        self, cache: DraftCache, rows: Tensor, positions: Tensor, lengths: Tensor, context: int
+        self,
+        cache: DraftCache,
+        rows: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        *,
+        context: int,
+        first_row: int = 0,
     ) -> None:
-        self._cache, self._entries, self._context = cache, (rows, positions), context
+        self._cache, self._entries, self._context, self._first = cache, (rows, positions), context, first_row
         self.lengths = lengths
 
     @property
@@ -87,12 +95,12 @@ class DraftStep:
 
     def write(self, layer: int, rows: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
         """See ``DraftCache.write``."""
-        self._cache.write(layer, rows, positions, keys, values)
+        self._cache.write(layer, rows + self._first, positions, keys, values)
 
     def read(self, layer: int, beyond: int = 0) -> KeysValues:
         """See ``DraftCache.read``; as far as ``_end`` whatever the lengths are."""
-        rows, end = self.rows, self._end(beyond)
-        return self._cache.keys[layer][:rows, :, :end], self._cache.values[layer][:rows, :, :end]
+        mine, end = slice(self._first, self._first + self.rows), self._end(beyond)
+        return self._cache.keys[layer][mine, :, :end], self._cache.values[layer][mine, :, :end]
 
     def mask(self, beyond: int = 0) -> Tensor:
         """See ``DraftCache.mask``."""
@@ -102,3 +110,7 @@ class DraftStep:
     def _end(self, beyond: int) -> int:
         # Attention kernels want masks whose rows are aligned.
         return min(-(-(self._context + beyond) // 8) * 8, self._cache.keys.shape[3])
+
+
+DraftContext = DraftCache | DraftStep
+"""What a draft can propose from: the cache itself, or one step's view of it."""

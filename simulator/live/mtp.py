@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from simulator.live import sampling
 from simulator.live.checkpoints import Fields
 from simulator.live.drafts import Proposal
+from simulator.live.kv_cache import DraftContext
 from simulator.live.layers import BackboneConfig, Block, DraftCache, KeysValues, Rotary
 
 ARCHITECTURE = "MTPDraftModel"
@@ -92,7 +93,7 @@ class MTPDraft(nn.Module):
         features: Tensor,
         tokens: Tensor,
         counts: Tensor,
-        cache: DraftCache,
+        cache: DraftContext,
         *,
         temperature: float = 0.0,
         uniforms: Tensor | None = None,

@@ -75,7 +75,9 @@ class RaggedRows:
     ) -> RaggedRows:
         """Lay ``counts`` rows of each request side by side, padded to ``rows``; nothing leaves the device."""
         request, offset, valid = side_by_side(counts, rows)
-        return cls(counts, starts, request, offset.clamp(0, block - 1), valid, first_cache_row, block, context)
+        return cls(
+            counts, starts, request, offset.clamp(0, block - 1), valid, first_cache_row, block, context
+        )
 
     @property
     def positions(self) -> Tensor:
@@ -147,7 +149,7 @@ class RaggedTarget:
         layer_ids: Sequence[int] = (),
         last_logits_only: bool = False,
     ) -> TargetOutput:
-        """Run tokens [N]; their keys enter the cache. Gives logits [N, V] (or [1, V]) and features [N, width].
+        """Run tokens [N]; their keys enter the cache. Logits [N, V] (or [1, V]), features [N, width].
 
         Requests' contexts before ``rows.starts`` must be in the cache; what lies behind is overwritten.
         """
@@ -246,9 +248,15 @@ def sdpa(
 ) -> Tensor:
     """See ``Kernel``. Query heads that share a key head become extra query rows of it."""
     requests, kv_heads = len(rows.counts), keys.shape[2]
-    inside = torch.minimum(torch.arange(rows.block, device=query.device), (rows.counts - 1).clamp(min=0)[:, None])
-    block = query[(rows.first_rows[:, None] + inside).clamp(max=len(query) - 1)]  # [R, block, heads, head_dim]
-    grouped = block.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)  # [R, kv_heads, group, block, head_dim]
+    inside = torch.minimum(
+        torch.arange(rows.block, device=query.device), (rows.counts - 1).clamp(min=0)[:, None]
+    )
+    block = query[
+        (rows.first_rows[:, None] + inside).clamp(max=len(query) - 1)
+    ]  # [R, block, heads, head_dim]
+    grouped = torch.unflatten(block, 2, (kv_heads, -1)).permute(
+        0, 2, 3, 1, 4
+    )  # [R, kv_heads, group, block, head_dim]
     groups = grouped.shape[2]
     mine = slice(rows.first_cache_row, rows.first_cache_row + requests)
     mixed = scaled_dot_product_attention(
@@ -258,7 +266,7 @@ def sdpa(
         attn_mask=rows.mask(window, query.dtype)[:, None].repeat(1, 1, groups, 1),
         scale=scale,
     )
-    mixed = mixed.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    mixed = torch.unflatten(mixed, 2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
     return mixed[rows.request, rows.offset]
 
 

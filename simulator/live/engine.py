@@ -1,0 +1,613 @@
+"""The live executor: the serving model's steps run by torch, their durations measured.
+
+It fills the seam that ``executors.SimulatedExecutor`` fills with look-ups, so a live run is the simulator's
+own serving model, schedulers, traffic and metrics. A step drafts a block for every request, asks the
+scheduler, runs the target over ragged rows, and commits. On a GPU it is two recorded graphs with the
+scheduler's allocation between them, and the host waits for the device once, at the end: where the budget
+is known before the draft (``dspark-async``, ``tiered``, fixed lengths), nothing else is waited for.
+
+All state of a batch row lies in buffers on the device (``_State``); passes read and write them in place.
+Between steps a row holds the anchor, how many positions of its context the target has processed, and the
+hidden states of those that the draft has not seen yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from simulator.acceptance import Replay, random_stream
+from simulator.errors import BadInputError
+from simulator.executors import Rows, SchedulerError, Verified, check_lengths, first_rows
+from simulator.live import checkpoints, sampling
+from simulator.live.drafts import Draft
+from simulator.live.kv_cache import DraftStep, cache_bytes, whole_pages
+from simulator.live.observed import ObservedScheduler
+from simulator.live.pairs import check_pair
+from simulator.live.ragged import RaggedRows, RaggedTarget, side_by_side
+from simulator.live.steps import (
+    Captured,
+    Marks,
+    OutOfMemoryError,
+    StepTiming,
+    Tiers,
+    is_out_of_memory,
+    synchronise,
+)
+from simulator.live.targets import Target
+from simulator.schedulers import Scheduler
+from simulator.workload import Workload
+
+Prompts = Callable[[int, int], NDArray[np.int64]]
+"""(request, tokens) -> its prompt, that many token ids."""
+
+PREFILL_ROWS = 2048
+"""Prompt rows of one forward pass; more would only keep more activations alive."""
+
+
+def random_prompts(vocabulary: int, seed: int) -> Prompts:
+    """Prompts of random tokens: what a pair with random weights needs, and enough to time any other."""
+
+    def prompt(request: int, tokens: int) -> NDArray[np.int64]:
+        return random_stream(seed, f"prompt/{request}").integers(0, vocabulary, tokens)
+
+    return prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveOptions:
+    """How a live engine runs, apart from what it runs.
+
+    tiers: sizes that passes are padded to. attention: a kernel of ``ragged``. graphs: record CUDA graphs.
+    keep_tokens: keep every request's output, for tests.
+    """
+
+    temperature: float = 0.0
+    tiers: Tiers = field(default_factory=Tiers)
+    attention: str = "auto"
+    graphs: bool = True
+    seed: int = 0
+    keep_tokens: bool = False
+
+
+class LiveExecutor:
+    """Runs the steps of one engine on a device; see ``executors.Executor`` for the protocol.
+
+    draft: None for autoregressive decoding. replays: with them (one per traffic class), acceptance and
+    survival come from recorded traces while every pass is real; a pair with random weights then costs what
+    a trained one does. timings: one per decode step. outputs: by request, when tokens are kept.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        draft: Draft | None,
+        workload: Workload,
+        *,
+        concurrency: int,
+        prompts: Prompts,
+        replays: Sequence[Replay] | None = None,
+        options: LiveOptions | None = None,
+    ) -> None:
+        if draft is not None:
+            check_pair(target, draft)
+        self.options = options or LiveOptions()
+        self.target, self.draft_model, self.workload, self.prompts = target, draft, workload, prompts
+        self.gamma = 0 if draft is None else draft.gamma
+        self.layer_ids = () if draft is None else draft.target_layer_ids
+        self.device = target.device
+        self.ragged = RaggedTarget(target, self.options.attention)
+        self.concurrency = concurrency
+        rows = Tiers.fit(self.options.tiers.requests, concurrency)
+        longest = int((workload.prompt_tokens + workload.output_tokens).max())
+        capacity = whole_pages(longest + 2 * self.gamma + 2)
+        self._require_memory(rows, capacity)
+        with self._memory(f"caches for {rows} requests of {capacity} positions"):
+            self.cache = self.ragged.new_cache(
+                rows + 1, capacity
+            )  # one row more, where prompts are prefilled
+            self.draft_cache = None if draft is None else draft.new_cache(rows + 2, capacity)
+            self.state = _State.empty(self, rows)
+        self.captured = Captured(self.device, graphs=self.options.graphs)
+        self.timings: list[StepTiming] = []
+        self.outputs: dict[int, list[int]] = {}
+        self._staging = rows
+        self._trace = (
+            None if replays is None else _Trace(replays, workload, rows, self.gamma, self.options.seed)
+        )
+        self._generator = torch.Generator(self.device).manual_seed(self.options.seed)
+        self._ready: dict[int, _Prefilled] = {}
+        self._cached = np.zeros(rows, dtype=np.int64)  # the host's own copies: it never asks the device
+        self._pending = np.zeros(rows, dtype=np.int64)
+        self._request = np.zeros(rows, dtype=np.int64)
+        self._observed: ObservedScheduler | None = None
+        self._step = _Step(self.device)
+
+    def observe(self, scheduler: Scheduler, *, keep_records: bool = False) -> ObservedScheduler:
+        """The scheduler to drive this executor with: it passes on the budget where that is known early."""
+        self._observed = ObservedScheduler(scheduler, keep_records=keep_records)
+        return self._observed
+
+    # ---------------------------------------------------------------- the protocol
+
+    def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
+        """Prefill where that has not been done (a pool elsewhere would have), untimed, and fill the rows.
+
+        A request that a closed loop catches in mid-output gets a prompt that is so much longer.
+        """
+        for row, request, context in zip(
+            rows.tolist(), requests.tolist(), context_tokens.tolist(), strict=True
+        ):
+            positions = context - 1  # the anchor is not processed yet
+            ready = self._ready.pop(request, None)
+            if ready is None or ready.positions != positions:
+                ready = self._prefill(row, request, positions)
+            self._install(row, request, ready)
+        if self._trace is not None:
+            self._trace.place(rows, requests)
+
+    def move(self, source: Rows, target: Rows) -> None:
+        """Copy rows to where they are now, keys and values included."""
+        if not source.size:
+            return
+        for before, after in zip(source.tolist(), target.tolist(), strict=True):
+            used = int(self._cached[before])
+            for cache in (self.cache.keys, self.cache.values):
+                cache[:, after, :used] = cache[:, before, :used]
+            if self.draft_cache is not None:
+                for cache in (self.draft_cache.keys, self.draft_cache.values):
+                    cache[:, after, :, :used] = cache[:, before, :, :used]
+        self.state.move(source, target)
+        for mine in (self._cached, self._pending, self._request):
+            mine[target] = mine[source]
+        if self._trace is not None:
+            self._trace.move(source, target)
+
+    def draft(self, count: int) -> Tensor:
+        """Enqueue a draft pass for rows 0..count-1; returns their survival [count, gamma], on the device."""
+        self._step = step = _Step(self.device, count, self._padded(count))
+        step.capture_s = self.captured.capture_s
+        step.marks.mark()
+        state = self.state
+        if step.padded > count:
+            for idle in (state.pending_count, state.cached):
+                idle[count : step.padded] = 0
+        if self.draft_model is not None:
+            self._draw_uniforms()
+            rows = self._tier("rows", int(self._pending[:count].sum()))
+            context = self._context(int(self._cached[:count].max()))
+            with self._memory(f"drafting for {count} requests with contexts up to {context}"):
+                self.captured.run(
+                    ("draft", step.padded, rows, context),
+                    lambda: self._draft_pass(step.padded, rows, context),
+                )
+        if self._trace is not None:
+            state.survival[:count] = self._to_device(self._trace.survival(count))
+        state.survival_host[:count].copy_(state.survival[:count], non_blocking=True)
+        step.marks.mark()
+        step.drafted_s = time.perf_counter()
+        return state.survival[:count, : self.gamma]
+
+    def outcome(self) -> Tensor:
+        """Known in advance only where acceptance is replayed."""
+        if self._trace is None:
+            raise BadInputError(
+                "knows the outcome before the target has run", field="policy", value="oracle",
+                remedy="run it trace-driven, or simulate it: it is a bound, not a policy",
+            )  # fmt: skip
+        accepted = self._to_device(self._trace.accepted(self._step.count))
+        position = torch.arange(self.gamma, device=self.device)
+        return (position < accepted[:, None]).to(torch.float32)
+
+    def snapshot(self) -> NDArray[np.float32]:
+        """Host copy of the survival just drafted."""
+        return np.array(self.state.survival_host[: self._step.count, : self.gamma].numpy())
+
+    def verify(self, lengths: Any, context_tokens: float, prefill_tokens: int) -> Verified:
+        """Run the target over the anchors and so many drafts, commit, and wait for the device."""
+        if prefill_tokens:
+            raise BadInputError(
+                "is not run live: prompt rows do not ride along in decode steps yet", field="prefill",
+                value="chunked", remedy="use prefill elsewhere or whole",
+            )  # fmt: skip
+        step, count = self._step, self._step.count
+        step.schedule_s = time.perf_counter() - step.drafted_s
+        self._require_tensor(lengths)
+        safe = lengths.clamp(0, self.gamma)  # an invalid length must not become an invalid address
+        draft_tokens = self._draft_tokens(safe)
+        self.state.lengths[:count] = safe
+        self.state.lengths[count : step.padded] = -1
+        if self._trace is not None:
+            self.state.forced[:count] = self._to_device(self._trace.accepted(count))
+        block = self._block(safe, draft_tokens)
+        rows = self._tier("rows", count + draft_tokens + (step.padded > count))
+        context = self._context(int(self._cached[:count].max()) + block)
+        step.marks.mark()
+        with self._memory(
+            f"verifying {count + draft_tokens} rows of {count} requests, contexts to {context}"
+        ):
+            self.captured.run(
+                ("verify", step.padded, rows, context, block),
+                lambda: self._verify_pass(step.padded, rows, context, block),
+            )
+        accepted = self._commit(lengths, safe)
+        duration_s = time.perf_counter() - step.start_s - (self.captured.capture_s - step.capture_s)
+        draft_s, visible_s, verify_s = step.marks.spans_s()
+        self.timings.append(
+            StepTiming(draft_s, step.schedule_s, visible_s, verify_s, duration_s, count,
+                       count + draft_tokens, step.padded, rows)
+        )  # fmt: skip
+        return Verified(accepted, draft_tokens, duration_s)
+
+    def prefill(self, requests: Rows, tokens: int) -> float:
+        """Prefill whole prompts, one after the other, and keep what they leave until they get a row."""
+        start_s = time.perf_counter()
+        for request in requests.tolist():
+            ready = self._prefill(self._staging, request, int(self.workload.prompt_tokens[request]))
+            self._ready[request] = self._stash(ready)
+        synchronise(self.device)
+        return time.perf_counter() - start_s
+
+    # ---------------------------------------------------------------- passes over the state
+
+    def _draft_pass(self, requests: int, rows: int, context: int) -> None:
+        """Draft for the first ``requests`` rows of the batch; idempotent, nothing leaves the device."""
+        assert self.draft_model is not None
+        assert self.draft_cache is not None
+        state = self.state
+        counts, cached = state.pending_count[:requests], state.cached[:requests]
+        request, rank, valid = side_by_side(counts, rows)
+        rank = rank.clamp(0, self.gamma)
+        view = DraftStep(
+            self.draft_cache,
+            torch.where(valid, request, self.cache.trash),
+            torch.where(valid, (cached - counts)[request] + rank, 0),
+            cached,
+            context=context,
+        )
+        with torch.no_grad():
+            proposal = self.draft_model.propose(
+                state.pending_features[request, rank], state.pending_tokens[request, rank], counts, view,
+                temperature=self.options.temperature, uniforms=state.draft_uniforms(requests),
+            )  # fmt: skip
+        state.drafts[:requests] = proposal.tokens
+        state.survival[:requests] = proposal.survival
+        if state.q_draft is not None and proposal.q_draft is not None:
+            state.q_draft[:requests] = proposal.q_draft
+
+    def _verify_pass(self, requests: int, rows: int, context: int, block: int) -> None:
+        """Verify, and leave verdicts and the draft's next context; idempotent, nothing leaves the device."""
+        state = self.state
+        lengths, drafts = state.lengths[:requests], state.drafts[:requests]
+        ragged = RaggedRows.of(lengths + 1, state.cached[:requests], rows, block=block, context=context)
+        tokens = torch.cat((state.anchors[:requests, None], drafts), dim=1)[ragged.request, ragged.offset]
+        output = self.ragged.forward(tokens, ragged, self.cache, layer_ids=self.layer_ids)
+        verdict = sampling.verify(
+            output.logits, drafts, lengths, temperature=self.options.temperature, **state.judging(requests)
+        )
+        accepted, following = verdict.accepted, verdict.next_tokens
+        if self._trace is not None:
+            accepted = torch.minimum(state.forced[:requests], lengths.clamp(min=0))
+            last = (ragged.first_rows + accepted).clamp(max=rows - 1)
+            following = output.logits[last].argmax(dim=-1)
+        state.accepted[:requests], state.following[:requests] = accepted, following
+        k = torch.arange(state.pending_tokens.shape[1], device=self.device)
+        padded = torch.nn.functional.pad(drafts, (0, 1))[:, : len(k)]
+        state.pending_tokens[:requests] = torch.where(k < accepted[:, None], padded, following[:, None])
+        if self.layer_ids:
+            kept = ragged.first_rows[:, None] + torch.minimum(k, accepted[:, None])
+            state.pending_features[:requests] = output.features[kept.clamp(max=rows - 1)]
+
+    def _commit(self, lengths: Tensor, safe: Tensor) -> Rows:
+        """Advance every row, fetch the verdicts, wait for the device; accepted lengths [count]."""
+        state, count = self.state, self._step.count
+        state.cached[:count] += state.accepted[:count] + 1
+        state.pending_count[:count] = state.accepted[:count] + 1
+        state.anchors[:count] = state.following[:count]
+        state.accepted_host[:count].copy_(state.accepted[:count], non_blocking=True)
+        broken = (safe != lengths).any().to("cpu", non_blocking=True)
+        self._step.marks.mark()
+        synchronise(self.device)
+        if bool(broken):
+            check_lengths(lengths.cpu().numpy(), count, self.gamma)
+        accepted: Rows = np.array(state.accepted_host[:count].numpy())
+        self._cached[:count] += accepted + 1
+        self._pending[:count] = accepted + 1
+        if self._trace is not None:
+            self._trace.advance(accepted)
+        if self.options.keep_tokens:
+            committed = state.pending_tokens[:count].tolist()
+            for row, tokens in enumerate(committed):
+                self.outputs[int(self._request[row])] += tokens[: int(accepted[row]) + 1]
+        return accepted
+
+    # ---------------------------------------------------------------- prompts
+
+    def _prefill(self, row: int, request: int, positions: int) -> _Prefilled:
+        """Run a prompt through the target into a cache row, and all but its last position into the draft."""
+        tokens = self._to_device(self.prompts(request, positions))
+        features, output = None, None
+        with self._memory(f"prefilling {positions} tokens"):
+            for start in range(0, positions, PREFILL_ROWS):
+                end = min(start + PREFILL_ROWS, positions)
+                rows = RaggedRows.of(
+                    tokens.new_tensor([end - start]), tokens.new_tensor([start]), end - start,
+                    block=end - start, context=end, first_cache_row=row,
+                )  # fmt: skip
+                output = self.ragged.forward(
+                    tokens[start:end], rows, self.cache, layer_ids=self.layer_ids, last_logits_only=True
+                )
+                features = output.features
+                known = min(end, positions - 1)
+                if known > start:
+                    self._remember(row, features[: known - start], tokens[start + 1 : known + 1], start)
+        assert output is not None
+        assert features is not None
+        uniform = self._uniforms(1) if self._sampled else None
+        anchor = sampling.choose(output.logits[-1:], self.options.temperature, uniform)[0]
+        return _Prefilled(positions, anchor, features[-1])
+
+    def _remember(self, row: int, features: Tensor, following: Tensor, start: int) -> None:
+        """Let the draft see states at positions from ``start`` on; its proposal behind them is not used."""
+        if self.draft_model is None or self.draft_cache is None:
+            return
+        count = len(features)
+        view = DraftStep(
+            self.draft_cache,
+            torch.zeros(count, dtype=torch.int64, device=self.device),
+            start + torch.arange(count, device=self.device),
+            torch.tensor([start + count], device=self.device),
+            context=start + count,
+            first_row=row,
+        )
+        with torch.no_grad():
+            self.draft_model.propose(features, following, torch.tensor([count]), view)
+
+    def _install(self, row: int, request: int, ready: _Prefilled) -> None:
+        state = self.state
+        for cache, axis, content in ready.content:
+            cache.select(1, row).narrow(axis, 0, content.shape[axis]).copy_(content)
+        state.cached[row], state.pending_count[row] = ready.positions, 1
+        state.anchors[row] = state.pending_tokens[row, 0] = ready.anchor
+        if self.layer_ids:
+            state.pending_features[row, 0] = ready.last_features
+        self._cached[row], self._pending[row], self._request[row] = ready.positions, 1, request
+        if self.options.keep_tokens:
+            self.outputs[request] = [int(ready.anchor)]
+
+    def _stash(self, ready: _Prefilled) -> _Prefilled:
+        """The same with copies of the cache rows, so that the next prompt can use the staging row."""
+        used, row = ready.positions, self._staging
+        content = [(cache, 1, cache[:, row, :used].clone()) for cache in (self.cache.keys, self.cache.values)]
+        if self.draft_cache is not None:
+            both = (self.draft_cache.keys, self.draft_cache.values)
+            content += [(cache, 2, cache[:, row, :, :used].clone()) for cache in both]
+        return _Prefilled(used, ready.anchor, ready.last_features, tuple(content))
+
+    # ---------------------------------------------------------------- sizes
+
+    def _padded(self, count: int) -> int:
+        return self._tier("requests", count)
+
+    def _tier(self, axis: str, size: int) -> int:
+        return Tiers.fit(getattr(self.options.tiers, axis), size)
+
+    def _context(self, needed: int) -> int:
+        return min(self._tier("context", needed), self.cache.capacity)
+
+    def _block(self, lengths: Tensor, draft_tokens: int) -> int:
+        """Rows attention reserves per request: the longest, or any where finding out would mean to wait."""
+        if not draft_tokens:
+            return 1
+        return self.gamma + 1 if self.device.type == "cuda" else int(lengths.max()) + 1
+
+    def _draft_tokens(self, lengths: Tensor) -> int:
+        """The draft budget K: from the scheduler where the host has it, else by waiting for the device."""
+        early = None if self._observed is None else self._observed.draft_budget
+        return int(lengths.sum()) if early is None else early
+
+    def _require_tensor(self, lengths: Any) -> None:
+        count = self._step.count
+        if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64 or lengths.shape != (count,):
+            shown = (
+                f"{getattr(lengths, 'dtype', type(lengths).__name__)} {tuple(getattr(lengths, 'shape', ()))}"
+            )
+            raise SchedulerError(f"the scheduler returned {shown} where int64 ({count},) is due")
+
+    # ---------------------------------------------------------------- randomness and memory
+
+    @property
+    def _sampled(self) -> bool:
+        return not sampling.is_greedy(self.options.temperature)
+
+    def _draw_uniforms(self) -> None:
+        if self._sampled:
+            self.state.uniforms.uniform_(generator=self._generator)
+
+    def _uniforms(self, *shape: int) -> Tensor:
+        return torch.rand(shape, dtype=torch.float64, device=self.device, generator=self._generator)
+
+    def _to_device(self, values: NDArray[Any]) -> Tensor:
+        host = torch.from_numpy(np.ascontiguousarray(values))
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        return host.to(self.device, non_blocking=True)
+
+    def row_bytes(self, capacity: int) -> int:
+        """Cache bytes of one request at this capacity, target and draft together."""
+        item, ragged = self.target.dtype.itemsize, self.ragged
+        of_target = cache_bytes(self.target.num_layers, 0, capacity, ragged.kv_heads, ragged.head_dim, item)
+        if self.draft_model is None:
+            return of_target
+        shape = self.draft_model.shape
+        return of_target + cache_bytes(
+            shape.num_hidden_layers, 0, capacity, shape.num_key_value_heads, shape.head_dim, item
+        )
+
+    def _require_memory(self, rows: int, capacity: int) -> None:
+        """Refuse a batch whose caches cannot fit, and say how many requests do."""
+        available, each = checkpoints.available_bytes(self.device), self.row_bytes(capacity)
+        if available is not None and (rows + 2) * each > available:
+            fits = max(0, available // each - 2)
+            raise OutOfMemoryError(
+                f"caches for {rows} requests of up to {capacity} positions need "
+                f"{(rows + 2) * each / 2**30:.2f} GiB and {self.device} has {available / 2**30:.2f} GiB free: {fits} requests fit; lower the "
+                "concurrency or shorten the longest request"
+            )
+
+    @contextmanager
+    def _memory(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fitted = max((timing.batch_tokens for timing in self.timings), default=0)
+            raise OutOfMemoryError(
+                f"{what} does not fit into the memory of {self.device}; the largest step that did had "
+                f"{fitted} batch tokens. Lower the concurrency, shorten requests, or use smaller tiers"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prefilled:
+    """A prompt that has been processed: where decoding starts.
+
+    anchor: [], the first output token. last_features: [width], of the last position, which the draft has
+    not seen. content: (cache, its position axis within a row, the row's content) where it must be copied.
+    """
+
+    positions: int
+    anchor: Tensor
+    last_features: Tensor
+    content: tuple[tuple[Tensor, int, Tensor], ...] = ()
+
+
+class _Step:
+    """What one step carries from its draft to its commit."""
+
+    def __init__(self, device: torch.device, count: int = 0, padded: int = 0) -> None:
+        self.start_s = time.perf_counter()
+        self.marks = Marks(device)
+        self.count, self.padded = count, padded
+        self.drafted_s = self.schedule_s = self.capture_s = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _State:
+    """Everything a batch row carries from step to step, on the device; M rows, w = max(gamma, 1).
+
+    anchors, cached, pending_count, lengths, forced, accepted, following: int64 [M]. drafts: int64 [M, w].
+    survival: float32 [M, gamma]. pending_tokens: int64 [M, gamma + 1]; pending_features: [M, gamma + 1,
+    width]: the context that the draft has not seen. uniforms: float64 [M, 2w + 1]. q_draft: [M, w, V].
+    """
+
+    anchors: Tensor
+    cached: Tensor
+    pending_count: Tensor
+    pending_tokens: Tensor
+    pending_features: Tensor
+    drafts: Tensor
+    survival: Tensor
+    lengths: Tensor
+    forced: Tensor
+    accepted: Tensor
+    following: Tensor
+    uniforms: Tensor
+    q_draft: Tensor | None
+    survival_host: Tensor
+    accepted_host: Tensor
+
+    @classmethod
+    def empty(cls, executor: LiveExecutor, rows: int) -> _State:
+        """State of ``rows`` idle rows."""
+        target, device, gamma = executor.target, executor.device, executor.gamma
+        width, w = target.hidden_size * len(executor.layer_ids), max(gamma, 1)
+        sampled = not sampling.is_greedy(executor.options.temperature)
+
+        def whole(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=device)
+
+        pinned = device.type == "cuda"
+        return cls(
+            anchors=whole(rows),
+            cached=whole(rows),
+            pending_count=whole(rows),
+            pending_tokens=whole(rows, gamma + 1),
+            pending_features=torch.zeros((rows, gamma + 1, width), dtype=target.dtype, device=device),
+            drafts=whole(rows, w),
+            survival=torch.zeros((rows, gamma), device=device),
+            lengths=whole(rows),
+            forced=whole(rows),
+            accepted=whole(rows),
+            following=whole(rows),
+            uniforms=torch.zeros((rows, 2 * w + 1), dtype=torch.float64, device=device),
+            q_draft=torch.zeros((rows, w, target.vocab_size), device=device) if sampled else None,
+            survival_host=torch.zeros((rows, gamma), pin_memory=pinned),
+            accepted_host=torch.zeros(rows, dtype=torch.int64, pin_memory=pinned),
+        )
+
+    def move(self, source: Rows, target: Rows) -> None:
+        """Copy what is carried between steps."""
+        before = torch.from_numpy(source).to(self.anchors.device)
+        after = torch.from_numpy(target).to(self.anchors.device)
+        for carried in (
+            self.anchors, self.cached, self.pending_count, self.pending_tokens, self.pending_features,
+        ):  # fmt: skip
+            carried[after] = carried[before]
+
+    def draft_uniforms(self, requests: int) -> Tensor | None:
+        """Uniforms that drafts are drawn with, [requests, gamma]; None when greedy."""
+        return None if self.q_draft is None else self.uniforms[:requests, : self.drafts.shape[1]]
+
+    def judging(self, requests: int) -> dict[str, Tensor]:
+        """The arguments of ``sampling.verify`` that sampling needs beyond greedy decoding."""
+        if self.q_draft is None:
+            return {}
+        w, mine = self.drafts.shape[1], self.uniforms[:requests]
+        return {
+            "q_draft": self.q_draft[:requests],
+            "accept_uniforms": mine[:, w : 2 * w],
+            "next_uniforms": mine[:, 2 * w],
+        }
+
+
+class _Trace:
+    """Acceptance replayed in place of the pair's own: a cursor per row, as ``SimulatedExecutor`` has it."""
+
+    def __init__(
+        self, replays: Sequence[Replay], workload: Workload, rows: int, gamma: int, seed: int
+    ) -> None:
+        sizes = sorted({replay.gamma for replay in replays})
+        if sizes != [gamma] or len(replays) != len(workload.classes):
+            raise BadInputError(
+                f"needs one trace per traffic class ({len(workload.classes)}), of the block size {gamma}",
+                field="acceptance", value=sizes, remedy="cut the trace, or take a draft of that block size",
+            )  # fmt: skip
+        self._survival = np.concatenate([replay.survival for replay in replays])
+        self._accepted = np.concatenate([replay.accepted for replay in replays]).astype(np.int64)
+        self._first_row = first_rows(replays, workload, seed)
+        self._cursor = np.zeros(rows, dtype=np.int64)
+
+    def place(self, rows: Rows, requests: Rows) -> None:
+        self._cursor[rows] = self._first_row[requests]
+
+    def move(self, source: Rows, target: Rows) -> None:
+        self._cursor[target] = self._cursor[source]
+
+    def survival(self, count: int) -> NDArray[np.float32]:
+        return np.take(self._survival, self._cursor[:count], axis=0, mode="wrap")
+
+    def accepted(self, count: int) -> Rows:
+        return np.take(self._accepted, self._cursor[:count], mode="wrap")
+
+    def advance(self, accepted: Rows) -> None:
+        self._cursor[: len(accepted)] += accepted + 1

@@ -1,0 +1,175 @@
+"""What the live engine captures and times: token tiers, CUDA graphs, and marks on the device's clock."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from simulator.errors import BadInputError, SimulatorError
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Sizes that passes are padded to, so that a CUDA graph recorded for one size serves many batches.
+
+    rows: of a forward pass; requests: of a batch; context: positions of a context that attention is
+    prepared to read. Each strictly increasing; empty means that passes run at their exact size.
+    """
+
+    rows: tuple[int, ...] = ()
+    requests: tuple[int, ...] = ()
+    context: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "requests", "context"):
+            sizes = getattr(self, name)
+            if list(sizes) != sorted(set(sizes)) or any(size < 1 for size in sizes):
+                raise BadInputError(
+                    "must be increasing sizes of at least 1", field=f"tiers {name}", value=sizes
+                )
+
+    @classmethod
+    def for_cuda(cls, rows: int, requests: int, context: int) -> Tiers:
+        """Tiers up to these sizes: fine where a step is cheap and padding shows, coarse further up."""
+        return cls(_spread(rows), _spread(requests), _doubling(512, context))
+
+    @staticmethod
+    def fit(tiers: tuple[int, ...], size: int) -> int:
+        """The smallest tier that holds ``size``, or ``size`` itself where none does."""
+        at = bisect_left(tiers, size)
+        return tiers[at] if at < len(tiers) else size
+
+
+def _spread(largest: int) -> tuple[int, ...]:
+    """1, 2, 4, 8, then steps of an eighth of the power of two below, ending at ``largest`` or above."""
+    sizes = [1, 2, 4, 8]
+    while sizes[-1] < largest:
+        sizes.append(sizes[-1] + max(8, 2 ** (sizes[-1].bit_length() - 1) // 8))
+    return tuple(sizes)
+
+
+def _doubling(first: int, largest: int) -> tuple[int, ...]:
+    sizes = [first]
+    while sizes[-1] < largest:
+        sizes.append(2 * sizes[-1])
+    return tuple(sizes)
+
+
+class Captured:
+    """Runs passes over static buffers: at once on a CPU, as a CUDA graph per key on a GPU.
+
+    A pass must be idempotent (it is run a few times before it is recorded) and leave its results in
+    buffers that exist already: all graphs share one memory pool.
+    """
+
+    def __init__(self, device: torch.device, *, graphs: bool = True) -> None:
+        self.device, self.graphs = device, graphs and device.type == "cuda"
+        self.capture_s = 0.0
+        self._recorded: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self.graphs else None
+
+    @property
+    def recorded(self) -> int:
+        """Graphs recorded so far."""
+        return len(self._recorded)
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Run ``work``, or replay what was recorded of it under ``key``, which must tell its shapes apart."""
+        if not self.graphs:
+            work()
+            return
+        if key not in self._recorded:
+            self._record(key, work)
+        self._recorded[key].replay()
+
+    def _record(self, key: Hashable, work: Callable[[], None]) -> None:
+        torch.cuda.synchronize(self.device)
+        start_s = time.perf_counter()
+        side: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                work()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            work()
+        torch.cuda.synchronize(self.device)
+        self._recorded[key] = graph
+        self.capture_s += time.perf_counter() - start_s
+
+
+class Marks:
+    """Moments of a step on the device's own clock, read once the device has caught up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._events: list[torch.cuda.Event] = []
+        self._times_s: list[float] = []
+
+    def mark(self) -> None:
+        """Remember when the device gets here."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self.device))
+            self._events.append(event)
+        else:
+            self._times_s.append(time.perf_counter())
+
+    def spans_s(self) -> list[float]:
+        """Seconds between consecutive marks; the device must be synchronised."""
+        if self.device.type == "cuda":
+            return [before.elapsed_time(after) / 1e3 for before, after in pairwise(self._events)]
+        return [after - before for before, after in pairwise(self._times_s)]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device; a CPU has nothing pending."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in host memory."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+class OutOfMemoryError(SimulatorError):
+    """The device's memory did not suffice; the message says what was tried and what fits."""
+
+
+@dataclass(slots=True)
+class StepTiming:
+    """Where a step's time went, in seconds, and how much of it was padding.
+
+    schedule_s: host time of the scheduler. visible_schedule_s: device time between the end of the draft
+    and the beginning of the target's pass, what is left of scheduling once both have overlapped.
+    """
+
+    draft_s: float
+    schedule_s: float
+    visible_schedule_s: float
+    verify_s: float
+    duration_s: float
+    requests: int
+    batch_tokens: int
+    padded_requests: int
+    padded_tokens: int
+
+
+@dataclass(slots=True)
+class Record:
+    """A step as the scheduler met it, for decision parity: tensors as they were, numbers of the batch."""
+
+    survival: torch.Tensor
+    lagged: NDArray[np.float32] | None
+    context_tokens: float
+    prefill_tokens: int
+    lengths: torch.Tensor

@@ -1,0 +1,248 @@
+"""The live engine: lossless under every scheduler, through joins, moves and leaves; trace-driven; faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from simulator.acceptance import Replay
+from simulator.cost import ThroughputCurve
+from simulator.errors import BadInputError
+from simulator.executors import SchedulerError
+from simulator.live.engine import LiveExecutor, LiveOptions
+from simulator.live.pairs import new_dspark, new_mtp
+from simulator.live.steps import OutOfMemoryError, Tiers
+from simulator.schedulers import Batch, DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
+from simulator.serving import EngineLimits
+from simulator.simulation import run_engine, simulate
+from simulator.workload import Workload
+from tests.live.conftest import MakeTarget, randomise
+
+STAIRCASE = ThroughputCurve([1, 8, 9, 20, 21, 64], [100.0, 99.0, 80.0, 79.0, 50.0, 40.0])
+POLICIES: dict[str, Callable[[], Any]] = {
+    "fixed 3": lambda: Fixed(3),
+    "threshold": lambda: Threshold(0.4),
+    "dspark": DSpark,
+    "async": DSparkAsync,
+    "tiered": lambda: Tiered((0, 2, 4)),
+}
+
+
+@pytest.fixture(scope="module")
+def target(make_target: MakeTarget) -> Any:
+    return make_target(spread=0.1)
+
+
+@pytest.fixture(scope="module")
+def draft(target: Any) -> Any:
+    draft = new_dspark(target, mask_token_id=5, block_size=4, num_layers=2, markov_rank=4)
+    randomise(draft, seed=3, spread=0.2)
+    return draft
+
+
+def workload(requests: int, seed: int = 0, closed: bool = False) -> Workload:
+    draw = np.random.default_rng(seed)
+    arrival = None if closed else np.sort(draw.uniform(0, 1e-3, requests))
+    return Workload.single_class(arrival, draw.integers(1, 12, requests), draw.integers(1, 30, requests))
+
+
+def prompts(request: int, tokens: int) -> Any:
+    return np.random.default_rng(request).integers(0, 64, tokens)
+
+
+def own_greedy(target: Any, prompt: list[int], tokens: int) -> list[int]:
+    """The target's own output, one token at a time over its own cache."""
+    cache, ids, last = target.new_cache(), [], torch.tensor([prompt])
+    for _ in range(tokens):
+        last = target.forward(last, cache=cache).logits[:, -1:].argmax(-1)
+        ids.append(int(last))
+    return ids
+
+
+class Prophet:
+    """A draft that says what usually follows a token in these outputs: right often, but not always.
+
+    Acceptance then varies from none to the whole block, which random weights would never show.
+    """
+
+    def __init__(self, inner: Any, outputs: Iterable[list[int]]) -> None:
+        self.inner, self.after = inner, torch.arange(64)
+        for tokens in outputs:
+            self.after[tokens[:-1]] = torch.tensor(tokens[1:], dtype=torch.int64)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def propose(self, features: Any, tokens: Any, counts: Any, cache: Any, **options: Any) -> Any:
+        proposal = self.inner.propose(features, tokens, counts, cache, **options)
+        guesses = [self.after[tokens[counts.cumsum(0) - 1]]]
+        for _ in range(self.gamma - 1):
+            guesses.append(self.after[guesses[-1]])
+        return replace(proposal, tokens=torch.stack(guesses, dim=1))
+
+
+def serve(
+    executor: LiveExecutor, scheduler: Any, load: Workload, limits: EngineLimits, **options: Any
+) -> Any:
+    return run_engine(
+        load, executor, executor.observe(scheduler, keep_records=True), STAIRCASE, limits, **options
+    )
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+def test_greedy_output_is_the_targets_own(
+    target: Any, draft: Any, policy: Callable[[], Any], concurrency: int
+) -> None:
+    load = workload(14)
+    expected = {
+        r: own_greedy(target, prompts(r, int(load.prompt_tokens[r])).tolist(), int(load.output_tokens[r]))
+        for r in range(len(load))
+    }
+    prophet: Any = Prophet(draft, expected.values())
+    tiers = (
+        Tiers(rows=(4, 8, 16, 32, 64), requests=(2, 4, 8), context=(16, 64)) if concurrency == 3 else Tiers()
+    )
+    executor = LiveExecutor(
+        target, prophet, load, concurrency=concurrency, prompts=prompts,
+        options=LiveOptions(keep_tokens=True, tiers=tiers),
+    )  # fmt: skip
+    engine = serve(executor, policy(), load, EngineLimits(concurrency))
+    assert engine.completed == len(load)
+    for request, tokens in expected.items():
+        if len(tokens) > 1:
+            assert executor.outputs[request][: len(tokens)] == tokens
+    assert sum(step.accepted_tokens for step in engine.steps) > 10
+
+
+def test_every_drafter_and_prefill_in_the_engine(target: Any, draft: Any) -> None:
+    load = workload(9, seed=4)
+    for drafter, scheduler in ((None, Fixed(0)), (new_mtp(target), Fixed(1)), (draft, DSpark())):
+        executor = LiveExecutor(
+            target, drafter, load, concurrency=4, prompts=prompts, options=LiveOptions(keep_tokens=True)
+        )
+        limits = EngineLimits(4, prefill="whole", chunk_tokens=16)
+        engine = serve(executor, scheduler, load, limits)
+        assert engine.completed == len(load)
+        assert sum(step.prefill_tokens for step in engine.steps) == load.prompt_tokens.sum()
+        for request, tokens in executor.outputs.items():
+            prompt = prompts(request, int(load.prompt_tokens[request])).tolist()
+            wanted = int(load.output_tokens[request])
+            assert tokens[:wanted] == own_greedy(target, prompt, wanted)
+
+
+def test_sampled_runs_repeat_and_differ_by_seed(target: Any, draft: Any) -> None:
+    load = workload(6, seed=1)
+
+    def outputs(seed: int) -> dict[int, list[int]]:
+        options = LiveOptions(temperature=1.0, seed=seed, keep_tokens=True)
+        executor = LiveExecutor(target, draft, load, concurrency=3, prompts=prompts, options=options)
+        serve(executor, Fixed(4), load, EngineLimits(3))
+        return executor.outputs
+
+    assert outputs(1) == outputs(1)
+    assert outputs(1) != outputs(2)
+
+
+def make_replay(gamma: int, seed: int = 0) -> Replay:
+    draw = np.random.default_rng(seed)
+    survival = np.cumprod(draw.beta(6, 1.5, (500, gamma)), axis=1).astype(np.float32)
+    accepted = (draw.random((500, 1)) < survival).sum(axis=1).astype(np.uint8)
+    return Replay(survival, accepted, np.arange(0, 501, 50))
+
+
+@pytest.mark.parametrize("policy", [*POLICIES.values(), Oracle], ids=[*POLICIES, "oracle"])
+def test_trace_driven_decisions_are_the_simulators(
+    target: Any, draft: Any, policy: Callable[[], Any]
+) -> None:
+    """One closed loop, simulated and live: the same decision in every step, whatever the steps took."""
+    load, replay, limits = workload(12, closed=True), make_replay(4), EngineLimits(5)
+    executor = LiveExecutor(target, draft, load, concurrency=5, prompts=prompts, replays=[replay])
+    live = serve(executor, policy(), load, limits, steps=60)
+    simulated = simulate(load, [replay], policy(), STAIRCASE, limits, steps=60).steps
+    for name in ("requests", "draft_tokens", "accepted_tokens", "committed_tokens"):
+        assert [getattr(step, name) for step in live.steps] == simulated[name].tolist()
+    observed: Any = executor._observed
+    assert len(observed.records) == 61  # the step after the last is under way when the clock stops
+    for record in observed.records:
+        batch = Batch(STAIRCASE, record.context_tokens, record.prefill_tokens, record.lagged)
+        assert policy().schedule(record.survival.numpy(), batch).tolist() == record.lengths.tolist()
+
+
+def test_timings_add_up_and_count_padding(target: Any, draft: Any) -> None:
+    load = workload(5, closed=True)
+    tiers = Tiers(rows=(8, 64), requests=(4,))
+    executor = LiveExecutor(
+        target, draft, load, concurrency=3, prompts=prompts, options=LiveOptions(tiers=tiers)
+    )
+    engine = serve(executor, DSparkAsync(), load, EngineLimits(3), steps=10)
+    for step, timing in zip(engine.steps, executor.timings, strict=False):
+        assert timing.draft_s + timing.visible_schedule_s + timing.verify_s <= timing.duration_s
+        assert timing.duration_s == step.duration_s
+        assert (timing.padded_requests, timing.requests) == (4, step.requests)
+        assert timing.padded_tokens in (8, 64)
+        assert timing.batch_tokens == step.requests + step.draft_tokens < timing.padded_tokens
+
+
+def test_kv_capacity_makes_requests_queue_and_none_is_lost(target: Any, draft: Any) -> None:
+    load = workload(10, seed=2)
+    executor = LiveExecutor(target, draft, load, concurrency=8, prompts=prompts)
+    engine = serve(executor, DSpark(), load, EngineLimits(8, kv_tokens=60))
+    assert engine.completed == 10
+    assert max(step.waiting for step in engine.steps) > 0
+    assert max(step.requests for step in engine.steps) < 8
+
+
+class Broken:
+    lag, lossless, reason, reads_outcome, draft_tokens = 0, False, "broken on purpose", False, None
+
+    def __init__(self, wrong: Callable[[torch.Tensor], Any]) -> None:
+        self.wrong, self.calls = wrong, 0
+
+    def schedule(self, survival: torch.Tensor, batch: Batch) -> Any:
+        self.calls += 1
+        lengths = torch.zeros(len(survival), dtype=torch.int64)
+        return lengths if self.calls <= 2 else self.wrong(lengths)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda lengths: lengths - 1, r"decode step 2: .* row 0 length -1, outside 0\.\.4"),
+        (lambda lengths: lengths + 5, r"decode step 2: .* length 5, outside 0\.\.4"),
+        (lambda lengths: lengths.float(), r"decode step 2: .*float32 \(2,\) where int64 \(2,\)"),
+        (lambda lengths: lengths[:1], r"decode step 2: .*int64 \(1,\) where int64 \(2,\)"),
+        (lambda lengths: None, r"decode step 2: .*NoneType"),
+    ],
+)
+def test_invalid_lengths_are_named_with_their_step(
+    target: Any, draft: Any, wrong: Callable[..., Any], says: str
+) -> None:
+    load = workload(6, closed=True)
+    executor = LiveExecutor(target, draft, load, concurrency=2, prompts=prompts)
+    with pytest.raises(SchedulerError, match=says):
+        serve(executor, Broken(wrong), load, EngineLimits(2), steps=10)
+
+
+def test_what_cannot_run_live_is_refused(target: Any, draft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = workload(6, closed=True)
+    executor = LiveExecutor(target, draft, load, concurrency=2, prompts=prompts)
+    with pytest.raises(BadInputError, match="knows the outcome"):
+        serve(executor, Oracle(), load, EngineLimits(2), steps=3)
+    with pytest.raises(BadInputError, match="elsewhere or whole"):
+        serve(
+            LiveExecutor(target, draft, load, concurrency=2, prompts=prompts), DSpark(), load,
+            EngineLimits(2, prefill="chunked", chunk_tokens=4), steps=30,
+        )  # fmt: skip
+    with pytest.raises(BadInputError, match="block size 4"):
+        LiveExecutor(target, draft, load, concurrency=2, prompts=prompts, replays=[make_replay(3)])
+    monkeypatch.setattr(
+        "simulator.live.checkpoints.available_bytes", lambda device: 10 * executor.row_bytes(256)
+    )
+    with pytest.raises(OutOfMemoryError, match="8 requests fit"):
+        LiveExecutor(target, draft, load, concurrency=50, prompts=prompts)

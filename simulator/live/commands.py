@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Text = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of UTF-8 text; its sub-folders are the domains, and so are the extensions of files beside "
-        "them. Default: this Python's standard library (code, prose) and generated arithmetic.",
+        help="Folder of UTF-8 text; its sub-folders are the domains, and extensions those of other files. "
+        "Default: this Python's standard library (code, prose) and generated arithmetic.",
         show_default=False,
     ),
 ]
@@ -49,13 +49,13 @@ def train(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as display:
-        bars: dict[str, int] = {}
+        bars: dict[str, TaskID] = {}
 
         def show(progress: optimisation.Progress) -> None:
             loss = progress.losses["loss"]
             if progress.stage not in bars:
                 bars[progress.stage] = display.add_task(progress.stage, total=progress.steps, loss=loss)
-            display.update(bars[progress.stage], completed=progress.step, loss=loss)  # type: ignore[arg-type]
+            display.update(bars[progress.stage], completed=progress.step, loss=loss)
 
         training.train(preset, text, out, device=device, seed=seed, on_step=show)
     Console().print(f"{out}: trained; record its traces with `dspark-sim trace {out}`", soft_wrap=True)
@@ -109,7 +109,7 @@ def _prepare(device: str, threads: int | None) -> None:
 
     from simulator.errors import BadInputError
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if threads is not None:
         torch.set_num_threads(threads)
     try:

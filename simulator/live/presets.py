@@ -35,7 +35,7 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    # A quarter of an hour on one CPU core.
+    # Ten minutes on one CPU core.
     "tiny": Preset(
         vocab_size=1024,
         hidden_size=128,
@@ -54,7 +54,7 @@ PRESETS: Mapping[str, Preset] = {
         draft=Schedule(steps=550, learning_rate=2e-3),
         mtp=Schedule(steps=350, learning_rate=2e-3),
     ),
-    # Sized for 15 minutes of one modern GPU.
+    # Sized for 15 minutes of one modern GPU, by its arithmetic; not yet timed on one.
     "small": Preset(
         vocab_size=8192,
         hidden_size=512,

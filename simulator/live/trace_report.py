@@ -43,6 +43,8 @@ KIND_LABELS: Mapping[str, str] = {
 _COLOURS = {"dspark": "tab:blue", "dflash": "tab:orange", "mtp": "tab:green"}
 _REPLAYS = range(8)
 """Seeds over which the outcomes of sampled traces are averaged."""
+_FEWEST_ROUNDS = 30
+"""Rates of fewer rounds than this are noise, and not drawn."""
 _THRESHOLDS = tuple(np.round(np.linspace(0, 0.95, 20), 2).tolist())
 
 
@@ -191,6 +193,7 @@ def plot_conditional(table: pd.DataFrame) -> Figure:
             axis = axes[row][column]
             for draft, label in LABELS.items():
                 own = table.query("draft == @draft and domain == @domain and kind == @kind")
+                own = own[own["rounds"] >= _FEWEST_ROUNDS]
                 axis.plot(
                     own["position"],
                     own["rate"],
@@ -221,33 +224,34 @@ def plot_thresholds(recorded: Sequence[Recorded]) -> Figure:
         rates.set_ylim(0, 1.02)
         rates.spines["top"].set_visible(False)
     axes[0][0].set_ylabel("tokens per round")
-    axes[0][0].legend(frameon=False, fontsize="small", loc="upper right")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
 def plot_reliability(recorded: Sequence[Recorded], fits: Mapping[str, Sequence[TemperatureFit]]) -> Figure:
     """The paper's figure 6: observed over predicted prefix survival, all domains, raw and calibrated."""
-    pooled = _pool(item for item in recorded if item.trace.has_confidence and item.kind == "expected")
-    fit = next(fit for fit in fits["expected"] if fit.convention is REFERENCE)
-    gamma = pooled.logits.shape[1]
+    gamma = next(item.trace.gamma for item in recorded if item.trace.has_confidence)
     positions = sorted({1, (gamma + 2) // 3, (2 * gamma + 1) // 3, gamma})
-    figure, axes = _panels(1, len(positions))
-    for axis, position in zip(axes[0], positions, strict=True):
-        k = position - 1
-        axis.plot([0, 1], [0, 1], color="lightgrey", linewidth=1)
-        for label, temperatures, colour in (
-            ("raw", None, "tab:red"),
-            ("calibrated", fit.temperatures, "tab:blue"),
-        ):
-            predicted = prefix_survival(pooled.logits, temperatures)[:, k]
-            curve = reliability(predicted, pooled.observed[:, k], weight=pooled.judged[:, k])
-            axis.plot(
-                curve.predicted, curve.observed, color=colour, marker="o", markersize=3,
-                label=f"{label}, ECE {100 * curve.ece:.1f}%",
-            )  # fmt: skip
-        axis.set(title=f"prefix of {position}", xlabel="predicted survival", xlim=(0, 1), ylim=(0, 1))
-        axis.legend(frameon=False, fontsize="small", loc="upper left")
-    axes[0][0].set_ylabel("accepted")
+    figure, axes = _panels(len(fits), len(positions))
+    for row, (kind, several) in zip(axes, fits.items(), strict=True):
+        pooled = _pool(item for item in recorded if item.trace.has_confidence and item.kind == kind)
+        fit = next(fit for fit in several if fit.convention is REFERENCE)
+        survivals = (
+            ("raw", "tab:red", prefix_survival(pooled.logits)),
+            ("calibrated", "tab:blue", prefix_survival(pooled.logits, fit.temperatures)),
+        )
+        for axis, position in zip(row, positions, strict=True):
+            k = position - 1
+            axis.plot([0, 1], [0, 1], color="lightgrey", linewidth=1)
+            for label, colour, predicted in survivals:
+                curve = reliability(predicted[:, k], pooled.observed[:, k], weight=pooled.judged[:, k])
+                style = {"color": colour, "marker": "o", "markersize": 3}
+                label = f"{label}, ECE {100 * curve.ece:.1f}%"
+                axis.plot(curve.predicted, curve.observed, label=label, **style)
+            title = f"prefix of {position}, {KIND_LABELS[kind]}"
+            axis.set(title=title, xlabel="predicted survival", xlim=(0, 1), ylim=(0, 1))
+            axis.legend(frameon=False, fontsize="small", loc="upper left")
+        row[0].set_ylabel("accepted")
     return figure
 
 

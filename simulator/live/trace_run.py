@@ -5,7 +5,6 @@ The product behind ``dspark-sim trace``.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 
 from simulator.calibration import REFERENCE, SGLANG, TemperatureFit
@@ -22,6 +20,7 @@ from simulator.files import data_directory
 from simulator.live.checkpoints import CONFIG_FILE
 from simulator.live.corpus import Corpus, Split, load_corpus
 from simulator.live.drafts import Draft, load_draft
+from simulator.live.environment import device_name, software
 from simulator.live.targets import Target, load_target
 from simulator.live.tokens import TokenStreams, load_tokenizer, step_generator
 from simulator.live.trace_report import Recorded, fit_on, write_report
@@ -185,12 +184,8 @@ class _Tracer:
             source=f"the target's own output after prompts from the {split} split of: {self.corpus.name}",
             date=date.today().isoformat(),
             command=self.sampling.command,
-            device=_describe(self.pair.target.device),
-            software={
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
+            device=device_name(self.pair.target.device),
+            software=software(),
             model=f"{self.pair.name}/target",
             draft=f"{self.pair.name}/{draft}",
             notes=f"float32; acceptance at temperature {0 if kind == 'greedy' else 1}, {kind}",
@@ -216,9 +211,3 @@ def _stop_ids(target: Target) -> list[int]:
     if stated is None:
         return []
     return list(stated) if isinstance(stated, (list, tuple)) else [int(stated)]
-
-
-def _describe(device: torch.device) -> str:
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"CPU ({platform.machine()})"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from simulator.live import losses
 from simulator.live.checkpoints import CONFIG_FILE, save_model
 from simulator.live.corpus import Corpus, load_corpus
 from simulator.live.drafts import DSparkDraft, save_draft
+from simulator.live.environment import device_name, software
 from simulator.live.losses import LossWeights
 from simulator.live.mtp import MTPDraft
 from simulator.live.optimisation import Losses, LossOfStep, Progress, Schedule, optimise
@@ -91,16 +93,21 @@ class _Run:
         """Say what this run is, or check that it is the one begun here; then make the tokenizer."""
         described = {
             "preset": preset_name,
-            "settings": asdict(self.preset),
+            "settings": json.loads(json.dumps(asdict(self.preset))),
             "seed": self.seed,
             "corpus": self.corpus.name,
             "corpus_sha256": self.corpus.digest,
+        }
+        origin = {
+            "date": date.today().isoformat(),
+            "device": device_name(self.device),
+            "software": software(),
         }
         path = self.out / RUN_FILE
         if path.is_file():
             begun = read_json(path)
             for field, value in described.items():
-                if field != "settings" and (not isinstance(begun, dict) or begun.get(field) != value):
+                if not isinstance(begun, dict) or begun.get(field) != value:
                     raise BadInputError(
                         f"this run was begun otherwise, not with {value!r}",
                         source=str(path),
@@ -111,7 +118,8 @@ class _Run:
             return
         texts = (text for domain in self.corpus.domains for text in self.corpus.texts("train", domain))
         save_tokenizer(train_tokenizer(texts, self.preset.vocab_size), self.out)
-        write_json(path, described)
+        origin = {"date": date.today().isoformat(), "device": device_name(self.device)}
+        write_json(path, described | origin | {"software": software()})
 
     def target(self) -> Target:
         """The trained target, read back from its folder: the drafts learn from the weights that ship."""

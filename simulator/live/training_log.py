@@ -50,7 +50,7 @@ def _plot(rows: pd.DataFrame, path: Path) -> None:
         own = rows[rows["stage"] == stage]
         for term, label in (("cross_entropy", "cross-entropy"), ("l1", "L1"), ("confidence", "confidence")):
             curve = own[term].rolling(_SMOOTHING, min_periods=1).mean()
-            if curve.notna().any():
+            if curve.any():  # DFlash has no confidences, the target neither those nor distances
                 axis.plot(own["step"], curve, label=label, linewidth=1.2)
         axis.set(title=stage, xlabel="step", ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)

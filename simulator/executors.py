@@ -95,16 +95,25 @@ class SimulatedExecutor:
         self._accepted = np.concatenate([replay.accepted for replay in replays]).astype(np.int64)
         self._first_row = first_rows(replays, workload, seed)
         self._cursor = np.zeros(capacity, dtype=np.int64)
+        # First row and length of each class's trace, and of the one each batch row walks; a single
+        # trace needs neither, as indices past its end wrap.
+        rows = np.array([replay.rows for replay in replays])
+        self._traces = np.stack([np.cumsum(rows) - rows, rows]) if len(replays) > 1 else None
+        self._walked = np.zeros((2, capacity), dtype=np.int64)
+        self._class_index = workload.class_index
         self._drafted = np.zeros((capacity, self.gamma), dtype=np.float32)
         self._count = 0
 
     def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
         """Put each request's cursor at the start of its sequence."""
         self._cursor[rows] = self._first_row[requests]
+        if self._traces is not None:
+            self._walked[:, rows] = self._traces[:, self._class_index[requests]]
 
     def move(self, source: Rows, target: Rows) -> None:
         """Carry cursors to their new rows."""
         self._cursor[target] = self._cursor[source]
+        self._walked[:, target] = self._walked[:, source]
 
     def draft(self, count: int) -> NDArray[np.float32]:
         """Survival at every row's cursor, [count, gamma]."""
@@ -130,6 +139,9 @@ class SimulatedExecutor:
         cursor = self._cursor[:count]
         cursor += accepted
         cursor += 1
+        if self._traces is not None:
+            first, rows = self._walked[:, :count]
+            cursor[:] = first + (cursor - first) % rows
         draft_tokens = int(np.add.reduce(lengths))
         batch_tokens = count + draft_tokens + prefill_tokens
         duration_s = self._duration_s(count, batch_tokens, context_tokens, prefill_tokens)
@@ -166,7 +178,7 @@ class SchedulerError(SimulatorError):
 
 
 def first_rows(replays: Sequence[Replay], workload: Workload, seed: int) -> Rows:
-    """Trace row at which each request starts, among the replays laid end to end: the same for every policy."""
+    """Trace row at which each request starts, replays laid end to end: the same for every policy."""
     first = np.empty(len(workload), dtype=np.int64)
     offset = 0
     for index, (replay, name) in enumerate(zip(replays, workload.classes, strict=True)):

@@ -135,13 +135,13 @@ def measure(
     mean, half = _rate_with_interval(window["committed_tokens"].to_numpy(), elapsed)
     rows, drafts = decode["requests"].sum(), decode["draft_tokens"].sum()
     accepted, gap = decode["accepted_tokens"].sum(), decode["gap_s"].to_numpy()
-    weights = decode["requests"].to_numpy()
+    weights, decoding_s = decode["requests"].to_numpy(), float(decode["decoding_s"].sum())
     batch = decode["requests"] + decode["draft_tokens"] + decode["prefill_tokens"]
     itl = weighted_quantile(gap, weights, [0.5, 0.99])
     return Metrics(
         throughput_tok_per_s=mean,
         throughput_ci95=half,
-        tps_mean=_divide(decode["committed_tokens"].sum(), float(gap @ weights)),
+        tps_mean=_divide(decode["committed_tokens"].sum(), decoding_s),
         tps_p10=_quantile(speed, 0.10),
         tps_p50=_quantile(speed, 0.50),
         verification_budget_mean=_divide(rows + drafts, rows),
@@ -157,11 +157,12 @@ def measure(
         ttft_p99_s=_quantile(ttft, 0.99),
         tpot_p50_s=_quantile(tpot, 0.50),
         tpot_p99_s=_quantile(tpot, 0.99),
-        concurrency_mean=_divide(float(gap @ weights), float(elapsed.sum())),
-        queue_mean=_divide(float(window["waiting"].to_numpy() @ elapsed), float(elapsed.sum())),
+        concurrency_mean=_divide(decoding_s, float(elapsed.sum())),
+        queue_mean=_divide(float(window["queued_s"].sum()), float(elapsed.sum())),
         requests_finished=len(done),
         steps=len(window),
-        steps_outside_fraction=steps_outside / len(steps),
+        # The step in flight when the run stopped may have been looked up as well.
+        steps_outside_fraction=min(steps_outside / len(steps), 1.0),
         window_s=float(elapsed.sum()),
     )  # fmt: skip
 

@@ -48,8 +48,12 @@ class EngineLimits:
     def __post_init__(self) -> None:
         for name in ("concurrency", "kv_tokens", "chunk_tokens", "prefill_tokens_per_s"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is None:
+                continue
+            if not value > 0:  # NaN is not, either
                 raise BadInputError("must be positive", field=name, value=value, remedy="give at least 1")
+            if name != "prefill_tokens_per_s" and value != int(value):
+                raise BadInputError("must be a whole number", field=name, value=value)
         if self.prefill not in ("elsewhere", "chunked", "whole"):
             known = "elsewhere, chunked or whole"
             raise BadInputError("is not known", field="prefill", value=self.prefill, remedy=known)
@@ -59,7 +63,9 @@ class Step(NamedTuple):
     """One engine step as recorded. Times in seconds; the rest counts requests or tokens.
 
     gap_s is the time since these requests' previous tokens: the duration, and any prefill in between.
-    A step of nothing but prefill has ``requests`` 0.
+    A step of nothing but prefill has ``requests`` 0. Two integrals since the step before, in
+    request-seconds: decoding_s adds up each request's own time since its previous token, queued_s the
+    time that requests spent in line.
     """
 
     end_s: float
@@ -71,6 +77,8 @@ class Step(NamedTuple):
     committed_tokens: int
     prefill_tokens: int
     waiting: int
+    decoding_s: float
+    queued_s: float
 
 
 # What is known of a request in flight: one column of the batch table each, kept as float64.
@@ -108,6 +116,7 @@ class Engine:
         self.kv_reserved = 0
         self._kv_need = workload.prompt_tokens + workload.output_tokens + executor.gamma
         self._check_every_request_fits()
+        self._check_closed_loop_advances()
         self._waiting: deque[_Prompt] = deque()
         self._prefilling: deque[_Prompt] = deque()
         self._rows = _BatchRows(limits.concurrency)
@@ -115,6 +124,8 @@ class Engine:
         self._context_tokens = 0
         self._decode_steps = 0
         self._delivered_s = np.nan  # when the requests now in the batch last received tokens
+        self._joined_late_s = 0.0  # how much later newcomers got their first, summed over them
+        self._queued_s, self._queue_seen_s = 0.0, environment.now
         self._next_closed = 0
         self._prefill_free_s = 0.0
         self._phase: list[float] = []
@@ -145,10 +156,17 @@ class Engine:
         event.callbacks.append(lambda _: self._enqueue(_Prompt(request, now, 0, first_token_s=ready_s)))
 
     def _enqueue(self, prompt: _Prompt) -> None:
+        self._watch_queue()
         self._waiting.append(prompt)
         if self._wake is not None:
             self._wake.succeed()
             self._wake = None
+
+    def _watch_queue(self) -> None:
+        """Add up the time in line so far; called before the line changes."""
+        now = self.environment.now
+        self._queued_s += len(self._waiting) * (now - self._queue_seen_s)
+        self._queue_seen_s = now
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         """The step loop: one event a step."""
@@ -168,7 +186,7 @@ class Engine:
                 requests = np.array([prompt.request for prompt in prefilled], dtype=np.int64)
                 duration_s = self.executor.prefill(requests, prefill_tokens)
                 yield environment.timeout(duration_s)
-                self._record(duration_s, duration_s, 0, 0, 0, 0, prefill_tokens)
+                self._record(duration_s, duration_s, 0, 0, 0, 0, prefill_tokens, 0.0)
             if prefilled:
                 self._join(prefilled)
 
@@ -193,14 +211,15 @@ class Engine:
         """Deliver the tokens of a finished step; a request's last block may overshoot its output."""
         self._decode_steps += 1
         count, now, duration_s = self._rows.count, self.environment.now, verified.duration_s
-        gap_s = duration_s if np.isnan(self._delivered_s) else now - self._delivered_s
+        gap_s = now - self._delivered_s
+        decoding_s, self._joined_late_s = count * gap_s - self._joined_late_s, 0.0
         remaining = self._rows.table[_REMAINING, :count]
         committed = np.minimum(verified.accepted + 1, remaining)
         remaining -= committed
         delivered, accepted = int(np.add.reduce(committed)), int(np.add.reduce(verified.accepted))
         self._context_tokens += delivered
         drafts = verified.draft_tokens
-        self._record(duration_s, gap_s, count, drafts, accepted, delivered, prefill_tokens)
+        self._record(duration_s, gap_s, count, drafts, accepted, delivered, prefill_tokens, decoding_s)
         done = np.flatnonzero(remaining == 0)
         if done.size:
             self._leave(self._rows.release(done))
@@ -215,9 +234,13 @@ class Engine:
         accepted: int,
         committed: int,
         prefill: int,
+        decoding_s: float,
     ) -> None:
+        self._watch_queue()
+        queued_s, self._queued_s = self._queued_s, 0.0
         now, waiting = self.environment.now, len(self._waiting)
-        self.steps.append(Step(now, duration_s, gap_s, count, drafts, accepted, committed, prefill, waiting))
+        tokens = (count, drafts, accepted, committed, prefill)
+        self.steps.append(Step(now, duration_s, gap_s, *tokens, waiting, decoding_s, queued_s))
 
     def _leave(self, left: Floats) -> None:
         """Requests whose output is complete leave, with what is known of them ([columns, n])."""
@@ -236,13 +259,11 @@ class Engine:
 
     def _admit(self) -> None:
         """Fill free slots from the head of the line, then close the holes that are left."""
-        while admitted := self._admissible():
-            if self.limits.prefill != "elsewhere":
+        while admitted := self._admissible():  # again, as outputs of one token leave when they join
+            if self.limits.prefill == "elsewhere":
+                self._join(admitted)
+            else:
                 self._prefilling.extend(admitted)
-                break
-            self._join(admitted)
-            if self._rows.occupied or not self._waiting:
-                break  # else all had a single token to say and have left: the line moves on
         if self._rows.holes.size:
             source, target = self._rows.close_holes()
             self._history.move(source, target)
@@ -273,6 +294,7 @@ class Engine:
         if self.workload.is_closed_loop:
             self._next_closed = (prompt.request + 1) % len(self.workload)
         else:
+            self._watch_queue()
             self._waiting.popleft()
         return prompt
 
@@ -310,9 +332,22 @@ class Engine:
         if not longer.all():
             self._leave(entry[:, ~longer])
             entry, requests, context = entry[:, longer], requests[longer], context[longer]
+            if not requests.size:
+                return
+        now = self.environment.now
+        self._delivered_s = now if np.isnan(self._delivered_s) else self._delivered_s
+        self._joined_late_s += requests.size * (now - self._delivered_s)
         rows = self._rows.take(entry)
         self._history.place(rows)
         self.executor.place(rows, requests, context)
+
+    def _check_closed_loop_advances(self) -> None:
+        workload, prefilled = self.workload, self.limits.prefill == "elsewhere"
+        if workload.is_closed_loop and prefilled and np.all(workload.output_tokens == 1):
+            raise BadInputError(
+                "of 1 everywhere leave nothing to decode, and a closed loop no reason to advance",
+                field="output_tokens", remedy="give longer outputs, or prefill on the engine",
+            )  # fmt: skip
 
     def _check_every_request_fits(self) -> None:
         capacity = self.limits.kv_tokens

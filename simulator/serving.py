@@ -153,7 +153,9 @@ class Engine:
         ready_s = max(now, self._prefill_free_s) + left / rate
         self._prefill_free_s = ready_s
         event = self.environment.timeout(ready_s - now)
-        event.callbacks.append(lambda _: self._enqueue(_Prompt(request, now, 0, first_token_s=ready_s)))
+        event.callbacks.append(
+            lambda _: self._enqueue(_Prompt(request, now, 0, first_token_s=self.environment.now))
+        )
 
     def _enqueue(self, prompt: _Prompt) -> None:
         self._watch_queue()

@@ -43,8 +43,8 @@ KIND_LABELS: Mapping[str, str] = {
 _COLOURS = {"dspark": "tab:blue", "dflash": "tab:orange", "mtp": "tab:green"}
 _REPLAYS = range(8)
 """Seeds over which the outcomes of sampled traces are averaged."""
-_FEWEST_ROUNDS = 30
-"""Rates of fewer rounds than this are noise, and not drawn."""
+_FEWEST_DRAWN = 30
+"""Rates of fewer observations than this are noise, and not drawn."""
 _THRESHOLDS = tuple(np.round(np.linspace(0, 0.95, 20), 2).tolist())
 
 
@@ -193,7 +193,7 @@ def plot_conditional(table: pd.DataFrame) -> Figure:
             axis = axes[row][column]
             for draft, label in LABELS.items():
                 own = table.query("draft == @draft and domain == @domain and kind == @kind")
-                own = own[own["rounds"] >= _FEWEST_ROUNDS]
+                own = own[own["rounds"] >= _FEWEST_DRAWN]
                 axis.plot(
                     own["position"],
                     own["rate"],
@@ -236,22 +236,22 @@ def plot_reliability(recorded: Sequence[Recorded], fits: Mapping[str, Sequence[T
     for row, (kind, several) in zip(axes, fits.items(), strict=True):
         pooled = _pool(item for item in recorded if item.trace.has_confidence and item.kind == kind)
         fit = next(fit for fit in several if fit.convention is REFERENCE)
-        survivals = (
-            ("raw", "tab:red", prefix_survival(pooled.logits)),
-            ("calibrated", "tab:blue", prefix_survival(pooled.logits, fit.temperatures)),
-        )
+        raw, scaled = prefix_survival(pooled.logits), prefix_survival(pooled.logits, fit.temperatures)
         for axis, position in zip(row, positions, strict=True):
             k = position - 1
             axis.plot([0, 1], [0, 1], color="lightgrey", linewidth=1)
-            for label, colour, predicted in survivals:
+            errors = []
+            for label, colour, predicted in (("raw", "tab:red", raw), ("calibrated", "tab:blue", scaled)):
                 curve = reliability(predicted[:, k], pooled.observed[:, k], weight=pooled.judged[:, k])
-                style = {"color": colour, "marker": "o", "markersize": 3}
-                label = f"{label}, ECE {100 * curve.ece:.1f}%"
-                axis.plot(curve.predicted, curve.observed, label=label, **style)
-            title = f"prefix of {position}, {KIND_LABELS[kind]}"
-            axis.set(title=title, xlabel="predicted survival", xlim=(0, 1), ylim=(0, 1))
-            axis.legend(frameon=False, fontsize="small", loc="upper left")
+                shown = curve.weight >= _FEWEST_DRAWN
+                style = {"color": colour, "marker": "o", "markersize": 3, "label": label}
+                axis.plot(curve.predicted[shown], curve.observed[shown], **style)
+                errors.append(f"{100 * curve.ece:.1f}%")
+            title = f"prefix of {position}, {KIND_LABELS[kind]}\nECE {errors[0]} raw, {errors[1]} calibrated"
+            axis.set_title(title, fontsize="medium")
+            axis.set(xlabel="predicted survival", xlim=(0, 1), ylim=(0, 1.02))
         row[0].set_ylabel("accepted")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

@@ -102,18 +102,20 @@ def load_bands(frontier: pd.DataFrame, exclude: Sequence[str] = ("oracle",)) -> 
     """The winning policy per band of concurrency, with the switch points between them.
 
     At equal concurrency more throughput is also more speed per user, so there is one winner.
-    ``margin`` is its smallest lead over the runner-up in the band; ``clear`` says whether the lead
-    exceeds the two intervals everywhere in it.
+    ``margin`` is its smallest lead over the runner-up in the band (below zero where a rival was ahead
+    by less than noise); ``clear`` says whether the lead exceeds the two intervals everywhere in it.
     """
     field = frontier[~frontier["policy"].isin(exclude)]
     table = field.pivot(index="concurrency", columns="policy", values="throughput_tok_per_s").sort_index()
     half = (
         field.pivot(index="concurrency", columns="policy", values="throughput_ci95").fillna(0.0).sort_index()
     )
-    loads = table.index.to_numpy(dtype=np.float64)
+    usual = str(table.idxmax(axis=1).mode().iloc[0])
     bands: list[Band] = []
-    for position, load in enumerate(loads):
-        here = _lead(table.iloc[position], half.iloc[position], float(load))
+    for position, load in enumerate(table.index):
+        # A lead within noise is no reason to switch: stay with the policy of the band so far.
+        incumbent = bands[-1].policy if bands else usual
+        here = _lead(table.iloc[position], half.iloc[position], float(load), incumbent)
         if bands and bands[-1].policy == here.policy:
             bands[-1] = bands[-1].extended(here)
             continue
@@ -148,14 +150,18 @@ class Band:
         )
 
 
-def _lead(throughput: pd.Series[float], half: pd.Series[float], load: float) -> Band:
+def _lead(throughput: pd.Series[float], half: pd.Series[float], load: float, incumbent: str) -> Band:
+    """The winner at one load; the incumbent keeps its place unless it is clearly beaten."""
     order = throughput.sort_values(ascending=False)
     first = str(order.index[0])
-    if len(order) == 1:
+    if order.iloc[0] - order[incumbent] <= half[first] + half[incumbent]:
+        first = incumbent
+    others = order.drop(first)
+    if others.empty:
         return Band(load, load, first, None, float("nan"), True)
-    second = str(order.index[1])
-    lead = float(order.iloc[0] - order.iloc[1])
-    return Band(load, load, first, second, lead / float(order.iloc[1]), lead > half[first] + half[second])
+    second = str(others.index[0])
+    lead = float(order[first] - others.iloc[0])
+    return Band(load, load, first, second, lead / float(others.iloc[0]), lead > half[first] + half[second])
 
 
 def _crossing(table: pd.DataFrame, before: str, after: str, position: int) -> float:

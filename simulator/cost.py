@@ -49,6 +49,10 @@ class CostModel(Protocol):
         ...
 
 
+_TABLE_LIMIT = 2**16
+"""Integers below this are looked up in a table, which is what a step loop asks for; beyond, computed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """A non-negative piecewise function of one axis, with its lookup and its behaviour beyond the end.
@@ -78,6 +82,8 @@ class Curve:
         self.at.flags.writeable = self.value.flags.writeable = False
 
     def __call__(self, x: float) -> float:
+        if isinstance(x, int) and 0 <= x < _TABLE_LIMIT:
+            return float(self.span(x, x + 1)[0])
         return float(self._evaluate(np.asarray(x, dtype=np.float64)))
 
     def span(self, first: int, stop: int) -> Floats:

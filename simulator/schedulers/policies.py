@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
 from simulator.cost import CostModel
 from simulator.errors import BadInputError
-from simulator.schedulers.search import admit, first_descent, global_maximum, on_grid, throughput_of_budget
+from simulator.schedulers.search import (
+    admit,
+    first_descent,
+    global_maximum,
+    namespace,
+    on_grid,
+    throughput_of_budget,
+)
 
 Array = Any  # an array of any array-API namespace: NumPy or torch
 
@@ -91,7 +98,7 @@ class Fixed:
                 f"is longer than the block of {gamma} tokens", field="length", value=self.length,
                 remedy=f"use at most fixed:{gamma}, or a drafter with a larger block",
             )  # fmt: skip
-        xp = array_namespace(survival)
+        xp = namespace(survival)
         return xp.full(requests, self.length, dtype=xp.int64, device=device(survival))
 
 
@@ -112,7 +119,7 @@ class Threshold:
 
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Length of the prefix in which each token's confidence a[k] / a[k-1] reaches the threshold."""
-        xp = array_namespace(survival)
+        xp = namespace(survival)
         before = xp.concat([xp.ones_like(survival[:, :1]), survival[:, :-1]], axis=1)
         confident = xp.astype(survival >= self.threshold * before, xp.int64)
         return xp.sum(xp.cumulative_prod(confident, axis=1), axis=1)
@@ -211,7 +218,7 @@ class Tiered:
                 remedy=f"give one of at most {gamma}",
             )  # fmt: skip
         theta = _theta(on_grid(lagged), batch)
-        xp = array_namespace(theta)
+        xp = namespace(theta)
         best = global_maximum(xp.take(theta, xp.asarray(budgets, device=device(theta)), axis=0))
         return budgets[best]
 

@@ -1,0 +1,290 @@
+"""``dspark-sim``: the command line. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from simulator.errors import BadInputError, SimulatorError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from simulator.deployment import Deployment
+    from simulator.profiles import Profile
+
+app = typer.Typer(
+    name="dspark-sim",
+    help="What confidence-scheduled speculative decoding is worth on your hardware and traffic, "
+    "before you deploy it.\n\n"
+    "Start with:  dspark-sim compare --profile deepseek-v4-flash --sla 80 --sla 120 --out runs/flash",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+acceptance_app = typer.Typer(help="Look at acceptance models.", no_args_is_help=True)
+app.add_typer(acceptance_app, name="acceptance")
+
+Number = TypeVar("Number", int, float)
+
+_ELSEWHERE: dict[str, tuple[str, ...]] = {}
+"""Module to commands registered from it."""
+
+DEFAULT_LOADS = "1,4,8,14,20,30,45,65,90,120,160,200,250,300"
+DEFAULT_POLICIES = ("mtp1", "fixed:3", "fixed:5", "dspark-async", "oracle")
+
+ProfileOption = Annotated[
+    str, typer.Option("--profile", help="Shipped profile (see `dspark-sim list`) or a profile FILE.json.")
+]
+AcceptanceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--acceptance",
+        help="[DRAFTER=]MODEL, repeatable: a name from `dspark-sim list`, a trace FILE.parquet, "
+        "conditional:0.9,0.88, marginal:0.9,0.8, length:3.5@5, or a mix 0.6*A+0.4*B. Default: what the profile carries.",
+    ),
+]
+PolicyOption = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help="Policy[@DRAFTER], repeatable; `dspark-sim list` shows them."),
+]
+ConcurrencyOption = Annotated[str, typer.Option(help="Concurrent requests per GPU, comma-separated.")]
+SeedsOption = Annotated[
+    int, typer.Option(help="Independent replications; the confidence intervals are over them.")
+]
+StepsOption = Annotated[
+    int | None, typer.Option(help="Engine steps per run. Default: by concurrency, equal precision.")
+]
+WorkersOption = Annotated[
+    int, typer.Option(help="Processes; -1 uses every core. Results do not depend on it.")
+]
+LengthsOption = Annotated[
+    str,
+    typer.Option(help="Prompt/output lengths: default, fixed:1024/256, lognormal:1500,cv=1/300,cv=0.8, ..."),
+]
+BelievedOption = Annotated[
+    str | None,
+    typer.Option(help="Profile whose step cost the scheduler believes, where it is not the true one."),
+]
+
+
+@app.command("list")
+def list_everything() -> None:
+    """Show profiles, policies and acceptance models, each with where it comes from."""
+    from simulator.listing import print_listing
+
+    print_listing()
+
+
+@app.command()
+def frontier(
+    profile: ProfileOption,
+    out: Annotated[Path, typer.Option(help="CSV to write.")],
+    acceptance: AcceptanceOption = None,
+    policy: PolicyOption = None,
+    concurrency: ConcurrencyOption = "10,20,50,100,200",
+    seeds: SeedsOption = 3,
+    steps: StepsOption = None,
+    workers: WorkersOption = -1,
+    lengths: LengthsOption = "default",
+    believed: BelievedOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Figure to write beside it (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Sweep policies over concurrency: one row each, with confidence intervals."""
+    loaded, deployment = _deployment(profile, acceptance, believed)
+    table = _sweep(deployment, policy, concurrency, seeds, steps, workers, lengths)
+    _write_csv(table, out)
+    if plot is not None:
+        from simulator.plots import plot_frontier, save
+
+        save(plot_frontier(table, published=loaded.published, title=loaded.title), plot)
+    _warn_outside(table)
+    typer.echo(f"wrote {out}" + (f" and {plot}" if plot else ""))
+
+
+@app.command()
+def compare(
+    profile: ProfileOption,
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    sla: Annotated[list[float], typer.Option(help="Minimum generation speed, tokens/s/user; repeatable.")],
+    acceptance: AcceptanceOption = None,
+    policy: PolicyOption = None,
+    concurrency: ConcurrencyOption = DEFAULT_LOADS,
+    seeds: SeedsOption = 3,
+    steps: StepsOption = None,
+    workers: WorkersOption = -1,
+    lengths: LengthsOption = "default",
+    believed: BelievedOption = None,
+) -> None:
+    """Who wins under each SLA and at which load, and by how much; published results beside predictions."""
+    from simulator.comparison_report import report_comparison
+
+    for value in sla:
+        if not value > 0:
+            raise BadInputError("must be positive", source="--sla", value=value, remedy="in tokens/s/user")
+    loaded, deployment = _deployment(profile, acceptance, believed)
+    table = _sweep(deployment, policy, concurrency, seeds, steps, workers, lengths)
+    report_comparison(table, sorted(set(sla)), loaded, out)
+    _warn_outside(table)
+
+
+@app.command()
+def simulate(
+    profile: ProfileOption,
+    out: Annotated[Path, typer.Option(help="Directory to write requests, steps and metrics to.")],
+    policy: Annotated[str, typer.Option(help="Policy[@DRAFTER].")],
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests running at once.")],
+    acceptance: AcceptanceOption = None,
+    traffic: Annotated[
+        str, typer.Option(help="closed, poisson:12/s, gamma:12/s,cv=3, diurnal:..., or a trace file.")
+    ] = "closed",
+    lengths: LengthsOption = "default",
+    requests: Annotated[
+        int, typer.Option(min=1, help="Requests to generate (a trace file gives its own).")
+    ] = 2000,
+    steps: Annotated[
+        int | None, typer.Option(help="Engine steps; a closed loop needs an end (default 2000).")
+    ] = None,
+    kv_tokens: Annotated[
+        int | None, typer.Option(help="KV-cache capacity in tokens. Default: the profile's.")
+    ] = None,
+    prefill: Annotated[str, typer.Option(help="elsewhere, chunked or whole.")] = "elsewhere",
+    seed: Annotated[int, typer.Option(help="Seed of every random stream.")] = 0,
+    believed: BelievedOption = None,
+) -> None:
+    """Run one engine under one policy on one traffic, request by request."""
+    from simulator.single_run import SingleRun, write_single_run
+
+    loaded, deployment = _deployment(profile, acceptance, believed)
+    run = SingleRun(
+        policy, concurrency, traffic, lengths, requests, steps, kv_tokens or loaded.kv_tokens, prefill, seed
+    )
+    write_single_run(deployment, run, out)
+    typer.echo(f"wrote {out}")
+
+
+@acceptance_app.command("show")
+def acceptance_show(
+    model: Annotated[str, typer.Argument(help="An acceptance model: a name, a trace file, rates, a mix.")],
+    out: Annotated[Path, typer.Option(help="CSV to write; a PNG of the same name is written beside it.")],
+    thresholds: Annotated[
+        str, typer.Option(help="Confidence thresholds, comma-separated.")
+    ] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    seed: Annotated[int, typer.Option(help="Seed of the drawn outcomes.")] = 0,
+) -> None:
+    """Sweep a static confidence threshold over an acceptance model (the paper's figure 5)."""
+    from simulator.acceptance import parse_acceptance
+    from simulator.acceptance_sweep import plot_threshold_sweep, threshold_sweep
+    from simulator.plots import save
+
+    parsed = parse_acceptance(model)
+    table = threshold_sweep(parsed, _numbers(thresholds, float, "--thresholds"), seed)
+    _write_csv(table, out)
+    figure = out.with_suffix(".png")
+    save(plot_threshold_sweep(table, parsed), figure)
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    typer.echo(f"{parsed.provenance.line()}\nwrote {out} and {figure}")
+
+
+def _deployment(
+    profile: str, acceptance: list[str] | None, believed: str | None
+) -> tuple[Profile, Deployment]:
+    from simulator.deployment import Deployment, parse_acceptances
+    from simulator.profiles import load_profile
+
+    loaded = load_profile(profile)
+    models = {drafter: spec.build() for drafter, spec in loaded.acceptance.items()}
+    given = parse_acceptances(acceptance or [])
+    models.update(given)
+    if not models:
+        raise BadInputError(
+            "no acceptance model, and there is no default", source="--acceptance",
+            remedy="pass one, such as qwen3-4b-chat or length:3.5@5 (`dspark-sim list` shows names)",
+        )  # fmt: skip
+    for drafter, model in given.items():
+        typer.echo(f"acceptance of {drafter}: {model.name} ({model.provenance.line()})", err=True)
+    return loaded, Deployment(loaded, models, believed=load_profile(believed) if believed else None)
+
+
+def _sweep(
+    deployment: Deployment, policies: list[str] | None, concurrency: str, seeds: int, steps: int | None,
+    workers: int, lengths: str,
+) -> pd.DataFrame:  # fmt: skip
+    from simulator.frontier import frontier
+    from simulator.lengths import parse_lengths
+    from simulator.schedulers import parse_policy
+
+    chosen = [parse_policy(text) for text in policies or DEFAULT_POLICIES]
+    for policy in chosen:
+        note = deployment.plan(policy).note
+        if note:
+            typer.echo(f"note: {note}", err=True)
+    return frontier(
+        deployment,
+        chosen,
+        _numbers(concurrency, int, "--concurrency"),
+        seeds=seeds,
+        lengths=parse_lengths(lengths),
+        steps=steps,
+        workers=workers,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _numbers(text: str, kind: type[Number], option: str) -> list[Number]:
+    """Comma-separated numbers; ``0,0.1,...,0.9`` continues the step up to the last."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if "..." in parts:
+            first, second, last = (float(parts[i]) for i in (0, 1, -1))
+            count = round((last - first) / (second - first))
+            return [kind(round(first + i * (second - first), 10)) for i in range(count + 1)]
+        return [kind(part) for part in parts]
+    except (ValueError, ZeroDivisionError, IndexError) as error:
+        raise BadInputError(
+            "is not a list of numbers", source=option, value=text, remedy="as in 10,20,50"
+        ) from error
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    from simulator.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.8g")
+
+
+def _warn_outside(table: pd.DataFrame) -> None:
+    worst = table.iloc[int(table["steps_outside_fraction"].argmax())]
+    share = float(worst["steps_outside_fraction"])
+    if share > 0:
+        typer.echo(
+            f"warning: up to {share:.0%} of the steps ({worst['policy']} at {worst['concurrency']} requests) ran "
+            "at batch sizes beyond the profile's measured range, where step time is clamped or extrapolated",
+            err=True,
+        )
+
+
+def _register_elsewhere() -> None:
+    """Commands that live in modules of their own; those import what is heavy only when they run."""
+    from importlib import import_module
+
+    for module, names in _ELSEWHERE.items():
+        commands = import_module(module)
+        for name in names:
+            app.command(name)(getattr(commands, name))
+
+
+def main() -> None:
+    """Entry point: errors become one line on standard error and an exit code."""
+    try:
+        _register_elsewhere()
+        app()
+    except SimulatorError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,107 @@
+"""The answer of ``dspark-sim compare``: tables on the terminal, CSV and the two figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from simulator.comparison import BASELINE, at_slas, load_bands, speed_gain_range
+from simulator.files import atomic_path
+from simulator.plots import plot_frontier, plot_load, save
+from simulator.profiles import Profile
+from simulator.published_check import check_against
+
+
+def report_comparison(frontier: pd.DataFrame, slas: Sequence[float], profile: Profile, out: Path) -> None:
+    """Write and print everything a frontier says about these SLAs.
+
+    Nothing is written if no policy meets one of them (``InfeasibleError``).
+    """
+    answers = at_slas(frontier, slas)
+    bands = load_bands(frontier)
+    tables = {"frontier": frontier, "sla": answers, "load_bands": bands}
+    published = profile.published
+    if published is not None:
+        tables["published"] = check_against(frontier, published)
+    for name, table in tables.items():
+        with atomic_path(out / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, float_format="%.8g")
+    save(plot_frontier(frontier, slas=slas, published=published, title=profile.title), out / "frontier.png")
+    save(plot_load(frontier, published=published, title=profile.title), out / "load.png")
+
+    console = Console()
+    console.print(f"[bold]{profile.title}[/bold]: {profile.provenance.line()}", highlight=False)
+    for sla in slas:
+        console.print(_sla_table(answers[answers["sla_tok_per_s"] == sla], sla))
+    console.print(_bands_table(bands))
+    if {BASELINE, "dspark-async"} <= set(frontier["policy"]):
+        low, high = speed_gain_range(frontier, "dspark-async")
+        console.print(f"dspark-async at {BASELINE}'s throughput: {low:+.0%} to {high:+.0%} speed per user\n")
+    if "published" in tables:
+        console.print(_published_table(tables["published"]))
+    names = ", ".join([*(f"{name}.csv" for name in tables), "frontier.png", "load.png"])
+    console.print(f"wrote {out}/: {names}", highlight=False)
+
+
+def _sla_table(answers: pd.DataFrame, sla: float) -> Table:
+    title = f"At least {sla:g} tokens/s for every user"
+    table = _table(
+        title, "policy", "tokens/s/GPU", "concurrent", f"over {BASELINE}", "speed at its throughput"
+    )
+    best = answers.loc[answers["policy"] != "oracle", "throughput_tok_per_s"].max()
+    for row in answers.to_dict("records"):
+        policy, throughput = str(row["policy"]), float(row["throughput_tok_per_s"])
+        if math.isnan(throughput):
+            table.add_row(policy, "cannot", "", "", "")
+            continue
+        style = "bold" if throughput == best else "dim" if policy == "oracle" else None
+        bound = "≥ " if row["lower_bound"] else ""
+        table.add_row(
+            policy,
+            f"{bound}{throughput:,.0f}",
+            f"{bound}{row['concurrency']:,.0f}",
+            _percent(float(row["gain"])),
+            _percent(float(row["speed_gain"])),
+            style=style,
+        )
+    return table
+
+
+def _bands_table(bands: pd.DataFrame) -> Table:
+    table = _table("Winning policy by load", "concurrent requests", "policy", "least lead", "over")
+    for row in bands.to_dict("records"):
+        margin, runner_up = float(row["margin"]), row["runner_up"]
+        lead = "" if math.isnan(margin) else f"{margin:.1%}" + ("" if row["clear"] else ", within noise")
+        loads = f"{row['from_concurrency']:.0f} to {row['to_concurrency']:.0f}"
+        table.add_row(loads, str(row["policy"]), lead, runner_up or "")
+    return table
+
+
+def _published_table(check: pd.DataFrame) -> Table:
+    table = _table("Predicted against published", "quantity", "published", "predicted", "error")
+    for row in check.to_dict("records"):
+        quantity, error = str(row["quantity"]), float(row["error"])
+        form, shown = "{:,.0f}", f"{error:.1%}, mean absolute"
+        if "gain" in quantity:
+            form, shown = "{:+.0%}", f"{100 * error:+.0f} points"
+        elif "budget" in quantity:
+            form, shown = "{:.2f}", f"{error:.2f}, mean absolute"
+        table.add_row(quantity, form.format(row["published"]), form.format(row["predicted"]), shown)
+    return table
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.0%}"
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, box=None, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table

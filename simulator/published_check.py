@@ -1,0 +1,91 @@
+"""Predictions beside published results, misses included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from simulator.comparison import at_slas, lines, speed_gain_range
+from simulator.profiles import PublishedClaims
+
+LOAD_RANGE = (10.0, 200.0)
+"""Concurrent requests per GPU over which curves are compared: below, the paper's own figures disagree."""
+
+HEADLINE = "dspark-async"
+"""The policy that the paper's production results are about."""
+
+
+def check_against(frontier: pd.DataFrame, published: PublishedClaims) -> pd.DataFrame:
+    """One row per published quantity: ``quantity, published, predicted, error``.
+
+    Curves give mean absolute errors over the simulated loads inside ``LOAD_RANGE``: relative for
+    throughput, in tokens for the budget. Gains are fractions; their error is predicted - published.
+    """
+    rows = [
+        _curve_row(frontier, policy, points, "throughput_tok_per_s")
+        for policy, points in published.throughput.items()
+    ]
+    rows += [
+        _curve_row(frontier, policy, points, "verification_budget_mean")
+        for policy, points in published.budget.items()
+    ]
+    known = set(frontier["policy"])
+    if {"mtp1", HEADLINE} <= known:
+        rows += _gain_rows(frontier, published)
+    return pd.DataFrame([row for row in rows if row], columns=["quantity", "published", "predicted", "error"])
+
+
+def _curve_row(
+    frontier: pd.DataFrame, policy: str, points: tuple[tuple[float, float], ...], column: str
+) -> dict[str, object] | None:
+    x, y = np.array(points).T
+    mine = frontier[frontier["policy"] == policy]
+    load = mine["concurrency"].to_numpy(dtype=np.float64)
+    inside = (load >= max(LOAD_RANGE[0], x[0])) & (load <= min(LOAD_RANGE[1], x[-1]))
+    if not inside.any():
+        return None
+    predicted, expected = mine[column].to_numpy()[inside], np.interp(load[inside], x, y)
+    relative = column == "throughput_tok_per_s"
+    error = np.abs(predicted / expected - 1) if relative else np.abs(predicted - expected)
+    what = "throughput" if relative else "verification budget"
+    span = f"{load[inside][0]:g} to {load[inside][-1]:g} requests"
+    return {
+        "quantity": f"{policy} {what}, mean from {span}",
+        "published": float(expected.mean()),
+        "predicted": float(predicted.mean()),
+        "error": float(error.mean()),
+    }
+
+
+def _gain_rows(frontier: pd.DataFrame, published: PublishedClaims) -> list[dict[str, object]]:
+    rows = []
+    base, best = lines(frontier)["mtp1"], lines(frontier)[HEADLINE]
+    for text, gain in published.throughput_gain_at_sla.items():
+        sla = float(text)
+        if max(base.tps.max(), best.tps.max()) < sla:
+            continue
+        table = at_slas(frontier[frontier["policy"].isin(["mtp1", HEADLINE])], [sla]).set_index("policy")
+        predicted = float(table.loc[HEADLINE, "gain"])  # type: ignore[arg-type]
+        rows.append(_row(f"throughput gain over mtp1 at {sla:g} tokens/s/user", gain, predicted))
+        if published.tps_gain_at_matched_throughput:
+            low, high = published.tps_gain_at_matched_throughput
+            speed = float(table.loc[HEADLINE, "speed_gain"])  # type: ignore[arg-type]
+            nearest = float(np.clip(speed, low, high))
+            what = f"speed gain at mtp1's throughput there (published range {low:.0%} to {high:.0%})"
+            rows.append(_row(what, nearest, speed))
+    if published.tps_gain_at_matched_throughput:
+        measured = speed_gain_range(frontier, HEADLINE)
+        for name, claim, found in zip(
+            ("smallest", "largest"), published.tps_gain_at_matched_throughput, measured, strict=True
+        ):
+            rows.append(_row(f"{name} speed gain at matched throughput, all loads", claim, found))
+    return rows
+
+
+def _row(quantity: str, published: float, predicted: float) -> dict[str, object]:
+    return {
+        "quantity": quantity,
+        "published": published,
+        "predicted": predicted,
+        "error": predicted - published,
+    }

@@ -1,0 +1,89 @@
+"""One simulated engine from a command line's words, and the files it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+from rich.table import Table
+
+from simulator.deployment import Deployment
+from simulator.errors import BadInputError
+from simulator.run_files import write_run
+from simulator.schedulers import parse_policy
+from simulator.serving import EngineLimits, Prefill
+from simulator.simulation import Run, simulate
+from simulator.traffic import parse_traffic
+
+CLOSED_LOOP_STEPS = 2000
+"""Engine steps of a closed loop unless told otherwise: it has no end of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class SingleRun:
+    """What to run, in the words of the command line; see ``dspark-sim simulate --help``."""
+
+    policy: str
+    concurrency: int
+    traffic: str
+    lengths: str
+    requests: int
+    steps: int | None
+    kv_tokens: int | None
+    prefill: str
+    seed: int
+
+
+def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
+    """Simulate it."""
+    plan = deployment.plan(parse_policy(asked.policy))
+    traffic = parse_traffic(asked.traffic, asked.lengths)
+    workload = traffic.workload(asked.seed, requests=asked.requests)
+    if len(workload.classes) != 1:
+        raise BadInputError(
+            f"has classes {', '.join(workload.classes)}", source="--traffic", value=asked.traffic,
+            remedy="a single run takes one class; `dspark-sim plan` takes several",
+        )  # fmt: skip
+    limits = EngineLimits(
+        concurrency=asked.concurrency,
+        kv_tokens=asked.kv_tokens,
+        prefill=cast(Prefill, asked.prefill),
+        prefill_tokens_per_s=deployment.profile.prefill_tokens_per_s,
+    )
+    steps = asked.steps or (CLOSED_LOOP_STEPS if workload.is_closed_loop else None)
+    return simulate(
+        workload,
+        [plan.replay(asked.seed)],
+        plan.scheduler,
+        plan.cost,
+        limits,
+        believed=plan.believed,
+        seed=asked.seed,
+        steps=steps,
+    )
+
+
+def write_single_run(deployment: Deployment, asked: SingleRun, out: Path) -> None:
+    """Simulate it, write its files and show its metrics."""
+    run = simulate_single_run(deployment, asked)
+    models = {drafter: model.name for drafter, model in deployment.acceptance.items()}
+    profile = deployment.profile
+    write_run(
+        run,
+        out,
+        {
+            "kind": "simulated",
+            "profile": profile.name,
+            "profile_provenance": profile.provenance.model_dump(mode="json", exclude_none=True),
+            "acceptance": models,
+            **asdict(asked),
+        },
+    )
+    table = Table(title=f"{asked.policy} on {profile.title}", box=None, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in run.metrics.as_row().items():
+        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+    Console().print(table)

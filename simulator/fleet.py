@@ -147,7 +147,7 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class PodRun:
-    """What became of a pod. A saturated one is not run to its end: nothing of it was ``observed``.
+    """What became of a pod. Of a saturated one nothing is ``observed``: its latencies mean nothing.
 
     metrics: of each replica that took enough steps to measure. rows: one per replica.
     """
@@ -160,7 +160,7 @@ class PodRun:
 
 
 def run_pod(pod: Pod) -> PodRun:
-    """Simulate a pod until its last request is served, or until its arrivals end if it is saturated."""
+    """Simulate a pod until its last request is served."""
     environment = simpy.Environment()
     board = Board(np.zeros(pod.replicas, dtype=np.int64))
     replays = [plan.replay(pod.seed) for plan in pod.plans]
@@ -168,15 +168,9 @@ def run_pod(pod: Pod) -> PodRun:
     router = _router(pod, board)
     environment.process(_arrivals(environment, pod.workload, replicas, router))
     environment.process(_fold(environment, replicas))
-    last_s = (
-        float(pod.workload.arrival_s[-1]) if pod.workload.arrival_s is not None and len(pod.workload) else 0
-    )
-    environment.run(until=max(last_s, 1e-9) * (1 + 1e-12))
-    if _has_saturated(pod, replicas):
-        return _finish(pod, replicas, saturated=True)
     while board.served < len(pod.workload):
         environment.step()
-    return _finish(pod, replicas, saturated=False)
+    return _finish(pod, replicas)
 
 
 @dataclass(slots=True)
@@ -397,21 +391,14 @@ def _fold(environment: simpy.Environment, replicas: Sequence[Replica]) -> Genera
             replica.fold()
 
 
-def _has_saturated(pod: Pod, replicas: Sequence[Replica]) -> bool:
-    assert pod.workload.arrival_s is not None
-    finished = np.full(len(pod.workload), np.inf)
-    for replica in replicas:
-        done = requests_frame(replica)
-        finished[done["request"].to_numpy()] = done["finished_s"].to_numpy()
-    return is_saturated(pod.workload.arrival_s, finished, *pod.measured_s)
-
-
-def _finish(pod: Pod, replicas: Sequence[Replica], *, saturated: bool) -> PodRun:
+def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
     """Measure every replica, and free its steps before the next is looked at."""
+    served = [requests_frame(replica) for replica in replicas]
+    saturated = _is_saturated(pod, served)
     observed, measured, rows = [], [], []
     from_s, to_s = pod.measured_s
-    for replica in replicas:
-        steps, requests = replica.steps_frame(), requests_frame(replica)
+    for replica, requests in zip(replicas, served, strict=True):
+        steps = replica.steps_frame()
         replica.packed.clear()
         outside = replica.executor.steps_outside if isinstance(replica.executor, SimulatedExecutor) else 0
         rows.append(_replica_row(pod, replica, steps, outside))
@@ -423,6 +410,14 @@ def _finish(pod: Pod, replicas: Sequence[Replica], *, saturated: bool) -> PodRun
             measured.append(measure(steps, requests, warmup=WARMUP, steps_outside=outside))
     pooled = pool(observed) if observed else None
     return PodRun(saturated, len(pod.workload), pooled, tuple(measured), tuple(rows))
+
+
+def _is_saturated(pod: Pod, served: Sequence[pd.DataFrame]) -> bool:
+    requests = pd.concat(served)
+    if requests.empty:
+        return False
+    arrived_s, first_token_s = (requests[name].to_numpy() for name in ("queued_s", "first_token_s"))
+    return is_saturated(arrived_s, first_token_s, *pod.measured_s)
 
 
 def _replica_row(pod: Pod, replica: Replica, steps: pd.DataFrame, outside: int) -> dict[str, Any]:

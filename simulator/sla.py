@@ -301,24 +301,24 @@ def saturated_assessment(sla: Sla, requests: int) -> Assessment:
     return Assessment(False, True, nan, nan, nan, requests, results)
 
 
-def is_saturated(arrived_s: Floats, finished_s: Floats, from_s: float, to_s: float) -> bool:
-    """Whether the number of requests in the system grows without bound.
+def is_saturated(arrived_s: Floats, first_token_s: Floats, from_s: float, to_s: float) -> bool:
+    """Whether the line of requests without a first token grows without bound.
 
-    arrived_s, finished_s: [n] seconds, infinite where a request is not finished yet. The number in the
-    system is averaged over ``BATCHES`` spans of [from_s, to_s], while requests arrive. It is called growing
-    when a straight line through these averages gains more than 5% of the requests arriving meanwhile
-    (and at least 5), and the averages rank almost in order of time (Kendall's tau above 0.5): a stable
-    queue wanders, but neither stays one-sided nor keeps pace with the arrivals.
+    arrived_s, first_token_s: [n] seconds. The length of the line is averaged over ``BATCHES`` spans of
+    [from_s, to_s], while requests arrive. It is called growing when a straight line through these
+    averages gains more than 5% of the requests arriving meanwhile (and at least 5), and the averages
+    rank almost in order of time (Kendall's tau above 0.5): a stable queue wanders, but neither stays
+    one-sided nor keeps pace with the arrivals.
     """
     edges = np.linspace(from_s, to_s, BATCHES + 1)
     middle = (edges[1:] + edges[:-1]) / 2
-    entered, left = np.sort(arrived_s), np.sort(finished_s)
-    inside = _mean_count(entered, edges) - _mean_count(left, edges)
-    gain = np.polyfit(middle, inside, 1)[0] * (to_s - from_s)
+    entered, left = np.sort(arrived_s), np.sort(first_token_s)
+    line = _mean_count(entered, edges) - _mean_count(left, edges)
+    gain = np.polyfit(middle - middle[0], line, 1)[0] * (to_s - from_s)
     arrivals = np.searchsorted(entered, to_s) - np.searchsorted(entered, from_s)
     if gain < max(5.0, 0.05 * arrivals):
         return False
-    return bool(stats.kendalltau(middle, inside).statistic > 0.5)
+    return bool(stats.kendalltau(middle, line).statistic > 0.5)
 
 
 def ratio_interval(top: NDArray[Any], bottom: NDArray[Any]) -> tuple[float, float]:
@@ -401,9 +401,8 @@ def _gap_quantile(term: Term, observed: Observed) -> float:
 
 def _mean_count(sorted_s: Floats, edges: Floats) -> Floats:
     """Mean number of events before t, for t within each span between edges."""
-    finite = sorted_s[np.isfinite(sorted_s)]
-    total = np.concatenate([[0.0], np.cumsum(finite)])
+    total = np.concatenate([[0.0], np.cumsum(sorted_s)])
     # The integral of N(t) from minus infinity to t is the sum over events before t of (t - event).
-    before = np.searchsorted(finite, edges)
+    before = np.searchsorted(sorted_s, edges)
     integral: Floats = before * edges - total[before]
     return np.asarray(np.diff(integral) / np.diff(edges))

@@ -1,0 +1,619 @@
+"""From a scenario to a plan: replicas, GPU hours, cost, who wins when, and how sure one can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simulator.capacity import (
+    Search,
+    Server,
+    Trial,
+    binding,
+    find_rate,
+    interpolated_rate,
+    share_at_rate,
+    try_rate,
+)
+from simulator.errors import BadInputError, InfeasibleError
+from simulator.files import write_json
+from simulator.fleet import Fleet, FleetRun, simulate_fleet
+from simulator.frontier import frontier
+from simulator.lengths import EmpiricalLengths, Lengths
+from simulator.scenario import Scenario, parse_percent
+from simulator.sensitivity import with_acceptance, with_cost
+from simulator.sla import Sla, Term
+from simulator.sweep import Backend, run_cells
+from simulator.traffic import DiurnalArrivals, ReplayTraffic, SyntheticTraffic, Traffic
+
+DAY_S = 86400.0
+VARIANTS = {
+    "acceptance -10%": (0.9, 1.0),
+    "acceptance +10%": (1.1, 1.0),
+    "step time -10%": (1.0, 0.9),
+    "step time +10%": (1.0, 1.1),
+}
+"""What the sensitivity analysis changes: factors on accepted draft tokens and on step time."""
+
+GRID = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.1, 1.25, 1.5)
+"""Rates at which every policy is tried, as shares of the best policy's sustainable rate."""
+
+CONFIRMED_REPLICAS = 16
+"""Largest fleet simulated to confirm a plan; a larger one is confirmed by a part of it with its share."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityPlan:
+    """The answer, as tables. Rates are requests per second; costs in the scenario's currency.
+
+    plans: a row per policy. trials: every trial at a rate. sensitivity, growth, day, switches, cost: what
+    their columns say. frontier: closed loop, see ``frontier.frontier``. confirmation: the recommended
+    fleet simulated whole behind its router at the peak.
+    """
+
+    scenario: Scenario
+    recommended: str
+    plans: pd.DataFrame
+    trials: pd.DataFrame
+    sensitivity: pd.DataFrame
+    growth: pd.DataFrame
+    day: pd.DataFrame
+    switches: pd.DataFrame
+    cost: pd.DataFrame
+    frontier: pd.DataFrame
+    confirmation: Mapping[str, Any]
+    assumptions: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Name to table, as written to CSV."""
+        names = ("plans", "trials", "sensitivity", "growth", "day", "switches", "cost", "frontier")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeping:
+    """How the cells of a plan are run, and the directory that keeps them."""
+
+    directory: Path | None = None
+    workers: int = 1
+    backend: Backend = "loky"
+    address: str | None = None
+    progress: bool = False
+
+    def run(self, function: Any, cells: Sequence[Any], label: str) -> list[dict[str, Any]]:
+        """One sweep, resumed where it was."""
+        return run_cells(
+            function,
+            cells,
+            workers=self.workers,
+            label=label,
+            progress=self.progress,
+            backend=self.backend,
+            address=self.address,
+            directory=None if self.directory is None else self.directory / label.lower().replace(" ", "-"),
+        )
+
+
+def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None = None) -> CapacityPlan:
+    """Plan a scenario whose files lie relative to ``base``.
+
+    Raises ``InfeasibleError`` with the nearest feasible SLA when no policy can keep it at any rate.
+    """
+    sweep = sweeping or Sweeping()
+    traffic, sla = scenario.demand(base), scenario.parsed_sla()
+    servers = _servers(scenario, traffic, sla)
+    precision = parse_percent(scenario.search.precision, "search.precision")
+    found = sweep.run(find_rate, [Search(each, precision) for each in servers], "Sustainable rates")
+    if not any(each["rate_per_s"] > 0 for each in found):
+        raise InfeasibleError(_nearest_feasible(sla, found))
+    variants = sweep.run(find_rate, _variants(servers, found, precision), "Sensitivity")
+    best = max(each["rate_per_s"] for each in found)
+    cells = [Trial(server, best * share) for server in servers for share in GRID]
+    trials = sweep.run(try_rate, cells, "Rates")
+    demand = demand_profile(traffic)
+    sizing = _Sizing.of(scenario, traffic, demand)
+    plans = _plan_table(scenario, sizing, found)
+    recommended = _recommend(plans)
+    everything = trials + [trial for each in found for trial in each["trials"]]
+    switches = _switches(trials, [s.policy for s in servers if s.policy != "oracle"])
+    chosen = next(server for server in servers if server.policy == recommended)
+    replicas = int(plans.loc[plans["policy"] == recommended, "replicas"].iloc[0])
+    confirmed, confirmation = _confirm(scenario, chosen, replicas, sizing.peak_per_s, sweep)
+    return CapacityPlan(
+        scenario=scenario,
+        recommended=recommended,
+        plans=plans,
+        trials=_trial_table(everything),
+        sensitivity=_sensitivity(sizing, found, variants),
+        growth=_growth(scenario, sizing, plans),
+        day=_day(demand, sizing, plans, switches, replicas),
+        switches=switches,
+        cost=_cost_against_sla(sizing, sla, everything, [server.policy for server in servers]),
+        frontier=_frontier(scenario, traffic, sweep),
+        confirmation=confirmation,
+        assumptions=tuple(_assumptions(scenario, servers, traffic, sizing)),
+        warnings=tuple(_warnings(scenario, servers, traffic, found, plans, confirmed)),
+    )
+
+
+def write_tables(result: CapacityPlan, out: Path) -> None:
+    """CSV of every table, and ``plan.json`` with what a program would want of the answer."""
+    from simulator.files import write_text
+
+    for name, table in result.tables().items():
+        write_text(out / f"{name}.csv", table.to_csv(index=False))
+    summary = {
+        "schema": 1,
+        "scenario": result.scenario.model_dump(mode="json"),
+        "recommended": result.recommended,
+        "plans": _without_nan(result.plans.to_dict(orient="records")),
+        "confirmation": _without_nan([dict(result.confirmation)])[0],
+        "warnings": list(result.warnings),
+        "assumptions": dict(result.assumptions),
+    }
+    write_json(out / "plan.json", summary)
+
+
+# --- demand and size ----------------------------------------------------------------------------------------
+
+
+def demand_profile(traffic: Traffic) -> pd.DataFrame:
+    """Demanded rate over a day, or over a recording: start_s, end_s, rate_per_s."""
+    if isinstance(traffic, ReplayTraffic):
+        workload = traffic.workload(0)
+        assert workload.arrival_s is not None
+        count, edges = np.histogram(workload.arrival_s, bins=12)
+        rates = count / np.diff(edges)
+    elif isinstance(traffic, SyntheticTraffic) and isinstance(traffic.arrivals, DiurnalArrivals):
+        edges = np.linspace(0, traffic.arrivals.period_s, 49)
+        rates = traffic.arrivals.rate_at((edges[1:] + edges[:-1]) / 2)
+    else:
+        edges, rates = np.array([0.0, DAY_S]), np.array([traffic.rate_per_s])
+    return pd.DataFrame({"start_s": edges[:-1], "end_s": edges[1:], "rate_per_s": rates})
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizing:
+    """What turns a sustainable rate into replicas, hours and money."""
+
+    peak_per_s: float
+    headroom: float
+    gpus: int
+    gpu_hour: float
+    hours: float
+    output_tokens: float
+    profile: pd.DataFrame
+
+    @classmethod
+    def of(cls, scenario: Scenario, traffic: Traffic, demand: pd.DataFrame) -> _Sizing:
+        width_s = (demand["end_s"] - demand["start_s"]).to_numpy()
+        requests = float(demand["rate_per_s"].to_numpy() @ width_s)
+        sample = share_at_rate(traffic, 1.0, 20_000, scenario.search.seed).output_tokens
+        if isinstance(traffic, ReplayTraffic):
+            sample = traffic.workload(scenario.search.seed).output_tokens
+        return cls(
+            peak_per_s=float(demand["rate_per_s"].max()),
+            headroom=parse_percent(scenario.fleet.headroom, "fleet.headroom"),
+            gpus=scenario.replica.gpus,
+            gpu_hour=scenario.price.gpu_hour,
+            hours=float(width_s.sum()) / 3600,
+            output_tokens=requests * float(sample.mean()),
+            profile=demand,
+        )
+
+    def replicas(self, rate_per_s: float, demanded_per_s: float | None = None) -> int:
+        """Replicas for a demanded rate (default: the peak) with headroom, when each sustains a rate."""
+        wanted = (self.peak_per_s if demanded_per_s is None else demanded_per_s) * (1 + self.headroom)
+        return max(1, math.ceil(wanted / rate_per_s - 1e-9))
+
+    def costs(self, rate_per_s: float) -> dict[str, float]:
+        """GPU hours and cost per million output tokens: the peak's fleet, and one that follows demand."""
+        width_h = (self.profile["end_s"] - self.profile["start_s"]).to_numpy() / 3600
+        following = [self.replicas(rate_per_s, demanded) for demanded in self.profile["rate_per_s"]]
+        fixed_h = self.replicas(rate_per_s) * self.gpus * self.hours
+        following_h = float(np.array(following) @ width_h) * self.gpus
+        millions = self.output_tokens / 1e6
+        return {
+            "gpu_hours": fixed_h,
+            "gpu_hours_following_demand": following_h,
+            "cost_per_million_output_tokens": fixed_h * self.gpu_hour / millions,
+            "cost_per_million_following_demand": following_h * self.gpu_hour / millions,
+        }
+
+
+def _plan_table(scenario: Scenario, sizing: _Sizing, found: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    limits, rows = scenario.limits(), []
+    for each in found:
+        rate, trial = each["rate_per_s"], each["at_rate"]
+        row: dict[str, Any] = {
+            "policy": each["policy"],
+            "feasible": rate > 0,
+            "rate_per_replica_per_s": rate,
+            "fails_at_per_s": each["failing_rate_per_s"],
+        }
+        if rate > 0:
+            replicas = sizing.replicas(rate)
+            row |= {
+                "replicas": replicas,
+                "gpus": replicas * sizing.gpus,
+                **sizing.costs(rate),
+                "attainment": trial["attainment"],
+                "attainment_ci95": trial["attainment_ci95"],
+                "goodput_per_s": trial["goodput_per_s"],
+                "tps_mean": trial["metrics"]["tps_mean"],
+                "concurrency_mean": trial["metrics"]["concurrency_mean"],
+                "verification_budget_mean": trial["metrics"]["verification_budget_mean"],
+                "steps_outside_fraction": trial["steps_outside_fraction"],
+            }
+        rows.append(row | {"binding": binding(each, limits)})
+    table = pd.DataFrame(rows)
+    short = table[table["replicas"] > scenario.fleet.max_replicas] if "replicas" in table else table[:0]
+    if len(short) == table["feasible"].sum():
+        raise InfeasibleError(
+            f"every policy needs more than the {scenario.fleet.max_replicas:,} replicas allowed; "
+            f"the fewest is {int(table['replicas'].min()):,}"
+        )
+    return table
+
+
+def _recommend(plans: pd.DataFrame) -> str:
+    """Fewest replicas; the faster on ties. The oracle cannot be deployed."""
+    candidates = plans[plans["feasible"] & (plans["policy"] != "oracle")]
+    if candidates.empty:
+        raise InfeasibleError("only the oracle keeps this SLA, and it cannot be deployed")
+    ranked = candidates.sort_values(["replicas", "tps_mean"], ascending=[True, False], kind="stable")
+    return str(ranked["policy"].iloc[0])
+
+
+# --- searches -----------------------------------------------------------------------------------------------
+
+
+def _servers(scenario: Scenario, traffic: Traffic, sla: Sla) -> list[Server]:
+    limits, seed = scenario.limits(), scenario.search.seed
+    classes = share_at_rate(traffic, 1.0, scenario.search.requests, seed).classes
+    sla.check_classes(classes)
+    deployments = scenario.class_deployments(classes)
+    return [
+        Server(
+            tuple(each.plan(policy) for each in deployments), limits, sla, traffic,
+            scenario.search.requests, seed, scenario.fleet.prefix_cache_tokens,
+        )
+        for policy in scenario.parsed_policies()
+    ]  # fmt: skip
+
+
+def _variants(servers: Sequence[Server], found: Sequence[dict[str, Any]], precision: float) -> list[Search]:
+    cells = []
+    for server, base in zip(servers, found, strict=True):
+        for name, (acceptance, cost) in VARIANTS.items():
+            if base["rate_per_s"] > 0:
+                plans = tuple(with_cost(with_acceptance(p, acceptance), cost) for p in server.plans)
+                guess = base["rate_per_s"] / cost
+                cells.append(Search(replace(server, plans=plans), precision, name, guess))
+    return cells
+
+
+def _nearest_feasible(sla: Sla, found: Sequence[dict[str, Any]]) -> str:
+    """What the policy that comes nearest gives to requests served alone."""
+    deployable = [each for each in found if each["policy"] != "oracle"] or list(found)
+
+    def failing(each: dict[str, Any]) -> list[Term]:
+        return [term for term in sla.terms if not each["beyond"]["terms"][term.text]["met"]]
+
+    def shortfall(each: dict[str, Any]) -> float:
+        estimates = [(term.bound, each["beyond"]["terms"][term.text]["estimate"]) for term in failing(each)]
+        return sum(abs(math.log(estimate / bound)) for bound, estimate in estimates)
+
+    nearest = min(deployable, key=lambda each: (each["beyond"]["saturated"], shortfall(each)))
+    if nearest["beyond"]["saturated"]:
+        return "no policy keeps this SLA at any rate: the queue grows without bound even at the lightest load"
+    terms = []
+    for term in sla.terms:
+        estimate = nearest["beyond"]["terms"][term.text]["estimate"]
+        terms.append(
+            term.at(_rounded_inwards(term, estimate)).text if term in failing(nearest) else term.text
+        )
+    return (
+        f"no policy keeps {sla} at any rate; the nearest feasible SLA is {', '.join(terms)} "
+        f"({nearest['policy']} at the lightest load, {nearest['beyond']['rate_per_s']:.3g}/s per replica)"
+    )
+
+
+def _rounded_inwards(term: Term, estimate: float) -> float:
+    unit = 10.0 ** (math.floor(math.log10(estimate)) - 2)
+    rounded = math.floor(estimate / unit) if term.comparison == ">=" else math.ceil(estimate / unit)
+    return rounded * unit
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def _trial_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    rows = []
+    for trial in trials:
+        row = {key: trial[key] for key in trial if key not in ("terms", "metrics")}
+        row |= {f"term {name}": term["estimate"] for name, term in trial["terms"].items()}
+        saturated, metrics = trial["saturated"], trial["metrics"] or {}
+        row |= {
+            key: math.nan if saturated and key != "throughput_tok_per_s" else metrics.get(key, math.nan)
+            for key in ("throughput_tok_per_s", "tps_mean", "verification_budget_mean", "concurrency_mean")
+        }
+        rows.append(row)
+    table = pd.DataFrame(rows).drop_duplicates(["policy", "rate_per_s"])
+    return table.sort_values(["policy", "rate_per_s"], ignore_index=True)
+
+
+def _sensitivity(
+    sizing: _Sizing, found: Sequence[dict[str, Any]], variants: Sequence[dict[str, Any]]
+) -> pd.DataFrame:
+    base = {each["policy"]: each["rate_per_s"] for each in found}
+    rows = []
+    for each in variants:
+        rate, before = each["rate_per_s"], base[each["policy"]]
+        rows.append(
+            {
+                "policy": each["policy"],
+                "variant": each["variant"],
+                "rate_per_replica_per_s": rate,
+                "change": rate / before - 1,
+                "replicas": sizing.replicas(rate) if rate > 0 else None,
+                "cost_per_million_output_tokens": (
+                    sizing.costs(rate)["cost_per_million_output_tokens"] if rate > 0 else None
+                ),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _growth(scenario: Scenario, sizing: _Sizing, plans: pd.DataFrame) -> pd.DataFrame:
+    """Replicas when traffic grows: the rate per replica does not change, the number of them does."""
+    rows = []
+    for each in plans[plans["feasible"]].to_dict(orient="records"):
+        for growth in scenario.growth():
+            replicas = sizing.replicas(each["rate_per_replica_per_s"], sizing.peak_per_s * (1 + growth))
+            rows.append(
+                {
+                    "policy": each["policy"],
+                    "growth": growth,
+                    "replicas": replicas,
+                    "gpus": replicas * sizing.gpus,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _switches(trials: Sequence[dict[str, Any]], policies: Sequence[str]) -> pd.DataFrame:
+    """Which policy serves users fastest at which rate per replica, among those that keep the SLA there.
+
+    Speed (mean TPS) is interpolated linearly between trials. margin: its smallest lead over the next
+    policy in the band, NaN where no other keeps the SLA.
+    """
+    top = max((t["rate_per_s"] for t in trials if t["met"]), default=0.0)
+    rates = np.linspace(min(t["rate_per_s"] for t in trials), top, 400)
+    speed = np.full((len(policies), rates.size), np.nan)
+    for row, policy in enumerate(policies):
+        mine = sorted(
+            (t for t in trials if t["policy"] == policy and t["met"]), key=lambda t: float(t["rate_per_s"])
+        )
+        if mine:
+            at, tps = (
+                np.array(v)
+                for v in zip(*((t["rate_per_s"], t["metrics"]["tps_mean"]) for t in mine), strict=True)
+            )
+            speed[row] = np.interp(rates, at, tps, left=tps[0], right=np.nan)
+    bands: list[dict[str, Any]] = []
+    for column, rate in enumerate(rates):
+        order = np.argsort(-np.nan_to_num(speed[:, column], nan=-np.inf), kind="stable")
+        if np.isnan(speed[order[0], column]):
+            continue
+        second = speed[order[1], column] if len(order) > 1 else np.nan
+        here = {"policy": policies[order[0]], "margin": float(speed[order[0], column] / second - 1)}
+        if bands and bands[-1]["policy"] == here["policy"]:
+            bands[-1]["to_per_s"] = float(rate)
+            bands[-1]["margin"] = float(np.fmin(bands[-1]["margin"], here["margin"]))
+        else:
+            bands.append({"from_per_s": float(rate), "to_per_s": float(rate)} | here)
+    return pd.DataFrame(bands, columns=["from_per_s", "to_per_s", "policy", "margin"])
+
+
+def _day(
+    demand: pd.DataFrame, sizing: _Sizing, plans: pd.DataFrame, switches: pd.DataFrame, replicas: int
+) -> pd.DataFrame:
+    """Over the day: the rate on each replica of the planned fleet, the policy to run then, and the
+    replicas each policy would need then."""
+    table = demand.assign(rate_per_replica_per_s=demand["rate_per_s"] / replicas)
+    table["policy"] = [_policy_at(switches, rate) for rate in table["rate_per_replica_per_s"]]
+    for each in plans[plans["feasible"]].to_dict(orient="records"):
+        needed = [sizing.replicas(each["rate_per_replica_per_s"], rate) for rate in demand["rate_per_s"]]
+        table[f"replicas {each['policy']}"] = needed
+    return table
+
+
+def _policy_at(switches: pd.DataFrame, rate: float) -> str:
+    bands = switches[switches["to_per_s"] >= rate]
+    return str((bands if len(bands) else switches.tail(1))["policy"].iloc[0]) if len(switches) else ""
+
+
+def _cost_against_sla(
+    sizing: _Sizing, sla: Sla, trials: Sequence[dict[str, Any]], policies: Sequence[str]
+) -> pd.DataFrame:
+    """Replicas and cost when the first term is tightened or relaxed, read off the trials made."""
+    rows, first = [], sla.terms[0]
+    for bound in first.bound * np.linspace(0.5, 1.6, 45):
+        varied = Sla((first.at(float(bound)), *sla.terms[1:]))
+        for policy in policies:
+            rate = interpolated_rate([t for t in trials if t["policy"] == policy], varied)
+            known = rate > 0
+            costs = sizing.costs(rate) if known else {}
+            rows.append(
+                {
+                    "term": first.key,
+                    "bound": float(bound),
+                    "policy": policy,
+                    "rate_per_replica_per_s": rate,
+                    "replicas": sizing.replicas(rate) if known else math.nan,
+                    "cost_per_million_output_tokens": costs.get("cost_per_million_output_tokens", math.nan),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _frontier(scenario: Scenario, traffic: Traffic, sweep: Sweeping) -> pd.DataFrame:
+    sample = share_at_rate(traffic, 1.0, 5000, scenario.search.seed)
+    lengths: Lengths = EmpiricalLengths(sample.prompt_tokens, sample.output_tokens)
+    loads = [load for load in scenario.search.concurrency if load <= scenario.replica.concurrency]
+    deployment = scenario.class_deployments(sample.classes)[0]
+    return frontier(
+        deployment, scenario.parsed_policies(), loads, seeds=1, lengths=lengths,
+        workers=sweep.workers, progress=sweep.progress,
+    )  # fmt: skip
+
+
+def _confirm(
+    scenario: Scenario, server: Server, replicas: int, peak_per_s: float, sweep: Sweeping
+) -> tuple[FleetRun, dict[str, Any]]:
+    """The recommended fleet at the peak behind its router, or a part of it with its share of the traffic."""
+    count = min(replicas, CONFIRMED_REPLICAS)
+    rate = peak_per_s * count / replicas
+    workload = share_at_rate(server.traffic, rate, server.requests * count, server.seed + 1)
+    fleet = Fleet(count, server.limits, scenario.fleet.router, prefix_cache_tokens=server.prefix_cache_tokens)
+    run = simulate_fleet(
+        workload,
+        server.plans,
+        fleet,
+        server.sla,
+        seed=server.seed + 1,
+        workers=sweep.workers,
+        progress=sweep.progress,
+    )
+    judged = run.assessment
+    return run, {
+        "policy": server.policy,
+        "replicas_simulated": count,
+        "replicas_planned": replicas,
+        "router": scenario.fleet.router,
+        "rate_per_s": rate,
+        "requests": judged.requests,
+        "met": judged.met,
+        "saturated": judged.saturated,
+        "attainment": judged.attainment,
+        "attainment_ci95": judged.attainment_ci95,
+        "prefix_hit_share": float(run.replicas["prefix_hit_share"].mean()),
+        **{each.term.text: each.estimate for each in judged.terms},
+    }
+
+
+# --- what a reader must know --------------------------------------------------------------------------------
+
+
+def _assumptions(
+    scenario: Scenario, servers: Sequence[Server], traffic: Traffic, sizing: _Sizing
+) -> list[tuple[str, str]]:
+    from simulator.profiles import load_profile
+
+    profile, limits = load_profile(scenario.profile), scenario.limits()
+    facts = [("Cost of a step", f"{profile.title}: {profile.provenance.line()}")]
+    seen: dict[str, str] = {}
+    for model in (plan.acceptance for server in servers for plan in server.plans):
+        if model is not None:
+            seen.setdefault(model.name, model.provenance.line())
+    if not scenario.acceptance:  # the profile says more of its own models than their parts do
+        own = {spec.build().name: spec.provenance.line() for spec in profile.acceptance.values()}
+        seen |= {name: own[name] for name in seen if name in own}
+    facts += [(f"Acceptance {name}", line) for name, line in seen.items()]
+    if isinstance(traffic, ReplayTraffic) and traffic.report is not None:
+        facts.append(("Traffic", traffic.report.summary()))
+    else:
+        facts.append(("Traffic", f"synthetic: {scenario.traffic.arrivals}"))
+    for name, each in scenario.traffic.classes.items():
+        facts.append((f"Lengths of class {name}", each.lengths))
+    prefill = {
+        "elsewhere": "elsewhere (disaggregated)",
+        "chunked": "in decode steps",
+        "whole": "between decode steps",
+    }
+    rate = limits.prefill_tokens_per_s
+    capacity = "not limited" if limits.kv_tokens is None else f"{limits.kv_tokens:,} tokens"
+    facts += [
+        ("Replica", f"{sizing.gpus} GPU, at most {limits.concurrency} requests, KV cache {capacity}"),
+        ("Prefill", prefill[limits.prefill] + (f", {rate:,.0f} tokens/s per replica" if rate else "")),
+        ("Peak demand", f"{sizing.peak_per_s:.4g} requests/s, headroom {sizing.headroom:.0%}"),
+        ("Search", f"precision {scenario.search.precision}, {scenario.search.requests:,} requests a trial, "
+         f"seed {scenario.search.seed}"),
+        ("Price", f"{sizing.gpu_hour:g} {scenario.price.currency} per GPU hour"),
+    ]  # fmt: skip
+    return facts
+
+
+def _warnings(
+    scenario: Scenario,
+    servers: Sequence[Server],
+    traffic: Traffic,
+    found: Sequence[dict[str, Any]],
+    plans: pd.DataFrame,
+    confirmed: FleetRun,
+) -> list[str]:
+    notes = [plan.note for server in servers for plan in server.plans if plan.note]
+    warnings = list(dict.fromkeys(notes))
+    judged = confirmed.assessment
+    if not judged.met:
+        why = "is saturated" if judged.saturated else f"misses {', '.join(t.text for t in judged.failing)}"
+        warnings.insert(
+            0, f"the recommended fleet {why} when it is simulated whole at the peak: add headroom"
+        )
+    for each in plans.to_dict(orient="records"):
+        if not each["feasible"]:
+            warnings.append(f"{each['policy']} cannot keep the SLA at any rate ({each['binding']})")
+        elif each["steps_outside_fraction"] > 0:
+            share = each["steps_outside_fraction"]
+            warnings.append(
+                f"{each['policy']}: {share:.1%} of the steps at its rate lie beyond the measured cost table, "
+                "where times are extrapolated"
+            )
+    limits = scenario.limits()
+    if limits.prefill == "elsewhere" and limits.prefill_tokens_per_s is None:
+        warnings.append("prefill runs elsewhere at no stated speed: time to first token leaves prefill out")
+    if isinstance(traffic, ReplayTraffic) and traffic.report is not None and traffic.report.malformed:
+        warnings.append(traffic.report.summary())
+    quantiles = [t for t in servers[0].sla.terms if t.quantile is not None and t.metric != "itl"]
+    tails = [
+        t.text
+        for t in quantiles
+        if (1 - max(t.quantile or 0, 1 - (t.quantile or 0))) * scenario.search.requests < 20
+    ]
+    if tails:
+        warnings.append(f"{', '.join(tails)} rests on fewer than 20 requests a trial: raise search.requests")
+    return warnings
+
+
+def _without_nan(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+    """JSON has no NaN: null stands for it."""
+    return [
+        {
+            str(k): None if isinstance(v, float) and not math.isfinite(v) else _python(v)
+            for k, v in row.items()
+        }
+        for row in rows
+    ]
+
+
+def _python(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def check_writable(out: Path) -> None:
+    """Refuse an output directory that cannot be written, before hours of work rather than after."""
+    from simulator.files import atomic_path
+
+    if out.exists() and not out.is_dir():
+        raise BadInputError("is a file", source=str(out), remedy="name a directory")
+    with atomic_path(out / ".writable"):
+        pass
+    (out / ".writable").unlink()

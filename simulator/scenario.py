@@ -1,0 +1,336 @@
+"""A planning scenario: one YAML file that says what is run, for whom, under which promises, at what price."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from simulator.acceptance import AcceptanceModel
+from simulator.deployment import Deployment, parse_acceptances
+from simulator.errors import BadInputError
+from simulator.fleet import RouterName
+from simulator.lengths import parse_lengths
+from simulator.profiles import load_profile
+from simulator.provenance import complain
+from simulator.schedulers import Policy, parse_policy
+from simulator.serving import EngineLimits, Prefill
+from simulator.sla import Sla, parse_sla
+from simulator.traffic import (
+    ClosedLoop,
+    ReplayTraffic,
+    SyntheticTraffic,
+    Traffic,
+    TrafficClass,
+    parse_arrivals,
+    parse_traffic,
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassSpec(_Strict):
+    """One class of requests: its lengths, its share of the traffic, the acceptance of its text."""
+
+    lengths: str = "default"
+    share: float = Field(default=1.0, gt=0)
+    acceptance: tuple[str, ...] = ()
+
+
+class TrafficSpec(_Strict):
+    """Either ``arrivals`` (a process with a rate) with classes or lengths, or ``replay`` of a file."""
+
+    arrivals: str | None = None
+    lengths: str | None = None
+    classes: Mapping[str, ClassSpec] = {}
+    replay: str | None = None
+    growth: tuple[str, ...] = ("0%", "25%", "50%", "100%")
+
+
+class KvMemory(_Strict):
+    """KV-cache capacity of a replica from its memory and the model's shape.
+
+    tokens = (gpus * gpu_memory_gib * usable - weights_gib) * 2**30 / bytes_per_token, where a token takes
+    layers * 2 * kv_heads * head_dim * bytes_per_value (keys and values), or with latent attention layers *
+    latent_dim * bytes_per_value, one vector for both. ``usable`` leaves room for activations and graphs.
+    """
+
+    gpu_memory_gib: float = Field(gt=0)
+    weights_gib: float = Field(ge=0)
+    layers: int = Field(gt=0)
+    kv_heads: int | None = Field(default=None, gt=0)
+    head_dim: int | None = Field(default=None, gt=0)
+    latent_dim: int | None = Field(default=None, gt=0)
+    bytes_per_value: float = Field(default=2.0, gt=0)
+    usable: float = Field(default=0.9, gt=0, le=1)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of one token's keys and values in all layers."""
+        if self.latent_dim is not None and self.kv_heads is None and self.head_dim is None:
+            return self.layers * self.latent_dim * self.bytes_per_value
+        if self.latent_dim is None and self.kv_heads is not None and self.head_dim is not None:
+            return self.layers * 2 * self.kv_heads * self.head_dim * self.bytes_per_value
+        raise BadInputError(
+            "needs either kv_heads and head_dim, or latent_dim", source="scenario", field="replica.kv_memory"
+        )
+
+    def tokens(self, gpus: int) -> int:
+        """Tokens that fit; ``BadInputError`` where the weights alone do not."""
+        free_gib = gpus * self.gpu_memory_gib * self.usable - self.weights_gib
+        if free_gib <= 0:
+            raise BadInputError(
+                f"leaves no memory for the KV cache: {self.weights_gib:g} GiB of weights in "
+                f"{gpus * self.gpu_memory_gib * self.usable:g} usable",
+                source="scenario", field="replica.kv_memory", remedy="use more GPUs per replica",
+            )  # fmt: skip
+        return int(free_gib * 2**30 / self.bytes_per_token)
+
+
+class ReplicaSpec(_Strict):
+    """One replica: its GPUs, what it admits, and how it prefills."""
+
+    gpus: int = Field(default=1, gt=0)
+    concurrency: int = Field(default=256, gt=0)
+    kv_tokens: int | None = Field(default=None, gt=0)
+    kv_memory: KvMemory | None = None
+    prefill: Prefill = "elsewhere"
+    chunk_tokens: int = Field(default=2048, gt=0)
+    prefill_tokens_per_s: float | None = Field(default=None, gt=0)
+
+    def limits(self, profile_kv_tokens: int | None, profile_prefill: float | None) -> EngineLimits:
+        """What the serving model admits; the profile's own figures stand in where none are given."""
+        if self.kv_tokens is not None and self.kv_memory is not None:
+            raise BadInputError(
+                "is given twice, by kv_tokens and by kv_memory", source="scenario", field="replica"
+            )
+        capacity = self.kv_memory.tokens(self.gpus) if self.kv_memory else self.kv_tokens
+        rate = self.prefill_tokens_per_s or (profile_prefill if self.prefill == "elsewhere" else None)
+        return EngineLimits(
+            self.concurrency, capacity or profile_kv_tokens, self.prefill, self.chunk_tokens, rate
+        )
+
+
+class FleetSpec(_Strict):
+    """How replicas are arranged: the router in front, and room beyond the peak."""
+
+    router: RouterName = "round-robin"
+    headroom: str = "20%"
+    max_replicas: int = Field(default=100_000, gt=0)
+    prefix_cache_tokens: int | None = Field(default=None, gt=0)
+
+
+class PriceSpec(_Strict):
+    """What a GPU costs per hour."""
+
+    gpu_hour: float = Field(default=2.0, gt=0)
+    currency: str = "USD"
+
+
+class SearchSpec(_Strict):
+    """How carefully to search: relative precision of rates, requests per trial, random seed."""
+
+    precision: str = "2%"
+    requests: int = Field(default=2000, ge=200)
+    seed: int = Field(default=0, ge=0)
+    concurrency: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 150, 200)
+
+
+class Scenario(_Strict):
+    """Everything a plan depends on. Unknown keys are refused."""
+
+    name: str
+    profile: str
+    policies: tuple[str, ...] = ("mtp1", "fixed:3", "dspark", "dspark-async")
+    acceptance: tuple[str, ...] = ()
+    traffic: TrafficSpec
+    sla: tuple[str, ...]
+    replica: ReplicaSpec = ReplicaSpec()
+    fleet: FleetSpec = FleetSpec()
+    price: PriceSpec = PriceSpec()
+    search: SearchSpec = SearchSpec()
+
+    def deployment(self) -> Deployment:
+        """The profile with its acceptance, or with the one given here."""
+        return self._deployment(self.acceptance)
+
+    def class_deployments(self, classes: tuple[str, ...]) -> tuple[Deployment, ...]:
+        """A deployment per traffic class, in the workload's order: they differ in acceptance alone."""
+        specs = {name: each.acceptance for name, each in self.traffic.classes.items()}
+        return tuple(self._deployment(specs.get(name) or self.acceptance) for name in classes)
+
+    def parsed_policies(self) -> tuple[Policy, ...]:
+        """Policies, each named once."""
+        if not self.policies or len(set(self.policies)) != len(self.policies):
+            raise self._error("policies", "must be distinct and at least one", list(self.policies))
+        return tuple(parse_policy(text) for text in self.policies)
+
+    def parsed_sla(self) -> Sla:
+        """The SLA's terms."""
+        return parse_sla(self.sla)
+
+    def limits(self) -> EngineLimits:
+        """What one replica admits."""
+        profile = load_profile(self.profile)
+        return self.replica.limits(profile.kv_tokens, profile.prefill_tokens_per_s)
+
+    def demand(self, directory: Path = Path()) -> Traffic:
+        """The demanded traffic; files are looked up relative to ``directory``, where the scenario lies."""
+        spec = self.traffic
+        if (spec.arrivals is None) == (spec.replay is None):
+            raise self._error("traffic", "needs exactly one of arrivals and replay")
+        if spec.replay is not None:
+            return self._replay(directory)
+        assert spec.arrivals is not None
+        arrivals = parse_arrivals(spec.arrivals)
+        if isinstance(arrivals, ClosedLoop):
+            raise self._error("traffic.arrivals", "has no rate to plan for", spec.arrivals)
+        if spec.classes and spec.lengths:
+            raise self._error("traffic", "has lengths both in classes and for all; keep one")
+        classes = spec.classes or {"default": ClassSpec(lengths=spec.lengths or "default")}
+        return SyntheticTraffic(
+            arrivals,
+            tuple(TrafficClass(name, parse_lengths(c.lengths), c.share) for name, c in classes.items()),
+        )
+
+    def growth(self) -> tuple[float, ...]:
+        """Traffic growth to plan for besides today's, as fractions."""
+        return tuple(parse_percent(text, "traffic.growth") for text in self.traffic.growth)
+
+    def _replay(self, directory: Path) -> ReplayTraffic:
+        spec = self.traffic
+        assert spec.replay is not None
+        if spec.lengths is not None:
+            raise self._error("traffic.lengths", "are given by the replayed file already", spec.lengths)
+        path, at, options = spec.replay.rpartition("@") if "@" in spec.replay else (spec.replay, "", "")
+        traffic = parse_traffic(f"{directory / path}{at}{options}")
+        assert isinstance(traffic, ReplayTraffic)
+        if traffic.recorded.is_closed_loop or traffic.recorded.span_s <= 0:
+            raise self._error("traffic.replay", "has no arrival times to plan for", spec.replay)
+        return traffic
+
+    def _deployment(self, specs: tuple[str, ...]) -> Deployment:
+        profile = load_profile(self.profile)
+        own: Mapping[str, AcceptanceModel] = {
+            drafter: each.build() for drafter, each in profile.acceptance.items()
+        }
+        given = parse_acceptances(specs)
+        return Deployment(profile, {**own, **given} if given else own)
+
+    def _error(self, field: str, problem: str, value: object = None) -> BadInputError:
+        return BadInputError(problem, source=self.name, field=field, value=value)
+
+
+def parse_percent(text: str, field: str) -> float:
+    """A share from ``20%``; a bare number could mean 20 or 0.2 and is refused."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if match is None:
+        raise BadInputError(
+            "needs a percent sign", source="scenario", field=field, value=text, remedy="as in 20%"
+        )
+    return float(match[1]) / 100
+
+
+def load_scenario(path: Path | str) -> Scenario:
+    """Read a scenario; errors name the file, the key, and for an unknown key the nearest known one."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadInputError(
+            "no such file", source=str(path), remedy="`dspark-sim plan --init FILE` writes one"
+        ) from error
+    except OSError as error:
+        raise BadInputError(f"cannot be read: {error.strerror}", source=str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInputError(f"is not YAML: {error}", source=str(path)) from error
+    if not isinstance(raw, dict):
+        raise BadInputError(
+            "is not a mapping of keys", source=str(path), remedy="see `dspark-sim plan --init`"
+        )
+    try:
+        return Scenario.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error, str(path)) from error
+
+
+def _explain(error: ValidationError, path: str) -> BadInputError:
+    unknown = next((each for each in error.errors() if each["type"] == "extra_forbidden"), None)
+    if unknown is None:
+        return complain(error, path)
+    place = unknown["loc"]
+    known = _keys_at(place[:-1])
+    near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    return BadInputError("unknown key", source=path, field=".".join(map(str, place)), remedy=remedy)
+
+
+def _keys_at(place: tuple[Any, ...]) -> list[str]:
+    """Keys that the scenario's schema knows at a place such as ('traffic', 'classes', 'chat')."""
+    schema = Scenario.model_json_schema()
+    node = schema
+    for part in place:
+        node = node.get("properties", {}).get(part) or node.get("additionalProperties", {})
+        for option in node.get("anyOf", [node]):
+            if "$ref" in option:
+                node = schema["$defs"][option["$ref"].rpartition("/")[2]]
+    return list(node.get("properties", {}))
+
+
+EXAMPLE = """\
+# What is planned: which GPU and model, for which traffic, under which promises, at what price.
+# `dspark-sim plan THIS_FILE --out DIR` answers; docs/planning.md says how.
+name: Chat on DeepSeek-V4-Flash
+
+# Cost of a step: a shipped profile (`dspark-sim list`) or a profile file.
+profile: deepseek-v4-flash
+
+# Verification policies to compare; the first is the baseline of every gain.
+policies: [mtp1, "fixed:3", dspark, dspark-async]
+
+# What drafts are worth, as [DRAFTER=]MODEL. Empty: the profile's own. Classes may have their own.
+acceptance: []
+
+traffic:
+  # poisson:12/s, gamma:12/s,cv=3 or diurnal:12/s,peak=2 (mean rate, peak over mean, once per 24h) ...
+  arrivals: diurnal:120/s,peak=1.6
+  # ... with classes of requests; or lengths alone. Rates and times need units.
+  classes:
+    chat: {lengths: azure-2023-conversation, share: 0.8}
+    code: {lengths: "lognormal:2000,cv=1,max=16000/300,cv=1", share: 0.2}
+  # Instead of all this, replay a recorded file (Mooncake, Azure, BurstGPT, CSV): trace.jsonl, trace.csv@2x
+  # replay: trace.jsonl
+  growth: ["0%", "25%", "50%", "100%"]
+
+# All must hold. tps, ttft, itl, tpot, e2e with _mean or _p1.._p99.9; a class in front narrows it.
+sla:
+  - tps_mean>=80
+  - tps_p10>=60
+  - chat:ttft_p99<=2s
+
+replica:
+  gpus: 1
+  concurrency: 256
+  # KV-cache capacity: kv_tokens, or from memory and model; left out, it does not limit.
+  # kv_memory: {gpu_memory_gib: 80, weights_gib: 40, layers: 43, latent_dim: 576, bytes_per_value: 1}
+  # elsewhere (disaggregated), chunked (in decode steps) or whole (between them)
+  prefill: elsewhere
+
+fleet:
+  router: round-robin        # or least-loaded, power-of-two, prefix-aware
+  headroom: 20%              # room beyond the peak
+
+price: {gpu_hour: 2.0, currency: USD}
+
+search:
+  precision: 2%              # of the highest sustainable rate
+  requests: 2000             # per trial; more narrows the intervals
+  seed: 0
+"""

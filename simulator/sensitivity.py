@@ -1,0 +1,182 @@
+"""What if the inputs are wrong by a tenth: better or worse drafts, slower or faster steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+
+from simulator.acceptance import AcceptanceModel, Replay, anchor_rows, random_stream
+from simulator.acceptance_inputs import Mix, Rates
+from simulator.cost import CostModel, Floats
+from simulator.deployment import Plan
+from simulator.errors import BadInputError
+from simulator.fitted import FittedModel
+from simulator.provenance import Provenance
+
+Lengths = NDArray[np.uint8]
+
+
+def with_acceptance(plan: Plan, factor: float) -> Plan:
+    """The same policy with ``factor`` times as many draft tokens accepted; its scheduler knows."""
+    if plan.acceptance is None or factor == 1:
+        return plan
+    return replace(plan, acceptance=scaled_acceptance(plan.acceptance, factor))
+
+
+def with_cost(plan: Plan, factor: float) -> Plan:
+    """The same policy with every step taking ``factor`` times as long; its scheduler knows."""
+    if factor == 1:
+        return plan
+    return replace(plan, cost=ScaledCost(plan.cost, factor), believed=ScaledCost(plan.believed, factor))
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledCost:
+    """A cost model whose every step takes ``factor`` times as long."""
+
+    base: CostModel
+    factor: float
+
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float: ...
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> Floats: ...
+    def step_time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float | Floats:
+        """Step time at one size or over a range."""
+        return self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens) * self.factor
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether the base model was measured there."""
+        return self.base.outside(requests, batch_tokens)
+
+
+def scaled_acceptance(model: AcceptanceModel, factor: float) -> AcceptanceModel:
+    """A model that accepts ``factor`` times as many draft tokens per step under full verification.
+
+    Accepted draft tokens, tau - 1, are scaled: the bonus token comes whatever the drafts are worth. The
+    result never exceeds 99.9% of the block. Fitted models and plain rates shift the log-odds of
+    every acceptance, a mix each of its components; a recorded trace is altered draft by draft
+    (``ScaledTrace``).
+    """
+    if not (np.isfinite(factor) and factor > 0):
+        raise BadInputError("must be positive", field="acceptance factor", value=factor)
+    if isinstance(model, FittedModel):
+        return model.with_accepted_length(_target(model.accepted_length(), model.gamma, factor))
+    if isinstance(model, Rates):
+        return _shifted_rates(model, factor)
+    if isinstance(model, Mix):
+        return replace(model, components=tuple(scaled_acceptance(c, factor) for c in model.components))
+    return ScaledTrace(model, factor)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScaledTrace:
+    """A recorded trace with more or fewer drafts accepted.
+
+    Fewer: every accepted draft is rejected with one probability, independently. More: every draft at
+    which a block was rejected is accepted with one probability, and so on to the end of the block.
+    The probability is solved for on the trace; survival is raised to the power that makes its mean follow.
+    """
+
+    base: AcceptanceModel
+    factor: float
+
+    @property
+    def name(self) -> str:
+        """The trace's name and the factor."""
+        return f"{self.base.name} x{self.factor:g}"
+
+    @property
+    def gamma(self) -> int:
+        """Block size."""
+        return self.base.gamma
+
+    @property
+    def has_confidence(self) -> bool:
+        """As the trace."""
+        return self.base.has_confidence
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the trace comes from."""
+        return self.base.provenance
+
+    def truncated(self, gamma: int) -> ScaledTrace:
+        """The same with blocks cut to ``gamma``."""
+        return replace(self, base=self.base.truncated(gamma))
+
+    def replay(self, seed: int, *, raw: bool = False) -> Replay:
+        """The trace's replay, altered."""
+        replay = self.base.replay(seed, raw=raw)
+        now = float(replay.accepted[anchor_rows(replay)].mean())
+        goal = min(now * self.factor, 0.999 * self.gamma)
+        uniform = random_stream(seed, f"scaled {self.name}").random((replay.rows, self.gamma))
+        alter = _with_rejections if goal < now else _with_acceptances
+
+        def excess(chance: float) -> float:
+            return float(alter(replay.accepted, uniform, chance)[anchor_rows(replay)].mean()) - goal
+
+        if now in (0.0, goal):
+            return replay
+        accepted = alter(replay.accepted, uniform, float(brentq(excess, 0.0, 1.0, xtol=1e-5)))
+        return replace(replay, accepted=accepted, survival=_following(replay, accepted))
+
+
+def _with_rejections(accepted: Lengths, uniform: Floats, chance: float) -> Lengths:
+    # np.argmax finds the first draft that is lost; a column of certainty stands for "none is".
+    lost: NDArray[np.bool_] = np.hstack([uniform < chance, np.ones((len(uniform), 1), dtype=bool)])
+    kept: Lengths = np.minimum(accepted, np.argmax(lost, axis=1)).astype(np.uint8)
+    return kept
+
+
+def _with_acceptances(accepted: Lengths, uniform: Floats, chance: float) -> Lengths:
+    longer = accepted.astype(np.int64)
+    rows = np.arange(len(longer))
+    for _ in range(uniform.shape[1]):
+        short = rows[longer[rows] < uniform.shape[1]]
+        rows = short[uniform[short, longer[short]] < chance]
+        longer[rows] += 1
+    return longer.astype(np.uint8)
+
+
+def _following(replay: Replay, accepted: Lengths) -> NDArray[np.float32]:
+    """Survival ** power with the mean per block that the altered outcomes have."""
+    goal = float(accepted.mean())
+
+    def excess(log_power: float) -> float:
+        return float((replay.survival ** np.exp(log_power)).sum(axis=1).mean()) - goal
+
+    low, high = -8.0, 8.0
+    if excess(low) * excess(high) >= 0:
+        return replay.survival  # certain or hopeless everywhere: no power changes that
+    power = np.exp(brentq(excess, low, high, xtol=1e-6))
+    survival: NDArray[np.float32] = (replay.survival**power).astype(np.float32)
+    return survival
+
+
+def _shifted_rates(model: Rates, factor: float) -> Rates:
+    inner = np.clip(model.conditional, 1e-9, 1 - 1e-9)
+    goal = _target(model.accepted_length, model.gamma, factor)
+
+    def length(shift: float) -> float:
+        return 1.0 + float(np.cumprod(expit(logit(inner) + shift)).sum())
+
+    shift = brentq(lambda s: length(s) - goal, -30.0, 30.0, xtol=1e-9)
+    rates: Sequence[float] = expit(logit(inner) + shift).tolist()
+    return replace(model, name=f"{model.name} x{factor:g}", conditional=tuple(rates))
+
+
+def _target(accepted_length: float, gamma: int, factor: float) -> float:
+    return 1.0 + min((accepted_length - 1.0) * factor, 0.999 * gamma)

@@ -6,7 +6,7 @@ The public API in one place; names load on first use, so that importing the pack
 
     profile = sim.load_profile("deepseek-v4-flash")
     deployment = sim.Deployment(profile, {name: spec.build() for name, spec in profile.acceptance.items()})
-    table = sim.frontier(deployment, [sim.parse_policy("dspark-async")], [10, 100])
+    table = sim.sweep_frontier(deployment, [sim.parse_policy("dspark-async")], [10, 100])
 """
 
 from importlib import import_module
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from simulator.cost import AdditiveCost, CostModel, DraftCost, StepCost, ThroughputCurve
     from simulator.deployment import Deployment, parse_acceptances
     from simulator.errors import BadInputError, InfeasibleError, SimulatorError
-    from simulator.frontier import frontier
+    from simulator.frontier import sweep_frontier
     from simulator.lengths import parse_lengths
     from simulator.plots import plot_frontier, plot_load
     from simulator.profiles import Profile, load_profile, shipped_profiles
@@ -41,7 +41,7 @@ _HOMES = {
     "cost": ("AdditiveCost", "CostModel", "DraftCost", "StepCost", "ThroughputCurve"),
     "deployment": ("Deployment", "parse_acceptances"),
     "errors": ("BadInputError", "InfeasibleError", "SimulatorError"),
-    "frontier": ("frontier",),
+    "frontier": ("sweep_frontier",),
     "lengths": ("parse_lengths",),
     "plots": ("plot_frontier", "plot_load"),
     "profiles": ("Profile", "load_profile", "shipped_profiles"),
@@ -75,7 +75,6 @@ __all__ = [
     "ThroughputCurve",
     "Workload",
     "at_slas",
-    "frontier",
     "load_bands",
     "load_profile",
     "load_trace",
@@ -89,6 +88,7 @@ __all__ = [
     "read_workload",
     "shipped_profiles",
     "simulate",
+    "sweep_frontier",
 ]
 
 

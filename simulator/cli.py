@@ -44,7 +44,8 @@ AcceptanceOption = Annotated[
     typer.Option(
         "--acceptance",
         help="[DRAFTER=]MODEL, repeatable: a name from `dspark-sim list`, a trace FILE.parquet, "
-        "conditional:0.9,0.88, marginal:0.9,0.8, length:3.5@5, or a mix 0.6*A+0.4*B. Default: what the profile carries.",
+        "conditional:0.9,0.88, marginal:0.9,0.8, length:3.5@5, or a mix 0.6*A+0.4*B. "
+        "Default: what the profile carries.",
     ),
 ]
 PolicyOption = Annotated[
@@ -213,7 +214,7 @@ def _sweep(
     deployment: Deployment, policies: list[str] | None, concurrency: str, seeds: int, steps: int | None,
     workers: int, lengths: str,
 ) -> pd.DataFrame:  # fmt: skip
-    from simulator.frontier import frontier
+    from simulator.frontier import sweep_frontier
     from simulator.lengths import parse_lengths
     from simulator.schedulers import parse_policy
 
@@ -222,7 +223,7 @@ def _sweep(
         note = deployment.plan(policy).note
         if note:
             typer.echo(f"note: {note}", err=True)
-    return frontier(
+    return sweep_frontier(
         deployment,
         chosen,
         _numbers(concurrency, int, "--concurrency"),
@@ -261,8 +262,8 @@ def _warn_outside(table: pd.DataFrame) -> None:
     share = float(worst["steps_outside_fraction"])
     if share > 0:
         typer.echo(
-            f"warning: up to {share:.0%} of the steps ({worst['policy']} at {worst['concurrency']} requests) ran "
-            "at batch sizes beyond the profile's measured range, where step time is clamped or extrapolated",
+            f"warning: up to {share:.0%} of the steps ({worst['policy']} at {worst['concurrency']} requests) "
+            "ran at batch sizes beyond the profile's measured range, where step time is clamped or extrapolated",
             err=True,
         )
 

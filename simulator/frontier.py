@@ -41,7 +41,7 @@ class Cell:
     seed: int
 
 
-def frontier(
+def sweep_frontier(
     deployment: Deployment,
     policies: Sequence[Policy],
     concurrency: Sequence[int],

@@ -211,7 +211,7 @@ class Tiered:
     def budget(self, lagged: Array, batch: Batch) -> int:
         """Draft tokens of the best captured tier, known before this step has drafted."""
         requests, gamma = lagged.shape
-        budgets = [requests * tier for tier in self.tiers if tier <= gamma]
+        budgets: list[int] = [requests * tier for tier in self.tiers if tier <= gamma]
         if not budgets:
             raise BadInputError(
                 f"are all longer than the block of {gamma} tokens", field="tiers", value=self.tiers,

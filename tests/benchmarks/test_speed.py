@@ -1,0 +1,117 @@
+"""How fast the simulator is: one core, wall time, best of three. Run with ``scripts/bench``.
+
+Synthetic acceptance of 131,072 positions, so that the numbers depend on no file; the cost is a curve of
+ten points with the shape of a decode step. A closed loop keeps the batch full, outputs are a few hundred
+tokens, so requests leave and join all the time.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from simulator.acceptance import Replay
+from simulator.cost import ThroughputCurve
+from simulator.executors import SimulatedExecutor
+from simulator.schedulers import Batch, DSpark, DSparkAsync, Scheduler
+from simulator.serving import EngineLimits
+from simulator.simulation import run_engine, simulate
+from simulator.workload import Workload
+from tests.engines import closed_loop, random_replay
+
+pytestmark = pytest.mark.benchmark
+
+TRACE_ROWS = 131_072
+MEAN_OUTPUT = 400
+TOKENS = np.array([1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048])
+COST = ThroughputCurve(TOKENS, 1 / (0.0075 + 8e-6 * TOKENS + 3e-9 * TOKENS**2))
+
+
+@pytest.fixture(scope="module")
+def report() -> Iterator[list[str]]:
+    """Lines to print when the module is through."""
+    lines: list[str] = []
+    yield lines
+    print("\n\n" + "\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def replay() -> Replay:
+    return random_replay(5, rows=TRACE_ROWS, sequences=256)
+
+
+def workload(requests: int = 4096) -> Workload:
+    outputs = np.random.default_rng(0).geometric(1 / MEAN_OUTPUT, requests) + 1
+    return closed_loop(outputs, np.full(requests, 512))
+
+
+def best_of_three(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of three runs: the one the rest of the machine disturbed least."""
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+@pytest.mark.parametrize(("concurrency", "steps"), [(1, 20_000), (64, 20_000), (200, 20_000)])
+def test_engine(concurrency: int, steps: int, replay: Replay, report: list[str]) -> None:
+    """Simulated output tokens and engine steps per second, ``dspark-async``, blocks of five."""
+    load, limits = workload(), EngineLimits(concurrency)
+    tokens = 0
+
+    def run() -> None:
+        nonlocal tokens
+        executor = SimulatedExecutor([replay], load, COST, capacity=concurrency, seed=0)
+        engine = run_engine(load, executor, DSparkAsync(), COST, limits, steps=steps)
+        tokens = sum(step.committed_tokens for step in engine.steps)
+        assert {step.requests for step in engine.steps} == {concurrency}
+
+    seconds = best_of_three(run)
+    report.append(
+        f"engine      {concurrency:>4} concurrent  {tokens / seconds / 1e6:8.2f} M output tokens/s"
+        f"  {steps / seconds:8,.0f} steps/s  {1e6 * seconds / steps:6.1f} us/step"
+    )
+
+
+@pytest.mark.parametrize(("requests", "gamma"), [(64, 5), (200, 5), (256, 7)])
+@pytest.mark.parametrize("scheduler", [DSpark(), DSparkAsync()], ids=["dspark", "dspark-async"])
+def test_scheduler(requests: int, gamma: int, scheduler: Scheduler, report: list[str]) -> None:
+    """Microseconds per decision, each over another batch."""
+    survival = random_replay(gamma, rows=64 * requests).survival.reshape(64, requests, gamma)
+    decisions = 2048
+
+    def run() -> None:
+        for index in range(decisions):
+            batch = Batch(COST, lagged=survival[index - 2 & 63])
+            scheduler.schedule(survival[index & 63], batch)
+
+    seconds = best_of_three(run)
+    assert scheduler.schedule(survival[0], Batch(COST, lagged=survival[1])).sum() > 0
+    name = "dspark-async" if scheduler.lag else "dspark"
+    report.append(
+        f"scheduler   {requests:>4} x {gamma}  {name:<12}  {1e6 * seconds / decisions:8.1f} us/decision"
+    )
+
+
+def test_one_simulated_hour(replay: Replay, report: list[str]) -> None:
+    """An hour at 200 concurrent requests, from workload to metrics, and the memory it took."""
+    load, limits = workload(), EngineLimits(200)
+    trial = simulate(load, [replay], DSparkAsync(), COST, limits, steps=2000)
+    steps = int(3600 / trial.metrics.step_time_mean_s)
+    start = time.perf_counter()
+    run = simulate(load, [replay], DSparkAsync(), COST, limits, steps=steps)
+    seconds = time.perf_counter() - start
+    simulated_s = float(run.steps["end_s"].iloc[-1])
+    assert simulated_s == pytest.approx(3600, rel=0.05)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    report.append(
+        f"one hour     200 concurrent  {seconds:8.2f} s for {simulated_s:,.0f} simulated s,"
+        f" {steps:,} steps; the process peaked at {peak / 2**20:,.0f} MiB"
+    )

@@ -263,7 +263,7 @@ def _warn_outside(table: pd.DataFrame) -> None:
     if share > 0:
         typer.echo(
             f"warning: up to {share:.0%} of the steps ({worst['policy']} at {worst['concurrency']} requests) "
-            "ran at batch sizes beyond the profile's measured range, where step time is clamped or extrapolated",
+            "ran at batch sizes beyond the profile's measured range: step time is clamped or extrapolated there",
             err=True,
         )
 

@@ -24,7 +24,7 @@ from simulator.capacity import (
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.files import write_json
 from simulator.fleet import Fleet, FleetRun, simulate_fleet
-from simulator.frontier import frontier
+from simulator.frontier import sweep_frontier
 from simulator.lengths import EmpiricalLengths, Lengths
 from simulator.scenario import Scenario, parse_percent
 from simulator.sensitivity import with_acceptance, with_cost
@@ -53,7 +53,7 @@ class CapacityPlan:
     """The answer, as tables. Rates are requests per second; costs in the scenario's currency.
 
     plans: a row per policy. trials: every trial at a rate. sensitivity, growth, day, switches, cost: what
-    their columns say. frontier: closed loop, see ``frontier.frontier``. confirmation: the recommended
+    their columns say. frontier: closed loop, see ``frontier.sweep_frontier``. confirmation: the recommended
     fleet simulated whole behind its router at the peak.
     """
 
@@ -470,7 +470,7 @@ def _frontier(scenario: Scenario, traffic: Traffic, sweep: Sweeping) -> pd.DataF
     lengths: Lengths = EmpiricalLengths(sample.prompt_tokens, sample.output_tokens)
     loads = [load for load in scenario.search.concurrency if load <= scenario.replica.concurrency]
     deployment = scenario.class_deployments(sample.classes)[0]
-    return frontier(
+    return sweep_frontier(
         deployment, scenario.parsed_policies(), loads, seeds=1, lengths=lengths,
         workers=sweep.workers, progress=sweep.progress,
     )  # fmt: skip

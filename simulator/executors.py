@@ -17,6 +17,9 @@ from simulator.workload import Workload
 Array = Any  # an array of any array-API namespace: NumPy or torch
 Rows = NDArray[np.int64]
 
+LONG_TRACE = 8192
+"""Rows from which on indices may run past the end: NumPy wraps them by subtracting again and again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:
@@ -95,10 +98,11 @@ class SimulatedExecutor:
         self._accepted = np.concatenate([replay.accepted for replay in replays]).astype(np.int64)
         self._first_row = first_rows(replays, workload, seed)
         self._cursor = np.zeros(capacity, dtype=np.int64)
-        # First row and length of each class's trace, and of the one each batch row walks; a single
-        # trace needs neither, as indices past its end wrap.
+        # First row and length of each class's trace, and of the one each batch row walks. A single long
+        # trace needs neither, as NumPy wraps indices past its end.
         rows = np.array([replay.rows for replay in replays])
-        self._traces = np.stack([np.cumsum(rows) - rows, rows]) if len(replays) > 1 else None
+        one_long = len(rows) == 1 and rows[0] >= LONG_TRACE
+        self._traces = None if one_long else np.stack([np.cumsum(rows) - rows, rows])
         self._walked = np.zeros((2, capacity), dtype=np.int64)
         self._class_index = workload.class_index
         self._drafted = np.zeros((capacity, self.gamma), dtype=np.float32)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
+from simulator.acceptance import Replay
 from simulator.cost import AdditiveCost, ThroughputCurve
 from simulator.errors import BadInputError
-from simulator.executors import SchedulerError, SimulatedExecutor
+from simulator.executors import LONG_TRACE, SchedulerError, SimulatedExecutor
 from simulator.metrics import mean_interval, requests_frame, steps_frame
 from simulator.schedulers import Batch, DSpark, DSparkAsync, Fixed, Oracle, Scheduler, Threshold, Tiered
 from simulator.serving import EngineLimits
@@ -456,6 +457,24 @@ def test_classes_keep_to_their_own_traces() -> None:
         first, rows = (0, 40) if classes[request] == 0 else (40, 64)
         assert np.all((anchors >= first) & (anchors < first + rows))
         assert_array_equal(np.diff(anchors) % rows, np.array(account.committed[:-1]) % rows)
+
+
+@pytest.mark.parametrize("rows", [5, 640, LONG_TRACE])
+def test_an_output_longer_than_the_trace_starts_it_over(rows: int) -> None:
+    replay = random_replay(4, rows=rows, sequences=2)
+    _, executor = run(open_loop([0.0], [3 * rows]), replay, Fixed(4), constant_cost(), EngineLimits(1))
+    (account,) = executor.seen[0]
+    assert_array_equal(np.diff(account.anchors) % rows, np.array(account.committed[:-1]) % rows)
+    assert sum(account.committed) >= 3 * rows - 1
+
+
+def test_without_a_drafter_blocks_are_empty_and_every_step_commits_one_token() -> None:
+    nothing = Replay(np.zeros((1, 0), np.float32), np.zeros(1, np.uint8), np.array([0, 1]))
+    engine, executor = run(
+        open_loop([0.0] * 5, range(2, 7)), nothing, Fixed(0), tokens_cost(), EngineLimits(3)
+    )
+    assert all(account.committed == [1] * (request + 1) for request, (account,) in executor.seen.items())
+    assert steps_frame(engine)["draft_tokens"].sum() == 0
 
 
 def test_equal_seeds_give_equal_bytes_and_others_do_not() -> None:

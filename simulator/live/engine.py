@@ -81,9 +81,9 @@ class LiveOptions:
 class LiveExecutor:
     """Runs the steps of one engine on a device; see ``executors.Executor`` for the protocol.
 
-    draft: None for autoregressive decoding. replays: with them (one per traffic class), acceptance and
-    survival come from recorded traces while every pass is real; a pair with random weights then costs what
-    a trained one does. timings: one per decode step. outputs: by request, when tokens are kept.
+    draft: None for autoregressive decoding. replays: with one (traffic has one class), acceptance
+    and survival come from a recorded trace while every pass is real; a pair with random weights then costs
+    what a trained one does. timings: one per decode step. outputs: by request, when tokens are kept.
     """
 
     def __init__(
@@ -111,9 +111,8 @@ class LiveExecutor:
         capacity = whole_pages(longest + 2 * self.gamma + 2)
         self._require_memory(rows, capacity)
         with self._memory(f"caches for {rows} requests of {capacity} positions"):
-            self.cache = self.ragged.new_cache(
-                rows + 1, capacity
-            )  # one row more, where prompts are prefilled
+            # One row more, where prompts are prefilled that have no row yet.
+            self.cache = self.ragged.new_cache(rows + 1, capacity)
             self.draft_cache = None if draft is None else draft.new_cache(rows + 2, capacity)
             self.state = _State.empty(self, rows)
         self.captured = Captured(self.device, graphs=self.options.graphs)
@@ -136,6 +135,21 @@ class LiveExecutor:
         self._observed = ObservedScheduler(scheduler, keep_records=keep_records)
         return self._observed
 
+    def forget_scheduler(self) -> None:
+        """From now on lengths come from anywhere."""
+        self._observed = None
+
+    def pretend(self, requests: int, context: int, pending: int = 1) -> None:
+        """Put the first rows at this context, ``pending`` positions of it new to the draft: for timing."""
+        self._cached[:requests], self._pending[:requests] = context, pending
+        self.state.cached[:requests], self.state.pending_count[:requests] = context, pending
+        synchronise(self.device)
+
+    @property
+    def drafting_s(self) -> float:
+        """Seconds that the draft pass of the present step took; the device must be synchronised."""
+        return self._step.marks.spans_s()[0]
+
     # ---------------------------------------------------------------- the protocol
 
     def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
@@ -149,7 +163,7 @@ class LiveExecutor:
             positions = context - 1  # the anchor is not processed yet
             ready = self._ready.pop(request, None)
             if ready is None or ready.positions != positions:
-                ready = self._prefill(row, request, positions)
+                ready = self.prefill_row(row, request, positions)
             self._install(row, request, ready)
         if self._trace is not None:
             self._trace.place(rows, requests)
@@ -251,7 +265,7 @@ class LiveExecutor:
         """Prefill whole prompts, one after the other, and keep what they leave until they get a row."""
         start_s = time.perf_counter()
         for request in requests.tolist():
-            ready = self._prefill(self._staging, request, int(self.workload.prompt_tokens[request]))
+            ready = self.prefill_row(self._staging, request, int(self.workload.prompt_tokens[request]))
             self._ready[request] = self._stash(ready)
         synchronise(self.device)
         return time.perf_counter() - start_s
@@ -331,7 +345,7 @@ class LiveExecutor:
 
     # ---------------------------------------------------------------- prompts
 
-    def _prefill(self, row: int, request: int, positions: int) -> _Prefilled:
+    def prefill_row(self, row: int, request: int, positions: int) -> _Prefilled:
         """Run a prompt through the target into a cache row, and all but its last position into the draft."""
         tokens = self._to_device(self.prompts(request, positions))
         features, output = None, None
@@ -459,8 +473,8 @@ class LiveExecutor:
             fits = max(0, available // each - 2)
             raise OutOfMemoryError(
                 f"caches for {rows} requests of up to {capacity} positions need "
-                f"{(rows + 2) * each / 2**30:.2f} GiB and {self.device} has {available / 2**30:.2f} GiB free: {fits} requests fit; lower the "
-                "concurrency or shorten the longest request"
+                f"{(rows + 2) * each / 2**30:.2f} GiB and {self.device} has {available / 2**30:.2f} GiB "
+                f"free: {fits} requests fit; lower the concurrency or shorten the longest request"
             )
 
     @contextmanager
@@ -586,10 +600,10 @@ class _Trace:
     def __init__(
         self, replays: Sequence[Replay], workload: Workload, rows: int, gamma: int, seed: int
     ) -> None:
-        sizes = sorted({replay.gamma for replay in replays})
-        if sizes != [gamma] or len(replays) != len(workload.classes):
+        sizes = [replay.gamma for replay in replays]
+        if sizes != [gamma] or len(workload.classes) != 1:
             raise BadInputError(
-                f"needs one trace per traffic class ({len(workload.classes)}), of the block size {gamma}",
+                f"needs traffic of one class and one trace, of block size {gamma}",
                 field="acceptance", value=sizes, remedy="cut the trace, or take a draft of that block size",
             )  # fmt: skip
         self._survival = np.concatenate([replay.survival for replay in replays])

@@ -1,0 +1,171 @@
+"""Measured cells: repeats until the mean is known well enough, and a log that survives interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from simulator.errors import BadInputError, InfeasibleError
+
+GROSS = 3.0
+"""Samples of more than so many medians are another process's doing: left out, and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """When a cell has been measured enough: the half-width of its mean's 95% interval, relative to it."""
+
+    relative: float = 0.01
+    least: int = 10
+    most: int = 200
+    warmup: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.relative < 1 or not 2 <= self.least <= self.most or self.warmup < 0:
+            raise BadInputError(
+                "must be relative in 0..1 and 2 <= least <= most", field="repeats", value=self
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measurement; ``kind`` says of what, unused axes are 0. Times in seconds.
+
+    seconds: mean without gross outliers; relative: half-width of its 95% interval over it.
+    """
+
+    kind: str
+    name: str
+    requests: int
+    batch_tokens: int
+    context_tokens: int
+    seconds: float
+    median_s: float
+    relative: float
+    repeats: int
+    outliers: int
+
+    @property
+    def key(self) -> tuple[str, str, int, int, int]:
+        """What was measured."""
+        return self.kind, self.name, self.requests, self.batch_tokens, self.context_tokens
+
+
+def measure(
+    sample_s: Callable[[], float],
+    repeats: Repeats,
+    *,
+    kind: str,
+    name: str = "",
+    requests: int = 0,
+    batch_tokens: int = 0,
+    context_tokens: int = 0,
+) -> Cell:
+    """Take samples until their mean is known to ``repeats.relative``.
+
+    Raises ``InfeasibleError`` for a cell that stays noisier than that: such a curve is not repeatable.
+    """
+    for _ in range(repeats.warmup):
+        sample_s()
+    samples: list[float] = []
+    while len(samples) < repeats.most:
+        samples.append(sample_s())
+        if len(samples) >= repeats.least and _relative(_typical(samples)) <= repeats.relative:
+            break
+    kept = _typical(samples)
+    relative = _relative(kept)
+    if relative > repeats.relative:
+        raise InfeasibleError(
+            f"{kind} {name} at {requests} requests, {batch_tokens} batch tokens and {context_tokens} context "
+            f"tokens is known to {relative:.1%} after {len(samples)} repeats, {repeats.relative:.1%} was "
+            "asked for: not repeatable; quieten the machine, or allow more repeats or a wider interval"
+        )
+    return Cell(
+        kind, name, requests, batch_tokens, context_tokens, float(kept.mean()), float(np.median(kept)),
+        relative, len(samples), len(samples) - len(kept),
+    )  # fmt: skip
+
+
+def _typical(samples: list[float]) -> Any:
+    values = np.array(samples)
+    return values[values <= GROSS * np.median(values)]
+
+
+def _relative(values: Any) -> float:
+    half = values.std(ddof=1) / math.sqrt(len(values)) * stats.t.ppf(0.975, len(values) - 1)
+    return float(half / values.mean())
+
+
+class CellLog:
+    """Cells on disk, a line each, written as soon as they are measured.
+
+    The first line says under what settings; a log of other settings is refused, naming the fields. A last
+    line that a crash cut short is dropped, and its cell measured again.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.cells: dict[tuple[str, str, int, int, int], Cell] = {}
+        self.resumed = 0
+        if self.path.exists():
+            self._resume(settings)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._append({"settings": settings})
+
+    @classmethod
+    def read(cls, path: Path) -> CellLog:
+        """A finished log, whatever its settings."""
+        first = Path(path).read_text(encoding="utf-8").split("\n", 1)[0]
+        return cls(path, json.loads(first)["settings"])
+
+    def get(self, key: tuple[str, str, int, int, int]) -> Cell | None:
+        """The cell, if it has been measured."""
+        return self.cells.get(key)
+
+    def add(self, cell: Cell) -> None:
+        """Keep a cell; on disk when this returns."""
+        self.cells[cell.key] = cell
+        self._append(asdict(cell))
+
+    def of(self, kind: str, name: str | None = None) -> pd.DataFrame:
+        """All cells of one kind, in order of measurement."""
+        chosen = [c for c in self.cells.values() if c.kind == kind and name in (None, c.name)]
+        return pd.DataFrame([asdict(cell) for cell in chosen], columns=list(Cell.__dataclass_fields__))
+
+    def _resume(self, settings: Mapping[str, Any]) -> None:
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        whole, tail = lines[:-1], lines[-1]
+        if not whole:
+            raise BadInputError("holds no cells", source=str(self.path), remedy="delete it")
+        try:
+            found = json.loads(whole[0])["settings"]
+            self.cells = {cell.key: cell for cell in (Cell(**json.loads(line)) for line in whole[1:])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInputError("is not a cell log", source=str(self.path), remedy="delete it") from error
+        given = json.loads(json.dumps(settings))
+        different = [name for name in given | found if given.get(name) != found.get(name)]
+        if different:
+            raise BadInputError(
+                f"was measured with another {', '.join(different)}", source=str(self.path),
+                field=different[0], value=found.get(different[0]),
+                remedy="delete it to measure anew, or repeat the command it was begun with",
+            )  # fmt: skip
+        self.resumed = len(self.cells)
+        if tail:
+            self.path.write_text("\n".join(whole) + "\n", encoding="utf-8")
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,484 @@
+"""The profiler: what a step of the live engine costs on this device, as cells and as a profile.
+
+Every step cell is a step of the live engine itself, its state set to so many requests at such a context,
+with lengths given in place of a scheduler's. So what a profile promises is what a run pays, launches,
+copies and bookkeeping included. Requests, batch tokens and context are varied against each other, so that few
+requests with long blocks and many with none meet at equal batch tokens.
+
+Kinds of cells (``Cell.kind``; ``name`` is a drafter or a policy):
+
+- ``step``: everything of a step but the draft and the scheduler, over (requests, batch tokens, context).
+- ``draft``: one block for every request; ``head``: of that, the sequential stage beyond the output matrix.
+- ``prefill``: a prompt, over its tokens (in ``batch_tokens``).
+- ``schedule``: what a policy's decision adds to a step; ``sample``: accepting or rejecting, inside ``step``.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from simulator.cost import ThroughputCurve
+from simulator.errors import BadInputError, InfeasibleError
+from simulator.fit import AdditiveFit, fit_additive
+from simulator.live import sampling
+from simulator.live.cells import CellLog, Repeats, measure
+from simulator.live.drafts import Draft, DSparkDraft
+from simulator.live.engine import LiveExecutor, LiveOptions
+from simulator.live.environment import device_name, software
+from simulator.live.kv_cache import whole_pages
+from simulator.live.steps import Marks, OutOfMemoryError, Tiers, synchronise
+from simulator.live.targets import Target
+from simulator.profiles import AdditiveSpec, DraftSpec, Profile
+from simulator.provenance import Provenance
+from simulator.schedulers import Batch, parse_policy
+from simulator.workload import Workload
+
+Tell = Callable[[str], None]
+
+FLAT = 0.05
+"""A curve that rises by less than this share from its fewest to its most batch tokens is flat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What to measure. drafts: draft tokens per request; context: positions per request."""
+
+    requests: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    drafts: tuple[int, ...] = (0, 1, 3, 7)
+    context: tuple[int, ...] = (512, 2048, 8192)
+    prefill: tuple[int, ...] = (128, 512, 2048)
+    policies: tuple[str, ...] = ("dspark", "dspark-async")
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "drafts", "context", "prefill"):
+            sizes = getattr(self, name)
+            least = 0 if name == "drafts" else 1
+            if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < least:
+                raise BadInputError(f"must be increasing sizes from {least} up", field=name, value=sizes)
+        if len(self.requests) < 2 or len(self.drafts) < 2:
+            raise BadInputError(
+                "needs two sizes: requests and batch tokens must be told apart", field="requests, drafts"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOptions:
+    """How to measure. tolerance: by how much the first cell may differ when measured again at the end."""
+
+    grid: Grid = field(default_factory=Grid)
+    repeats: Repeats = field(default_factory=Repeats)
+    tolerance: float = 0.05
+    attention: str = "auto"
+    graphs: bool = True
+    graph_tiers: bool = True
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Profiled:
+    """A finished measurement. drift: how far the first cell had moved when measured again at the end."""
+
+    profile: Profile
+    fit: AdditiveFit
+    cells: CellLog
+    drift: float
+
+
+class Profiler:
+    """Measures a target and its drafts; ``log`` makes it resume where it was interrupted.
+
+    drafters: by name (``dspark``, ``mtp1``). The first of them takes part in the step cells.
+    """
+
+    def __init__(
+        self, target: Target, drafters: dict[str, Draft], log: CellLog, options: ProfileOptions, tell: Tell
+    ) -> None:
+        self.target, self.drafters, self.log = target, drafters, log
+        self.options, self.tell = options, tell
+        self.left_out: list[str] = []
+
+    def run(self) -> float:
+        """Measure everything not in the log; returns the drift. Raises where the curve cannot be used."""
+        for context in self.options.grid.context:
+            self._context(context)
+        self._prefill()
+        self._heads()
+        drift = self._drift()
+        self.refuse_unusable()
+        if drift > self.options.tolerance:
+            raise InfeasibleError(
+                f"not repeatable: the first cell moved by {drift:.1%} until the end, more than "
+                f"{self.options.tolerance:.1%}; quieten the machine and repeat (measured cells are in "
+                f"{self.log.path}), or allow more with a larger tolerance"
+            )
+        return drift
+
+    def refuse_unusable(self) -> None:
+        """Refuse step cells that say nothing: times that never change, or that batch tokens do not raise."""
+        steps = self.log.of("step")
+        if steps["seconds"].max() <= 1.0001 * steps["seconds"].min():
+            raise InfeasibleError(
+                "inert: every step took the same time; the device did no work that was timed"
+            )
+        for context, group in steps.groupby(steps["context_tokens"] // steps["requests"]):
+            sizes = group.groupby("batch_tokens")["seconds"].median()
+            rise = sizes.iloc[-1] / sizes.iloc[0] - 1
+            if rise < FLAT:
+                raise InfeasibleError(
+                    f"flat: {sizes.index[-1]} batch tokens take {rise:+.1%} longer than {sizes.index[0]} at "
+                    f"context {context}; with such a profile every scheduler verifies everything. Measure "
+                    "more requests or longer blocks, or a larger model"
+                )
+
+    # ---------------------------------------------------------------- parts
+
+    def _context(self, context: int) -> None:
+        """Step, draft and schedule cells at one context length per request."""
+        grid = self.options.grid
+        wanted = [
+            ("step", "", requests, requests * (1 + drafts), requests * context)
+            for requests in grid.requests
+            for drafts in grid.drafts
+        ]
+        wanted += [("draft", n, r, 0, r * context) for n in self.drafters for r in grid.requests]
+        wanted += [("schedule", p, r, 0, r * context) for p in grid.policies for r in grid.requests]
+        for name, draft in self.drafters.items():
+            first = name == next(iter(self.drafters))
+            mine = [k for k in wanted if (k[1] == name) or (first and k[0] in ("step", "schedule"))]
+            if all(self.log.get(key) for key in mine):
+                continue
+            bench = self._bench(draft, context)
+            if bench is None:
+                continue
+            for kind, label, requests, tokens, total in mine:
+                if requests > bench.executor.concurrency or tokens > requests * (1 + bench.executor.gamma):
+                    continue
+                sample = bench.sample(kind, label, requests, tokens)
+                self._cell(sample, kind, label, requests, tokens, total)
+            del bench
+            if self.target.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _bench(self, draft: Draft, context: int) -> _Bench | None:
+        """An engine for as many of the grid's requests as fit at this context, or None for none."""
+        sizes = self.options.grid.requests
+        for largest in reversed(sizes):
+            try:
+                return _Bench(self.target, draft, largest, context, self.options)
+            except OutOfMemoryError as error:
+                left_out = f"{largest} requests at context {context}: {error}"
+                self.left_out.append(left_out)
+                self.tell(f"left out {left_out}")
+        return None
+
+    def _prefill(self) -> None:
+        name, draft = next(iter(self.drafters.items()))
+        sizes = self.options.grid.prefill
+        if all(self.log.get(("prefill", name, 1, tokens, 0)) for tokens in sizes):
+            return
+        bench = _Bench(self.target, draft, 1, sizes[-1], self.options)
+        for tokens in sizes:
+            self._cell(bench.sample("prefill", name, 1, tokens), "prefill", name, 1, tokens, 0)
+
+    def _heads(self) -> None:
+        """The sequential stage, and the acceptance decision that is part of every step."""
+        for requests in self.options.grid.requests:
+            for name, draft in self.drafters.items():
+                if isinstance(draft, DSparkDraft):
+                    self._cell(_head_sample(draft, requests), "head", name, requests, 0, 0)
+            self._cell(_judge_sample(self.target, requests, 4), "sample", "greedy", requests, 5 * requests, 0)
+
+    def _cell(
+        self, sample: Callable[[], float], kind: str, name: str, requests: int, tokens: int, context: int
+    ) -> None:
+        if self.log.get((kind, name, requests, tokens, context)):
+            return
+        try:
+            cell = measure(
+                sample, self._repeats(kind), kind=kind, name=name, requests=requests, batch_tokens=tokens,
+                context_tokens=context,
+            )  # fmt: skip
+        except OutOfMemoryError as error:
+            self.left_out.append(str(error))
+            self.tell(f"left out {kind} {requests} x {tokens}: {error}")
+            return
+        self.log.add(cell)
+        self.tell(
+            f"{kind} {name} {requests} requests {tokens} tokens {context} context: "
+            f"{cell.seconds * 1e3:.3f} ms +- {cell.relative:.1%} ({cell.repeats} repeats)"
+        )
+
+    def _repeats(self, kind: str) -> Repeats:
+        """Small parts of a step need no such precision as the step itself."""
+        asked = self.options.repeats
+        if kind in ("step", "draft", "prefill"):
+            return asked
+        return Repeats(min(0.5, 10 * asked.relative), asked.least, asked.most, asked.warmup)
+
+    def _drift(self) -> float:
+        first = next(cell for cell in self.log.cells.values() if cell.kind == "step")
+        draft = next(iter(self.drafters.values()))
+        bench = _Bench(
+            self.target, draft, first.requests, first.context_tokens // first.requests, self.options
+        )
+        again = measure(
+            lambda: bench.step_s(first.requests, first.batch_tokens), self.options.repeats, kind="step"
+        )
+        return abs(again.seconds / first.seconds - 1)
+
+
+class _Bench:
+    """A live engine whose rows are put into any state, to be timed there."""
+
+    def __init__(
+        self, target: Target, draft: Draft, requests: int, context: int, options: ProfileOptions
+    ) -> None:
+        load = Workload.single_class(None, [context + 1], [1])
+        tiers = Tiers()
+        if target.device.type == "cuda" and options.graph_tiers:
+            tiers = Tiers.for_cuda(requests * (1 + draft.gamma), requests, whole_pages(context + 256))
+        self.executor = LiveExecutor(
+            target, draft, load, concurrency=requests, prompts=lambda _, n: np.zeros(n, dtype=np.int64),
+            options=LiveOptions(tiers=tiers, attention=options.attention, graphs=options.graphs),
+        )  # fmt: skip
+        self.context = context
+
+    def sample(self, kind: str, name: str, requests: int, batch_tokens: int) -> Callable[[], float]:
+        """What to call again and again to measure a cell of this kind."""
+        return {
+            "step": lambda: self.step_s(requests, batch_tokens),
+            "draft": lambda: self.draft_s(requests),
+            "schedule": lambda: self.schedule_s(requests, name),
+            "prefill": lambda: self.prefill_s(batch_tokens),
+        }[kind]
+
+    def step_s(self, requests: int, batch_tokens: int) -> float:
+        """A step of these sizes, without its draft."""
+        self.executor.pretend(requests, self.context)
+        self.executor.draft(requests)
+        self.executor.verify(self._lengths(requests, batch_tokens - requests), 0.0, 0)
+        timing = self.executor.timings[-1]
+        return timing.duration_s - timing.draft_s
+
+    def draft_s(self, requests: int) -> float:
+        """One block for every request, after a step that committed half a block."""
+        self.executor.pretend(requests, self.context, pending=1 + self.executor.gamma // 2)
+        self.executor.draft(requests)
+        synchronise(self.executor.device)
+        return self.executor.drafting_s
+
+    def schedule_s(self, requests: int, policy: str) -> float:
+        """What deciding adds between the draft's end and the target's beginning."""
+        scheduler = self.executor.observe(parse_policy(policy).scheduler)
+        self.executor.pretend(requests, self.context)
+        survival = self.executor.draft(requests)
+        lagged = None
+        if scheduler.lag:
+            lagged = np.linspace(0.9, 0.2, self.executor.gamma, dtype=np.float32)[None].repeat(requests, 0)
+        lengths = scheduler.schedule(survival, Batch(_LINE, lagged=lagged))
+        self.executor.verify(lengths, 0.0, 0)
+        decided = self.executor.timings[-1].visible_schedule_s
+        self.executor.forget_scheduler()
+        self.executor.pretend(requests, self.context)
+        given = lengths.clone()
+        self.executor.draft(requests)
+        self.executor.verify(given, 0.0, 0)
+        return max(decided - self.executor.timings[-1].visible_schedule_s, 1e-9)
+
+    def prefill_s(self, tokens: int) -> float:
+        """One prompt, target and draft."""
+        marks = Marks(self.executor.device)
+        synchronise(self.executor.device)
+        marks.mark()
+        self.executor.prefill_row(0, 0, tokens)
+        marks.mark()
+        synchronise(self.executor.device)
+        return marks.spans_s()[0]
+
+    def _lengths(self, requests: int, drafts: int) -> Tensor:
+        """Drafts spread as evenly as they go."""
+        each, rest = divmod(drafts, requests)
+        lengths = torch.full((requests,), each, dtype=torch.int64)
+        lengths[:rest] += 1
+        return lengths.to(self.executor.device)
+
+
+_LINE = ThroughputCurve([1, 4096], [100.0, 1.0])
+"""A curve for timing decisions: it slopes, so that no search ends at once."""
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    marks = Marks(device)
+    synchronise(device)
+    marks.mark()
+    work()
+    marks.mark()
+    synchronise(device)
+    return marks.spans_s()[0]
+
+
+def _head_sample(draft: DSparkDraft, requests: int) -> Callable[[], float]:
+    weight = draft.fc.weight
+    hidden = torch.randn(requests, draft.gamma, draft.shape.hidden_size).to(weight)
+    anchors = torch.zeros(requests, dtype=torch.int64, device=weight.device)
+
+    def stage() -> object:
+        with torch.no_grad():
+            tokens, _, _ = draft.draw(hidden, anchors)
+            return draft.confidence_logits(hidden, tokens)
+
+    def matrix() -> object:
+        with torch.no_grad():
+            return draft.lm_head(hidden)
+
+    return lambda: max(_timed(stage, weight.device) - _timed(matrix, weight.device), 1e-9)
+
+
+def _judge_sample(target: Target, requests: int, length: int) -> Callable[[], float]:
+    device = target.device
+    logits = torch.randn(requests * (length + 1), target.vocab_size, device=device).to(target.dtype)
+    drafts = torch.zeros((requests, length), dtype=torch.int64, device=device)
+    lengths = torch.full((requests,), length, dtype=torch.int64, device=device)
+    return lambda: _timed(lambda: sampling.verify(logits, drafts, lengths), device)
+
+
+# -------------------------------------------------------------------- from cells to a profile
+
+
+def settings_of(target: Target, drafters: dict[str, Draft], options: ProfileOptions) -> dict[str, Any]:
+    """What cells depend on: a log of other settings is not resumed."""
+    return {
+        "device": device_name(target.device),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "target": target.name,
+        "drafters": {name: draft.gamma for name, draft in drafters.items()},
+        "grid": {name: list(getattr(options.grid, name)) for name in Grid.__dataclass_fields__},
+        "attention": options.attention,
+        "graphs": options.graphs and target.device.type == "cuda",
+        "threads": torch.get_num_threads() if target.device.type == "cpu" else None,
+    }
+
+
+def profile_from(
+    log: CellLog, target: Target, drafters: dict[str, Draft], options: ProfileOptions, drift: float
+) -> Profiled:
+    """Fit the additive model to the step cells and put everything into a profile."""
+    steps = log.of("step").rename(columns={"seconds": "step_time_s"})
+    contexts = (steps["context_tokens"] / steps["requests"]).nunique()
+    fit = fit_additive(steps, terms=("context",) if contexts > 1 else ())
+    cost = fit.cost
+    settings = settings_of(target, drafters, options)
+    names = "+".join(drafters)
+    prefill = log.of("prefill").sort_values("batch_tokens")
+    fastest = float((prefill["batch_tokens"] / prefill["seconds"]).max())
+    notes = (
+        f"held-out error: median {fit.held_out.median:.1%}, p90 {fit.held_out.p90:.1%}, "
+        f"max {fit.held_out.max:.1%}; "
+        f"first cell measured again at the end: {drift:.1%} off; dtype {settings['dtype']}; attention "
+        f"{options.attention}; CUDA graphs {'on' if settings['graphs'] else 'off'}"
+        + (f"; {settings['threads']} CPU thread(s)" if settings["threads"] else "")
+    )
+    profile = Profile(
+        name=f"{slug(settings['device'])}/{slug(Path(target.name).name)}--{names}",
+        title=f"{target.name} with {names} on {settings['device']}",
+        provenance=Provenance(
+            kind="measured",
+            source="dspark-sim profile",
+            date=datetime.now(UTC).date().isoformat(),
+            command=options.command,
+            device=settings["device"],
+            driver=_driver(target.device),
+            software=software() | {"dtype": settings["dtype"]},
+            model=target.name,
+            draft=names,
+            notes=notes,
+        ),
+        step=AdditiveSpec(
+            bias_s=cost.bias_s,
+            request_probes=tuple(cost.alpha.at.tolist()),
+            alpha_s=tuple(cost.alpha.value.tolist()),
+            token_probes=tuple(cost.theta.at.tolist()),
+            theta_s=tuple(cost.theta.value.tolist()),
+            context_s_per_token=cost.context_s_per_token,
+        ),
+        drafters={name: _draft_spec(log, name, draft) for name, draft in drafters.items()},
+        prefill_tokens_per_s=fastest,
+    )
+    return Profiled(profile, fit, log, drift)
+
+
+def _draft_spec(log: CellLog, name: str, draft: Draft) -> DraftSpec:
+    """Draft cost by requests, averaged over contexts and made non-decreasing."""
+    passes = log.of("draft", name).groupby("requests")["seconds"].mean()
+    sequential = log.of("head", name).groupby("requests")["seconds"].mean().reindex(passes.index)
+    semi = isinstance(draft, DSparkDraft) and draft.markov_head is not None
+    turns = np.maximum.accumulate(sequential.to_numpy() / draft.gamma) if semi else None
+    whole = passes.to_numpy() - (0.0 if turns is None else draft.gamma * turns)
+    structure: Any = "parallel" if isinstance(draft, DSparkDraft) else "autoregressive"
+    return DraftSpec(
+        structure="semi-autoregressive" if semi else structure,
+        block_size=draft.gamma,
+        requests=tuple(float(r) for r in passes.index),
+        pass_s=tuple(np.maximum.accumulate(np.maximum(whole, 0.0)).tolist()),
+        sequential_s=None if turns is None else tuple(turns.tolist()),
+    )
+
+
+def schedule_s(log: CellLog, policy: str) -> float:
+    """Seconds that a policy's decision adds to a step, mean over batch sizes; 0 where none was measured."""
+    cells = log.of("schedule", policy)
+    return float(cells["seconds"].mean()) if len(cells) else 0.0
+
+
+def efficiency(log: CellLog, target: Target, bytes_per_s: float, flop_per_s: float) -> pd.DataFrame:
+    """Bandwidth and matmul rate of the smallest and the largest step, and their share of the device's.
+
+    A step reads every weight but the embedding once, and its requests' keys and values; it multiplies
+    every row with every weight.
+    """
+    steps = log.of("step").sort_values(["batch_tokens", "context_tokens"])
+    weights = sum(p.numel() for p in target.model.parameters()) - target.embedding.numel()
+    weights += target.head.numel() if target.head.data_ptr() == target.embedding.data_ptr() else 0
+    text = target.config.get_text_config()
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token = 2 * target.num_layers * text.num_key_value_heads * head_dim
+    rows = []
+    for step in (steps.iloc[0], steps.iloc[-1]):
+        read = target.dtype.itemsize * (weights + per_token * step["context_tokens"])
+        flops = 2.0 * weights * step["batch_tokens"]
+        rows.append(
+            {
+                "batch_tokens": int(step["batch_tokens"]),
+                "step_ms": step["seconds"] * 1e3,
+                "GB_per_s": read / step["seconds"] / 1e9,
+                "of_copy_bandwidth": read / step["seconds"] / bytes_per_s,
+                "TFLOP_per_s": flops / step["seconds"] / 1e12,
+                "of_matmul_rate": flops / step["seconds"] / flop_per_s,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def slug(text: str) -> str:
+    """Lower case, digits and dashes: a name for files."""
+    kept = "".join(
+        character if character.isalnum() or character == "." else "-" for character in text.lower()
+    )
+    return "-".join(part for part in kept.split("-") if part)
+
+
+def _driver(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"{platform.system()} {platform.release()}"
+    return f"CUDA {torch.version.cuda}"

@@ -1,0 +1,336 @@
+"""The commands of ``dspark-sim`` that run on a device: profile, live, validate.
+
+Importing this module does not import torch; running a command does.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from simulator.deployment import parse_acceptances
+from simulator.errors import BadInputError
+from simulator.lengths import parse_lengths
+from simulator.profiles import load_profile
+from simulator.schedulers import parse_policy
+from simulator.serving import EngineLimits
+from simulator.traffic import parse_traffic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from simulator.live.cells import CellLog
+    from simulator.live.drafts import Draft
+    from simulator.live.targets import Target
+    from simulator.live.validation import Scenario
+
+TargetName = Annotated[
+    str, typer.Option(help="Folder or hub name, or qwen3-4b, qwen3-8b, qwen3-14b with random weights.")
+]
+Drafts = Annotated[
+    list[str],
+    typer.Option(
+        "--draft",
+        help="NAME=FOLDER, or an untrained one: dspark=new:GAMMA, mtp1=new. The first takes part in steps.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Of weights and caches; default float32 on a CPU, else bfloat16.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads of torch.")]
+Attention = Annotated[str, typer.Option(help="auto, sdpa, varlen or plain.")]
+Graphs = Annotated[bool, typer.Option(help="Record CUDA graphs (on a GPU).")]
+Acceptance = Annotated[
+    list[str] | None,
+    typer.Option("--acceptance", help="[DRAFTER=]MODEL or trace, as for simulate; see dspark-sim list."),
+]
+Own = Annotated[bool, typer.Option(help="The pair's own acceptance in the live run, not the trace's.")]
+Seed = Annotated[int, typer.Option(help="Seed of traffic, traces, prompts and sampling.")]
+LengthsSpec = Annotated[str, typer.Option(help="Prompt and output lengths, as for simulate.")]
+
+
+def profile(
+    target: TargetName,
+    out: Annotated[
+        Path, typer.Option(help="Folder; the profile goes to FOLDER/<device>/<target>--<drafts>.json.")
+    ],
+    draft: Drafts = ["dspark=new:7", "mtp1=new"],  # noqa: B006 - typer copies it
+    requests: Annotated[str, typer.Option(help="Requests in a batch.")] = "1,2,4,8,16,32,64,128,256",
+    drafts: Annotated[str, typer.Option(help="Draft tokens a request, spread evenly.")] = "0,1,3,7",
+    context: Annotated[str, typer.Option(help="Context of each request, in tokens.")] = "512,2048,8192",
+    prefill: Annotated[str, typer.Option(help="Prompt sizes.")] = "128,512,2048",
+    policies: Annotated[
+        str, typer.Option(help="Policies whose decision is timed; none for none.")
+    ] = "dspark,dspark-async",
+    confidence: Annotated[
+        float, typer.Option(help="95% half-width of each cell's mean, relative to it.")
+    ] = 0.01,
+    repeats: Annotated[int, typer.Option(min=2, help="At most so many repeats a cell.")] = 200,
+    tolerance: Annotated[
+        float, typer.Option(help="By how much the first cell may have moved at the end.")
+    ] = 0.05,
+    device: Device = "cuda",
+    dtype: Dtype = None,
+    threads: Threads = 1,
+    attention: Attention = "auto",
+    graphs: Graphs = True,
+) -> None:
+    """Measure what a target and its drafts cost on this device; an interrupted measurement is continued."""
+    console = Console(stderr=True)
+    with console.status("loading torch and the models"):
+        from simulator.live import profiler
+        from simulator.live.cells import CellLog, Repeats
+        from simulator.live.device_ceilings import measure_ceilings
+
+        model, drafters = _pair(target, draft, device, dtype, threads)
+    grid = profiler.Grid(
+        _sizes(requests), _sizes(drafts), _sizes(context), _sizes(prefill),
+        () if policies == "none" else tuple(policies.split(",")),
+    )  # fmt: skip
+    options = profiler.ProfileOptions(
+        grid=grid, repeats=Repeats(confidence, most=repeats, least=min(10, repeats)), tolerance=tolerance,
+        attention=attention, graphs=graphs, command=_command(),
+    )  # fmt: skip
+    settings = profiler.settings_of(model, drafters, options)
+    folder = out / profiler.slug(settings["device"])
+    name = f"{profiler.slug(Path(model.name).name)}--{'+'.join(drafters)}"
+    log = CellLog(folder / f"{name}.cells.jsonl", settings)
+    if log.resumed:
+        console.print(f"continuing: {log.resumed} cells are measured already")
+    drift = profiler.Profiler(model, drafters, log, options, console.print).run()
+    result = profiler.profile_from(log, model, drafters, options, drift)
+    result.profile.save(folder / f"{name}.json")
+    ceilings = measure_ceilings(model.device, model.dtype)
+    achieved = profiler.efficiency(log, model, ceilings.bytes_per_s, ceilings.flop_per_s)
+    screen = Console()
+    _show(screen, achieved, f"{model.name} on {settings['device']}: {ceilings.line}")
+    fit = result.fit
+    screen.print(
+        f"additive fit: held-out error median {fit.held_out.median:.1%}, p90 {fit.held_out.p90:.1%}, "
+        f"max {fit.held_out.max:.1%}; first cell moved {drift:.1%}; {folder / (name + '.json')}"
+    )
+
+
+def live(
+    target: TargetName,
+    policy: Annotated[str, typer.Option(help="Verification policy, as for simulate.")],
+    profile: Annotated[str, typer.Option(help="Profile whose step cost the scheduler believes.")],
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests decoding at once.")],
+    out: Annotated[Path, typer.Option(help="Run directory.")],
+    draft: Drafts = ["dspark=new:7", "mtp1=new"],  # noqa: B006 - typer copies it
+    acceptance: Acceptance = None,
+    own: Own = False,
+    traffic: Annotated[str, typer.Option(help="As for simulate.")] = "closed",
+    lengths: LengthsSpec = "default",
+    requests: Annotated[int, typer.Option(min=1, help="Requests in the workload.")] = 256,
+    steps: Annotated[int, typer.Option(min=40, help="Steps of a closed loop.")] = 400,
+    prefill: Annotated[str, typer.Option(help="elsewhere or whole.")] = "elsewhere",
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    seed: Seed = 0,
+    device: Device = "cuda",
+    dtype: Dtype = None,
+    threads: Threads = 1,
+    attention: Attention = "auto",
+    graphs: Graphs = True,
+) -> None:
+    """Serve traffic on a device and write the files of a simulated run, durations measured."""
+    from simulator.live.validation import run_live
+    from simulator.run_files import write_run
+
+    model, drafters = _pair(target, draft, device, dtype, threads)
+    asked = {"steps": steps, "seed": seed, "own": own, "temperature": temperature}
+    scenario = _scenario(
+        model, drafters, profile, acceptance, [policy], [concurrency], lengths, asked, attention, graphs
+    )
+    workload = parse_traffic(traffic, None if Path(traffic).exists() else lengths).workload(
+        seed, requests=requests
+    )
+    chosen: Any = prefill
+    limits = EngineLimits(concurrency, prefill=chosen)
+    result = run_live(
+        scenario, scenario.policies[0], workload, limits, steps=steps if workload.is_closed_loop else None
+    )
+    timings = result.timings
+    description = {
+        "kind": "live", "policy": policy, "concurrency": concurrency, "traffic": traffic,
+        "command": _command(),
+        "visible_schedule_share": float(timings["visible_schedule_s"].sum() / timings["duration_s"].sum()),
+        "padding_share": float(1 - timings["batch_tokens"].sum() / timings["padded_tokens"].sum()),
+        **scenario.settings(),
+    }  # fmt: skip
+    write_run(result.run, out, description)
+    timings.to_parquet(out / "timings.parquet", index=False)
+    table = Table(title=f"{policy} live on {scenario.settings()['device']}", box=None, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in result.run.metrics.as_row().items():
+        table.add_row(name, f"{value:,.4g}")
+    table.add_row("visible_schedule_share", f"{description['visible_schedule_share']:.2%}")
+    Console().print(table)
+
+
+def validate(
+    target: TargetName,
+    profile: Annotated[str, typer.Option(help="Profile measured on this device beforehand.")],
+    out: Annotated[
+        Path, typer.Option(help="Directory of results; an interrupted validation in it continues.")
+    ],
+    draft: Drafts = ["dspark=new:7", "mtp1=new"],  # noqa: B006 - typer copies it
+    acceptance: Acceptance = None,
+    own: Own = False,
+    policies: Annotated[
+        str, typer.Option(help="Policies, separated by spaces.")
+    ] = "autoregressive mtp1 dspark dspark-async",
+    concurrency: Annotated[str, typer.Option(help="Concurrent requests.")] = "1,4,16,64,256",
+    lengths: LengthsSpec = "default",
+    steps: Annotated[int, typer.Option(min=40, help="Steps of each run.")] = 400,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option("--tolerance", help="METRIC=SHARE: exit with 1 when its median error is larger."),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "cuda",
+    dtype: Dtype = None,
+    threads: Threads = 1,
+    attention: Attention = "auto",
+    graphs: Graphs = True,
+) -> None:
+    """Run live and simulated from one scenario and report where they differ."""
+    from simulator.live.validation import validate as run
+    from simulator.plots import save
+    from simulator.validation_plots import plot_frontiers, plot_lengths
+
+    tolerances = _tolerances(tolerance)
+    model, drafters = _pair(target, draft, device, dtype, threads)
+    asked = {"steps": steps, "seed": seed, "own": own, "temperature": 0.0}
+    scenario = _scenario(
+        model, drafters, profile, acceptance, policies.split(), _sizes(concurrency), lengths, asked,
+        attention, graphs,
+    )  # fmt: skip
+    console = Console(stderr=True)
+    result = run(scenario, out, console.print)
+    for name, frame in (("errors", result.errors), ("lengths", result.lengths), ("parity", result.parity)):
+        frame.to_csv(out / f"{name}.csv", index=False)
+    title = f"{Path(model.name).name} on {scenario.settings()['device']}"
+    save(plot_frontiers(result.errors, title), out / "frontiers.png")
+    save(plot_lengths(result.lengths, title), out / "lengths.png")
+    screen = Console()
+    _show(screen, result.summary().reset_index(), f"Absolute error, {title}")
+    _show(screen, result.parity, "Decisions")
+    result.check(tolerances)
+
+
+def _scenario(
+    model: Target,
+    drafters: dict[str, Draft],
+    profile: str,
+    acceptance: list[str] | None,
+    policies: list[str],
+    concurrency: tuple[int, ...] | list[int],
+    lengths: str,
+    asked: Mapping[str, Any],
+    attention: str,
+    graphs: bool,
+) -> Scenario:
+    from simulator.live.engine import LiveOptions
+    from simulator.live.profiler import schedule_s
+    from simulator.live.steps import Tiers
+    from simulator.live.validation import Scenario
+
+    loaded = load_profile(profile)
+    log = _cells_beside(profile)
+    tiers = Tiers()
+    if model.device.type == "cuda":
+        gamma = max((draft.gamma for draft in drafters.values()), default=0)
+        tiers = Tiers.for_cuda(max(concurrency) * (1 + gamma), max(concurrency), 16384)
+    return Scenario(
+        target=model, drafters=drafters, profile=loaded, acceptance=parse_acceptances(acceptance or []),
+        policies=[parse_policy(text) for text in policies], concurrency=concurrency,
+        lengths=parse_lengths(lengths), steps=asked["steps"], seed=asked["seed"], replayed=not asked["own"],
+        schedule_s=(lambda policy: schedule_s(log, policy)) if log else lambda policy: 0.0,
+        options=LiveOptions(
+            temperature=asked["temperature"], tiers=tiers, attention=attention, graphs=graphs,
+            seed=asked["seed"],
+        ),
+    )  # fmt: skip
+
+
+def _cells_beside(profile: str) -> CellLog | None:
+    """The cells that a profile was made from, where they lie beside it: they know what decisions cost."""
+    from simulator.live.cells import CellLog
+    from simulator.profiles import shipped_profiles
+
+    path = shipped_profiles().get(profile, Path(profile)).with_suffix(".cells.jsonl")
+    return CellLog.read(path) if path.is_file() else None
+
+
+def _pair(
+    target: str, drafts: list[str], device: str, dtype: str | None, threads: int
+) -> tuple[Target, dict[str, Draft]]:
+    """The target and its drafts, loaded on the device."""
+    import torch
+
+    from simulator.live.drafts import load_draft
+    from simulator.live.pairs import new_dspark, new_mtp
+    from simulator.live.targets import load_target
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInputError("no CUDA device is here", field="--device", value=device, remedy="use cpu")
+    torch.set_num_threads(threads)
+    kind = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"), None)
+    if not isinstance(kind, torch.dtype):
+        raise BadInputError(
+            "is not a torch dtype", field="--dtype", value=dtype, remedy="bfloat16 or float32"
+        )
+    model = load_target(target, dtype=kind, device=device)
+    loaded: dict[str, Draft] = {}
+    for text in drafts:
+        name, _, source = text.partition("=")
+        made, _, gamma = source.partition(":")
+        if made == "new" and name == "mtp1":
+            loaded[name] = new_mtp(model)
+        elif made == "new":
+            loaded[name] = new_dspark(model, mask_token_id=0, block_size=int(gamma or 7))
+        elif source:
+            loaded[name] = load_draft(source, dtype=kind, device=device)
+        else:
+            raise BadInputError("names no draft", field="--draft", value=text, remedy="as in dspark=FOLDER")
+    return model, loaded
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise BadInputError("is not a list of sizes", value=text, remedy="as in 1,2,4,8") from error
+
+
+def _tolerances(texts: list[str] | None) -> dict[str, float]:
+    pairs = [text.partition("=") for text in texts or []]
+    try:
+        return {metric: float(share) for metric, _, share in pairs}
+    except ValueError as error:
+        raise BadInputError(
+            "is not a tolerance", field="--tolerance", value=texts, remedy="as in throughput_tok_per_s=0.03"
+        ) from error
+
+
+def _command() -> str:
+    return shlex.join(["dspark-sim", *sys.argv[1:]])
+
+
+def _show(console: Console, frame: pd.DataFrame, title: str) -> None:
+    table = Table(title=title, box=None, title_justify="left")
+    for name in frame.columns:
+        table.add_column(str(name), justify="right")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+    console.print(table)

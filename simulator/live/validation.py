@@ -1,0 +1,301 @@
+"""Live against simulated: one scenario, run on the device and looked up in a profile measured beforehand.
+
+Both runs meet the same requests, traces, seeds, policies and believed costs. In a closed loop with
+replayed acceptance no decision depends on time, so both take the same steps and only their durations can
+differ: what is validated is the cost model. With the pair's own acceptance the trace is on trial as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.acceptance import AcceptanceModel
+from simulator.deployment import Deployment, Plan
+from simulator.errors import BadInputError, InfeasibleError
+from simulator.files import read_json, write_json
+from simulator.lengths import Lengths
+from simulator.live.drafts import Draft
+from simulator.live.engine import LiveExecutor, LiveOptions, random_prompts
+from simulator.live.environment import device_name
+from simulator.live.profiler import slug
+from simulator.live.steps import Record
+from simulator.live.targets import Target
+from simulator.metrics import Metrics
+from simulator.profiles import Profile
+from simulator.run_files import write_run
+from simulator.schedulers import Batch, Policy, Scheduler
+from simulator.serving import EngineLimits
+from simulator.simulation import Run, run_engine, simulate, summarise
+from simulator.traffic import ClosedLoop, SyntheticTraffic, TrafficClass
+from simulator.workload import Workload
+
+COMPARED = (
+    "throughput_tok_per_s", "tps_p10", "tps_p50", "itl_p50_s", "itl_p99_s", "accepted_length_mean",
+    "verification_budget_mean", "step_time_mean_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """What both runs share.
+
+    acceptance: by drafter. replayed: the live run takes acceptance from it as well; otherwise its pair
+    decides for itself. schedule_s: what a policy's decision adds to a step, as profiled.
+    """
+
+    target: Target
+    drafters: Mapping[str, Draft]
+    profile: Profile
+    acceptance: Mapping[str, AcceptanceModel]
+    policies: Sequence[Policy]
+    concurrency: Sequence[int]
+    lengths: Lengths
+    steps: int
+    seed: int = 0
+    replayed: bool = True
+    schedule_s: Callable[[str], float] = lambda policy: 0.0
+    options: LiveOptions
+
+    def plan(self, policy: Policy) -> Plan:
+        """How a policy runs, the overhead of deciding included."""
+        overhead_s = self.schedule_s(policy.name)
+        return Deployment(self.profile, self.acceptance, overhead_s=overhead_s).plan(policy)
+
+    def workload(self, concurrency: int) -> Workload:
+        """Closed-loop requests, more than slots, so that cycling through them shows no pattern."""
+        traffic = SyntheticTraffic(ClosedLoop(), (TrafficClass("default", self.lengths),))
+        return traffic.workload(self.seed, requests=max(256, 8 * concurrency))
+
+    def settings(self) -> dict[str, Any]:
+        """What results depend on: a directory of other settings is not continued."""
+        return {
+            "target": self.target.name,
+            "drafters": {name: draft.source or "untrained" for name, draft in self.drafters.items()},
+            "profile": self.profile.name,
+            "profile_date": self.profile.provenance.date,
+            "acceptance": {name: model.name for name, model in self.acceptance.items()},
+            "lengths": repr(self.lengths),
+            "steps": self.steps,
+            "seed": self.seed,
+            "replayed": self.replayed,
+            "device": device_name(self.target.device),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Validation:
+    """errors: policy, concurrency, metric, measured, predicted, error (relative, signed).
+
+    lengths: policy, concurrency, length, measured, predicted (shares of request-steps).
+    parity: policy, concurrency, decisions checked, how many of them differed, and visible scheduling time.
+    """
+
+    errors: pd.DataFrame
+    lengths: pd.DataFrame
+    parity: pd.DataFrame
+
+    def summary(self) -> pd.DataFrame:
+        """Median and largest absolute error of each metric."""
+        size = self.errors.assign(error=self.errors["error"].abs())
+        return size.groupby("metric", sort=False)["error"].agg(["median", "max"])
+
+    def check(self, tolerances: Mapping[str, float]) -> None:
+        """Raise ``InfeasibleError`` for a decision that differed or a median error above its tolerance."""
+        differing = int(self.parity["differing"].sum())
+        if differing:
+            raise InfeasibleError(f"{differing} decisions of the live run are not the simulator's")
+        summary = self.summary()
+        for metric, tolerance in tolerances.items():
+            if metric not in summary.index:
+                raise BadInputError(
+                    "is not compared", field="tolerance", value=metric, remedy=", ".join(summary.index)
+                )
+            median = float(summary["median"][metric])
+            if not median <= tolerance:
+                raise InfeasibleError(f"{metric}: median error {median:.1%} exceeds {tolerance:.1%}")
+
+
+def check_profile(profile: Profile, target: Target) -> None:
+    """Refuse a profile of another device, dtype or target, naming the fields that differ."""
+    provenance = profile.provenance
+    pairs = {
+        "device": (provenance.device, device_name(target.device)),
+        "dtype": (provenance.software.get("dtype"), str(target.dtype).removeprefix("torch.")),
+        "model": (provenance.model, target.name),
+    }
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if different:
+        shown = "; ".join(
+            f"{name} {theirs!r} there, {ours!r} here" for name, (theirs, ours) in different.items()
+        )
+        raise BadInputError(
+            f"was measured under other conditions: {shown}", source=profile.name, field=", ".join(different),
+            remedy="profile this target on this device first",
+        )  # fmt: skip
+
+
+def validate(scenario: Scenario, out: Path, tell: Callable[[str], None]) -> Validation:
+    """Run every policy at every concurrency, live and simulated; cells finished in ``out`` stay."""
+    check_profile(scenario.profile, scenario.target)
+    _continue(out / "settings.json", scenario.settings())
+    cells = []
+    for policy in scenario.policies:
+        for concurrency in scenario.concurrency:
+            path = out / f"{slug(policy.name)}-{concurrency}.json"
+            if not path.exists():
+                write_json(path, _cell(scenario, policy, concurrency, out))
+            cell: Any = read_json(path)
+            cells.append(cell)
+            first = cell["errors"][0]
+            tell(
+                f"{policy.name} at {concurrency}: {first['measured']:.1f} tokens/s measured, "
+                f"{first['predicted']:.1f} predicted ({first['error']:+.1%}); "
+                f"{cell['parity']['differing']} of {cell['parity']['decisions']} decisions differ"
+            )
+    return Validation(
+        pd.DataFrame([row for cell in cells for row in cell["errors"]]),
+        pd.DataFrame([row for cell in cells for row in cell["lengths"]]),
+        pd.DataFrame([cell["parity"] for cell in cells]),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveRun:
+    """A live run: its frames and metrics, what its scheduler met, and where each step's time went."""
+
+    run: Run
+    records: list[Record]
+    timings: pd.DataFrame
+
+
+def run_live(
+    scenario: Scenario, policy: Policy, workload: Workload, limits: EngineLimits, *, steps: int | None
+) -> LiveRun:
+    """Serve a workload on the device under one policy."""
+    plan = scenario.plan(policy)
+    draft = None if plan.drafter == "none" else _drafter(scenario, plan)
+    replays = [plan.replay(scenario.seed)] if scenario.replayed and draft is not None else None
+    executor = LiveExecutor(
+        scenario.target, draft, workload, concurrency=limits.concurrency,
+        prompts=random_prompts(scenario.target.vocab_size, scenario.seed), replays=replays,
+        options=scenario.options,
+    )  # fmt: skip
+    scheduler = executor.observe(plan.scheduler, keep_records=True)
+    engine = run_engine(workload, executor, scheduler, plan.believed, limits, seed=scenario.seed, steps=steps)
+    timings = pd.DataFrame(executor.timings)
+    return LiveRun(summarise(engine), scheduler.records, timings)
+
+
+def _cell(scenario: Scenario, policy: Policy, concurrency: int, out: Path) -> dict[str, Any]:
+    plan, workload = scenario.plan(policy), scenario.workload(concurrency)
+    limits = EngineLimits(concurrency)
+    live = run_live(scenario, policy, workload, limits, steps=scenario.steps)
+    write_run(
+        live.run, out / f"live-{slug(policy.name)}-{concurrency}",
+        {"kind": "live", "policy": policy.name, "concurrency": concurrency, **scenario.settings()},
+    )  # fmt: skip
+    counted = _Counted(plan.scheduler)
+    simulated = simulate(
+        workload, [plan.replay(scenario.seed)], counted, plan.cost, limits, believed=plan.believed,
+        seed=scenario.seed, steps=scenario.steps,
+    )  # fmt: skip
+    gamma = 0 if plan.acceptance is None else plan.acceptance.gamma
+    measured = shares((record.lengths.cpu().numpy() for record in live.records), gamma)
+    key = {"policy": policy.name, "concurrency": concurrency}
+    return {
+        "errors": [key | row for row in compare(live.run.metrics, simulated.metrics)],
+        "lengths": [
+            key | {"length": length, "measured": float(mine), "predicted": float(theirs)}
+            for length, (mine, theirs) in enumerate(
+                zip(measured, shares(counted.lengths, gamma), strict=True)
+            )
+        ],
+        "parity": key
+        | {
+            "decisions": len(live.records),
+            "differing": differing_decisions(live.records, plan),
+            "visible_schedule_share": float(
+                live.timings["visible_schedule_s"].sum() / live.timings["duration_s"].sum()
+            ),
+            "padding_share": float(
+                1 - live.timings["batch_tokens"].sum() / live.timings["padded_tokens"].sum()
+            ),
+        },
+    }
+
+
+def compare(measured: Metrics, predicted: Metrics) -> list[dict[str, Any]]:
+    """One row per metric; a metric that either run could not measure is left out."""
+    mine, theirs = measured.as_row(), predicted.as_row()
+    return [
+        {
+            "metric": name,
+            "measured": mine[name],
+            "predicted": theirs[name],
+            "error": theirs[name] / mine[name] - 1,
+        }
+        for name in COMPARED
+        if np.isfinite(mine[name]) and np.isfinite(theirs[name])
+    ]
+
+
+def differing_decisions(records: Sequence[Record], plan: Plan) -> int:
+    """How many recorded decisions the simulator's scheduler, on NumPy arrays, makes otherwise."""
+    differing = 0
+    for record in records:
+        batch = Batch(plan.believed, record.context_tokens, record.prefill_tokens, record.lagged)
+        lengths = plan.scheduler.schedule(record.survival.cpu().numpy(), batch)
+        differing += not np.array_equal(lengths, record.lengths.cpu().numpy())
+    return differing
+
+
+def shares(lengths: Any, gamma: int) -> NDArray[np.float64]:
+    """Share of request-steps at each verification length, [gamma + 1]."""
+    counts: NDArray[np.float64] = np.zeros(gamma + 1)
+    for step in lengths:
+        counts += np.bincount(step, minlength=gamma + 1)
+    return np.asarray(counts / counts.sum())
+
+
+class _Counted:
+    """A scheduler that keeps the lengths it returned."""
+
+    def __init__(self, inner: Scheduler) -> None:
+        self.lag, self.lossless, self.reason = inner.lag, inner.lossless, inner.reason
+        self.reads_outcome, self.draft_tokens = inner.reads_outcome, inner.draft_tokens
+        self.inner, self.lengths = inner, list[NDArray[np.int64]]()
+
+    def schedule(self, survival: Any, batch: Batch) -> Any:
+        lengths = self.inner.schedule(survival, batch)
+        self.lengths.append(lengths)
+        return lengths
+
+
+def _drafter(scenario: Scenario, plan: Plan) -> Draft:
+    if plan.drafter not in scenario.drafters:
+        raise BadInputError(
+            f"runs with drafter {plan.drafter!r}, which was not given", source="policy",
+            value=plan.policy.name,
+            remedy=f"pass --draft {plan.drafter}=FOLDER (given: {', '.join(scenario.drafters) or 'none'})",
+        )  # fmt: skip
+    return scenario.drafters[plan.drafter]
+
+
+def _continue(path: Path, settings: Mapping[str, Any]) -> None:
+    if not path.exists():
+        write_json(path, dict(settings))
+        return
+    found: Any = read_json(path)
+    different = [name for name in settings if found.get(name) != settings[name]]
+    if different:
+        raise BadInputError(
+            f"holds a validation with another {', '.join(different)}", source=str(path.parent),
+            field=different[0], value=found.get(different[0]), remedy="choose another directory",
+        )  # fmt: skip

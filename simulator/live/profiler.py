@@ -376,7 +376,7 @@ def profile_from(
     """Fit the additive model to the step cells and put everything into a profile."""
     steps = log.of("step").rename(columns={"seconds": "step_time_s"})
     contexts = (steps["context_tokens"] / steps["requests"]).nunique()
-    fit = fit_additive(steps, terms=("context",) if contexts > 1 else ())
+    fit = fit_additive(steps, token_probes=_token_probes(steps), terms=("context",) if contexts > 1 else ())
     cost = fit.cost
     settings = settings_of(target, drafters, options)
     names = "+".join(drafters)
@@ -416,6 +416,14 @@ def profile_from(
         prefill_tokens_per_s=fastest,
     )
     return Profiled(profile, fit, log, drift)
+
+
+def _token_probes(steps: pd.DataFrame) -> list[float]:
+    """Measured batch tokens to fit at: so few that there are two cells for every probe, both ends kept."""
+    sizes = np.unique(steps["batch_tokens"])
+    cells = len(steps[["requests", "batch_tokens"]].drop_duplicates())
+    chosen = np.linspace(0, len(sizes) - 1, max(2, min(len(sizes), cells // 2, 16))).round().astype(int)
+    return [float(size) for size in sizes[np.unique(chosen)]]
 
 
 def _draft_spec(log: CellLog, name: str, draft: Draft) -> DraftSpec:

@@ -1,0 +1,158 @@
+"""The profiler on a tiny pair: cells, resumption, refusals, and the profile that comes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulator.errors import BadInputError, InfeasibleError
+from simulator.live import profiler
+from simulator.live.cells import Cell, CellLog, Repeats, measure
+from simulator.live.device_ceilings import measure_ceilings
+from simulator.live.pairs import new_dspark, new_mtp
+from simulator.live.profiler import Grid, ProfileOptions, Profiler, profile_from, schedule_s, settings_of
+from simulator.live.steps import OutOfMemoryError
+from simulator.profiles import load_profile
+from tests.live.conftest import MakeTarget
+
+GRID = Grid(requests=(1, 2, 4), drafts=(0, 2, 4), context=(16, 64), prefill=(8, 32), policies=("dspark",))
+# A shared core is no place for exact numbers: here only the machinery is tested.
+OPTIONS = ProfileOptions(grid=GRID, repeats=Repeats(0.9, least=3, most=30, warmup=0), tolerance=20.0)
+
+
+@pytest.fixture(scope="module")
+def pair(make_target: MakeTarget) -> Any:
+    target = make_target(hidden_size=128, intermediate_size=512, vocab_size=512)
+    dspark = new_dspark(target, mask_token_id=5, block_size=4, num_layers=1, markov_rank=8)
+    return target, {"dspark": dspark, "mtp1": new_mtp(target)}
+
+
+def new_log(pair: Any, path: Path, options: ProfileOptions = OPTIONS) -> CellLog:
+    return CellLog(path, settings_of(*pair, options))
+
+
+def run(pair: Any, log: CellLog, told: list[str]) -> float:
+    return Profiler(*pair, log, OPTIONS, told.append).run()
+
+
+def test_a_profile_is_measured_resumed_and_fitted(
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler, "FLAT", -1.0)  # the machine may be too busy to show a slope
+    log, told = new_log(pair, tmp_path / "cells.jsonl"), list[str]()
+    drift = run(pair, log, told)
+    assert len(log.of("step")) == 3 * 3 * 2
+    assert set(log.of("draft")["name"]) == {"dspark", "mtp1"}
+    assert len(told) == len(log.cells)
+    whole = (tmp_path / "cells.jsonl").read_text()
+    lines = whole.splitlines()
+    # Interrupted in the middle of a line: that cell alone and those behind it are measured again.
+    (tmp_path / "cells.jsonl").write_text("\n".join(lines[:30]) + "\n" + lines[30][:20])
+    again = new_log(pair, tmp_path / "cells.jsonl")
+    assert again.resumed == 29
+    told.clear()
+    run(pair, again, told)
+    assert len(told) == len(log.cells) - 29
+    assert (tmp_path / "cells.jsonl").read_text().splitlines()[:30] == lines[:30]
+    result = profile_from(again, *pair, OPTIONS, drift)
+    path = tmp_path / "profile.json"
+    result.profile.save(path)
+    loaded = load_profile(path)
+    assert loaded.provenance.kind == "measured"
+    assert loaded.provenance.software["dtype"] == "float32"
+    assert loaded.target_cost().step_time_s(2, 6, 100.0) > 0
+    draft = loaded.draft_cost("dspark")
+    assert draft is not None
+    assert draft.structure == "semi-autoregressive"
+    assert draft.time_s(4) >= draft.time_s(1) > 0
+    assert schedule_s(again, "dspark") > 0 == schedule_s(again, "fixed:3")
+    ceilings = measure_ceilings(pair[0].device, pair[0].dtype, copy_bytes=2**20, matmul_size=64)
+    table = profiler.efficiency(again, pair[0], ceilings.bytes_per_s, ceilings.flop_per_s)
+    assert (table.to_numpy() > 0).all()
+
+
+def test_cells_of_other_settings_are_not_continued(pair: Any, tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    new_log(pair, path)
+    other = ProfileOptions(grid=Grid(requests=(1, 2), drafts=(0, 1)), attention="plain")
+    with pytest.raises(BadInputError, match="another grid, attention"):
+        new_log(pair, path, other)
+    path.write_text("nonsense\n")
+    with pytest.raises(BadInputError, match="not a cell log"):
+        new_log(pair, path)
+
+
+def steps(log: CellLog, seconds: dict[tuple[int, int], float]) -> None:
+    for (requests, tokens), value in seconds.items():
+        log.add(Cell("step", "", requests, tokens, 16 * requests, value, value, 0.0, 9, 0))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        ({(1, 1): 2e-3, (1, 5): 2e-3, (4, 20): 2e-3}, "inert"),
+        ({(1, 1): 2e-3, (1, 5): 2.02e-3, (4, 20): 2.01e-3}, r"flat: 20 batch tokens take \+0\.5% longer"),
+        ({(1, 1): 2e-3, (1, 5): 1.5e-3, (4, 20): 1.4e-3}, "flat"),
+    ],
+)
+def test_curves_that_say_nothing_are_refused(
+    pair: Any, tmp_path: Path, seconds: dict[tuple[int, int], float], says: str
+) -> None:
+    log = new_log(pair, tmp_path / "cells.jsonl")
+    steps(log, seconds)
+    with pytest.raises(InfeasibleError, match=says):
+        Profiler(*pair, log, OPTIONS, print).refuse_unusable()
+
+
+def test_a_noisy_cell_is_refused_and_gross_outliers_are_counted() -> None:
+    draw = np.random.default_rng(0)
+    with pytest.raises(InfeasibleError, match="not repeatable"):
+        measure(lambda: float(draw.uniform(0.1, 2)), Repeats(0.01, most=20), kind="step")
+    samples: Iterator[float] = iter([1.0] * 5 + [1.01, 50.0] * 20)
+    cell = measure(lambda: next(samples), Repeats(0.01, least=10, warmup=0), kind="step")
+    assert cell.outliers > 0
+    assert cell.seconds == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_curve_that_moved_is_refused(pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler, "FLAT", -1.0)
+    path = tmp_path / "cells.jsonl"
+    run(pair, new_log(pair, path), [])
+    lines = path.read_text().splitlines()
+    first = json.loads(lines[1])
+    lines[1] = json.dumps(first | {"seconds": first["seconds"] / 1000})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InfeasibleError, match="not repeatable: the first cell moved"):
+        run(pair, new_log(pair, path), [])
+
+
+def test_what_does_not_fit_is_said_and_the_rest_is_measured(
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler, "FLAT", -1.0)
+    bench = profiler._Bench
+
+    def small(target: Any, draft: Any, requests: int, context: int, options: Any) -> Any:
+        if requests * context > 128:
+            raise OutOfMemoryError("1 requests fit")
+        return bench(target, draft, requests, context, options)
+
+    monkeypatch.setattr(profiler, "_Bench", small)
+    told: list[str] = []
+    log = new_log(pair, tmp_path / "cells.jsonl")
+    run(pair, log, told)
+    assert any("left out 4 requests at context 64: 1 requests fit" in line for line in told)
+    measured = log.of("step")
+    assert set(measured.loc[measured["context_tokens"] == 64 * measured["requests"], "requests"]) == {1, 2}
+
+
+def test_grids_that_cannot_tell_axes_apart_are_refused() -> None:
+    with pytest.raises(BadInputError, match="two sizes"):
+        Grid(requests=(4,))
+    with pytest.raises(BadInputError, match="increasing"):
+        Grid(context=(512, 64))

@@ -44,6 +44,9 @@ VARIANTS = {
 GRID = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.1, 1.25, 1.5)
 """Rates at which every policy is tried, as shares of the best policy's sustainable rate."""
 
+SWITCH_LEAD = 0.01
+"""Lead in speed below which switching policies is not called worthwhile: within the noise of a trial."""
+
 CONFIRMED_REPLICAS = 16
 """Largest fleet simulated to confirm a plan; a larger one is confirmed by a part of it with its share."""
 
@@ -392,8 +395,9 @@ def _growth(scenario: Scenario, sizing: _Sizing, plans: pd.DataFrame) -> pd.Data
 def _switches(trials: Sequence[dict[str, Any]], policies: Sequence[str]) -> pd.DataFrame:
     """Which policy serves users fastest at which rate per replica, among those that keep the SLA there.
 
-    Speed (mean TPS) is interpolated linearly between trials. margin: its smallest lead over the next
-    policy in the band, NaN where no other keeps the SLA.
+    Speed (mean TPS) is interpolated linearly between trials. A policy keeps its band until another leads
+    by ``SWITCH_LEAD``. margin: its smallest lead over the next policy in the band (slightly negative
+    where that one is ahead by less than a switch is worth), NaN where no other keeps the SLA.
     """
     top = max((t["rate_per_s"] for t in trials if t["met"]), default=0.0)
     rates = np.linspace(min(t["rate_per_s"] for t in trials), top, 400)
@@ -413,7 +417,11 @@ def _switches(trials: Sequence[dict[str, Any]], policies: Sequence[str]) -> pd.D
         order = np.argsort(-np.nan_to_num(speed[:, column], nan=-np.inf), kind="stable")
         if np.isnan(speed[order[0], column]):
             continue
-        second = speed[order[1], column] if len(order) > 1 else np.nan
+        fastest = speed[order[0], column]
+        if bands and speed[policies.index(bands[-1]["policy"]), column] * (1 + SWITCH_LEAD) >= fastest:
+            order = np.array([policies.index(bands[-1]["policy"]), *order])  # not worth a switch
+        others = [row for row in order if row != order[0]]
+        second = speed[others[0], column] if others else np.nan
         here = {"policy": policies[order[0]], "margin": float(speed[order[0], column] / second - 1)}
         if bands and bands[-1]["policy"] == here["policy"]:
             bands[-1]["to_per_s"] = float(rate)

@@ -1,0 +1,194 @@
+"""Commands of the planner: ``plan``, ``regret`` and ``fleet``. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from simulator.errors import BadInputError, InfeasibleError
+
+WorkersOption = Annotated[
+    int, typer.Option(help="Processes; -1 uses every core. Results do not depend on it.")
+]
+BackendOption = Annotated[
+    Literal["loky", "dask", "ray"], typer.Option(help="Where cells run: here, or on a cluster.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Cluster to use; a local one is started where none is given.")
+]
+
+
+def plan(
+    scenario: Annotated[Path | None, typer.Argument(help="Scenario YAML; --init writes one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to write; an interrupted plan resumes.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Write a commented scenario to this file and stop.")
+    ] = None,
+    workers: WorkersOption = -1,
+    backend: BackendOption = "loky",
+    address: AddressOption = None,
+) -> None:
+    """From an SLA and traffic to GPUs and cost: report.html, CSV, PNG. Exit 1: the SLA cannot be kept."""
+    if init is not None:
+        _write_example(init)
+        return
+    if scenario is None or out is None:
+        raise BadInputError(
+            "needs a scenario and --out DIR", source="plan", remedy="`dspark-sim plan --init scenario.yaml`"
+        )
+    from simulator.planner import Sweeping, check_writable, write_tables
+    from simulator.planner import plan as make_plan
+    from simulator.report import write_figures, write_report
+    from simulator.scenario import load_scenario
+
+    loaded = load_scenario(scenario)
+    check_writable(out)
+    sweeping = Sweeping(out / "cells", workers, backend, address, progress=True)
+    result = make_plan(loaded, base=scenario.parent, sweeping=sweeping)
+    write_tables(result, out)
+    write_figures(result, out)
+    write_report(result, out / "report.html")
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    columns = ["policy", "rate_per_replica_per_s", "replicas", "gpus", "gpu_hours",
+               "cost_per_million_output_tokens", "attainment", "binding"]  # fmt: skip
+    shown = result.plans.reindex(columns=columns)
+    typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    typer.echo(f"\nrecommended: {result.recommended}\nwrote {out / 'report.html'} and the tables beside it")
+
+
+def regret(
+    profile: Annotated[str, typer.Option(help="The true cost: a shipped profile or FILE.json.")],
+    believed: Annotated[
+        list[str],
+        typer.Option(
+            help="What the scheduler believes, repeatable: coarse:N, floor:N, ceil:N, flat, scaled:F, "
+            "no-context, or a table FILE.json (profile, SGLang, TensorRT-LLM)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="CSV to write; a PNG of the same name is written beside it.")],
+    policy: Annotated[str, typer.Option(help="Policy[@DRAFTER].")] = "dspark-async",
+    acceptance: Annotated[
+        list[str] | None, typer.Option(help="[DRAFTER=]MODEL; default: what the profile carries.")
+    ] = None,
+    concurrency: Annotated[
+        str, typer.Option(help="Concurrent requests, comma-separated.")
+    ] = "10,20,50,100,200",
+    seeds: Annotated[int, typer.Option(min=2, help="Replications; intervals are over them.")] = 3,
+    workers: WorkersOption = -1,
+    backend: BackendOption = "loky",
+    address: AddressOption = None,
+) -> None:
+    """What a scheduler loses when the cost table it believes is not the true one."""
+    from simulator.deployment import Deployment, parse_acceptances
+    from simulator.files import write_text
+    from simulator.profiles import load_profile
+    from simulator.regret import plot_regret
+    from simulator.regret import regret as measure_regret
+    from simulator.schedulers import parse_policy
+
+    loaded = load_profile(profile)
+    models = {drafter: spec.build() for drafter, spec in loaded.acceptance.items()}
+    deployment = Deployment(loaded, models | parse_acceptances(acceptance or []))
+    table = measure_regret(
+        deployment, parse_policy(policy), believed, _loads(concurrency), seeds=seeds, workers=workers,
+        backend=backend, address=address, progress=True,
+    )  # fmt: skip
+    write_text(out, table.to_csv(index=False))
+    plot_regret(table, out.with_suffix(".png"))
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    typer.echo(f"wrote {out} and {out.with_suffix('.png')}")
+
+
+def fleet(
+    profile: Annotated[str, typer.Option(help="A shipped profile or FILE.json.")],
+    traffic: Annotated[
+        str, typer.Option(help="poisson:4000/s, gamma:...,cv=3 or a trace file, for the fleet.")
+    ],
+    sla: Annotated[list[str], typer.Option(help="Term, repeatable: tps_p10>=60, ttft_p99<=2s.")],
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas in the fleet.")],
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    duration: Annotated[str, typer.Option(help="Simulated time with arrivals, with its unit.")] = "10min",
+    lengths: Annotated[str | None, typer.Option(help="Prompt/output lengths for an arrival process.")] = None,
+    policy: Annotated[str, typer.Option(help="Policy[@DRAFTER].")] = "dspark-async",
+    acceptance: Annotated[
+        list[str] | None, typer.Option(help="[DRAFTER=]MODEL; default: what the profile carries.")
+    ] = None,
+    router: Annotated[
+        Literal["round-robin", "least-loaded", "power-of-two", "prefix-aware"],
+        typer.Option(help="How requests reach replicas."),
+    ] = "round-robin",
+    pods: Annotated[int | None, typer.Option(help="Groups with a router each; they run in parallel.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests running at once on a replica.")] = 256,
+    prefix_cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of common prefixes each replica keeps.")
+    ] = None,
+    prefill: Annotated[
+        Literal["elsewhere", "chunked", "whole"], typer.Option(help="Where prompts are prefilled.")
+    ] = "elsewhere",
+    seed: Annotated[int, typer.Option(help="Seed of every random stream.")] = 0,
+    workers: WorkersOption = -1,
+    backend: BackendOption = "loky",
+    address: AddressOption = None,
+) -> None:
+    """Simulate a whole fleet behind a router and judge it by an SLA. Exit 1: it is missed."""
+    from simulator.deployment import Deployment, parse_acceptances
+    from simulator.files import write_text
+    from simulator.fleet import Fleet, simulate_fleet
+    from simulator.planner import check_writable
+    from simulator.profiles import load_profile
+    from simulator.schedulers import parse_policy
+    from simulator.serving import EngineLimits
+    from simulator.sla import parse_sla
+    from simulator.traffic import parse_traffic
+    from simulator.units import parse_duration_s
+
+    loaded = load_profile(profile)
+    models = {drafter: spec.build() for drafter, spec in loaded.acceptance.items()}
+    deployment = Deployment(loaded, models | parse_acceptances(acceptance or []))
+    limits = EngineLimits(concurrency, loaded.kv_tokens, prefill)
+    arranged = Fleet(replicas, limits, router, pods, prefix_cache_tokens)
+    terms = parse_sla(sla)
+    check_writable(out)
+    seconds = parse_duration_s(duration, field="--duration")
+    workload = parse_traffic(traffic, lengths).workload(seed, duration_s=seconds)
+    plans = [deployment.plan(parse_policy(policy))] * len(workload.classes)
+    run = simulate_fleet(
+        workload, plans, arranged, terms, seed=seed, workers=workers, backend=backend, address=address,
+        progress=True,
+    )  # fmt: skip
+    write_text(out / "replicas.csv", run.replicas.to_csv(index=False))
+    judged = run.assessment
+    if judged.saturated:
+        raise InfeasibleError("the fleet is saturated: the queue grows without bound, so it has no latency")
+    for each in judged.terms:
+        share = "" if each.term.quantile is None else f", kept by {each.share:.2%} ± {each.ci95:.2%}"
+        typer.echo(f"{'met   ' if each.met else 'MISSED'} {each.term.text}: {each.estimate:.4g}{share}")
+    typer.echo(
+        f"{judged.requests:,} requests judged, attainment {judged.attainment:.2%} ± "
+        f"{judged.attainment_ci95:.2%}, goodput {judged.goodput_per_s:.4g} requests/s; "
+        f"{run.replicas['steps'].sum():,} engine steps"
+    )
+    if not judged.met:
+        raise InfeasibleError(f"the fleet misses {', '.join(term.text for term in judged.failing)}")
+
+
+def _write_example(path: Path) -> None:
+    from simulator.files import write_text
+    from simulator.scenario import EXAMPLE
+
+    if path.exists():
+        raise BadInputError("exists already", source=str(path), remedy="choose another name")
+    write_text(path, EXAMPLE)
+    typer.echo(f"wrote {path}; now: dspark-sim plan {path} --out plan")
+
+
+def _loads(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise BadInputError(
+            "must be whole numbers, comma-separated", source="--concurrency", value=text
+        ) from error

@@ -30,8 +30,14 @@ app.add_typer(acceptance_app, name="acceptance")
 
 Number = TypeVar("Number", int, float)
 
-_ELSEWHERE: dict[str, tuple[str, ...]] = {}
-"""Module to commands registered from it."""
+_ELSEWHERE = {
+    "simulator.planning_commands": ("plan", "regret", "fleet"),
+    "simulator.live.commands": ("train", "trace"),
+    "simulator.live.serving_commands": ("profile", "live", "validate"),
+}
+"""Module to the commands registered from it."""
+
+_LIVE_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
 DEFAULT_LOADS = "1,4,8,14,20,30,45,65,90,120,160,200,250,300"
 DEFAULT_POLICIES = ("mtp1", "fixed:3", "fixed:5", "dspark-async", "oracle")
@@ -263,7 +269,7 @@ def _warn_outside(table: pd.DataFrame) -> None:
     if share > 0:
         typer.echo(
             f"warning: up to {share:.0%} of the steps ({worst['policy']} at {worst['concurrency']} requests) "
-            "ran at batch sizes beyond the profile's measured range: step time is clamped or extrapolated there",
+            "ran beyond the batch sizes of the profile, where step time is clamped or extrapolated",
             err=True,
         )
 
@@ -286,6 +292,11 @@ def main() -> None:
     except SimulatorError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in _LIVE_PACKAGES:
+            raise
+        typer.echo(f"error: this command needs {error.name}; pip install 'dspark-simulator[live]'", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)

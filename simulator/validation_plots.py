@@ -21,11 +21,9 @@ def plot_frontiers(errors: pd.DataFrame, title: str = "") -> Figure:
     wide = errors.pivot(index=["policy", "concurrency"], columns="metric", values=["measured", "predicted"])
     for colour, (policy, group) in zip(_COLOURS, wide.groupby(level="policy", sort=False), strict=False):
         group = group.sort_index(level="concurrency")
-        for kind, style in (("measured", {"marker": "o", "linestyle": "none"}), ("predicted", {})):
-            axes.plot(
-                group[kind, "tps_p50"], group[kind, "throughput_tok_per_s"], color=colour,
-                label=f"{policy}, {kind}", **style,
-            )  # fmt: skip
+        for kind, style in (("measured", "o"), ("predicted", "-")):
+            speed, throughput = group[kind, "tps_p50"], group[kind, "throughput_tok_per_s"]
+            axes.plot(speed, throughput, style, color=colour, label=f"{policy}, {kind}")
     axes.set(
         xlabel="generation speed, median tokens/s/user", ylabel="throughput, output tokens/s", title=title
     )

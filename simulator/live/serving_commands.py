@@ -15,13 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from simulator.deployment import parse_acceptances
 from simulator.errors import BadInputError
-from simulator.lengths import parse_lengths
-from simulator.profiles import load_profile
-from simulator.schedulers import parse_policy
-from simulator.serving import EngineLimits
-from simulator.traffic import parse_traffic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,6 +138,9 @@ def live(
     """Serve traffic on a device and write the files of a simulated run, durations measured."""
     from simulator.live.validation import run_live
     from simulator.run_files import write_run
+    from simulator.schedulers import parse_policy
+    from simulator.serving import EngineLimits
+    from simulator.traffic import parse_traffic
 
     model, drafters = _pair(target, draft, device, dtype, threads)
     asked = {"steps": steps, "seed": seed, "own": own, "temperature": temperature}
@@ -240,10 +237,14 @@ def _scenario(
     attention: str,
     graphs: bool,
 ) -> Scenario:
+    from simulator.deployment import parse_acceptances
+    from simulator.lengths import parse_lengths
     from simulator.live.engine import LiveOptions
     from simulator.live.profiler import schedule_s
     from simulator.live.steps import Tiers
     from simulator.live.validation import Scenario
+    from simulator.profiles import load_profile
+    from simulator.schedulers import parse_policy
 
     loaded = load_profile(profile)
     log = _cells_beside(profile)

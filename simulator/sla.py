@@ -44,7 +44,7 @@ SYSTEM_METRICS = tuple(field.name for field in fields(Metrics))
 GAP_RESOLUTION = 1.005
 """Gaps between deliveries are tallied in classes half a percent wide."""
 
-_TERM = re.compile(r"\s*(?:([^:<>=]+):)?\s*([a-z0-9_]+?)\s*(>=|<=)\s*(\S.*?)\s*")
+_TERM = re.compile(r"\s*(?:([^:<>=]+):)?\s*([a-z0-9_.]+?)\s*(>=|<=)\s*(\S.*?)\s*")
 _STATISTIC = re.compile(r"(.+)_(mean|p\d{1,2}(?:\.\d+)?)")
 
 
@@ -91,7 +91,7 @@ class Term:
     @property
     def is_time(self) -> bool:
         """Whether the bound is a time."""
-        return REQUEST_METRICS.get(self.metric, (self.metric,))[0].endswith("_s")
+        return _is_time(self.metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +138,7 @@ def parse_term(text: str) -> Term:
         raise _bad("is not a term", text, "write METRIC>=BOUND, as in tps_p10>=60 or chat:ttft_p99<=2s")
     traffic_class, name, comparison, bound_text = match.groups()
     metric, quantile = _metric(name, text)
-    is_time = REQUEST_METRICS.get(metric, (metric,))[0].endswith("_s")
-    if is_time:
+    if _is_time(metric):
         bound = parse_duration_s(bound_text, field=f"sla term {text!r}")
     else:
         bound = parse_number(re.sub(r"\s*tok(ens)?/s(/user)?$", "", bound_text), field=f"sla term {text!r}")
@@ -150,6 +149,11 @@ def parse_term(text: str) -> Term:
     compact = re.sub(r"\s+", "", text)
     sided: Comparison = ">=" if comparison == ">=" else "<="
     return Term(compact, metric, quantile, sided, bound, traffic_class.strip() if traffic_class else None)
+
+
+def _is_time(metric: str) -> bool:
+    column = REQUEST_METRICS.get(metric, (metric,))[0]
+    return column.endswith("_s") and not column.endswith("_per_s")
 
 
 def _metric(name: str, text: str) -> tuple[str, float | None]:

@@ -40,10 +40,11 @@ class Line:
         return tps * float(load), float(load), False
 
     def tps_at_throughput(self, throughput: float) -> float:
-        """Speed per user where this policy gives that throughput; NaN outside its range."""
-        if not self.throughput[0] <= throughput <= self.throughput[-1]:
+        """Speed per user at the lowest load that gives that throughput; NaN outside its range."""
+        reach, first = np.unique(np.maximum.accumulate(self.throughput), return_index=True)
+        if not reach[0] <= throughput <= reach[-1]:
             return float("nan")
-        return float(np.interp(throughput, self.throughput, self.tps))
+        return float(np.interp(throughput, reach, self.tps[first]))
 
 
 def lines(frontier: pd.DataFrame) -> dict[str, Line]:

@@ -253,11 +253,14 @@ class LiveExecutor:
                 lambda: self._verify_pass(step.padded, rows, context, block),
             )
         accepted = self._commit(lengths, safe)
-        duration_s = time.perf_counter() - step.start_s - (self.captured.capture_s - step.capture_s)
+        capture_s = self.captured.capture_s - step.capture_s
+        duration_s = time.perf_counter() - step.start_s - capture_s
         draft_s, visible_s, verify_s = step.marks.spans_s()
         self.timings.append(
-            StepTiming(draft_s, step.schedule_s, visible_s, verify_s, duration_s, count,
-                       count + draft_tokens, step.padded, rows)
+            StepTiming(
+                draft_s, step.schedule_s, visible_s, verify_s, duration_s, count,
+                count + draft_tokens, step.padded, rows, capture_s,
+            )
         )  # fmt: skip
         return Verified(accepted, draft_tokens, duration_s)
 

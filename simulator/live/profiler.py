@@ -390,7 +390,7 @@ def profile_from(
         + (f"; {settings['threads']} CPU thread(s)" if settings["threads"] else "")
     )
     profile = Profile(
-        name=f"{slug(settings['device'])}/{slug(Path(target.name).name)}--{names}",
+        name=f"{slug(settings['device'])}/{label(target)}--{names}",
         title=f"{target.name} with {names} on {settings['device']}",
         provenance=Provenance(
             kind="measured",
@@ -478,6 +478,12 @@ def efficiency(log: CellLog, target: Target, bytes_per_s: float, flop_per_s: flo
     return pd.DataFrame(rows)
 
 
+def label(target: Target) -> str:
+    """A target's short name: its own, or of its pair's folder where that merely says ``target``."""
+    path = Path(target.name)
+    return slug(path.parent.name if path.name == "target" and path.parent.name else path.name)
+
+
 def slug(text: str) -> str:
     """Lower case, digits and dashes: a name for files."""
     kept = "".join(
@@ -488,5 +494,5 @@ def slug(text: str) -> str:
 
 def _driver(device: torch.device) -> str | None:
     if device.type != "cuda":
-        return f"{platform.system()} {platform.release()}"
+        return platform.system()
     return f"CUDA {torch.version.cuda}"

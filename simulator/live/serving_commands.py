@@ -95,7 +95,7 @@ def profile(
     )  # fmt: skip
     settings = profiler.settings_of(model, drafters, options)
     folder = out / profiler.slug(settings["device"])
-    name = f"{profiler.slug(Path(model.name).name)}--{'+'.join(drafters)}"
+    name = f"{profiler.label(model)}--{'+'.join(drafters)}"
     log = CellLog(folder / f"{name}.cells.jsonl", settings)
     if log.resumed:
         console.print(f"continuing: {log.resumed} cells are measured already")
@@ -138,7 +138,6 @@ def live(
     """Serve traffic on a device and write the files of a simulated run, durations measured."""
     from simulator.live.validation import run_live
     from simulator.run_files import write_run
-    from simulator.schedulers import parse_policy
     from simulator.serving import EngineLimits
     from simulator.traffic import parse_traffic
 
@@ -201,6 +200,7 @@ def validate(
     graphs: Graphs = True,
 ) -> None:
     """Run live and simulated from one scenario and report where they differ."""
+    from simulator.live.profiler import label
     from simulator.live.validation import validate as run
     from simulator.plots import save
     from simulator.validation_plots import plot_frontiers, plot_lengths
@@ -216,7 +216,7 @@ def validate(
     result = run(scenario, out, console.print)
     for name, frame in (("errors", result.errors), ("lengths", result.lengths), ("parity", result.parity)):
         frame.to_csv(out / f"{name}.csv", index=False)
-    title = f"{Path(model.name).name} on {scenario.settings()['device']}"
+    title = f"{label(model)} on {scenario.settings()['device']}"
     save(plot_frontiers(result.errors, title), out / "frontiers.png")
     save(plot_lengths(result.lengths, title), out / "lengths.png")
     screen = Console()

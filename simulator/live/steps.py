@@ -151,6 +151,7 @@ class StepTiming:
 
     schedule_s: host time of the scheduler. visible_schedule_s: device time between the end of the draft
     and the beginning of the target's pass, what is left of scheduling once both have overlapped.
+    capture_s: recording graphs, which the duration leaves out but the parts may contain.
     """
 
     draft_s: float
@@ -162,6 +163,7 @@ class StepTiming:
     batch_tokens: int
     padded_requests: int
     padded_tokens: int
+    capture_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -168,7 +168,10 @@ def validate(scenario: Scenario, out: Path, tell: Callable[[str], None]) -> Vali
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveRun:
-    """A live run: its frames and metrics, what its scheduler met, and where each step's time went."""
+    """A live run: its frames and metrics, what its scheduler met, and where each step's time went.
+
+    Steps in which a CUDA graph was recorded are not among the timings.
+    """
 
     run: Run
     records: list[Record]
@@ -190,7 +193,9 @@ def run_live(
     scheduler = executor.observe(plan.scheduler, keep_records=True)
     engine = run_engine(workload, executor, scheduler, plan.believed, limits, seed=scenario.seed, steps=steps)
     timings = pd.DataFrame(executor.timings)
-    return LiveRun(summarise(engine), scheduler.records, timings)
+    return LiveRun(
+        summarise(engine), scheduler.records, timings[timings["capture_s"] == 0].drop(columns="capture_s")
+    )
 
 
 def _cell(scenario: Scenario, policy: Policy, concurrency: int, out: Path) -> dict[str, Any]:

@@ -101,6 +101,10 @@ def frontier(
     plot: Annotated[Path | None, typer.Option(help="Figure to write beside it (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Sweep policies over concurrency: one row each, with confidence intervals."""
+    if plot is not None:
+        from simulator.plots import check_format
+
+        check_format(plot)
     loaded, deployment = _deployment(profile, acceptance, believed)
     table = _sweep(deployment, policy, concurrency, seeds, steps, workers, lengths)
     _write_csv(table, out)
@@ -250,7 +254,7 @@ def _numbers(text: str, kind: type[Number], option: str) -> list[Number]:
             count = round((last - first) / (second - first))
             return [kind(round(first + i * (second - first), 10)) for i in range(count + 1)]
         return [kind(part) for part in parts]
-    except (ValueError, ZeroDivisionError, IndexError) as error:
+    except (ValueError, ArithmeticError, IndexError) as error:
         raise BadInputError(
             "is not a list of numbers", source=option, value=text, remedy="as in 10,20,50"
         ) from error

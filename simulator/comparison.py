@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,8 @@ class Line:
         """Best throughput with at least ``tps`` tokens/s/user, its concurrency, and whether that is only a
         lower bound because the sweep ends before the SLA binds. (nan, nan, False) where it cannot be met.
 
-        Between simulated loads, TPS and throughput are interpolated linearly in concurrency.
+        Between simulated loads a user's time per token is taken as linear in concurrency, and so
+        throughput as linear in TPS: the straight line of the frontier's plot, exact for a linear step time.
         """
         meets = self.tps >= tps
         if not meets.any():
@@ -35,9 +36,10 @@ class Line:
         last = int(np.flatnonzero(meets)[-1])
         if last + 1 == len(self.tps):
             return float(self.throughput[last]), float(self.concurrency[last]), True
-        share = (self.tps[last] - tps) / (self.tps[last] - self.tps[last + 1])
-        load = self.concurrency[last] + share * (self.concurrency[last + 1] - self.concurrency[last])
-        return tps * float(load), float(load), False
+        ends = slice(last + 1, last - 1 if last else None, -1)  # slower end first, as interp wants it
+        throughput = float(np.interp(tps, self.tps[ends], self.throughput[ends]))
+        load = float(np.interp(1 / tps, 1 / self.tps[last : last + 2], self.concurrency[last : last + 2]))
+        return throughput, load, False
 
     def tps_at_throughput(self, throughput: float) -> float:
         """Speed per user at the lowest load that gives that throughput; NaN outside its range."""
@@ -107,6 +109,8 @@ def load_bands(frontier: pd.DataFrame, exclude: Sequence[str] = ("oracle",)) -> 
     by less than noise); ``clear`` says whether the lead exceeds the two intervals everywhere in it.
     """
     field = frontier[~frontier["policy"].isin(exclude)]
+    if field.empty:
+        return pd.DataFrame(columns=[each.name for each in fields(Band)])
     table = field.pivot(index="concurrency", columns="policy", values="throughput_tok_per_s").sort_index()
     half = (
         field.pivot(index="concurrency", columns="policy", values="throughput_ci95").fillna(0.0).sort_index()

@@ -59,7 +59,7 @@ def sweep_frontier(
     ``steps`` fixes the engine steps per run; by default they follow from ``REQUEST_STEPS``.
     """
     plans = [deployment.plan(policy) for policy in policies]
-    _check(concurrency, seeds)
+    _check(concurrency, seeds, steps)
     drawn = parse_lengths("default") if lengths is None else lengths
     cells = [
         Cell(plan, EngineLimits(concurrency=load), drawn, steps or steps_for(load), seed)
@@ -120,7 +120,7 @@ def _over_seeds(rows: pd.DataFrame, policies: Sequence[str], seeds: int) -> pd.D
     )
 
 
-def _check(concurrency: Sequence[int], seeds: int) -> None:
+def _check(concurrency: Sequence[int], seeds: int, steps: int | None) -> None:
     if not concurrency:
         raise BadInputError("names no load", field="concurrency", remedy="as in 10,20,50")
     for load in concurrency:
@@ -130,3 +130,5 @@ def _check(concurrency: Sequence[int], seeds: int) -> None:
         raise BadInputError("names a load twice", field="concurrency", value=list(concurrency))
     if seeds < 1:
         raise BadInputError("must be at least 1", field="seeds", value=seeds)
+    if steps is not None and steps < 1:
+        raise BadInputError("must be at least 1", field="steps", value=steps)

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from simulator.errors import BadInputError
 from simulator.files import atomic_path
 from simulator.profiles import PublishedClaims
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg", ".pdf")
 
 Published = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -67,9 +70,21 @@ def plot_load(frontier: pd.DataFrame, *, published: PublishedClaims | None = Non
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure atomically; the format follows the suffix."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
+    """Write a figure atomically; the format follows the suffix. Equal figures are equal bytes."""
+    check_format(path)
+    from matplotlib import rc_context
+
+    varying = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}
+    with atomic_path(path) as temporary, rc_context({"svg.hashsalt": "dspark-simulator"}):
+        figure.savefig(temporary, dpi=150, metadata={varying[path.suffix.lower()]: None})
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file name whose ending is no picture format, before any work is done for it."""
+    if path.suffix.lower() not in FORMATS:
+        raise BadInputError(
+            "is not a picture's name", source=str(path), remedy=f"end it in one of {', '.join(FORMATS)}"
+        )
 
 
 def _figure(panels: int, title: str) -> tuple[Figure, Sequence[Axes]]:

@@ -376,7 +376,13 @@ def profile_from(
     """Fit the additive model to the step cells and put everything into a profile."""
     steps = log.of("step").rename(columns={"seconds": "step_time_s"})
     contexts = (steps["context_tokens"] / steps["requests"]).nunique()
-    fit = fit_additive(steps, token_probes=_token_probes(steps), terms=("context",) if contexts > 1 else ())
+    cells = len(steps[["requests", "batch_tokens", "context_tokens"]].drop_duplicates())
+    fit = fit_additive(
+        steps,
+        token_probes=_token_probes(steps),
+        terms=("context",) if contexts > 1 else (),
+        folds=min(5, cells),
+    )
     cost = fit.cost
     settings = settings_of(target, drafters, options)
     names = "+".join(drafters)

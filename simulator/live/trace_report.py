@@ -59,10 +59,10 @@ class Recorded:
 
 
 def accepted_length_table(recorded: Iterable[Recorded]) -> pd.DataFrame:
-    """Columns draft, domain, kind, sequences, rounds, accepted_length, half_width.
+    """Columns draft, domain, kind, sequences, rounds, accepted_length, half_width, novelty.
 
     accepted_length is tau, bonus included; half_width that of its 95% t interval, sequences being the
-    independent samples of a ratio of tokens to rounds.
+    independent samples of a ratio of tokens to rounds. novelty: see ``novelty``.
     """
     rows = []
     for item in recorded:
@@ -79,9 +79,20 @@ def accepted_length_table(recorded: Iterable[Recorded]) -> pd.DataFrame:
                 "rounds": round(float(rounds.sum())),
                 "accepted_length": tau,
                 "half_width": spread * stats.t.ppf(0.975, count - 1),
+                "novelty": novelty(item.trace),
             }
         )
     return pd.DataFrame(rows)
+
+
+def novelty(trace: AcceptanceTrace) -> float:
+    """Share of 4-grams that are new to their output: near 0 where the target repeats itself."""
+    if trace.target_tokens is None:
+        return float("nan")
+    outputs = np.split(trace.target_tokens, trace.sequence_start[1:-1])
+    grams = [np.lib.stride_tricks.sliding_window_view(output, 4) for output in outputs if len(output) >= 4]
+    total = sum(len(gram) for gram in grams)
+    return sum(len(np.unique(gram, axis=0)) for gram in grams) / total if total else float("nan")
 
 
 def conditional_table(recorded: Iterable[Recorded]) -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +171,11 @@ def test_a_micro_run_is_traced_reported_and_told_by_the_commands(
         app, ["train", "--preset", "micro", "--out", str(run), "--text", str(text)], catch_exceptions=False
     )
     assert result.exit_code == 0, result.output
+
+
+def test_importing_the_commands_does_not_import_torch() -> None:
+    check = "import sys, simulator.live.commands; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
 def test_bad_tracing_requests_are_refused(run: Path, text: Path, tmp_path: Path) -> None:

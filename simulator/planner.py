@@ -44,6 +44,10 @@ VARIANTS = {
 GRID = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.1, 1.25, 1.5)
 """Rates at which every policy is tried, as shares of the best policy's sustainable rate."""
 
+REQUESTS_PER_SLOT = 10
+"""Least requests of a trial per request that may run at once. By Little's law a replica that is full turns
+its requests over ten times then, twice of them within warm-up: the system is seen full, not filling."""
+
 SWITCH_LEAD = 0.01
 """Lead in speed below which switching policies is not called worthwhile: within the noise of a trial."""
 
@@ -280,13 +284,14 @@ def _recommend(plans: pd.DataFrame) -> str:
 
 def _servers(scenario: Scenario, traffic: Traffic, sla: Sla) -> list[Server]:
     limits, seed = scenario.limits(), scenario.search.seed
-    classes = share_at_rate(traffic, 1.0, scenario.search.requests, seed).classes
+    requests = max(scenario.search.requests, REQUESTS_PER_SLOT * limits.concurrency)
+    classes = share_at_rate(traffic, 1.0, requests, seed).classes
     sla.check_classes(classes)
     deployments = scenario.class_deployments(classes)
     return [
         Server(
             tuple(each.plan(policy) for each in deployments), limits, sla, traffic,
-            scenario.search.requests, seed, scenario.fleet.prefix_cache_tokens,
+            requests, seed, scenario.fleet.prefix_cache_tokens,
         )
         for policy in scenario.parsed_policies()
     ]  # fmt: skip
@@ -553,7 +558,7 @@ def _assumptions(
         ("Replica", f"{sizing.gpus} GPU, at most {limits.concurrency} requests, KV cache {capacity}"),
         ("Prefill", prefill[limits.prefill] + (f", {rate:,.0f} tokens/s per replica" if rate else "")),
         ("Peak demand", f"{sizing.peak_per_s:.4g} requests/s, headroom {sizing.headroom:.0%}"),
-        ("Search", f"precision {scenario.search.precision}, {scenario.search.requests:,} requests a trial, "
+        ("Search", f"precision {scenario.search.precision}, {servers[0].requests:,} requests a trial, "
          f"seed {scenario.search.seed}"),
         ("Price", f"{sizing.gpu_hour:g} {scenario.price.currency} per GPU hour"),
     ]  # fmt: skip
@@ -594,7 +599,7 @@ def _warnings(
     tails = [
         t.text
         for t in quantiles
-        if (1 - max(t.quantile or 0, 1 - (t.quantile or 0))) * scenario.search.requests < 20
+        if (1 - max(t.quantile or 0, 1 - (t.quantile or 0))) * servers[0].requests < 20
     ]
     if tails:
         warnings.append(f"{', '.join(tails)} rests on fewer than 20 requests a trial: raise search.requests")

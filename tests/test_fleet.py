@@ -59,7 +59,7 @@ def test_results_do_not_depend_on_workers() -> None:
 
 def test_balancing_shortens_the_tail() -> None:
     """Uneven requests pile up behind a blind router; knowing the loads avoids it."""
-    uneven = traffic(20, 800, "fixed:50/lognormal:150,cv=2.5,max=4000")
+    uneven = traffic(20, 500, "fixed:50/lognormal:150,cv=2.5,max=4000")
     tails = {}
     for router in ("round-robin", "power-of-two", "least-loaded"):
         run = simulate_fleet(uneven, [plan()], Fleet(8, EngineLimits(8), router=router), SLA)  # type: ignore[arg-type]

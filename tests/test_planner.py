@@ -1,0 +1,329 @@
+"""Plans: the search finds what theory says, infeasible is an answer, bad scenarios are explained."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from simulator.acceptance import anchor_rows, parse_acceptance
+from simulator.acceptance_inputs import mean_length
+from simulator.capacity import (
+    Search,
+    Server,
+    binding,
+    busiest_part,
+    find_rate,
+    interpolated_rate,
+    share_at_rate,
+)
+from simulator.cost import ThroughputCurve
+from simulator.deployment import Plan
+from simulator.errors import BadInputError, InfeasibleError
+from simulator.planner import Sweeping, check_writable, demand_profile, plan, write_tables
+from simulator.scenario import EXAMPLE, KvMemory, Scenario, load_scenario
+from simulator.schedulers import parse_policy
+from simulator.sensitivity import ScaledCost, ScaledTrace, scaled_acceptance
+from simulator.serving import EngineLimits
+from simulator.sla import parse_sla
+from simulator.traffic import (
+    PoissonArrivals,
+    ReplayTraffic,
+    SyntheticTraffic,
+    TrafficClass,
+    parse_lengths,
+    parse_traffic,
+)
+from simulator.workload import Workload
+
+MOONCAKE = Path(__file__).parents[2] / "shared" / "data" / "mooncake_conversation.jsonl"
+
+MEMORY = {"gpu_memory_gib": 80, "weights_gib": 1, "layers": 2}
+QUICK = {"requests": 200, "precision": "20%", "concurrency": [1]}
+SMALL: dict[str, object] = {
+    "name": "Small",
+    "profile": "deepseek-v4-flash",
+    "policies": ["mtp1", "dspark-async"],
+    "traffic": {"arrivals": "diurnal:90/s,peak=1.5", "lengths": "fixed:100/lognormal:120,cv=0.8,max=2000"},
+    "sla": ["tps_p10>=75", "ttft_p95<=1s"],
+    "replica": {"concurrency": 100},
+    "search": {"precision": "5%", "requests": 400, "concurrency": [1, 20, 100]},
+}
+
+
+def scenario(**changes: object) -> Scenario:
+    return Scenario.model_validate({**SMALL, **changes})
+
+
+def constant_server(*terms: str, step_s: float = 0.05, concurrency: int = 1, requests: int = 1200) -> Server:
+    """Autoregressive, constant step time: an M/D/1 queue when one request fits at a time."""
+    policy = parse_policy("autoregressive")
+    cost = ThroughputCurve([1.0], [1 / step_s])
+    process = SyntheticTraffic(PoissonArrivals(1.0), (TrafficClass("default", parse_lengths("fixed:10/5")),))
+    only = Plan(policy, "none", None, cost, cost)
+    return Server((only,), EngineLimits(concurrency), parse_sla(terms), process, requests, 0)
+
+
+# --- the search ---------------------------------------------------------------------------------------------
+
+
+def test_sustainable_rate_of_an_m_d_1_queue() -> None:
+    """Mean wait rho * service / (2 * (1 - rho)) = 0.2 s with service 0.2 s: rho = 2/3, rate 3.33/s."""
+    found = find_rate(Search(constant_server("ttft_mean<=200ms", requests=5000), 0.03))
+    assert found["rate_per_s"] == pytest.approx(10 / 3, rel=0.07)
+    assert found["failing_rate_per_s"] / found["rate_per_s"] <= 1 / 0.97 + 1e-9
+    assert not found["beyond"]["met"]
+    assert found["at_rate"]["met"]
+
+
+def test_rate_without_a_latency_term_ends_at_saturation() -> None:
+    """Five requests a second is all the server can do, whatever was promised."""
+    found = find_rate(Search(constant_server("tps_p10>=10"), 0.02))
+    assert found["rate_per_s"] == pytest.approx(5.0, rel=0.08)
+    assert found["beyond"]["saturated"]
+    assert math.isnan(found["beyond"]["attainment"])
+    assert "saturation" in binding(found, EngineLimits(1))
+    assert "concurrency limit of 1" in binding(found, EngineLimits(1))
+
+
+def test_a_speed_no_rate_allows_is_found_infeasible() -> None:
+    found = find_rate(Search(constant_server("tps_p10>=60", concurrency=8, requests=300), 0.05))
+    assert found["rate_per_s"] == 0
+    assert found["beyond"]["terms"]["tps_p10>=60"]["estimate"] == pytest.approx(20, rel=0.1)
+
+
+def test_a_good_guess_changes_the_answer_by_no_more_than_the_precision() -> None:
+    server = constant_server("ttft_mean<=200ms")
+    plain, guessed = (find_rate(Search(server, 0.05, guess_per_s=g))["rate_per_s"] for g in (None, 3.2))
+    assert plain == pytest.approx(guessed, rel=0.051)
+
+
+def test_rates_read_off_trials_agree_with_the_search() -> None:
+    server = constant_server("ttft_mean<=200ms")
+    found = find_rate(Search(server, 0.02))
+    assert interpolated_rate(found["trials"], server.sla) == pytest.approx(found["rate_per_s"], rel=0.03)
+    tighter = parse_sla(["ttft_mean<=1ms"])
+    assert not interpolated_rate(found["trials"], tighter) > found["rate_per_s"]
+
+
+def test_a_replayed_share_has_the_rate_that_was_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    arrival = np.sort(rng.random(4000) * 1000)
+    recorded = Workload.single_class(arrival, np.full(4000, 10), np.full(4000, 10))
+    for rate in (0.5, 4.0, 40.0):
+        share = share_at_rate(ReplayTraffic(recorded), rate, 1500, 0)
+        assert share.rate_per_s == pytest.approx(rate, rel=0.08)
+
+
+def test_busiest_part() -> None:
+    arrival = np.concatenate([np.arange(10.0), 10 + np.arange(10) * 0.1, 12 + np.arange(10.0)])
+    part = busiest_part(Workload.single_class(arrival, np.full(30, 1), np.full(30, 1)), 10)
+    assert part.arrival_s is not None
+    assert part.span_s == pytest.approx(0.9)
+    assert part.arrival_s[0] == 0
+
+
+def test_rate_zero_is_refused() -> None:
+    with pytest.raises(BadInputError, match="rate: must be positive"):
+        share_at_rate(constant_server("tps_p10>=1").traffic, 0.0, 10, 0)
+    with pytest.raises(BadInputError, match="must be positive"):
+        scenario(traffic={"arrivals": "poisson:0/s"}).demand()
+
+
+# --- sensitivity --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", ["qwen3-4b-chat@5", "length:3.5@5", "0.5*length:3@5+0.5*qwen3-4b-math@5"])
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_acceptance_is_scaled_by_what_was_asked(spec: str, factor: float) -> None:
+    model = parse_acceptance(spec)
+    before, after = (m.replay(0) for m in (model, scaled_acceptance(model, factor)))
+    ratio = after.accepted[anchor_rows(after)].mean() / before.accepted[anchor_rows(before)].mean()
+    assert ratio == pytest.approx(factor, abs=0.03)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_recorded_trace_is_scaled_draft_by_draft(factor: float) -> None:
+    base = mean_length(3.0, 4)
+    before, after = base.replay(0), ScaledTrace(base, factor).replay(0)
+    ratio = after.accepted[anchor_rows(after)].mean() / before.accepted[anchor_rows(before)].mean()
+    assert ratio == pytest.approx(factor, abs=0.005)
+    shorter = after.accepted.astype(int) - before.accepted
+    assert (shorter <= 0).all() if factor < 1 else (shorter >= 0).all()
+    assert after.survival.sum(axis=1).mean() == pytest.approx(after.accepted.mean(), rel=0.01)
+    assert (np.diff(after.survival, axis=1) <= 1e-6).all()
+
+
+def test_scaled_cost() -> None:
+    curve = ThroughputCurve([1, 10], [100.0, 50.0])
+    assert ScaledCost(curve, 1.1).step_time_s(1, 10) == pytest.approx(0.022)
+    assert ScaledCost(curve, 1.1).step_time_s(1, range(1, 11))[-1] == pytest.approx(0.022)
+    assert ScaledCost(curve, 1.1).outside(1, 11)
+
+
+# --- the scenario -------------------------------------------------------------------------------------------
+
+
+def written(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def test_the_example_is_valid(tmp_path: Path) -> None:
+    example = load_scenario(written(tmp_path, EXAMPLE))
+    assert example.demand().rate_per_s == 120
+    assert example.parsed_sla().terms[2].traffic_class == "chat"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("headroom", "headrom", r"fleet\.headrom: unknown key; did you mean 'headroom'"),
+        ("share: 0.2", "shar: 0.2", r"traffic\.classes\.code\.shar: unknown key; did you mean 'share'"),
+        ("policies:", "polices:", "did you mean 'policies'"),
+        ("gpus: 1", "gpus: none", r"replica\.gpus"),
+        ("profile: deepseek-v4-flash", "", "profile: is missing"),
+        ("name: Chat", "name: [", "is not YAML"),
+    ],
+)
+def test_typos_are_answered_with_the_nearest_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        load_scenario(written(tmp_path, EXAMPLE.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sla": ["tps_mean>=80", "tps_mean<=60"]}, "contradicts"),
+        ({"sla": ["ttft_p99<=2"]}, "no unit of time"),
+        ({"sla": ["chat:tps_p10>=60"]}, "no traffic class 'chat'"),
+        ({"traffic": {"arrivals": "poisson:12"}}, "has no unit"),
+        ({"traffic": {"arrivals": "closed"}}, "no rate to plan for"),
+        ({"traffic": {}}, "exactly one of arrivals and replay"),
+        ({"traffic": {"replay": "missing.jsonl"}}, "no such file|cannot be read|missing"),
+        ({"fleet": {"headroom": "0.2"}}, "percent sign"),
+        ({"policies": ["mtp1", "mtp1"]}, "distinct"),
+        ({"policies": ["mpt1"]}, "not a policy"),
+        ({"replica": {"kv_tokens": 5, "kv_memory": MEMORY}}, "twice"),
+        ({"replica": {"kv_tokens": 50}}, "could never run"),
+    ],
+)  # fmt: skip
+def test_bad_scenarios_are_explained(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        plan(scenario(**changes))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["0,10,10", "5,10,10", "3,10,10"], "line 4.*back|back.*line 4"),
+        (["0,10,10", "5,10,0"], "line 3"),
+    ],
+)
+def test_bad_traces_are_named_by_line(tmp_path: Path, rows: list[str], message: str) -> None:
+    (tmp_path / "trace.csv").write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]))
+    with pytest.raises(BadInputError, match=message):
+        plan(scenario(traffic={"replay": "trace.csv"}), base=tmp_path)
+
+
+def test_kv_capacity_from_memory_and_model() -> None:
+    """80 GiB at 90% less 40 GiB of weights; 32 layers of 8 heads of 128, two bytes: 131,072 B a token."""
+    grouped = KvMemory(gpu_memory_gib=80, weights_gib=40, layers=32, kv_heads=8, head_dim=128)
+    assert grouped.bytes_per_token == 131_072
+    assert grouped.tokens(1) == 32 * 2**30 // 131_072
+    latent = KvMemory(gpu_memory_gib=80, weights_gib=40, layers=60, latent_dim=576)
+    assert latent.bytes_per_token == 60 * 576 * 2
+    with pytest.raises(BadInputError, match="no memory for the KV cache"):
+        KvMemory(gpu_memory_gib=24, weights_gib=40, layers=60, latent_dim=576).tokens(1)
+    with pytest.raises(BadInputError, match="kv_heads and head_dim, or latent_dim"):
+        KvMemory(gpu_memory_gib=80, weights_gib=40, layers=60).tokens(1)
+
+
+def test_unwritable_output(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(BadInputError, match="is a file"):
+        check_writable(tmp_path / "file")
+    with pytest.raises(BadInputError, match="cannot be written"):
+        check_writable(Path("/proc/nowhere"))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+# --- plans --------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
+    sweeping = Sweeping(tmp_path / "cells")
+    result = plan(scenario(), sweeping=sweeping)
+    best = result.plans.set_index("policy").loc[result.recommended]
+    demand = demand_profile(scenario().demand())
+    peak = demand["rate_per_s"].max()
+    assert peak == pytest.approx(135, rel=0.01)
+    assert best["replicas"] == math.ceil(peak * 1.2 / best["rate_per_replica_per_s"])
+    assert best["gpu_hours"] == best["replicas"] * 24
+    tokens = 90 * 86400 * share_at_rate(scenario().demand(), 1.0, 20_000, 0).output_tokens.mean()
+    assert best["cost_per_million_output_tokens"] == pytest.approx(
+        best["gpu_hours"] * 2 / tokens * 1e6, rel=0.01
+    )
+    assert best["cost_per_million_following_demand"] < best["cost_per_million_output_tokens"]
+    assert result.recommended == "dspark-async"
+    assert result.confirmation["met"]
+
+    changes = result.sensitivity.pivot(index="policy", columns="variant", values="change")
+    assert (changes["acceptance +10%"] > changes["acceptance -10%"]).all()
+    assert (changes["step time -10%"] > 0.05).all()
+    assert (changes["step time +10%"] < -0.05).all()
+    doubled = result.growth[result.growth["growth"] == 1.0].set_index("policy")["replicas"]
+    assert doubled[result.recommended] == math.ceil(2 * peak * 1.2 / best["rate_per_replica_per_s"])
+    assert result.day["policy"].isin(["mtp1", "dspark-async"]).all()
+    assert len(result.frontier) == 6
+    costs = result.cost[result.cost["policy"] == "mtp1"].sort_values("bound")["replicas"].dropna()
+    assert costs.is_monotonic_increasing
+
+    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.parquet")}
+    again = plan(scenario(), sweeping=sweeping)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.parquet")} == cells
+    assert again.plans.equals(result.plans)
+    with pytest.raises(BadInputError, match="holds another sweep"):
+        plan(scenario(sla=["tps_p10>=80"]), sweeping=sweeping)
+
+    write_tables(result, tmp_path)
+    assert (tmp_path / "plans.csv").read_text().startswith("policy,")
+    assert (tmp_path / "plan.json").exists()
+
+
+def test_infeasible_names_the_nearest_feasible_sla() -> None:
+    with pytest.raises(InfeasibleError, match=r"nearest feasible SLA is tps_p10>=(\d+)") as caught:
+        plan(scenario(sla=["tps_p10>=900"], policies=["mtp1"], search=QUICK))
+    assert caught.value.exit_code == 1
+    nearest = str(caught.value).split("nearest feasible SLA is ")[1].split(" ")[0]
+    feasible = plan(
+        scenario(
+            sla=[nearest], policies=["mtp1"], search={"requests": 200, "precision": "20%", "concurrency": [1]}
+        )
+    )
+    assert feasible.plans["feasible"].any()
+
+
+def test_too_many_replicas_is_infeasible() -> None:
+    with pytest.raises(InfeasibleError, match="more than the 1 replicas allowed; the fewest is"):
+        plan(
+            scenario(
+                fleet={"max_replicas": 1}, policies=["mtp1"], search={"requests": 200, "precision": "20%"}
+            )
+        )
+
+
+@pytest.mark.slow
+def test_the_mooncake_hour_is_planned() -> None:
+    if not MOONCAKE.exists():
+        pytest.skip("the Mooncake sample is not here; it is not ours to ship")
+    traffic = parse_traffic(str(MOONCAKE))
+    assert isinstance(traffic, ReplayTraffic)
+    assert len(traffic.recorded) == 12_031
+    result = plan(scenario(traffic={"replay": str(MOONCAKE)}), sweeping=Sweeping(workers=2))
+    assert result.plans["feasible"].all()
+    assert result.plans.set_index("policy").loc["dspark-async", "rate_per_replica_per_s"] > 3.4

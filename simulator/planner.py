@@ -115,6 +115,8 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     """
     sweep = sweeping or Sweeping()
     traffic, sla = scenario.demand(base), scenario.parsed_sla()
+    demand = demand_profile(traffic)
+    sizing = _Sizing.of(scenario, traffic, demand)
     servers = _servers(scenario, traffic, sla)
     precision = parse_percent(scenario.search.precision, "search.precision")
     found = sweep.run(find_rate, [Search(each, precision) for each in servers], "Sustainable rates")
@@ -124,8 +126,6 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     best = max(each["rate_per_s"] for each in found)
     cells = [Trial(server, best * share) for server in servers for share in GRID]
     trials = sweep.run(try_rate, cells, "Rates")
-    demand = demand_profile(traffic)
-    sizing = _Sizing.of(scenario, traffic, demand)
     plans = _plan_table(scenario, sizing, found)
     recommended = _recommend(plans)
     everything = trials + [trial for each in found for trial in each["trials"]]

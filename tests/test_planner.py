@@ -297,7 +297,7 @@ def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
 
 def test_infeasible_names_the_nearest_feasible_sla() -> None:
     with pytest.raises(InfeasibleError, match=r"nearest feasible SLA is tps_p10>=(\d+)") as caught:
-        plan(scenario(sla=["tps_p10>=900"], policies=["mtp1"], search=QUICK))
+        plan(scenario(sla=["tps_p10>=900"], policies=["mtp1"], replica={"concurrency": 20}, search=QUICK))
     assert caught.value.exit_code == 1
     nearest = str(caught.value).split("nearest feasible SLA is ")[1].split(" ")[0]
     feasible = plan(

@@ -1,0 +1,164 @@
+"""Sweeps of the frontier: one row per policy and load, the same on any number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.acceptance import parse_acceptance
+from simulator.deployment import Deployment
+from simulator.errors import BadInputError
+from simulator.frontier import MEASURED, REQUEST_STEPS, Cell, run_cell, steps_for, sweep_frontier
+from simulator.lengths import parse_lengths
+from simulator.metrics import mean_interval
+from simulator.profiles import CurveSpec, Profile
+from simulator.provenance import Provenance
+from simulator.schedulers import parse_policy
+from simulator.serving import EngineLimits
+
+COLUMNS = (
+    "policy", "concurrency", "throughput_tok_per_s", "throughput_ci95", "tps_mean", "tps_p10", "tps_p50",
+    "verification_budget_mean", "accepted_length_mean", "acceptance_rate", "batch_tokens_mean",
+    "step_time_mean_s", "wasted_fraction",
+)  # fmt: skip
+"""What issue and documentation promise."""
+
+SYNTHETIC = Provenance(kind="synthetic", source="test", date="2026-01-01")
+ENDLESS = parse_lengths("fixed:10/100000")
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Deployment:
+    """10 ms a step and 0.1 ms a row, over a model of three drafts without confidence."""
+    rows = np.array([1.0, 400.0])
+    profile = Profile(
+        name="straight",
+        title="straight",
+        provenance=SYNTHETIC,
+        step=CurveSpec(batch_tokens=tuple(rows), steps_per_s=tuple(1 / (0.01 + 1e-4 * rows))),
+    )
+    return Deployment(profile, {"dspark": parse_acceptance("conditional:0.8,0.8,0.8")})
+
+
+def sweep(deployment: Deployment, policies: Sequence[str], loads: Sequence[int], **options: int) -> pd.DataFrame:
+    return sweep_frontier(deployment, [parse_policy(text) for text in policies], loads, **options)
+
+
+def test_a_row_per_policy_and_load_in_the_order_asked(deployment: Deployment) -> None:
+    table = sweep(deployment, ["fixed:3", "autoregressive", "mtp1"], [8, 2], seeds=1, steps=40)
+    keys = list(table[["policy", "concurrency"]].itertuples(index=False, name=None))
+    assert keys == [(p, c) for p in ("fixed:3", "autoregressive", "mtp1") for c in (2, 8)]
+    assert tuple(table.columns[:4]) == COLUMNS[:4]
+    assert set(COLUMNS) | set(MEASURED) <= set(table.columns)
+    assert table[list(COLUMNS)].notna().all(axis=None)
+
+
+def test_the_numbers_are_those_of_the_closed_form(deployment: Deployment) -> None:
+    """Autoregressive decoding has nothing random in it; fixed:3 has its accepted length."""
+    options = {"seeds": 1, "steps": 400, "lengths": ENDLESS}
+    table = sweep(deployment, ["autoregressive", "fixed:3"], [10], **options).set_index("policy")  # type: ignore[arg-type]
+    plain, fixed = table.loc["autoregressive"], table.loc["fixed:3"]
+    assert plain["step_time_mean_s"] == pytest.approx(0.011)
+    assert plain["throughput_tok_per_s"] == pytest.approx(10 / 0.011)
+    assert plain["tps_mean"] == pytest.approx(1 / 0.011)
+    assert plain["wasted_fraction"] == 0
+    assert fixed["batch_tokens_mean"] == 40
+    assert fixed["verification_budget_mean"] == 4
+    assert fixed["step_time_mean_s"] == pytest.approx(0.014)
+    expected = 1 + 0.8 + 0.8**2 + 0.8**3
+    assert fixed["accepted_length_mean"] == pytest.approx(expected, rel=0.03)
+    assert fixed["throughput_tok_per_s"] == pytest.approx(10 * fixed["accepted_length_mean"] / 0.014, rel=1e-9)
+
+
+def test_the_same_seeds_give_the_same_bytes_on_any_number_of_workers(deployment: Deployment) -> None:
+    one, two = (
+        sweep(deployment, ["fixed:2", "fixed:3"], [3, 6], seeds=2, steps=60, workers=workers).to_csv()
+        for workers in (1, 2)
+    )
+    assert one == two
+
+
+def test_means_and_intervals_are_over_seeds(deployment: Deployment) -> None:
+    table = sweep(deployment, ["fixed:3"], [6], seeds=3, steps=80)
+    plan = deployment.plan(parse_policy("fixed:3"))
+    lengths = parse_lengths("default")
+    runs = [
+        run_cell(Cell(plan, EngineLimits(concurrency=6), lengths, steps=80, seed=seed)) for seed in range(3)
+    ]
+    rates = np.array([run["throughput_tok_per_s"] for run in runs], dtype=float)
+    mean, half = mean_interval(rates)
+    assert len(set(rates)) == 3, "seeds must differ"
+    assert half > 0
+    (row,) = table.to_dict("records")
+    assert (row["throughput_tok_per_s"], row["throughput_ci95"]) == (pytest.approx(mean), pytest.approx(half))
+    assert row["tps_p10"] == pytest.approx(np.mean([run["tps_p10"] for run in runs]))
+    assert row["seeds"] == 3
+    assert row["steps"] == sum(int(run["steps"]) for run in runs)  # type: ignore[call-overload]
+
+
+def test_a_single_seed_has_the_interval_of_its_own_batches(deployment: Deployment) -> None:
+    table = sweep(deployment, ["fixed:3"], [6], seeds=1, steps=400)
+    plan = deployment.plan(parse_policy("fixed:3"))
+    run = run_cell(Cell(plan, EngineLimits(concurrency=6), parse_lengths("default"), steps=400, seed=0))
+    assert table["throughput_ci95"].tolist() == [run["throughput_ci95"]]
+    assert table["throughput_ci95"].iloc[0] > 0
+
+
+def test_policies_meet_the_same_drafts() -> None:
+    """The same policy under two names is one policy; noise between them would be the sweep's own."""
+    table = sweep(
+        Deployment(
+            Profile(
+                name="flat",
+                title="flat",
+                provenance=SYNTHETIC,
+                step=CurveSpec(batch_tokens=(1,), steps_per_s=(100,), beyond="clamp"),
+            ),
+            {"dspark": parse_acceptance("length:2.5@4")},
+        ),
+        ["fixed:4", "fixed:4@dspark"],
+        [5],
+        seeds=1,
+        steps=60,
+    )
+    first, second = (table.iloc[row].drop("policy") for row in (0, 1))
+    pd.testing.assert_series_equal(first, second, check_names=False)
+
+
+@given(st.integers(1, 5000))
+def test_steps_are_bounded_and_aim_at_equal_precision(concurrency: int) -> None:
+    steps = steps_for(concurrency)
+    assert 400 <= steps <= 3000
+    if 400 < steps < 3000:
+        assert 0 <= REQUEST_STEPS - steps * concurrency < concurrency
+    assert steps >= steps_for(concurrency + 1)
+
+
+@pytest.mark.parametrize(
+    ("loads", "options", "complaint"),
+    [
+        ([], {}, "concurrency: names no load"),
+        ([5, 0], {}, r"concurrency: must be at least 1 \(got 0\)"),
+        ([-3], {}, "concurrency: must be at least 1"),
+        ([5, 5], {}, "concurrency: names a load twice"),
+        ([5], {"seeds": 0}, "seeds: must be at least 1"),
+        ([5], {"steps": 0}, "steps: must be at least 1"),
+        ([5], {"steps": -1}, "steps: must be at least 1"),
+        ([5], {"workers": 0}, "workers"),
+    ],
+)
+def test_impossible_sweeps_are_refused(
+    loads: list[int], options: dict[str, int], complaint: str, deployment: Deployment
+) -> None:
+    with pytest.raises(BadInputError, match=complaint):
+        sweep(deployment, ["fixed:3"], loads, **options)
+
+
+def test_steps_beyond_the_measured_range_are_counted(deployment: Deployment) -> None:
+    table = sweep(deployment, ["fixed:3"], [50, 150], seeds=1, steps=40)
+    assert table["steps_outside_fraction"].tolist() == [0, 1]  # 200 and 600 rows, measured to 400

@@ -1,0 +1,64 @@
+"""Regret: a right table loses nothing, and wrong ones lose in the ways they are known to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simulator.deployment import Deployment
+from simulator.errors import BadInputError
+from simulator.profiles import load_profile
+from simulator.regret import BELIEFS, believe, plot_regret, regret
+from simulator.schedulers import parse_policy
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Deployment:
+    profile = load_profile("deepseek-v4-flash")
+    return Deployment(profile, {name: spec.build() for name, spec in profile.acceptance.items()})
+
+
+def test_only_ratios_count_and_a_floor_lookup_buys_whole_blocks(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    policy = parse_policy("dspark-async")
+    table = regret(deployment, policy, ["scaled:1.5", "floor:4", "flat"], [150], seeds=3, steps=400)
+    rows = table.set_index("belief")
+    assert rows.loc["scaled:1.5", "regret"] == pytest.approx(0, abs=1e-3)
+    for wrong in ("floor:4", "flat"):
+        assert rows.loc[wrong, "regret"] > 0.02
+        assert rows.loc[wrong, "significant"]
+    assert rows.loc["flat", "verification_budget_mean"] == pytest.approx(6, abs=0.01)
+    assert rows.loc["flat", "true_budget_mean"] < 5
+    plot_regret(table, tmp_path / "regret.png")
+    assert (tmp_path / "regret.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_engines_table_is_believed(deployment: Deployment, tmp_path: Path) -> None:
+    path = tmp_path / "sglang.json"
+    path.write_text(
+        '{"sample_batch_tokens":[8,64,512],"sample_steps_per_sec":[70.0,55.0,30.0],"max_batch_tokens":512}'
+    )
+    plan = deployment.plan(parse_policy("dspark-async"))
+    assert believe(str(path), plan, 10).step_time_s(1, 64) == pytest.approx(1 / 55)
+
+
+@pytest.mark.parametrize(
+    ("belief", "message"),
+    [
+        ("guess", "is not a belief"),
+        ("floor:1", "at least 2 probes"),
+        ("scaled:0", "positive factor"),
+        ("no-context", "no context axis"),
+        ("missing.json", "no such file"),
+    ],
+)
+def test_bad_beliefs_are_explained(deployment: Deployment, belief: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        believe(belief, deployment.plan(parse_policy("dspark-async")), 100)
+
+
+def test_what_is_missing_is_said(deployment: Deployment) -> None:
+    with pytest.raises(BadInputError, match="at least 2 seeds"):
+        regret(deployment, parse_policy("dspark-async"), list(BELIEFS)[:1], [10], seeds=1)

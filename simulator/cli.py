@@ -170,9 +170,8 @@ def simulate(
     from simulator.single_run import SingleRun, write_single_run
 
     loaded, deployment = _deployment(profile, acceptance, believed)
-    run = SingleRun(
-        policy, concurrency, traffic, lengths, requests, steps, kv_tokens or loaded.kv_tokens, prefill, seed
-    )
+    kv_tokens = loaded.kv_tokens if kv_tokens is None else kv_tokens
+    run = SingleRun(policy, concurrency, traffic, lengths, requests, steps, kv_tokens, prefill, seed)
     write_single_run(deployment, run, out)
     typer.echo(f"wrote {out}")
 

@@ -38,6 +38,8 @@ class SingleRun:
 
 def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
     """Simulate it."""
+    if asked.steps is not None and asked.steps < 1:
+        raise BadInputError("must be at least 1", source="--steps", value=asked.steps)
     plan = deployment.plan(parse_policy(asked.policy))
     traffic = parse_traffic(asked.traffic, asked.lengths)
     workload = traffic.workload(asked.seed, requests=asked.requests)
@@ -52,7 +54,9 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
         prefill=cast(Prefill, asked.prefill),
         prefill_tokens_per_s=deployment.profile.prefill_tokens_per_s,
     )
-    steps = asked.steps or (CLOSED_LOOP_STEPS if workload.is_closed_loop else None)
+    steps = asked.steps
+    if steps is None and workload.is_closed_loop:
+        steps = CLOSED_LOOP_STEPS
     return simulate(
         workload,
         [plan.replay(asked.seed)],

@@ -171,7 +171,10 @@ def profile_without_acceptance(directory: Path) -> Path:
         (("--policy", "fixed:x"), "needs a number after the colon"),
         (("--policy", "fixed:9"), "verifies 9 tokens but its drafter's block has 5"),
         (("--policy", "fixed:3@eagle3"), "no acceptance is given for drafter 'eagle3'"),
-        (("--policy", "dspark-async", "--acceptance", "conditional:0.9,0.8"), "schedules by confidence"),
+        (
+            ("--policy", "dspark-async@eagle3", "--acceptance", "qwen3-4b/eagle3/chat"),
+            "schedules by confidence",
+        ),
         (("--acceptance", "nonsense"), "nonsense"),
         (("--acceptance", "length:3@5", "--acceptance", "length:2@5"), "two models for drafter 'dspark'"),
         (("--concurrency", "0"), "concurrency: must be at least 1 (got 0)"),
@@ -182,7 +185,7 @@ def profile_without_acceptance(directory: Path) -> Path:
         (("--seeds", "0"), "seeds: must be at least 1"),
         (("--steps", "0"), "steps: must be at least 1"),
         (("--workers", "0"), "workers"),
-        (("--lengths", "fixed:0/10"), "fixed:0/10"),
+        (("--lengths", "fixed:0/10"), "fixed length: must be at least 1 (got 0)"),
         (("--believed", "deepseek-v5"), "is not a profile"),
         (("--plot", "figure.docx"), "is not a picture's name"),
     ],
@@ -245,7 +248,10 @@ def test_an_sla_must_be_a_speed(sla: str, tmp_path: Path, capsys: pytest.Capture
     [
         (("--policy", "fixed:2", "--concurrency", "0"), "concurrency"),
         (("--policy", "fixed:2", "--concurrency", "4", "--prefill", "never"), "prefill"),
-        (("--policy", "fixed:2", "--concurrency", "4", "--traffic", "poisson:12"), "poisson:12"),
+        (
+            ("--policy", "fixed:2", "--concurrency", "4", "--traffic", "poisson:12"),
+            "poisson rate: has no unit",
+        ),
         (("--policy", "dspark:2", "--concurrency", "4"), "takes no argument"),
         (("--policy", "fixed:2", "--concurrency", "4", "--kv-tokens", "0"), "kv"),
         (("--policy", "fixed:2", "--concurrency", "4", "--steps", "0"), "steps"),

@@ -45,17 +45,21 @@ def deployment() -> Deployment:
     return Deployment(profile, {"dspark": parse_acceptance("conditional:0.8,0.8,0.8")})
 
 
-def sweep(deployment: Deployment, policies: Sequence[str], loads: Sequence[int], **options: int) -> pd.DataFrame:
+def sweep(
+    deployment: Deployment, policies: Sequence[str], loads: Sequence[int], **options: int
+) -> pd.DataFrame:
     return sweep_frontier(deployment, [parse_policy(text) for text in policies], loads, **options)
 
 
 def test_a_row_per_policy_and_load_in_the_order_asked(deployment: Deployment) -> None:
-    table = sweep(deployment, ["fixed:3", "autoregressive", "mtp1"], [8, 2], seeds=1, steps=40)
+    table = sweep(deployment, ["fixed:3", "autoregressive", "mtp1"], [8, 2], seeds=1, steps=600)
     keys = list(table[["policy", "concurrency"]].itertuples(index=False, name=None))
     assert keys == [(p, c) for p in ("fixed:3", "autoregressive", "mtp1") for c in (2, 8)]
     assert tuple(table.columns[:4]) == COLUMNS[:4]
     assert set(COLUMNS) | set(MEASURED) <= set(table.columns)
-    assert table[list(COLUMNS)].notna().all(axis=None)
+    missing = table[list(COLUMNS)].isna()
+    assert missing.loc[table["policy"] == "autoregressive", "acceptance_rate"].all()  # nothing is drafted
+    assert missing.sum(axis=None) == 2
 
 
 def test_the_numbers_are_those_of_the_closed_form(deployment: Deployment) -> None:
@@ -72,7 +76,9 @@ def test_the_numbers_are_those_of_the_closed_form(deployment: Deployment) -> Non
     assert fixed["step_time_mean_s"] == pytest.approx(0.014)
     expected = 1 + 0.8 + 0.8**2 + 0.8**3
     assert fixed["accepted_length_mean"] == pytest.approx(expected, rel=0.03)
-    assert fixed["throughput_tok_per_s"] == pytest.approx(10 * fixed["accepted_length_mean"] / 0.014, rel=1e-9)
+    assert fixed["throughput_tok_per_s"] == pytest.approx(
+        10 * fixed["accepted_length_mean"] / 0.014, rel=1e-9
+    )
 
 
 def test_the_same_seeds_give_the_same_bytes_on_any_number_of_workers(deployment: Deployment) -> None:
@@ -160,5 +166,5 @@ def test_impossible_sweeps_are_refused(
 
 
 def test_steps_beyond_the_measured_range_are_counted(deployment: Deployment) -> None:
-    table = sweep(deployment, ["fixed:3"], [50, 150], seeds=1, steps=40)
+    table = sweep(deployment, ["fixed:3"], [50, 150], seeds=1, steps=60)
     assert table["steps_outside_fraction"].tolist() == [0, 1]  # 200 and 600 rows, measured to 400

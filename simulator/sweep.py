@@ -144,7 +144,7 @@ def _surviving(
             left = f"{len(pending)} cells were unfinished"
             if attempt == RETRIES:
                 raise WorkerDiedError(
-                    f"workers died {attempt + 1} times and {left}: use fewer workers, or give them more memory"
+                    f"workers died {attempt + 1} times and {left}: use fewer workers or more memory"
                 ) from error
             warnings.warn(f"a worker died ({type(error).__name__}); {left} and run again", stacklevel=3)
 

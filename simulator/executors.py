@@ -117,13 +117,14 @@ class SimulatedExecutor:
     def move(self, source: Rows, target: Rows) -> None:
         """Carry cursors to their new rows."""
         self._cursor[target] = self._cursor[source]
-        self._walked[:, target] = self._walked[:, source]
+        if self._traces is not None:
+            self._walked[:, target] = self._walked[:, source]
 
     def draft(self, count: int) -> NDArray[np.float32]:
         """Survival at every row's cursor, [count, gamma]."""
         self._count = count
         drafted = self._drafted[:count]
-        np.take(self._survival, self._cursor[:count], axis=0, mode="wrap", out=drafted)
+        self._survival.take(self._cursor[:count], axis=0, mode="wrap", out=drafted)
         return drafted
 
     def outcome(self) -> NDArray[np.float32]:
@@ -156,7 +157,7 @@ class SimulatedExecutor:
         return self._duration_s(0, tokens, 0.0, tokens)
 
     def _full_acceptance(self) -> Rows:
-        return np.take(self._accepted, self._cursor[: self._count], mode="wrap")
+        return self._accepted.take(self._cursor[: self._count], mode="wrap")
 
     def _duration_s(self, requests: int, batch_tokens: int, context_tokens: float, prefill: int) -> float:
         if self.cost.outside(requests, batch_tokens):
@@ -170,7 +171,7 @@ def check_lengths(lengths: Rows, count: int, gamma: int) -> None:
         shown = f"{getattr(lengths, 'dtype', type(lengths).__name__)} {getattr(lengths, 'shape', '')}"
         raise SchedulerError(f"the scheduler returned {shown} where int64 ({count},) is due")
     # Seen as unsigned, a negative length is a huge one: a single reduction checks both ends.
-    if count and lengths.view(np.uint64).max() > gamma:
+    if count and np.maximum.reduce(lengths.view(np.uint64)) > gamma:
         row = int(np.argmax(lengths.view(np.uint64)))
         raise SchedulerError(
             f"the scheduler gave request row {row} length {lengths[row]}, outside 0..{gamma}"

@@ -7,6 +7,7 @@ measured on a GPU is the executor's affair, so a live run and a simulated one ar
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -222,10 +223,10 @@ class Engine:
         self._context_tokens += delivered
         drafts = verified.draft_tokens
         self._record(duration_s, gap_s, count, drafts, accepted, delivered, prefill_tokens, decoding_s)
-        done = np.flatnonzero(remaining == 0)
+        done = (remaining == 0).nonzero()[0]
         if done.size:
             self._leave(self._rows.release(done))
-        self._delivered_s = now if self._rows.occupied else np.nan
+        self._delivered_s = now if self._rows.occupied else math.nan
 
     def _record(
         self,
@@ -250,12 +251,9 @@ class Engine:
         left[_LAST_STEP] = self._decode_steps
         self.finished.append(left)
         self.completed += left.shape[1]
-        requests = left[0].astype(np.int64)
-        self.kv_reserved -= int(self._kv_need[requests].sum())
-        self._context_tokens -= int(self._final_context(requests).sum())
-
-    def _final_context(self, requests: Rows) -> Rows:
-        return self.workload.prompt_tokens[requests] + self.workload.output_tokens[requests]
+        needed = int(np.add.reduce(self._kv_need[left[0].astype(np.int64)]))
+        self.kv_reserved -= needed
+        self._context_tokens -= needed - left.shape[1] * self.executor.gamma
 
     # ---------------------------------------------------------------- admission
 
@@ -273,7 +271,7 @@ class Engine:
 
     def _admissible(self) -> list[_Prompt]:
         """As many from the head of the line as there are free slots and room in the KV cache."""
-        free = self.limits.concurrency - self.load + len(self._waiting)
+        free = self.limits.concurrency - self._rows.occupied - len(self._prefilling)
         admitted: list[_Prompt] = []
         while len(admitted) < free and (prompt := self._next_in_line()) is not None:
             admitted.append(prompt)
@@ -318,30 +316,28 @@ class Engine:
 
     def _join(self, prompts: list[_Prompt]) -> None:
         """Prefilled requests get batch rows; prefill has given each its first output token."""
-        requests = np.array([prompt.request for prompt in prompts], dtype=np.int64)
-        tokens = self.workload.output_tokens[requests] - 1
-        if self._phase:
-            share = [self._phase.pop() if self._phase else 1.0 for _ in prompts]
-            tokens = np.ceil(tokens * np.array(share)).astype(np.int64)
-        entry = np.zeros((len(IN_FLIGHT), len(prompts)))
-        entry[0] = requests
-        entry[1:4] = np.array([prompt.times(self.environment.now) for prompt in prompts]).T
-        entry[4] = self._decode_steps
-        entry[5] = entry[_REMAINING] = tokens
-        context = self._final_context(requests) - tokens
-        self._context_tokens += int(context.sum())
-        longer = tokens > 0
-        if not longer.all():
-            self._leave(entry[:, ~longer])
-            entry, requests, context = entry[:, longer], requests[longer], context[longer]
-            if not requests.size:
-                return
-        now = self.environment.now
-        self._delivered_s = now if np.isnan(self._delivered_s) else self._delivered_s
-        self._joined_late_s += requests.size * (now - self._delivered_s)
-        rows = self._rows.take(entry)
+        now, step, outputs = self.environment.now, self._decode_steps, self.workload.output_tokens
+        entries, context = [], []
+        for prompt in prompts:  # one or two as a rule: plain numbers beat arrays
+            tokens = int(outputs[prompt.request]) - 1
+            if self._phase:
+                tokens = math.ceil(tokens * self._phase.pop())
+            held = int(self._kv_need[prompt.request]) - self.executor.gamma - tokens
+            self._context_tokens += held
+            entry = (prompt.request, *prompt.times(now), step, tokens, tokens, 0.0, 0.0)
+            if tokens:
+                entries.append(entry)
+                context.append(held)
+            else:
+                self._leave(np.array(entry)[:, None])
+        if not entries:
+            return
+        self._delivered_s = now if math.isnan(self._delivered_s) else self._delivered_s
+        self._joined_late_s += len(entries) * (now - self._delivered_s)
+        table = np.array(entries).T
+        rows = self._rows.take(table)
         self._history.place(rows)
-        self.executor.place(rows, requests, context)
+        self.executor.place(rows, table[0].astype(np.int64), np.array(context))
 
     def _check_closed_loop_advances(self) -> None:
         workload, prefilled = self.workload, self.limits.prefill == "elsewhere"
@@ -372,7 +368,7 @@ class _Prompt:
     first_token_s: float = np.nan  # known early where a prefill pool emits it
 
     def times(self, now: float) -> tuple[float, float, float]:
-        first = now if np.isnan(self.first_token_s) else self.first_token_s
+        first = now if math.isnan(self.first_token_s) else self.first_token_s
         return self.queued_s, self.admitted_s, first
 
 
@@ -390,16 +386,17 @@ class _BatchRows:
 
     def release(self, rows: Rows) -> Floats:
         """Open these rows; returns what they held."""
-        self.holes = np.concatenate([self.holes, rows])
+        self.holes = np.concatenate([self.holes, rows]) if self.holes.size else rows
         return self.table[:, rows]
 
     def take(self, entry: Floats) -> Rows:
         """Rows for newcomers, holes first; stores ``entry`` [columns, n] there."""
         wanted = entry.shape[1]
-        reused, self.holes = self.holes[:wanted], self.holes[wanted:]
-        added = np.arange(self.count, self.count + wanted - reused.size)
-        self.count += added.size
-        rows = np.concatenate([reused, added])
+        rows, self.holes = self.holes[:wanted], self.holes[wanted:]
+        if rows.size < wanted:
+            added = np.arange(self.count, self.count + wanted - rows.size)
+            self.count += added.size
+            rows = np.concatenate([rows, added])
         self.table[:, rows] = entry
         return rows
 

@@ -251,6 +251,8 @@ def _numbers(text: str, kind: type[Number], option: str) -> list[Number]:
         if "..." in parts:
             first, second, last = (float(parts[i]) for i in (0, 1, -1))
             count = round((last - first) / (second - first))
+            if len(parts) != 4 or abs(first + count * (second - first) - last) > 1e-9:
+                raise ValueError("the steps do not end at the last number")
             return [kind(round(first + i * (second - first), 10)) for i in range(count + 1)]
         return [kind(part) for part in parts]
     except (ValueError, ArithmeticError, IndexError) as error:

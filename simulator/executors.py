@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,7 @@ LONG_TRACE = 8192
 """Rows from which on indices may run past the end: NumPy wraps them by subtracting again and again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(NamedTuple):
     """What a step did, on the host: draft tokens verified and accepted, and how long it took.
 
     accepted: int64 [R], at most the verification length of each request.

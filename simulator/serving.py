@@ -217,13 +217,16 @@ class Engine:
         gap_s = now - self._delivered_s
         decoding_s, self._joined_late_s = count * gap_s - self._joined_late_s, 0.0
         remaining = self._rows.table[_REMAINING, :count]
-        committed = np.minimum(verified.accepted + 1, remaining)
-        remaining -= committed
-        delivered, accepted = int(np.add.reduce(committed)), int(np.add.reduce(verified.accepted))
+        remaining -= verified.accepted + 1
+        accepted, overshoot = int(np.add.reduce(verified.accepted)), 0
+        done = (remaining <= 0).nonzero()[0]
+        if done.size:
+            overshoot = -int(np.add.reduce(remaining[done]))
+            remaining[done] = 0
+        delivered = accepted + count - overshoot
         self._context_tokens += delivered
         drafts = verified.draft_tokens
         self._record(duration_s, gap_s, count, drafts, accepted, delivered, prefill_tokens, decoding_s)
-        done = (remaining == 0).nonzero()[0]
         if done.size:
             self._leave(self._rows.release(done))
         self._delivered_s = now if self._rows.occupied else math.nan
@@ -279,23 +282,20 @@ class Engine:
 
     def _next_in_line(self) -> _Prompt | None:
         """The request at the head of the line if its KV cache fits; nobody overtakes it."""
-        if self.workload.is_closed_loop:
-            request = self._next_closed
-            prompt = _Prompt(request, self.environment.now, int(self.workload.prompt_tokens[request]))
-        elif self._waiting:
-            prompt = self._waiting[0]
-        else:
+        closed, now = self.workload.is_closed_loop, self.environment.now
+        if not closed and not self._waiting:
             return None
-        need = int(self._kv_need[prompt.request])
+        request = self._next_closed if closed else self._waiting[0].request
+        need = int(self._kv_need[request])
         if self.limits.kv_tokens is not None and self.kv_reserved + need > self.limits.kv_tokens:
             return None
         self.kv_reserved += need
-        prompt.admitted_s = self.environment.now
-        if self.workload.is_closed_loop:
-            self._next_closed = (prompt.request + 1) % len(self.workload)
-        else:
-            self._watch_queue()
-            self._waiting.popleft()
+        if closed:
+            self._next_closed = (request + 1) % len(self._kv_need)
+            return _Prompt(request, now, int(self.workload.prompt_tokens[request]), now)
+        self._watch_queue()
+        prompt = self._waiting.popleft()
+        prompt.admitted_s = now
         return prompt
 
     def _next_prefill(self) -> tuple[int, list[_Prompt]]:

@@ -41,7 +41,7 @@ _HELP = {
     "dspark": "Algorithm 1: admit by survival while throughput strictly improves",
     "dspark-async[:LAG]": "budget by global search LAG (2) steps before, allocation by current survival",
     "tiered:N,N,...[:LAG]": "budget from captured sizes of N draft tokens a request (TensorRT-LLM)",
-    "oracle": "knows the outcome: the bound no scheduler can pass",
+    "oracle": "knows the outcome: in any one step no scheduler can do better",
 }
 
 

@@ -17,10 +17,14 @@ import pytest
 
 from simulator.acceptance import Replay
 from simulator.cost import ThroughputCurve
+from simulator.deployment import Deployment
 from simulator.executors import SimulatedExecutor
-from simulator.schedulers import Batch, DSpark, DSparkAsync, Scheduler
+from simulator.lengths import parse_lengths
+from simulator.profiles import load_profile
+from simulator.schedulers import Batch, DSpark, DSparkAsync, Scheduler, parse_policy
 from simulator.serving import EngineLimits
 from simulator.simulation import run_engine, simulate
+from simulator.traffic import ClosedLoop, SyntheticTraffic, TrafficClass
 from simulator.workload import Workload
 from tests.engines import closed_loop, random_replay
 
@@ -100,13 +104,17 @@ def test_scheduler(requests: int, gamma: int, scheduler: Scheduler, report: list
     )
 
 
-def test_one_simulated_hour(replay: Replay, report: list[str]) -> None:
-    """An hour at 200 concurrent requests, from workload to metrics, and the memory it took."""
-    load, limits = workload(), EngineLimits(200)
-    trial = simulate(load, [replay], DSparkAsync(), COST, limits, steps=2000)
+def test_one_simulated_hour(report: list[str]) -> None:
+    """An hour of V4-Flash at 200 concurrent requests, from workload to metrics, and the memory it took."""
+    profile = load_profile("deepseek-v4-flash")
+    models = {drafter: spec.build() for drafter, spec in profile.acceptance.items()}
+    plan = Deployment(profile, models).plan(parse_policy("dspark-async"))
+    traffic = SyntheticTraffic(ClosedLoop(), (TrafficClass("default", parse_lengths("default")),))
+    load, limits, replays = traffic.workload(0, requests=20_000), EngineLimits(200), [plan.replay(0)]
+    trial = simulate(load, replays, plan.scheduler, plan.cost, limits, steps=2000)
     steps = int(3600 / trial.metrics.step_time_mean_s)
     start = time.perf_counter()
-    run = simulate(load, [replay], DSparkAsync(), COST, limits, steps=steps)
+    run = simulate(load, replays, plan.scheduler, plan.cost, limits, steps=steps)
     seconds = time.perf_counter() - start
     simulated_s = float(run.steps["end_s"].iloc[-1])
     assert simulated_s == pytest.approx(3600, rel=0.05)

@@ -15,6 +15,7 @@ from simulator.workload import Workload
 
 Array = Any  # an array of any array-API namespace: NumPy or torch
 Rows = NDArray[np.int64]
+_INT64 = np.dtype(np.int64)
 
 LONG_TRACE = 8192
 """Rows from which on indices may run past the end: NumPy wraps them by subtracting again and again."""
@@ -165,7 +166,7 @@ class SimulatedExecutor:
 
 def check_lengths(lengths: Rows, count: int, gamma: int) -> None:
     """Refuse verification lengths that are not int64 [count] within 0..gamma: a broken scheduler."""
-    if not isinstance(lengths, np.ndarray) or lengths.dtype != np.int64 or lengths.shape != (count,):
+    if not isinstance(lengths, np.ndarray) or lengths.dtype != _INT64 or lengths.shape != (count,):
         shown = f"{getattr(lengths, 'dtype', type(lengths).__name__)} {getattr(lengths, 'shape', '')}"
         raise SchedulerError(f"the scheduler returned {shown} where int64 ({count},) is due")
     # Seen as unsigned, a negative length is a huge one: a single reduction checks both ends.

@@ -8,6 +8,7 @@ in its own words, because the generic wrappers would be a third of a simulated s
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def first_descent(theta: Array) -> int:
 
 def global_maximum(theta: Array) -> int:
     """The budget with the largest Theta anywhere, the smallest such budget on ties."""
-    return int(namespace(theta).argmax(theta))
+    return int(theta.argmax())
 
 
 def admit(grid: Array, budget: int) -> Array:
@@ -76,7 +77,7 @@ def admit(grid: Array, budget: int) -> Array:
     threshold = -ordered[budget - 1]
     if xp is np and ordered[budget] != ordered[budget - 1]:
         # No tie to break: count along the block, as a product because that is the fastest sum NumPy has.
-        return ((grid >= threshold) @ np.ones(gamma, np.float32)).astype(np.int64)
+        return ((grid >= threshold) @ _ones(gamma)).astype(np.int64)
     above = grid > threshold
     tied = grid == threshold
     # Tied candidates in order of position, then request: number them down the columns.
@@ -84,6 +85,11 @@ def admit(grid: Array, budget: int) -> Array:
     rank = xp.permute_dims(xp.reshape(order, (gamma, requests)), (1, 0))
     room = budget - xp.sum(xp.astype(above, xp.int64))
     return xp.sum(xp.astype(above | (tied & (rank <= room)), xp.int64), axis=1)
+
+
+@cache
+def _ones(gamma: int) -> NDArray[np.float32]:
+    return np.ones(gamma, dtype=np.float32)
 
 
 def _descending(grid: Array) -> Array:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from simulator.errors import BadInputError, SimulatorError
+from simulator.options import AddressOption, BackendOption, CellsOption, WorkersOption
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,9 +66,6 @@ SeedsOption = Annotated[
 StepsOption = Annotated[
     int | None, typer.Option(help="Engine steps per run. Default: by concurrency, equal precision.")
 ]
-WorkersOption = Annotated[
-    int, typer.Option(help="Processes; -1 uses every core. Results do not depend on it.")
-]
 LengthsOption = Annotated[
     str,
     typer.Option(help="Prompt/output lengths: default, fixed:1024/256, lognormal:1500,cv=1/300,cv=0.8, ..."),
@@ -98,6 +96,9 @@ def frontier(
     workers: WorkersOption = -1,
     lengths: LengthsOption = "default",
     believed: BelievedOption = None,
+    backend: BackendOption = "loky",
+    address: AddressOption = None,
+    cells: CellsOption = None,
     plot: Annotated[Path | None, typer.Option(help="Figure to write beside it (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Sweep policies over concurrency: one row each, with confidence intervals."""
@@ -106,7 +107,10 @@ def frontier(
 
         check_format(plot)
     loaded, deployment = _deployment(profile, acceptance, believed)
-    table = _sweep(deployment, policy, concurrency, seeds, steps, workers, lengths)
+    table = _sweep(
+        deployment, policy, concurrency, seeds, steps, lengths,
+        workers=workers, backend=backend, address=address, directory=cells,
+    )  # fmt: skip
     _write_csv(table, out)
     if plot is not None:
         from simulator.plots import plot_frontier, save
@@ -129,6 +133,9 @@ def compare(
     workers: WorkersOption = -1,
     lengths: LengthsOption = "default",
     believed: BelievedOption = None,
+    backend: BackendOption = "loky",
+    address: AddressOption = None,
+    cells: CellsOption = None,
 ) -> None:
     """Who wins under each SLA and at which load, and by how much; published results beside predictions."""
     from simulator.comparison_report import report_comparison
@@ -137,7 +144,10 @@ def compare(
         if not value > 0:
             raise BadInputError("must be positive", source="--sla", value=value, remedy="in tokens/s/user")
     loaded, deployment = _deployment(profile, acceptance, believed)
-    table = _sweep(deployment, policy, concurrency, seeds, steps, workers, lengths)
+    table = _sweep(
+        deployment, policy, concurrency, seeds, steps, lengths,
+        workers=workers, backend=backend, address=address, directory=cells,
+    )  # fmt: skip
     report_comparison(table, sorted(set(sla)), loaded, out)
     _warn_outside(table)
 
@@ -221,7 +231,7 @@ def _deployment(
 
 def _sweep(
     deployment: Deployment, policies: list[str] | None, concurrency: str, seeds: int, steps: int | None,
-    workers: int, lengths: str,
+    lengths: str, **how: Any,
 ) -> pd.DataFrame:  # fmt: skip
     from simulator.frontier import sweep_frontier
     from simulator.lengths import parse_lengths
@@ -239,8 +249,8 @@ def _sweep(
         seeds=seeds,
         lengths=parse_lengths(lengths),
         steps=steps,
-        workers=workers,
         progress=sys.stderr.isatty(),
+        **how,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -107,6 +108,7 @@ def simulate_fleet(
     workers: int = 1,
     backend: Backend = "loky",
     address: str | None = None,
+    directory: Path | None = None,
     progress: bool = False,
 ) -> FleetRun:
     """Serve every request of an open workload on a fleet and judge the result.
@@ -125,10 +127,11 @@ def simulate_fleet(
         )
         for index in range(count)
     ]  # fmt: skip
-    runs = run_cells(
-        run_pod, pods, workers=workers, label="Fleet", progress=progress, backend=backend, address=address
-    )
-    return _together(sla, runs, measured_span(workload))
+    rows = run_cells(
+        run_pod_row, pods, workers=workers, label="Fleet", progress=progress,
+        backend=backend, address=address, directory=directory,
+    )  # fmt: skip
+    return _together(sla, [PodRun.from_row(row) for row in rows], measured_span(workload))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,35 @@ class PodRun:
     observed: Observed | None
     metrics: tuple[Metrics, ...]
     rows: tuple[dict[str, Any], ...]
+
+    def as_row(self) -> dict[str, Any]:
+        """As nested plain values, the form in which a sweep keeps a cell."""
+        observed = None
+        if self.observed is not None:
+            gaps = {name: [gap.tolist(), count.tolist()] for name, (gap, count) in self.observed.gaps.items()}
+            observed = {"requests": self.observed.requests.to_dict("list"), "gaps": gaps}
+        return {
+            "saturated": self.saturated,
+            "requests": self.requests,
+            "observed": observed,
+            "metrics": [one.as_row() for one in self.metrics],
+            "rows": list(self.rows),
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> PodRun:
+        """The pod that ``as_row`` described."""
+        kept, observed = row["observed"], None
+        if kept is not None:
+            gaps = {name: (np.array(gap), np.array(count)) for name, (gap, count) in kept["gaps"].items()}
+            observed = Observed(pd.DataFrame(kept["requests"]), gaps)
+        metrics = tuple(Metrics(**one) for one in row["metrics"])
+        return cls(row["saturated"], row["requests"], observed, metrics, tuple(row["rows"]))
+
+
+def run_pod_row(pod: Pod) -> dict[str, Any]:
+    """``run_pod`` as a sweep's cell."""
+    return run_pod(pod).as_row()
 
 
 def run_pod(pod: Pod) -> PodRun:

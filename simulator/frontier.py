@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from simulator.metrics import mean_interval
 from simulator.schedulers import Policy
 from simulator.serving import EngineLimits
 from simulator.simulation import simulate
-from simulator.sweep import run_cells
+from simulator.sweep import Backend, run_cells
 from simulator.traffic import ClosedLoop, SyntheticTraffic, TrafficClass
 
 MEASURED = (
@@ -51,12 +52,16 @@ def sweep_frontier(
     steps: int | None = None,
     workers: int = 1,
     progress: bool = False,
+    backend: Backend = "loky",
+    address: str | None = None,
+    directory: Path | None = None,
 ) -> pd.DataFrame:
     """Every policy at every concurrency in a closed loop, prefill elsewhere: one row each.
 
     Policies meet common random numbers: the same seeds give the same requests and drafts. Means are
     over seeds; ``throughput_ci95`` is the half-width over seeds, or by batch means for a single one.
     ``steps`` fixes the engine steps per run; by default they follow from ``REQUEST_STEPS``.
+    workers, backend, address, directory: how the cells run and where they are kept; see ``sweep.run_cells``.
     """
     plans = [deployment.plan(policy) for policy in policies]
     _check(concurrency, seeds, steps)
@@ -67,7 +72,10 @@ def sweep_frontier(
         for plan in plans
         for load in concurrency
     ]
-    rows = run_cells(run_cell, cells, workers=workers, progress=progress, label="Frontier")
+    rows = run_cells(
+        run_cell, cells, workers=workers, progress=progress, label="Frontier",
+        backend=backend, address=address, directory=directory,
+    )  # fmt: skip
     return _over_seeds(pd.DataFrame(rows), [plan.policy.name for plan in plans], seeds)
 
 

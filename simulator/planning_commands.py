@@ -8,16 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from simulator.errors import BadInputError, InfeasibleError
-
-WorkersOption = Annotated[
-    int, typer.Option(help="Processes; -1 uses every core. Results do not depend on it.")
-]
-BackendOption = Annotated[
-    Literal["loky", "dask", "ray"], typer.Option(help="Where cells run: here, or on a cluster.")
-]
-AddressOption = Annotated[
-    str | None, typer.Option(help="Cluster to use; a local one is started where none is given.")
-]
+from simulator.options import AddressOption, BackendOption, CellsOption, WorkersOption
 
 
 def plan(
@@ -80,6 +71,7 @@ def regret(
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     address: AddressOption = None,
+    cells: CellsOption = None,
 ) -> None:
     """What a scheduler loses when the cost table it believes is not the true one."""
     from simulator.deployment import Deployment, parse_acceptances
@@ -94,7 +86,7 @@ def regret(
     deployment = Deployment(loaded, models | parse_acceptances(acceptance or []))
     table = measure_regret(
         deployment, parse_policy(policy), believed, _loads(concurrency), seeds=seeds, workers=workers,
-        backend=backend, address=address, progress=True,
+        backend=backend, address=address, directory=cells, progress=True,
     )  # fmt: skip
     write_text(out, table.to_csv(index=False))
     plot_regret(table, out.with_suffix(".png"))
@@ -132,6 +124,7 @@ def fleet(
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     address: AddressOption = None,
+    cells: CellsOption = None,
 ) -> None:
     """Simulate a whole fleet behind a router and judge it by an SLA. Exit 1: it is missed."""
     from simulator.deployment import Deployment, parse_acceptances
@@ -157,7 +150,7 @@ def fleet(
     plans = [deployment.plan(parse_policy(policy))] * len(workload.classes)
     run = simulate_fleet(
         workload, plans, arranged, terms, seed=seed, workers=workers, backend=backend, address=address,
-        progress=True,
+        directory=cells, progress=True,
     )  # fmt: skip
     write_text(out / "replicas.csv", run.replicas.to_csv(index=False))
     judged = run.assessment

@@ -48,6 +48,7 @@ def regret(
     workers: int = 1,
     backend: Backend = "loky",
     address: str | None = None,
+    directory: Path | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Throughput lost to each belief at each concurrency, in a closed loop with prefill elsewhere.
@@ -81,6 +82,7 @@ def regret(
             progress=progress,
             backend=backend,
             address=address,
+            directory=directory,
         )
     )
     rows["belief"] = [name for _ in range(seeds) for name in plans for _ in concurrency]

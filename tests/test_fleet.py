@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulator.acceptance import parse_acceptance
@@ -159,3 +161,19 @@ def test_routers_choose_by_load() -> None:
     chosen = np.bincount([router.choose(i) for i in range(3000)], minlength=3) / 3000
     # With replacement: the busiest wins only against itself, the idlest in 5 of 9 pairs.
     assert chosen == pytest.approx([1 / 9, 5 / 9, 3 / 9], abs=0.03)
+
+
+def test_a_fleet_resumes_from_its_finished_pods(tmp_path: Path) -> None:
+    fleet = Fleet(4, EngineLimits(16), pods=2)
+    whole = simulate_fleet(traffic(20), [plan()], fleet, SLA)
+    kept = simulate_fleet(traffic(20), [plan()], fleet, SLA, directory=tmp_path)
+    pods = sorted((tmp_path / "cells").glob("*.parquet"))
+    assert len(pods) == 2
+    pods[0].unlink()  # as if killed before its end
+    left = pods[1].stat().st_mtime_ns
+    resumed = simulate_fleet(traffic(20), [plan()], fleet, SLA, directory=tmp_path)
+    assert pods[1].stat().st_mtime_ns == left
+    for run in (kept, resumed):
+        pd.testing.assert_frame_equal(run.replicas, whole.replicas)
+        assert run.assessment == whole.assessment
+        assert run.metrics == whole.metrics

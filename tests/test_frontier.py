@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -166,3 +167,15 @@ def test_impossible_sweeps_are_refused(
 def test_steps_beyond_the_measured_range_are_counted(deployment: Deployment) -> None:
     table = sweep(deployment, ["fixed:3"], [50, 150], seeds=1, steps=60)
     assert table["steps_outside_fraction"].tolist() == [0, 1]  # 200 and 600 rows, measured to 400
+
+
+def test_a_frontier_resumes_from_its_finished_cells(tmp_path: Path, deployment: Deployment) -> None:
+    policies = [parse_policy("fixed:2")]
+    whole = sweep_frontier(deployment, policies, [2, 4], seeds=1, steps=80)
+    sweep_frontier(deployment, policies, [2, 4], seeds=1, steps=80, directory=tmp_path)
+    first, second = sorted((tmp_path / "cells").glob("*.parquet"))
+    first.unlink()
+    left = second.stat().st_mtime_ns
+    resumed = sweep_frontier(deployment, policies, [2, 4], seeds=1, steps=80, directory=tmp_path)
+    assert second.stat().st_mtime_ns == left
+    pd.testing.assert_frame_equal(resumed, whole)

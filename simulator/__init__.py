@@ -5,7 +5,7 @@ The public API in one place; names load on first use, so that importing the pack
     import simulator as sim
 
     profile = sim.load_profile("deepseek-v4-flash")
-    deployment = sim.Deployment(profile, {name: spec.build() for name, spec in profile.acceptance.items()})
+    deployment = sim.Deployment(profile, profile.acceptance_models())
     table = sim.sweep_frontier(deployment, [sim.parse_policy("dspark-async")], [10, 100])
 """
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from simulator.errors import BadInputError, SimulatorError
-from simulator.options import AddressOption, BackendOption, CellsOption, WorkersOption
+from simulator.options import AddressOption, BackendOption, CellsOption, WorkersOption, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +28,6 @@ app = typer.Typer(
 )
 acceptance_app = typer.Typer(help="Look at acceptance models.", no_args_is_help=True)
 app.add_typer(acceptance_app, name="acceptance")
-
-Number = TypeVar("Number", int, float)
 
 _ELSEWHERE = {
     "simulator.planning_commands": ("plan", "regret", "fleet"),
@@ -201,7 +199,7 @@ def acceptance_show(
     from simulator.plots import save
 
     parsed = parse_acceptance(model)
-    table = threshold_sweep(parsed, _numbers(thresholds, float, "--thresholds"), seed)
+    table = threshold_sweep(parsed, numbers(thresholds, float, "--thresholds"), seed)
     _write_csv(table, out)
     figure = out.with_suffix(".png")
     save(plot_threshold_sweep(table, parsed), figure)
@@ -216,7 +214,7 @@ def _deployment(
     from simulator.profiles import load_profile
 
     loaded = load_profile(profile)
-    models = {drafter: spec.build() for drafter, spec in loaded.acceptance.items()}
+    models = loaded.acceptance_models()
     given = parse_acceptances(acceptance or [])
     models.update(given)
     if not models:
@@ -245,30 +243,13 @@ def _sweep(
     return sweep_frontier(
         deployment,
         chosen,
-        _numbers(concurrency, int, "--concurrency"),
+        numbers(concurrency, int, "--concurrency"),
         seeds=seeds,
         lengths=parse_lengths(lengths),
         steps=steps,
         progress=sys.stderr.isatty(),
         **how,
     )
-
-
-def _numbers(text: str, kind: type[Number], option: str) -> list[Number]:
-    """Comma-separated numbers; ``0,0.1,...,0.9`` continues the step up to the last."""
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        if "..." in parts:
-            first, second, last = (float(parts[i]) for i in (0, 1, -1))
-            count = round((last - first) / (second - first))
-            if len(parts) != 4 or abs(first + count * (second - first) - last) > 1e-9:
-                raise ValueError("the steps do not end at the last number")
-            return [kind(round(first + i * (second - first), 10)) for i in range(count + 1)]
-        return [kind(part) for part in parts]
-    except (ValueError, ArithmeticError, IndexError) as error:
-        raise BadInputError(
-            "is not a list of numbers", source=option, value=text, remedy="as in 10,20,50"
-        ) from error
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:

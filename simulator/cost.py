@@ -8,6 +8,7 @@ unless a user makes them differ to see what a bad table costs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, overload
 
@@ -47,6 +48,35 @@ class CostModel(Protocol):
     def outside(self, requests: int, batch_tokens: int) -> bool:
         """Whether the answer at this point is beyond what was measured (clamped or extrapolated)."""
         ...
+
+
+class StepTime(ABC):
+    """What the cost models here share: one typed ``step_time_s`` over each one's own ``_time_s``.
+
+    A cost model of your own needs neither; it only has to satisfy ``CostModel``.
+    """
+
+    __slots__ = ()
+
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float: ...
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> Floats: ...
+    def step_time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float | Floats:
+        """See ``CostModel.step_time_s``."""
+        return self._time_s(requests, batch_tokens, context_tokens, prefill_tokens)
+
+    @abstractmethod
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
+    ) -> float | Floats:
+        """A float for one size, [len(range)] for a range."""
 
 
 _TABLE_LIMIT = 2**16
@@ -112,10 +142,10 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ThroughputCurve:
-    """SPS(B): engine steps per second as a function of batch tokens (paper section 3.3.1).
+class ThroughputCurve(StepTime):
+    """SPS(B): engine steps per second as a function of batch tokens, as the paper's scheduler reads it.
 
-    batch_tokens: [n] strictly increasing, > 0. steps_per_s: [n] > 0, non-increasing.
+    batch_tokens: [n] strictly increasing, >= 0. steps_per_s: [n] > 0, non-increasing.
     The lookup is linear in step time, not in rate: it is time that adds up.
     Raises ``BadInputError`` for empty, non-finite, non-positive or non-monotone points.
     """
@@ -147,16 +177,8 @@ class ThroughputCurve:
         ):  # fmt: skip
             object.__setattr__(self, name, value)
 
-    @overload
-    def step_time_s(
-        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
-    ) -> float: ...
-    @overload
-    def step_time_s(
-        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
-    ) -> Floats: ...
-    def step_time_s(
-        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
         """Step time at one size or over a range; a throughput curve sees batch tokens and nothing else."""
         if isinstance(batch_tokens, range):
@@ -169,7 +191,7 @@ class ThroughputCurve:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AdditiveCost:
+class AdditiveCost(StepTime):
     """T(R, B) = bias + alpha(R) + theta(B) (+ context and prefill terms), all in seconds.
 
     The decomposition that serving engines fit: a fixed part, a part per request and a part per row,
@@ -221,16 +243,8 @@ class AdditiveCost:
         object.__setattr__(self, "alpha", Curve(requests, alpha, "linear", _if_possible(beyond, requests)))
         object.__setattr__(self, "theta", Curve(tokens, theta, "linear", _if_possible(beyond, tokens)))
 
-    @overload
-    def step_time_s(
-        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
-    ) -> float: ...
-    @overload
-    def step_time_s(
-        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
-    ) -> Floats: ...
-    def step_time_s(
-        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
         """Step time at one size or over a range."""
         fixed = (
@@ -306,7 +320,7 @@ class DraftCost:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StepCost:
+class StepCost(StepTime):
     """A whole engine step: the target's pass, the drafter's, and a fixed overhead per step.
 
     It is itself a ``CostModel``, so the clock and the scheduler both count drafting.
@@ -318,16 +332,8 @@ class StepCost:
     draft_tokens: int | None = None
     overhead_s: float = 0.0
 
-    @overload
-    def step_time_s(
-        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
-    ) -> float: ...
-    @overload
-    def step_time_s(
-        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
-    ) -> Floats: ...
-    def step_time_s(
-        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
         """Draft + verify + overhead, at one size or over a range."""
         verify = self.target.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens)

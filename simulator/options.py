@@ -1,11 +1,15 @@
-"""Command-line options that every sweep takes."""
+"""Command-line options that every sweep takes, and lists of numbers as options write them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import typer
+
+from simulator.errors import BadInputError
+
+Number = TypeVar("Number", int, float)
 
 WorkersOption = Annotated[
     int, typer.Option(help="Processes; -1 uses every core. Results do not depend on it.")
@@ -19,3 +23,20 @@ AddressOption = Annotated[
 CellsOption = Annotated[
     Path | None, typer.Option(help="Directory that keeps finished cells, so that the same sweep resumes.")
 ]
+
+
+def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
+    """Comma-separated numbers; ``0,0.1,...,0.9`` continues the step up to the last."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if "..." in parts:
+            first, second, last = (float(parts[i]) for i in (0, 1, -1))
+            count = round((last - first) / (second - first))
+            if len(parts) != 4 or abs(first + count * (second - first) - last) > 1e-9:
+                raise ValueError("the steps do not end at the last number")
+            return [kind(round(first + i * (second - first), 10)) for i in range(count + 1)]
+        return [kind(part) for part in parts]
+    except (ValueError, ArithmeticError, IndexError) as error:
+        raise BadInputError(
+            "is not a list of numbers", source=option, value=text, remedy="as in 10,20,50"
+        ) from error

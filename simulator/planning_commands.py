@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from simulator.errors import BadInputError, InfeasibleError
-from simulator.options import AddressOption, BackendOption, CellsOption, WorkersOption
+from simulator.options import AddressOption, BackendOption, CellsOption, WorkersOption, numbers
 
 
 def plan(
@@ -82,10 +82,11 @@ def regret(
     from simulator.schedulers import parse_policy
 
     loaded = load_profile(profile)
-    models = {drafter: spec.build() for drafter, spec in loaded.acceptance.items()}
+    models = loaded.acceptance_models()
     deployment = Deployment(loaded, models | parse_acceptances(acceptance or []))
     table = measure_regret(
-        deployment, parse_policy(policy), believed, _loads(concurrency), seeds=seeds, workers=workers,
+        deployment, parse_policy(policy), believed, numbers(concurrency, int, "--concurrency"),
+        seeds=seeds, workers=workers,
         backend=backend, address=address, directory=cells, progress=True,
     )  # fmt: skip
     write_text(out, table.to_csv(index=False))
@@ -139,7 +140,7 @@ def fleet(
     from simulator.units import parse_duration_s
 
     loaded = load_profile(profile)
-    models = {drafter: spec.build() for drafter, spec in loaded.acceptance.items()}
+    models = loaded.acceptance_models()
     deployment = Deployment(loaded, models | parse_acceptances(acceptance or []))
     limits = EngineLimits(concurrency, loaded.kv_tokens, prefill)
     arranged = Fleet(replicas, limits, router, pods, prefix_cache_tokens)
@@ -176,12 +177,3 @@ def _write_example(path: Path) -> None:
         raise BadInputError("exists already", source=str(path), remedy="choose another name")
     write_text(path, EXAMPLE)
     typer.echo(f"wrote {path}; now: dspark-sim plan {path} --out plan")
-
-
-def _loads(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise BadInputError(
-            "must be whole numbers, comma-separated", source="--concurrency", value=text
-        ) from error

@@ -147,6 +147,10 @@ class Profile(_Strict):
             )  # fmt: skip
         return self.drafters[drafter].build()
 
+    def acceptance_models(self) -> dict[str, AcceptanceModel]:
+        """The acceptance models that belong to this deployment, by drafter."""
+        return {drafter: spec.build() for drafter, spec in self.acceptance.items()}
+
     def save(self, path: Path) -> None:
         """Write the profile as JSON, atomically."""
         write_json(path, self.model_dump(mode="json", by_alias=True, exclude_none=True))

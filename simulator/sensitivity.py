@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from scipy.special import expit, logit
 
 from simulator.acceptance import AcceptanceModel, Replay, anchor_rows, random_stream
 from simulator.acceptance_inputs import Mix, Rates
-from simulator.cost import CostModel, Floats
+from simulator.cost import CostModel, Floats, StepTime
 from simulator.deployment import Plan
 from simulator.errors import BadInputError
 from simulator.fitted import FittedModel
@@ -37,22 +36,14 @@ def with_cost(plan: Plan, factor: float) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledCost:
+class ScaledCost(StepTime):
     """A cost model whose every step takes ``factor`` times as long."""
 
     base: CostModel
     factor: float
 
-    @overload
-    def step_time_s(
-        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
-    ) -> float: ...
-    @overload
-    def step_time_s(
-        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
-    ) -> Floats: ...
-    def step_time_s(
-        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
         """Step time at one size or over a range."""
         return self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens) * self.factor

@@ -28,7 +28,7 @@ LOADS = (10, 20, 35, 50, 80, 100, 120, 160, 200, 300)
 
 def frontier_of(name: str) -> pd.DataFrame:
     loaded = load_profile(name)
-    models = {drafter: spec.build() for drafter, spec in loaded.acceptance.items()}
+    models = loaded.acceptance_models()
     policies = [parse_policy(text) for text in POLICIES]
     return sweep_frontier(Deployment(loaded, models), policies, LOADS, seeds=1, steps=400)
 

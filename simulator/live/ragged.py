@@ -202,7 +202,7 @@ class RaggedTarget:
         scale = self.head_dim**-0.5
         try:
             ours = varlen(query, keys, values, rows, scale, None)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        except (RuntimeError, TypeError, ValueError):
             return False
         return torch.allclose(ours, plain(query, keys, values, rows, scale, None), atol=2e-2, rtol=2e-2)
 

@@ -230,7 +230,7 @@ class Oracle:
     Given the outcome as survival (1 up to the accepted length, then 0), the same search returns the
     best any scheduler could have done in the step: a bound, not a policy one can deploy. It bounds each
     step exactly and a run closely: where cost is convex and blocks alternate between good and bad, looking
-    ahead over steps can gain a little more (2% in the worst case built to show it).
+    ahead over steps can gain a little more (the tests allow 1% over a run).
     """
 
     lag: ClassVar[int] = 0

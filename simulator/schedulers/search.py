@@ -33,7 +33,7 @@ def on_grid(survival: Array) -> Array:
 
 
 def throughput_of_budget(grid: Array, base_tokens: int, step_time_s: NDArray[np.float64]) -> Array:
-    """Theta(K) = tau(K) / T(B0 + K) for every draft budget K = 0..R*gamma (paper section 3.2.2).
+    """Theta(K) = tau(K) / T(B0 + K) for every draft budget K = 0..R*gamma (paper, Algorithm 1).
 
     grid: int32 [R, gamma]. step_time_s: [R*gamma + 1], from the batch without drafts upwards.
     ``base_tokens`` is R: each request commits its bonus token whatever is verified.

@@ -7,10 +7,13 @@ tokens, so requests leave and join all the time.
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,7 +110,7 @@ def test_scheduler(requests: int, gamma: int, scheduler: Scheduler, report: list
 def test_one_simulated_hour(report: list[str]) -> None:
     """An hour of V4-Flash at 200 concurrent requests, from workload to metrics, and the memory it took."""
     profile = load_profile("deepseek-v4-flash")
-    models = {drafter: spec.build() for drafter, spec in profile.acceptance.items()}
+    models = profile.acceptance_models()
     plan = Deployment(profile, models).plan(parse_policy("dspark-async"))
     traffic = SyntheticTraffic(ClosedLoop(), (TrafficClass("default", parse_lengths("default")),))
     load, limits, replays = traffic.workload(0, requests=20_000), EngineLimits(200), [plan.replay(0)]
@@ -123,3 +126,26 @@ def test_one_simulated_hour(report: list[str]) -> None:
         f"one hour     200 concurrent  {seconds:8.2f} s for {simulated_s:,.0f} simulated s,"
         f" {steps:,} steps; the process peaked at {peak / 2**20:,.0f} MiB"
     )
+
+
+def test_where_a_step_goes(replay: Replay, report: list[str]) -> None:
+    """Shares of the step loop's time at 200 concurrent requests, by cProfile, which slows small calls."""
+    load, steps = workload(), 20_000
+    executor = SimulatedExecutor([replay], load, COST, capacity=200, seed=0)
+    profiler = cProfile.Profile()
+    profiler.runcall(run_engine, load, executor, DSparkAsync(), COST, EngineLimits(200), steps=steps)
+    spent = {
+        (Path(file).name, function): cumulative
+        for (file, _, function), (_, _, _, cumulative, _) in pstats.Stats(profiler).stats.items()  # type: ignore[attr-defined]
+    }
+    parts = {
+        "scheduler": ("policies.py", "schedule"),
+        "outcomes and clock": ("executors.py", "verify"),
+        "drafts": ("executors.py", "draft"),
+        "delivering and leaving": ("serving.py", "_commit"),
+        "admitting": ("serving.py", "_admit"),
+    }
+    whole = spent["serving.py", "_run"]
+    shares = {name: spent[place] / whole for name, place in parts.items()}
+    assert 0.5 < sum(shares.values()) < 1
+    report.append("of a step     " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))

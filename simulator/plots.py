@@ -20,8 +20,8 @@ FORMATS = (".png", ".svg", ".pdf")
 
 Published = Mapping[str, Sequence[tuple[float, float]]]
 
-# Okabe and Ito's palette: distinguishable in print and with colour-blind eyes.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours: distinguishable in print and with colour-blind eyes."""
 _FIXED_COLOURS = {"mtp1": "#6b6b6b", "oracle": "#b5b5b5"}
 
 
@@ -116,7 +116,7 @@ def _colour(policy: str, frontier: pd.DataFrame) -> str:
     if policy in _FIXED_COLOURS:
         return _FIXED_COLOURS[policy]
     others = [name for name in frontier["policy"].unique() if name not in _FIXED_COLOURS]
-    return _COLOURS[others.index(policy) % len(_COLOURS)]
+    return PALETTE[others.index(policy) % len(PALETTE)]
 
 
 def _style(axes: Axes) -> None:

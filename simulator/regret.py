@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from simulator.files import atomic_path, read_json
 from simulator.frontier import Cell, run_cell, steps_for
 from simulator.lengths import Lengths, parse_lengths
 from simulator.metrics import mean_interval
+from simulator.plots import PALETTE
 from simulator.schedulers import Policy
 from simulator.serving import EngineLimits
 from simulator.sweep import Backend, run_cells
@@ -146,16 +148,21 @@ def plot_regret(table: pd.DataFrame, path: Path) -> None:
     """Regret against concurrency with its intervals, one line per belief."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    for belief, marker in zip(table["belief"].unique(), "osD^*pPX" * 8, strict=False):
+    styles = zip(cycle(PALETTE), cycle("osD^vpX*"), table["belief"].unique(), strict=False)
+    for colour, marker, belief in styles:
         mine = table[table["belief"] == belief]
         loss, half = 100 * mine["regret"], 100 * mine["regret_ci95"]
-        axes.errorbar(mine["concurrency"], loss, yerr=half, marker=marker, capsize=3, label=belief)
+        drawn = {"color": colour, "marker": marker, "markersize": 5, "capsize": 3, "label": belief}
+        axes.errorbar(mine["concurrency"], loss, yerr=half, **drawn)
     axes.axhline(0, color="0.5", linewidth=1)
     axes.set(xlabel="concurrent requests", ylabel="throughput lost to the wrong table, %")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=path.suffix.lstrip(".") or "png")
 

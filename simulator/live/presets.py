@@ -35,6 +35,25 @@ class Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
+    # Seconds on one CPU core: to try the machinery, too small to learn anything worth having.
+    "nano": Preset(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        heads=2,
+        key_value_heads=1,
+        target_layers=3,
+        draft_layers=1,
+        target_layer_ids=(0, 1),
+        gamma=7,
+        markov_rank=8,
+        sequences=4,
+        length=48,
+        anchors=4,
+        target=Schedule(steps=40, learning_rate=5e-3),
+        draft=Schedule(steps=20, learning_rate=5e-3),
+        mtp=Schedule(steps=20, learning_rate=5e-3),
+    ),
     # Ten minutes on one CPU core.
     "tiny": Preset(
         vocab_size=1024,

@@ -33,6 +33,28 @@ class Verified(NamedTuple):
     duration_s: float
 
 
+class Chunk(NamedTuple):
+    """Prompt rows of one request in one step: tokens start .. start + tokens - 1 of its prompt.
+
+    last: whether the prompt is complete with them.
+    """
+
+    request: int
+    start: int
+    tokens: int
+    last: bool
+
+
+class PromptRows(NamedTuple):
+    """All prompt rows of a step: how many, and whose."""
+
+    tokens: int
+    chunks: tuple[Chunk, ...]
+
+
+NO_PROMPTS = PromptRows(0, ())
+
+
 class Executor(Protocol):
     """Runs the steps of one engine over dense batch rows 0..R-1.
 
@@ -63,26 +85,28 @@ class Executor(Protocol):
         """Host copy of the survival just drafted; read after ``verify`` has returned."""
         ...
 
-    def verify(self, lengths: Array, context_tokens: float, prefill_tokens: int) -> Verified:
-        """Verify that many draft tokens per row, commit what is accepted, and say how long the step took."""
+    def verify(self, lengths: Array, context_tokens: float, prompts: PromptRows = NO_PROMPTS) -> Verified:
+        """Verify that many draft tokens per row, commit what is accepted, and say how long the step took.
+
+        ``prompts`` ride along in the same forward pass.
+        """
         ...
 
-    def prefill(self, requests: Rows, tokens: int) -> float:
-        """Run a step of nothing but prefill rows; returns its duration in seconds."""
+    def prefill(self, prompts: PromptRows) -> float:
+        """Run a step of nothing but prompt rows; returns its duration in seconds."""
         ...
 
 
-class SimulatedExecutor:
-    """Replays acceptance traces and looks the step time up in the true cost model.
+class TraceCursors:
+    """Where in the recorded acceptance each batch row stands.
 
     replays: one per traffic class of the workload, all of one block size. Each request starts at the
     first row of a sequence of its class: a random order of all sequences, drawn again when used up,
     derived from ``seed`` alone, so that every policy meets the same requests with the same drafts.
+    Simulated and live runs both walk these.
     """
 
-    def __init__(
-        self, replays: Sequence[Replay], workload: Workload, cost: CostModel, *, capacity: int, seed: int
-    ) -> None:
+    def __init__(self, replays: Sequence[Replay], workload: Workload, *, capacity: int, seed: int) -> None:
         sizes = {replay.gamma for replay in replays}
         if len(replays) != len(workload.classes) or len(sizes) != 1:
             raise BadInputError(
@@ -91,11 +115,9 @@ class SimulatedExecutor:
                 value=sorted(sizes),
             )
         self.gamma = sizes.pop()
-        self.cost = cost
-        self.steps_outside = 0
         self._survival = np.concatenate([replay.survival for replay in replays])
         self._accepted = np.concatenate([replay.accepted for replay in replays]).astype(np.int64)
-        self._first_row = first_rows(replays, workload, seed)
+        self._first_row = _first_rows(replays, workload, seed)
         self._cursor = np.zeros(capacity, dtype=np.int64)
         # First row and length of each class's trace, and of the one each batch row walks. A single long
         # trace needs neither, as NumPy wraps indices past its end.
@@ -104,10 +126,8 @@ class SimulatedExecutor:
         self._traces = None if one_long else np.stack([np.cumsum(rows) - rows, rows])
         self._walked = np.zeros((2, capacity), dtype=np.int64)
         self._class_index = workload.class_index
-        self._drafted = np.zeros((capacity, self.gamma), dtype=np.float32)
-        self._count = 0
 
-    def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
+    def place(self, rows: Rows, requests: Rows) -> None:
         """Put each request's cursor at the start of its sequence."""
         self._cursor[rows] = self._first_row[requests]
         if self._traces is not None:
@@ -119,44 +139,74 @@ class SimulatedExecutor:
         if self._traces is not None:
             self._walked[:, target] = self._walked[:, source]
 
-    def draft(self, count: int) -> NDArray[np.float32]:
-        """Survival at every row's cursor, [count, gamma]."""
-        self._count = count
-        drafted = self._drafted[:count]
-        self._survival.take(self._cursor[:count], axis=0, mode="wrap", out=drafted)
-        return drafted
+    def survival(self, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Survival at the cursors of the first rows, into ``out`` [count, gamma]."""
+        return self._survival.take(self._cursor[: len(out)], axis=0, mode="wrap", out=out)
 
-    def outcome(self) -> NDArray[np.float32]:
-        """Certainty instead of survival, for the oracle."""
-        accepted = self._full_acceptance()
-        return (np.arange(self.gamma) < accepted[:, None]).astype(np.float32)
+    def accepted(self, count: int) -> Rows:
+        """Accepted lengths under full verification at the first ``count`` cursors, int64 [count]."""
+        return self._accepted.take(self._cursor[:count], mode="wrap")
 
-    def snapshot(self) -> NDArray[np.float32]:
-        """The survival just drafted."""
-        return self._drafted[: self._count]
-
-    def verify(self, lengths: Rows, context_tokens: float, prefill_tokens: int) -> Verified:
-        """Replay the outcome, advance the cursors, look the duration up."""
-        count = self._count
-        check_lengths(lengths, count, self.gamma)
-        accepted = np.minimum(lengths, self._full_acceptance())
+    def advance(self, accepted: Rows) -> None:
+        """Move the first rows on by what they committed: ``accepted`` drafts and the bonus token."""
+        count = len(accepted)
         cursor = self._cursor[:count]
         cursor += accepted
         cursor += 1
         if self._traces is not None:
             first, rows = self._walked[:, :count]
             cursor[:] = first + (cursor - first) % rows
+
+
+class SimulatedExecutor:
+    """Replays acceptance (see ``TraceCursors``) and looks the step time up in the true cost model."""
+
+    def __init__(
+        self, replays: Sequence[Replay], workload: Workload, cost: CostModel, *, capacity: int, seed: int
+    ) -> None:
+        self.traces = TraceCursors(replays, workload, capacity=capacity, seed=seed)
+        self.gamma = self.traces.gamma
+        self.cost = cost
+        self.steps_outside = 0
+        self._buffer = np.zeros((capacity, self.gamma), dtype=np.float32)
+        self._drafted = self._buffer[:0]
+
+    def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
+        """Start walking each request's sequence."""
+        self.traces.place(rows, requests)
+
+    def move(self, source: Rows, target: Rows) -> None:
+        """Carry cursors to their new rows."""
+        self.traces.move(source, target)
+
+    def draft(self, count: int) -> NDArray[np.float32]:
+        """Survival at every row's cursor, [count, gamma]."""
+        self._drafted = self.traces.survival(self._buffer[:count])
+        return self._drafted
+
+    def outcome(self) -> NDArray[np.float32]:
+        """Certainty instead of survival, for the oracle."""
+        accepted = self.traces.accepted(len(self._drafted))
+        return (np.arange(self.gamma) < accepted[:, None]).astype(np.float32)
+
+    def snapshot(self) -> NDArray[np.float32]:
+        """The survival just drafted."""
+        return self._drafted
+
+    def verify(self, lengths: Rows, context_tokens: float, prompts: PromptRows = NO_PROMPTS) -> Verified:
+        """Replay the outcome, advance the cursors, look the duration up."""
+        count = len(self._drafted)
+        check_lengths(lengths, count, self.gamma)
+        accepted = np.minimum(lengths, self.traces.accepted(count))
+        self.traces.advance(accepted)
         draft_tokens = int(np.add.reduce(lengths))
-        batch_tokens = count + draft_tokens + prefill_tokens
-        duration_s = self._duration_s(count, batch_tokens, context_tokens, prefill_tokens)
+        batch_tokens = count + draft_tokens + prompts.tokens
+        duration_s = self._duration_s(count, batch_tokens, context_tokens, prompts.tokens)
         return Verified(accepted, draft_tokens, duration_s)
 
-    def prefill(self, requests: Rows, tokens: int) -> float:
-        """Duration of a step of prefill rows alone."""
-        return self._duration_s(0, tokens, 0.0, tokens)
-
-    def _full_acceptance(self) -> Rows:
-        return self._accepted.take(self._cursor[: self._count], mode="wrap")
+    def prefill(self, prompts: PromptRows) -> float:
+        """Duration of a step of prompt rows alone."""
+        return self._duration_s(0, prompts.tokens, 0.0, prompts.tokens)
 
     def _duration_s(self, requests: int, batch_tokens: int, context_tokens: float, prefill: int) -> float:
         if self.cost.outside(requests, batch_tokens):
@@ -181,7 +231,7 @@ class SchedulerError(SimulatorError):
     """A scheduler broke its contract; the message says how, the serving model adds the step."""
 
 
-def first_rows(replays: Sequence[Replay], workload: Workload, seed: int) -> Rows:
+def _first_rows(replays: Sequence[Replay], workload: Workload, seed: int) -> Rows:
     """Trace row at which each request starts, replays laid end to end: the same for every policy."""
     first = np.empty(len(workload), dtype=np.int64)
     offset = 0

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from simulator.acceptance import random_stream
 from simulator.cost import CostModel, Floats
 from simulator.errors import BadInputError
-from simulator.executors import Executor, Rows, SchedulerError, Verified
+from simulator.executors import NO_PROMPTS, Chunk, Executor, PromptRows, Rows, SchedulerError, Verified
 from simulator.schedulers import Batch, Scheduler
 from simulator.workload import Workload
 
@@ -180,31 +180,30 @@ class Engine:
                 self._wake = environment.event()
                 yield self._wake
                 continue
-            prefill_tokens, prefilled = self._next_prefill()
-            if rows.count and (not prefill_tokens or self.limits.prefill == "chunked"):
-                verified = self._decode(prefill_tokens)
+            prompts, prefilled = self._next_prefill()
+            if rows.count and (not prompts.tokens or self.limits.prefill == "chunked"):
+                verified = self._decode(prompts)
                 yield environment.timeout(verified.duration_s)
-                self._commit(verified, prefill_tokens)
+                self._commit(verified, prompts.tokens)
             else:
-                requests = np.array([prompt.request for prompt in prefilled], dtype=np.int64)
-                duration_s = self.executor.prefill(requests, prefill_tokens)
+                duration_s = self.executor.prefill(prompts)
                 yield environment.timeout(duration_s)
-                self._record(duration_s, duration_s, 0, 0, 0, 0, prefill_tokens, 0.0)
+                self._record(duration_s, duration_s, 0, 0, 0, 0, prompts.tokens, 0.0)
             if prefilled:
                 self._join(prefilled)
 
     # ---------------------------------------------------------------- one step
 
-    def _decode(self, prefill_tokens: int) -> Verified:
+    def _decode(self, prompts: PromptRows) -> Verified:
         """Draft, schedule and verify one block for every row of the batch."""
         executor, history, count = self.executor, self._history, self._rows.count
         survival = executor.draft(count)
-        batch = Batch(self.believed, self._context_tokens, prefill_tokens, history.lagged(count))
+        batch = Batch(self.believed, self._context_tokens, prompts.tokens, history.lagged(count))
         if self.scheduler.reads_outcome:
             survival = executor.outcome()
         lengths = self.scheduler.schedule(survival, batch)
         try:
-            verified = executor.verify(lengths, self._context_tokens, prefill_tokens)
+            verified = executor.verify(lengths, self._context_tokens, prompts)
         except SchedulerError as error:
             raise SchedulerError(f"decode step {self._decode_steps}: {error}") from error
         history.push(executor.snapshot())
@@ -298,21 +297,24 @@ class Engine:
         prompt.admitted_s = now
         return prompt
 
-    def _next_prefill(self) -> tuple[int, list[_Prompt]]:
+    def _next_prefill(self) -> tuple[PromptRows, list[_Prompt]]:
         """Prompt rows of the next step, and the prompts they complete, first come first served."""
-        budget = self.limits.chunk_tokens
-        whole = self.limits.prefill == "whole"
-        tokens, complete = 0, []
+        if not self._prefilling:
+            return NO_PROMPTS, []
+        budget, whole = self.limits.chunk_tokens, self.limits.prefill == "whole"
+        tokens, chunks, complete = 0, list[Chunk](), list[_Prompt]()
         while self._prefilling and tokens < budget:
             prompt = self._prefilling[0]
             take = prompt.left if whole else min(prompt.left, budget - tokens)
             if whole and tokens and tokens + take > budget:
                 break
+            start = int(self.workload.prompt_tokens[prompt.request]) - prompt.left
             tokens += take
             prompt.left -= take
+            chunks.append(Chunk(prompt.request, start, take, not prompt.left))
             if not prompt.left:
                 complete.append(self._prefilling.popleft())
-        return tokens, complete
+        return PromptRows(tokens, tuple(chunks)), complete
 
     def _join(self, prompts: list[_Prompt]) -> None:
         """Prefilled requests get batch rows; prefill has given each its first output token."""

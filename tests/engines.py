@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from simulator.acceptance import Replay
 from simulator.cost import CostModel, ThroughputCurve
-from simulator.executors import Rows, SimulatedExecutor, Verified
+from simulator.executors import NO_PROMPTS, PromptRows, Rows, SimulatedExecutor, Verified
 from simulator.schedulers import Batch, Scheduler
 from simulator.serving import Engine, EngineLimits
 from simulator.simulation import run_engine
@@ -108,17 +108,17 @@ class Bookkeeper(SimulatedExecutor):
             seen.survival.append(survival[row].copy())
         return survival
 
-    def verify(self, lengths: Rows, context_tokens: float, prefill_tokens: int) -> Verified:
-        verified = super().verify(lengths, context_tokens, prefill_tokens)
-        self.batches.append((len(lengths), int(lengths.sum()), prefill_tokens))
+    def verify(self, lengths: Rows, context_tokens: float, prompts: PromptRows = NO_PROMPTS) -> Verified:
+        verified = super().verify(lengths, context_tokens, prompts)
+        self.batches.append((len(lengths), int(lengths.sum()), prompts.tokens))
         self.contexts.append(context_tokens)
         for row, accepted in enumerate(verified.accepted.tolist()):
             self.now_in(row).committed.append(accepted + 1)
         return verified
 
-    def prefill(self, requests: Rows, tokens: int) -> float:
-        self.batches.append((0, 0, tokens))
-        return super().prefill(requests, tokens)
+    def prefill(self, prompts: PromptRows) -> float:
+        self.batches.append((0, 0, prompts.tokens))
+        return super().prefill(prompts)
 
     def now_in(self, row: int) -> Seen:
         """The account of whoever sits in this row."""

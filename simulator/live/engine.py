@@ -6,7 +6,7 @@ scheduler, runs the target over ragged rows, and commits. On a GPU it is two rec
 scheduler's allocation between them, and the host waits for the device once, at the end: where the budget
 is known before the draft (``dspark-async``, ``tiered``, fixed lengths), nothing else is waited for.
 
-All state of a batch row lies in buffers on the device (``_State``); passes read and write them in place.
+All state of a batch row lies in buffers on the device (``BatchState``); passes read and write them in place.
 Between steps a row holds the anchor, how many positions of its context the target has processed, and the
 hidden states of those that the draft has not seen yet.
 """
@@ -14,7 +14,7 @@ hidden states of those that the draft has not seen yet.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,14 +24,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simulator.acceptance import Replay, random_stream
+from simulator.acceptance import Replay
 from simulator.errors import BadInputError
-from simulator.executors import Rows, SchedulerError, Verified, check_lengths, first_rows
+from simulator.executors import (
+    NO_PROMPTS,
+    Chunk,
+    PromptRows,
+    Rows,
+    SchedulerError,
+    TraceCursors,
+    Verified,
+    check_lengths,
+)
 from simulator.live import checkpoints, sampling
+from simulator.live.batch_state import BatchState
 from simulator.live.drafts import Draft
 from simulator.live.kv_cache import DraftStep, cache_bytes, whole_pages
 from simulator.live.observed import ObservedScheduler
 from simulator.live.pairs import check_pair
+from simulator.live.prompts import Prompts
 from simulator.live.ragged import RaggedRows, RaggedTarget, side_by_side
 from simulator.live.steps import (
     Captured,
@@ -42,24 +53,13 @@ from simulator.live.steps import (
     is_out_of_memory,
     synchronise,
 )
-from simulator.live.targets import Target
+from simulator.live.targets import Target, TargetOutput
 from simulator.schedulers import Scheduler
+from simulator.serving import EngineLimits
 from simulator.workload import Workload
-
-Prompts = Callable[[int, int], NDArray[np.int64]]
-"""(request, tokens) -> its prompt, that many token ids."""
 
 PREFILL_ROWS = 2048
 """Prompt rows of one forward pass; more would only keep more activations alive."""
-
-
-def random_prompts(vocabulary: int, seed: int) -> Prompts:
-    """Prompts of random tokens: what a pair with random weights needs, and enough to time any other."""
-
-    def prompt(request: int, tokens: int) -> NDArray[np.int64]:
-        return random_stream(seed, f"prompt/{request}").integers(0, vocabulary, tokens)
-
-    return prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +81,10 @@ class LiveOptions:
 class LiveExecutor:
     """Runs the steps of one engine on a device; see ``executors.Executor`` for the protocol.
 
-    draft: None for autoregressive decoding. replays: with one (traffic has one class), acceptance
-    and survival come from a recorded trace while every pass is real; a pair with random weights then costs
-    what a trained one does. timings: one per decode step. outputs: by request, when tokens are kept.
+    draft: None for autoregressive decoding. replays: with one per traffic class, acceptance and survival
+    come from recorded traces while every pass is real; a pair with random weights then costs what a
+    trained one does. prompt_rows: prompts that may be prefilled in one step (see ``prompt_rows_for``).
+    timings: one per decode step. outputs: by request, when tokens are kept.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class LiveExecutor:
         concurrency: int,
         prompts: Prompts,
         replays: Sequence[Replay] | None = None,
+        prompt_rows: int = 1,
         options: LiveOptions | None = None,
     ) -> None:
         if draft is not None:
@@ -109,19 +111,25 @@ class LiveExecutor:
         rows = Tiers.fit(self.options.tiers.requests, concurrency)
         longest = int((workload.prompt_tokens + workload.output_tokens).max())
         capacity = whole_pages(longest + 2 * self.gamma + 2)
-        self._require_memory(rows, capacity)
+        self._require_memory(rows, prompt_rows, capacity)
         with self._memory(f"caches for {rows} requests of {capacity} positions"):
-            # One row more, where prompts are prefilled that have no row yet.
-            self.cache = self.ragged.new_cache(rows + 1, capacity)
-            self.draft_cache = None if draft is None else draft.new_cache(rows + 2, capacity)
-            self.state = _State.empty(self, rows)
+            # Some rows more, where prompts are prefilled that have no batch row yet.
+            self.cache = self.ragged.new_cache(rows + prompt_rows, capacity)
+            self.draft_cache = None if draft is None else draft.new_cache(rows + prompt_rows + 1, capacity)
+            self.state = BatchState.empty(
+                rows,
+                gamma=self.gamma,
+                feature_width=target.hidden_size * len(self.layer_ids),
+                vocab_size=None if sampling.is_greedy(self.options.temperature) else target.vocab_size,
+                dtype=target.dtype,
+                device=self.device,
+            )
         self.captured = Captured(self.device, graphs=self.options.graphs)
         self.timings: list[StepTiming] = []
         self.outputs: dict[int, list[int]] = {}
-        self._staging = rows
-        self._trace = (
-            None if replays is None else _Trace(replays, workload, rows, self.gamma, self.options.seed)
-        )
+        self._free_prompt_rows = list(range(rows, rows + prompt_rows))
+        self._prompt_rows: dict[int, int] = {}
+        self._trace = None if replays is None else self._cursors(replays, rows)
         self._generator = torch.Generator(self.device).manual_seed(self.options.seed)
         self._ready: dict[int, _Prefilled] = {}
         self._cached = np.zeros(rows, dtype=np.int64)  # the host's own copies: it never asks the device
@@ -204,7 +212,9 @@ class LiveExecutor:
                     lambda: self._draft_pass(step.padded, rows, context),
                 )
         if self._trace is not None:
-            state.survival[:count] = self._to_device(self._trace.survival(count))
+            state.survival[:count] = self._to_device(
+                self._trace.survival(np.empty((count, self.gamma), np.float32))
+            )
         state.survival_host[:count].copy_(state.survival[:count], non_blocking=True)
         step.marks.mark()
         step.drafted_s = time.perf_counter()
@@ -225,13 +235,11 @@ class LiveExecutor:
         """Host copy of the survival just drafted."""
         return np.array(self.state.survival_host[: self._step.count, : self.gamma].numpy())
 
-    def verify(self, lengths: Any, context_tokens: float, prefill_tokens: int) -> Verified:
-        """Run the target over the anchors and so many drafts, commit, and wait for the device."""
-        if prefill_tokens:
-            raise BadInputError(
-                "is not run live: prompt rows do not ride along in decode steps yet", field="prefill",
-                value="chunked", remedy="use prefill elsewhere or whole",
-            )  # fmt: skip
+    def verify(self, lengths: Any, context_tokens: float, prompts: PromptRows = NO_PROMPTS) -> Verified:
+        """Run the target over the anchors and so many drafts, commit, and wait for the device.
+
+        A step with prompt rows is never recorded as a graph: no two are alike.
+        """
         step, count = self._step, self._step.count
         step.schedule_s = time.perf_counter() - step.drafted_s
         self._require_tensor(lengths)
@@ -248,10 +256,13 @@ class LiveExecutor:
         with self._memory(
             f"verifying {count + draft_tokens} rows of {count} requests, contexts to {context}"
         ):
-            self.captured.run(
-                ("verify", step.padded, rows, context, block),
-                lambda: self._verify_pass(step.padded, rows, context, block),
-            )
+            if prompts.tokens:
+                self._mixed_pass(rows, context, block, prompts.chunks)
+            else:
+                self.captured.run(
+                    ("verify", step.padded, rows, context, block),
+                    lambda: self._verify_pass(step.padded, rows, context, block),
+                )
         accepted = self._commit(lengths, safe)
         capture_s = self.captured.capture_s - step.capture_s
         duration_s = time.perf_counter() - step.start_s - capture_s
@@ -259,17 +270,17 @@ class LiveExecutor:
         self.timings.append(
             StepTiming(
                 draft_s, step.schedule_s, visible_s, verify_s, duration_s, count,
-                count + draft_tokens, step.padded, rows, capture_s,
+                count + draft_tokens + prompts.tokens, step.padded, rows + prompts.tokens, capture_s,
             )
         )  # fmt: skip
         return Verified(accepted, draft_tokens, duration_s)
 
-    def prefill(self, requests: Rows, tokens: int) -> float:
-        """Prefill whole prompts, one after the other, and keep what they leave until they get a row."""
+    def prefill(self, prompts: PromptRows) -> float:
+        """Prefill prompts, one after the other, and keep what they leave until they get a row."""
         start_s = time.perf_counter()
-        for request in requests.tolist():
-            ready = self.prefill_row(self._staging, request, int(self.workload.prompt_tokens[request]))
-            self._ready[request] = self._stash(ready)
+        for chunk in prompts.chunks:
+            for piece in self._pieces(chunk):
+                self._finish(piece, *self._run_piece(piece))
         synchronise(self.device)
         return time.perf_counter() - start_s
 
@@ -302,11 +313,41 @@ class LiveExecutor:
 
     def _verify_pass(self, requests: int, rows: int, context: int, block: int) -> None:
         """Verify, and leave verdicts and the draft's next context; idempotent, nothing leaves the device."""
+        ragged, tokens = self._decode_rows(requests, rows, context, block)
+        output = self.ragged.forward(tokens, (ragged,), self.cache, layer_ids=self.layer_ids)
+        self._judge(requests, ragged, output)
+
+    def _mixed_pass(self, rows: int, context: int, block: int, chunks: Sequence[Chunk]) -> None:
+        """Verify, with prompt rows in the same forward pass; then what ``_verify_pass`` and prefill leave."""
+        pieces = [piece for chunk in chunks for piece in self._pieces(chunk)]
+        ragged, tokens = self._decode_rows(self._step.padded, rows, context, block)
+        sizes = [len(piece.tokens) for piece in pieces]
+        ends = rows - 1 + torch.tensor(sizes, device=self.device).cumsum(0)
+        output = self.ragged.forward(
+            torch.cat([tokens, *(piece.tokens for piece in pieces)]),
+            (ragged, *(piece.rows for piece in pieces)),
+            self.cache,
+            layer_ids=self.layer_ids,
+            logits_at=torch.cat((torch.arange(rows, device=self.device), ends)),
+        )
+        decoded = TargetOutput(output.logits[:rows], output.features[:rows])
+        self._judge(self._step.padded, ragged, decoded)
+        features = torch.split(output.features[rows:], sizes)
+        for piece, logits, states in zip(pieces, output.logits[rows:], features, strict=True):
+            self._finish(piece, logits, states)
+
+    def _decode_rows(self, requests: int, rows: int, context: int, block: int) -> tuple[RaggedRows, Tensor]:
+        """Anchors and admitted drafts side by side: their layout, and their tokens [rows]."""
         state = self.state
+        counts, drafts = state.lengths[:requests] + 1, state.drafts[:requests]
+        ragged = RaggedRows.of(counts, state.cached[:requests], rows, block=block, context=context)
+        blocks = torch.cat((state.anchors[:requests, None], drafts), dim=1)
+        return ragged, blocks[ragged.request, ragged.offset]
+
+    def _judge(self, requests: int, ragged: RaggedRows, output: TargetOutput) -> None:
+        """Accept or reject, and leave the verdicts and what the draft has not seen."""
+        state, rows = self.state, len(ragged.request)
         lengths, drafts = state.lengths[:requests], state.drafts[:requests]
-        ragged = RaggedRows.of(lengths + 1, state.cached[:requests], rows, block=block, context=context)
-        tokens = torch.cat((state.anchors[:requests, None], drafts), dim=1)[ragged.request, ragged.offset]
-        output = self.ragged.forward(tokens, ragged, self.cache, layer_ids=self.layer_ids)
         verdict = sampling.verify(
             output.logits, drafts, lengths, temperature=self.options.temperature, **state.judging(requests)
         )
@@ -350,27 +391,62 @@ class LiveExecutor:
 
     def prefill_row(self, row: int, request: int, positions: int) -> _Prefilled:
         """Run a prompt through the target into a cache row, and all but its last position into the draft."""
-        tokens = self._to_device(self.prompts(request, positions))
-        features, output = None, None
-        with self._memory(f"prefilling {positions} tokens"):
-            for start in range(0, positions, PREFILL_ROWS):
-                end = min(start + PREFILL_ROWS, positions)
-                rows = RaggedRows.of(
-                    tokens.new_tensor([end - start]), tokens.new_tensor([start]), end - start,
-                    block=end - start, context=end, first_cache_row=row,
+        for piece in self._slices(row, request, positions, Chunk(request, 0, positions, True)):
+            logits, features = self._run_piece(piece)
+            self._see(piece, features)
+        return self._prefilled(positions, logits, features)
+
+    def _pieces(self, chunk: Chunk) -> list[_Piece]:
+        """A chunk in the cache row that its prompt has until it is complete."""
+        if chunk.request not in self._prompt_rows:
+            if chunk.start:
+                raise BadInputError(
+                    "begins behind a cached prefix, which the live engine does not keep", field="prompt",
+                    value=chunk.request, remedy="run live without a prefix cache",
                 )  # fmt: skip
-                output = self.ragged.forward(
-                    tokens[start:end], rows, self.cache, layer_ids=self.layer_ids, last_logits_only=True
-                )
-                features = output.features
-                known = min(end, positions - 1)
-                if known > start:
-                    self._remember(row, features[: known - start], tokens[start + 1 : known + 1], start)
-        assert output is not None
-        assert features is not None
+            if not self._free_prompt_rows:
+                raise BadInputError(
+                    "are all in use", field="prompt_rows", value=len(self._prompt_rows),
+                    remedy="give as many as prompts may share a step: prompt_rows_for(workload, limits)",
+                )  # fmt: skip
+            self._prompt_rows[chunk.request] = self._free_prompt_rows.pop()
+        row, positions = self._prompt_rows[chunk.request], int(self.workload.prompt_tokens[chunk.request])
+        return self._slices(row, chunk.request, positions, chunk)
+
+    def _slices(self, row: int, request: int, positions: int, chunk: Chunk) -> list[_Piece]:
+        """A chunk of a prompt of so many positions, in slices of ``PREFILL_ROWS``."""
+        tokens = self._to_device(self.prompts(request, positions))
+        end = chunk.start + chunk.tokens
+        starts = range(chunk.start, end, PREFILL_ROWS)
+        return [_Piece.of(request, row, tokens, start, min(start + PREFILL_ROWS, end)) for start in starts]
+
+    def _run_piece(self, piece: _Piece) -> tuple[Tensor, Tensor]:
+        """Prompt rows alone through the target: logits [V] of the last one, features [n, width]."""
+        with self._memory(f"prefilling {piece.end} tokens"):
+            output = self.ragged.forward(
+                piece.tokens, (piece.rows,), self.cache, layer_ids=self.layer_ids,
+                logits_at=torch.tensor([len(piece.tokens) - 1], device=self.device),
+            )  # fmt: skip
+        return output.logits[-1], output.features
+
+    def _finish(self, piece: _Piece, logits: Tensor, features: Tensor) -> None:
+        """What is left to do for prompt rows that the target has processed."""
+        self._see(piece, features)
+        if piece.end == piece.positions:
+            row = self._prompt_rows.pop(piece.request)
+            self._ready[piece.request] = self._stash(row, self._prefilled(piece.end, logits, features))
+            self._free_prompt_rows.append(row)
+
+    def _prefilled(self, positions: int, logits: Tensor, features: Tensor) -> _Prefilled:
         uniform = self._uniforms(1) if self._sampled else None
-        anchor = sampling.choose(output.logits[-1:], self.options.temperature, uniform)[0]
+        anchor = sampling.choose(logits[None], self.options.temperature, uniform)[0]
         return _Prefilled(positions, anchor, features[-1])
+
+    def _see(self, piece: _Piece, features: Tensor) -> None:
+        """Let the draft see these positions; of a prompt's last one the following token is not known yet."""
+        known = len(piece.following)
+        if known:
+            self._remember(piece.row, features[:known], piece.following, piece.start)
 
     def _remember(self, row: int, features: Tensor, following: Tensor, start: int) -> None:
         """Let the draft see states at positions from ``start`` on; its proposal behind them is not used."""
@@ -400,9 +476,9 @@ class LiveExecutor:
         if self.options.keep_tokens:
             self.outputs[request] = [int(ready.anchor)]
 
-    def _stash(self, ready: _Prefilled) -> _Prefilled:
-        """The same with copies of the cache rows, so that the next prompt can use the staging row."""
-        used, row = ready.positions, self._staging
+    def _stash(self, row: int, ready: _Prefilled) -> _Prefilled:
+        """The same with copies of the cache row, so that the next prompt can use it."""
+        used = ready.positions
         content = [(cache, 1, cache[:, row, :used].clone()) for cache in (self.cache.keys, self.cache.values)]
         if self.draft_cache is not None:
             both = (self.draft_cache.keys, self.draft_cache.values)
@@ -430,6 +506,16 @@ class LiveExecutor:
         """The draft budget K: from the scheduler where the host has it, else by waiting for the device."""
         early = None if self._observed is None else self._observed.draft_budget
         return int(lengths.sum()) if early is None else early
+
+    def _cursors(self, replays: Sequence[Replay], rows: int) -> TraceCursors:
+        """Where each row stands in the traces, which must fit the draft's block."""
+        cursors = TraceCursors(replays, self.workload, capacity=rows, seed=self.options.seed)
+        if cursors.gamma != self.gamma:
+            raise BadInputError(
+                f"must have the draft's block size {self.gamma}", field="acceptance", value=cursors.gamma,
+                remedy="cut the trace, or take a draft of that block size",
+            )  # fmt: skip
+        return cursors
 
     def _require_tensor(self, lengths: Any) -> None:
         count = self._step.count
@@ -469,14 +555,15 @@ class LiveExecutor:
             shape.num_hidden_layers, 0, capacity, shape.num_key_value_heads, shape.head_dim, item
         )
 
-    def _require_memory(self, rows: int, capacity: int) -> None:
+    def _require_memory(self, rows: int, prompt_rows: int, capacity: int) -> None:
         """Refuse a batch whose caches cannot fit, and say how many requests do."""
         available, each = checkpoints.available_bytes(self.device), self.row_bytes(capacity)
-        if available is not None and (rows + 2) * each > available:
-            fits = max(0, available // each - 2)
+        spare = prompt_rows + 1
+        if available is not None and (rows + spare) * each > available:
+            fits = max(0, available // each - spare)
             raise OutOfMemoryError(
                 f"caches for {rows} requests of up to {capacity} positions need "
-                f"{(rows + 2) * each / 2**30:.2f} GiB and {self.device} has {available / 2**30:.2f} GiB "
+                f"{(rows + spare) * each / 2**30:.2f} GiB and {self.device} has {available / 2**30:.2f} GiB "
                 f"free: {fits} requests fit; lower the concurrency or shorten the longest request"
             )
 
@@ -508,6 +595,33 @@ class _Prefilled:
     content: tuple[tuple[Tensor, int, Tensor], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """Prompt rows of one request that go through the target at once: positions start .. end - 1.
+
+    tokens: int64 [end - start]. following: the tokens behind them as far as the prompt goes.
+    """
+
+    request: int
+    row: int
+    start: int
+    end: int
+    positions: int
+    tokens: Tensor
+    following: Tensor
+    rows: RaggedRows
+
+    @classmethod
+    def of(cls, request: int, row: int, prompt: Tensor, start: int, end: int) -> _Piece:
+        """Positions ``start`` to ``end`` of a prompt [positions], in this cache row."""
+        rows = RaggedRows.of(
+            prompt.new_tensor([end - start]), prompt.new_tensor([start]), end - start,
+            block=end - start, context=end, first_cache_row=row,
+        )  # fmt: skip
+        following = prompt[start + 1 : end + 1]
+        return cls(request, row, start, end, len(prompt), prompt[start:end], following, rows)
+
+
 class _Step:
     """What one step carries from its draft to its commit."""
 
@@ -518,113 +632,8 @@ class _Step:
         self.drafted_s = self.schedule_s = self.capture_s = 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _State:
-    """Everything a batch row carries from step to step, on the device; M rows, w = max(gamma, 1).
-
-    anchors, cached, pending_count, lengths, forced, accepted, following: int64 [M]. drafts: int64 [M, w].
-    survival: float32 [M, gamma]. pending_tokens: int64 [M, gamma + 1]; pending_features: [M, gamma + 1,
-    width]: the context that the draft has not seen. uniforms: float64 [M, 2w + 1]. q_draft: [M, w, V].
-    """
-
-    anchors: Tensor
-    cached: Tensor
-    pending_count: Tensor
-    pending_tokens: Tensor
-    pending_features: Tensor
-    drafts: Tensor
-    survival: Tensor
-    lengths: Tensor
-    forced: Tensor
-    accepted: Tensor
-    following: Tensor
-    uniforms: Tensor
-    q_draft: Tensor | None
-    survival_host: Tensor
-    accepted_host: Tensor
-
-    @classmethod
-    def empty(cls, executor: LiveExecutor, rows: int) -> _State:
-        """State of ``rows`` idle rows."""
-        target, device, gamma = executor.target, executor.device, executor.gamma
-        width, w = target.hidden_size * len(executor.layer_ids), max(gamma, 1)
-        sampled = not sampling.is_greedy(executor.options.temperature)
-
-        def whole(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
-
-        pinned = device.type == "cuda"
-        return cls(
-            anchors=whole(rows),
-            cached=whole(rows),
-            pending_count=whole(rows),
-            pending_tokens=whole(rows, gamma + 1),
-            pending_features=torch.zeros((rows, gamma + 1, width), dtype=target.dtype, device=device),
-            drafts=whole(rows, w),
-            survival=torch.zeros((rows, gamma), device=device),
-            lengths=whole(rows),
-            forced=whole(rows),
-            accepted=whole(rows),
-            following=whole(rows),
-            uniforms=torch.zeros((rows, 2 * w + 1), dtype=torch.float64, device=device),
-            q_draft=torch.zeros((rows, w, target.vocab_size), device=device) if sampled else None,
-            survival_host=torch.zeros((rows, gamma), pin_memory=pinned),
-            accepted_host=torch.zeros(rows, dtype=torch.int64, pin_memory=pinned),
-        )
-
-    def move(self, source: Rows, target: Rows) -> None:
-        """Copy what is carried between steps."""
-        before = torch.from_numpy(source).to(self.anchors.device)
-        after = torch.from_numpy(target).to(self.anchors.device)
-        for carried in (
-            self.anchors, self.cached, self.pending_count, self.pending_tokens, self.pending_features,
-        ):  # fmt: skip
-            carried[after] = carried[before]
-
-    def draft_uniforms(self, requests: int) -> Tensor | None:
-        """Uniforms that drafts are drawn with, [requests, gamma]; None when greedy."""
-        return None if self.q_draft is None else self.uniforms[:requests, : self.drafts.shape[1]]
-
-    def judging(self, requests: int) -> dict[str, Tensor]:
-        """The arguments of ``sampling.verify`` that sampling needs beyond greedy decoding."""
-        if self.q_draft is None:
-            return {}
-        w, mine = self.drafts.shape[1], self.uniforms[:requests]
-        return {
-            "q_draft": self.q_draft[:requests],
-            "accept_uniforms": mine[:, w : 2 * w],
-            "next_uniforms": mine[:, 2 * w],
-        }
-
-
-class _Trace:
-    """Acceptance replayed in place of the pair's own: a cursor per row, as ``SimulatedExecutor`` has it."""
-
-    def __init__(
-        self, replays: Sequence[Replay], workload: Workload, rows: int, gamma: int, seed: int
-    ) -> None:
-        sizes = [replay.gamma for replay in replays]
-        if sizes != [gamma] or len(workload.classes) != 1:
-            raise BadInputError(
-                f"needs traffic of one class and one trace, of block size {gamma}",
-                field="acceptance", value=sizes, remedy="cut the trace, or take a draft of that block size",
-            )  # fmt: skip
-        self._survival = np.concatenate([replay.survival for replay in replays])
-        self._accepted = np.concatenate([replay.accepted for replay in replays]).astype(np.int64)
-        self._first_row = first_rows(replays, workload, seed)
-        self._cursor = np.zeros(rows, dtype=np.int64)
-
-    def place(self, rows: Rows, requests: Rows) -> None:
-        self._cursor[rows] = self._first_row[requests]
-
-    def move(self, source: Rows, target: Rows) -> None:
-        self._cursor[target] = self._cursor[source]
-
-    def survival(self, count: int) -> NDArray[np.float32]:
-        return np.take(self._survival, self._cursor[:count], axis=0, mode="wrap")
-
-    def accepted(self, count: int) -> Rows:
-        return np.take(self._accepted, self._cursor[:count], mode="wrap")
-
-    def advance(self, accepted: Rows) -> None:
-        self._cursor[: len(accepted)] += accepted + 1
+def prompt_rows_for(workload: Workload, limits: EngineLimits) -> int:
+    """Prompts that may share a step: as many as fit into a chunk, and one cut at either end."""
+    if limits.prefill != "chunked":
+        return 1
+    return min(limits.concurrency, limits.chunk_tokens // int(workload.prompt_tokens.min()) + 2)

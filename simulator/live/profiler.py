@@ -266,7 +266,7 @@ class _Bench:
         """A step of these sizes, without its draft."""
         self.executor.pretend(requests, self.context)
         self.executor.draft(requests)
-        self.executor.verify(self._lengths(requests, batch_tokens - requests), 0.0, 0)
+        self.executor.verify(self._lengths(requests, batch_tokens - requests), 0.0)
         timing = self.executor.timings[-1]
         return timing.duration_s - timing.draft_s
 
@@ -286,13 +286,13 @@ class _Bench:
         if scheduler.lag:
             lagged = np.linspace(0.9, 0.2, self.executor.gamma, dtype=np.float32)[None].repeat(requests, 0)
         lengths = scheduler.schedule(survival, Batch(_LINE, lagged=lagged))
-        self.executor.verify(lengths, 0.0, 0)
+        self.executor.verify(lengths, 0.0)
         decided = self.executor.timings[-1].visible_schedule_s
         self.executor.forget_scheduler()
         self.executor.pretend(requests, self.context)
         given = lengths.clone()
         self.executor.draft(requests)
-        self.executor.verify(given, 0.0, 0)
+        self.executor.verify(given, 0.0)
         return max(decided - self.executor.timings[-1].visible_schedule_s, 1e-9)
 
     def prefill_s(self, tokens: int) -> float:

@@ -143,23 +143,28 @@ class RaggedTarget:
     def forward(
         self,
         tokens: Tensor,
-        rows: RaggedRows,
+        parts: Sequence[RaggedRows],
         cache: KVCache,
         *,
         layer_ids: Sequence[int] = (),
-        last_logits_only: bool = False,
+        logits_at: Tensor | None = None,
     ) -> TargetOutput:
-        """Run tokens [N]; their keys enter the cache. Logits [N, V] (or [1, V]), features [N, width].
+        """Run tokens [N], the rows of all ``parts`` one after the other; their keys enter the cache.
 
-        Requests' contexts before ``rows.starts`` must be in the cache; what lies behind is overwritten.
+        Everything but attention sees one dimension of N rows; attention runs part by part, so that a
+        long prompt chunk does not set the block size of short drafts. Requests' contexts before
+        ``starts`` must be in the cache; what lies behind is overwritten. Logits [N, V], or [n, V] of the
+        rows ``logits_at`` [n]; features [N, width].
         """
-        step = _Pass(rows, cache, rows.cache_rows(cache.trash), rows.positions, KERNELS[self.kernel_name])
+        rows = torch.cat([part.cache_rows(cache.trash) for part in parts])
+        positions = torch.cat([part.positions for part in parts])
+        step = _Pass(tuple(parts), cache, rows, positions, KERNELS[self.kernel_name])
         with torch.no_grad(), self._attention(), self.target.capture(layer_ids) as states:
             output = self.target.model(
                 input_ids=tokens[None],
-                position_ids=step.positions[None],
+                position_ids=positions[None],
                 use_cache=False,
-                logits_to_keep=int(last_logits_only),
+                logits_to_keep=0 if logits_at is None else logits_at,
                 ragged=step,
             )
         features = [states[layer][0] for layer in layer_ids]
@@ -211,7 +216,7 @@ class RaggedTarget:
 class _Pass:
     """What attention needs to know of one forward pass; travels through the model as a keyword."""
 
-    rows: RaggedRows
+    parts: tuple[RaggedRows, ...]
     cache: KVCache
     cache_rows: Tensor
     positions: Tensor
@@ -234,10 +239,13 @@ def _attend(
     layer, cache = module.layer_idx, ragged.cache
     cache.write(layer, ragged.cache_rows, ragged.positions, key[0].transpose(0, 1), value[0].transpose(0, 1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mixed = ragged.kernel(
-        query[0].transpose(0, 1), cache.keys[layer], cache.values[layer], ragged.rows, scale, sliding_window
-    )
-    return mixed[None], None
+    keys, values = cache.keys[layer], cache.values[layer]
+    queries = torch.split(query[0].transpose(0, 1), [len(part.request) for part in ragged.parts])
+    mixed = [
+        ragged.kernel(rows, keys, values, part, scale, sliding_window)
+        for rows, part in zip(queries, ragged.parts, strict=True)
+    ]
+    return torch.cat(mixed)[None] if len(mixed) > 1 else mixed[0][None], None
 
 
 ALL_ATTENTION_FUNCTIONS[_INTERFACE] = _attend

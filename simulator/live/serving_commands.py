@@ -47,6 +47,10 @@ Acceptance = Annotated[
     typer.Option("--acceptance", help="[DRAFTER=]MODEL or trace, as for simulate; see dspark-sim list."),
 ]
 Own = Annotated[bool, typer.Option(help="The pair's own acceptance in the live run, not the trace's.")]
+PromptsSpec = Annotated[
+    str, typer.Option(help="random, or held-out text of a domain: code, prose, arithmetic, or one of --text.")
+]
+Text = Annotated[Path | None, typer.Option(help="Folder of text files in place of the default corpus.")]
 Seed = Annotated[int, typer.Option(help="Seed of traffic, traces, prompts and sampling.")]
 LengthsSpec = Annotated[str, typer.Option(help="Prompt and output lengths, as for simulate.")]
 
@@ -122,11 +126,14 @@ def live(
     draft: Drafts = ["dspark=new:7", "mtp1=new"],  # noqa: B006 - typer copies it
     acceptance: Acceptance = None,
     own: Own = False,
+    prompts: PromptsSpec = "random",
+    text: Text = None,
     traffic: Annotated[str, typer.Option(help="As for simulate.")] = "closed",
     lengths: LengthsSpec = "default",
     requests: Annotated[int, typer.Option(min=1, help="Requests in the workload.")] = 256,
     steps: Annotated[int, typer.Option(min=40, help="Steps of a closed loop.")] = 400,
-    prefill: Annotated[str, typer.Option(help="elsewhere or whole.")] = "elsewhere",
+    prefill: Annotated[str, typer.Option(help="elsewhere, chunked or whole.")] = "elsewhere",
+    chunk: Annotated[int, typer.Option(min=1, help="Prompt rows of one step.")] = 2048,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Seed = 0,
     device: Device = "cuda",
@@ -142,7 +149,9 @@ def live(
     from simulator.traffic import parse_traffic
 
     model, drafters = _pair(target, draft, device, dtype, threads)
-    asked = {"steps": steps, "seed": seed, "own": own, "temperature": temperature}
+    asked = {"steps": steps, "seed": seed, "own": own, "temperature": temperature} | {
+        "prompts": prompts, "text": text,
+    }  # fmt: skip
     scenario = _scenario(
         model, drafters, profile, acceptance, [policy], [concurrency], lengths, asked, attention, graphs
     )
@@ -150,7 +159,7 @@ def live(
         seed, requests=requests
     )
     chosen: Any = prefill
-    limits = EngineLimits(concurrency, prefill=chosen)
+    limits = EngineLimits(concurrency, prefill=chosen, chunk_tokens=chunk)
     result = run_live(
         scenario, scenario.policies[0], workload, limits, steps=steps if workload.is_closed_loop else None
     )
@@ -182,6 +191,8 @@ def validate(
     draft: Drafts = ["dspark=new:7", "mtp1=new"],  # noqa: B006 - typer copies it
     acceptance: Acceptance = None,
     own: Own = False,
+    prompts: PromptsSpec = "random",
+    text: Text = None,
     policies: Annotated[
         str, typer.Option(help="Policies, separated by spaces.")
     ] = "autoregressive mtp1 dspark dspark-async",
@@ -207,7 +218,9 @@ def validate(
 
     tolerances = _tolerances(tolerance)
     model, drafters = _pair(target, draft, device, dtype, threads)
-    asked = {"steps": steps, "seed": seed, "own": own, "temperature": 0.0}
+    asked = {"steps": steps, "seed": seed, "own": own, "temperature": 0.0} | {
+        "prompts": prompts, "text": text,
+    }  # fmt: skip
     scenario = _scenario(
         model, drafters, profile, acceptance, policies.split(), _sizes(concurrency), lengths, asked,
         attention, graphs,
@@ -241,6 +254,7 @@ def _scenario(
     from simulator.lengths import parse_lengths
     from simulator.live.engine import LiveOptions
     from simulator.live.profiler import schedule_s
+    from simulator.live.prompts import RANDOM, text_prompts
     from simulator.live.steps import Tiers
     from simulator.live.validation import Scenario
     from simulator.profiles import load_profile
@@ -252,14 +266,16 @@ def _scenario(
     if model.device.type == "cuda":
         gamma = max((draft.gamma for draft in drafters.values()), default=0)
         tiers = Tiers.for_cuda(max(concurrency) * (1 + gamma), max(concurrency), 16384)
+    said, seed = asked["prompts"], asked["seed"]
     return Scenario(
         target=model, drafters=drafters, profile=loaded, acceptance=parse_acceptances(acceptance or []),
         policies=[parse_policy(text) for text in policies], concurrency=concurrency,
-        lengths=parse_lengths(lengths), steps=asked["steps"], seed=asked["seed"], replayed=not asked["own"],
+        lengths=parse_lengths(lengths), steps=asked["steps"], seed=seed, replayed=not asked["own"],
         schedule_s=(lambda policy: schedule_s(log, policy)) if log else lambda policy: 0.0,
+        prompts=None if said == RANDOM else text_prompts(Path(model.name), said, seed, text=asked["text"]),
+        prompts_name=said,
         options=LiveOptions(
-            temperature=asked["temperature"], tiers=tiers, attention=attention, graphs=graphs,
-            seed=asked["seed"],
+            temperature=asked["temperature"], tiers=tiers, attention=attention, graphs=graphs, seed=seed
         ),
     )  # fmt: skip
 

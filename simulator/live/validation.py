@@ -22,9 +22,10 @@ from simulator.errors import BadInputError, InfeasibleError
 from simulator.files import read_json, write_json
 from simulator.lengths import Lengths
 from simulator.live.drafts import Draft
-from simulator.live.engine import LiveExecutor, LiveOptions, random_prompts
+from simulator.live.engine import LiveExecutor, LiveOptions, prompt_rows_for
 from simulator.live.environment import device_name
 from simulator.live.profiler import slug
+from simulator.live.prompts import RANDOM, Prompts, random_prompts
 from simulator.live.steps import Record
 from simulator.live.targets import Target
 from simulator.metrics import Metrics
@@ -47,7 +48,8 @@ class Scenario:
     """What both runs share.
 
     acceptance: by drafter. replayed: the live run takes acceptance from it as well; otherwise its pair
-    decides for itself. schedule_s: what a policy's decision adds to a step, as profiled.
+    decides for itself. schedule_s: what a policy's decision adds to a step, as profiled. prompts: what
+    the live run's requests say, called ``prompts_name``; random tokens where None.
     """
 
     target: Target
@@ -61,6 +63,8 @@ class Scenario:
     seed: int = 0
     replayed: bool = True
     schedule_s: Callable[[str], float] = lambda policy: 0.0
+    prompts: Prompts | None = None
+    prompts_name: str = RANDOM
     options: LiveOptions
 
     def plan(self, policy: Policy) -> Plan:
@@ -85,6 +89,7 @@ class Scenario:
             "steps": self.steps,
             "seed": self.seed,
             "replayed": self.replayed,
+            "prompts": self.prompts_name,
             "device": device_name(self.target.device),
         }
 
@@ -184,11 +189,12 @@ def run_live(
     """Serve a workload on the device under one policy."""
     plan = scenario.plan(policy)
     draft = None if plan.drafter == "none" else _drafter(scenario, plan)
-    replays = [plan.replay(scenario.seed)] if scenario.replayed and draft is not None else None
+    replayed = scenario.replayed and draft is not None
+    replays = [plan.replay(scenario.seed)] * len(workload.classes) if replayed else None
     executor = LiveExecutor(
         scenario.target, draft, workload, concurrency=limits.concurrency,
-        prompts=random_prompts(scenario.target.vocab_size, scenario.seed), replays=replays,
-        options=scenario.options,
+        prompts=scenario.prompts or random_prompts(scenario.target.vocab_size, scenario.seed),
+        replays=replays, prompt_rows=prompt_rows_for(workload, limits), options=scenario.options,
     )  # fmt: skip
     scheduler = executor.observe(plan.scheduler, keep_records=True)
     engine = run_engine(workload, executor, scheduler, plan.believed, limits, seed=scenario.seed, steps=steps)

@@ -13,8 +13,8 @@ import torch
 from simulator.acceptance import Replay
 from simulator.cost import ThroughputCurve
 from simulator.errors import BadInputError
-from simulator.executors import SchedulerError
-from simulator.live.engine import LiveExecutor, LiveOptions
+from simulator.executors import Chunk, PromptRows, SchedulerError
+from simulator.live.engine import LiveExecutor, LiveOptions, prompt_rows_for
 from simulator.live.pairs import new_dspark, new_mtp
 from simulator.live.steps import OutOfMemoryError, Tiers
 from simulator.schedulers import Batch, DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
@@ -120,16 +120,24 @@ def test_greedy_output_is_the_targets_own(
     assert sum(step.accepted_tokens for step in engine.steps) > 10
 
 
-def test_every_drafter_and_prefill_in_the_engine(target: Any, draft: Any) -> None:
-    load = workload(9, seed=4)
+@pytest.mark.parametrize(
+    ("prefill", "chunk"), [("whole", 16), ("chunked", 3), ("chunked", 16), ("chunked", 400)]
+)
+def test_every_drafter_and_prefill_in_the_engine(
+    target: Any, draft: Any, prefill: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.live.engine.PREFILL_ROWS", 5)
+    load, limits = workload(9, seed=4), EngineLimits(4, prefill=prefill, chunk_tokens=chunk)
     for drafter, scheduler in ((None, Fixed(0)), (new_mtp(target), Fixed(1)), (draft, DSpark())):
         executor = LiveExecutor(
-            target, drafter, load, concurrency=4, prompts=prompts, options=LiveOptions(keep_tokens=True)
-        )
-        limits = EngineLimits(4, prefill="whole", chunk_tokens=16)
+            target, drafter, load, concurrency=4, prompts=prompts, options=LiveOptions(keep_tokens=True),
+            prompt_rows=prompt_rows_for(load, limits),
+        )  # fmt: skip
         engine = serve(executor, scheduler, load, limits)
         assert engine.completed == len(load)
         assert sum(step.prefill_tokens for step in engine.steps) == load.prompt_tokens.sum()
+        mixed = [step for step in engine.steps if step.prefill_tokens and step.requests]
+        assert bool(mixed) == (prefill == "chunked")
         for request, tokens in executor.outputs.items():
             prompt = prompts(request, int(load.prompt_tokens[request])).tolist()
             wanted = int(load.output_tokens[request])
@@ -156,19 +164,31 @@ def make_replay(gamma: int, seed: int = 0) -> Replay:
     return Replay(survival, accepted, np.arange(0, 501, 50))
 
 
+def two_classes() -> Workload:
+    load = workload(12, closed=True)
+    return replace(load, class_index=np.arange(12) % 2, classes=("chat", "code"))
+
+
 @pytest.mark.parametrize("policy", [*POLICIES.values(), Oracle], ids=[*POLICIES, "oracle"])
+@pytest.mark.parametrize("load", [workload(12, closed=True), two_classes()], ids=["one", "two classes"])
+@pytest.mark.parametrize("prefill", ["elsewhere", "chunked"])
 def test_trace_driven_decisions_are_the_simulators(
-    target: Any, draft: Any, policy: Callable[[], Any]
+    target: Any, draft: Any, policy: Callable[[], Any], load: Workload, prefill: Any
 ) -> None:
     """One closed loop, simulated and live: the same decision in every step, whatever the steps took."""
-    load, replay, limits = workload(12, closed=True), make_replay(4), EngineLimits(5)
-    executor = LiveExecutor(target, draft, load, concurrency=5, prompts=prompts, replays=[replay])
+    replays = [make_replay(4, seed) for seed in range(len(load.classes))]
+    limits = EngineLimits(5, prefill=prefill, chunk_tokens=8)
+    executor = LiveExecutor(
+        target, draft, load, concurrency=5, prompts=prompts, replays=replays,
+        prompt_rows=prompt_rows_for(load, limits),
+    )  # fmt: skip
     live = serve(executor, policy(), load, limits, steps=60)
-    simulated = simulate(load, [replay], policy(), STAIRCASE, limits, steps=60).steps
+    simulated = simulate(load, replays, policy(), STAIRCASE, limits, steps=60).steps
     for name in ("requests", "draft_tokens", "accepted_tokens", "committed_tokens"):
         assert [getattr(step, name) for step in live.steps] == simulated[name].tolist()
     observed: Any = executor._observed
-    assert len(observed.records) == 61  # the step after the last is under way when the clock stops
+    decided = sum(step.requests > 0 for step in live.steps)
+    assert len(observed.records) in (decided, decided + 1)  # one may be under way when the clock stops
     for record in observed.records:
         batch = Batch(STAIRCASE, record.context_tokens, record.prefill_tokens, record.lagged)
         assert policy().schedule(record.survival.numpy(), batch).tolist() == record.lengths.tolist()
@@ -234,11 +254,13 @@ def test_what_cannot_run_live_is_refused(target: Any, draft: Any, monkeypatch: p
     executor = LiveExecutor(target, draft, load, concurrency=2, prompts=prompts)
     with pytest.raises(BadInputError, match="knows the outcome"):
         serve(executor, Oracle(), load, EngineLimits(2), steps=3)
-    with pytest.raises(BadInputError, match="elsewhere or whole"):
+    with pytest.raises(BadInputError, match="prompt_rows_for"):
         serve(
-            LiveExecutor(target, draft, load, concurrency=2, prompts=prompts), DSpark(), load,
-            EngineLimits(2, prefill="chunked", chunk_tokens=4), steps=30,
+            LiveExecutor(target, draft, load, concurrency=6, prompts=prompts), DSpark(), load,
+            EngineLimits(6, prefill="chunked", chunk_tokens=12), steps=30,
         )  # fmt: skip
+    with pytest.raises(BadInputError, match="cached prefix"):
+        executor.prefill(PromptRows(1, (Chunk(0, 3, 1, False),)))
     with pytest.raises(BadInputError, match="block size 4"):
         LiveExecutor(target, draft, load, concurrency=2, prompts=prompts, replays=[make_replay(3)])
     monkeypatch.setattr(

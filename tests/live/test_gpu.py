@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from simulator.cost import ThroughputCurve
-from simulator.live.engine import LiveExecutor, LiveOptions, random_prompts
+from simulator.live.engine import LiveExecutor, LiveOptions
 from simulator.live.pairs import new_dspark
+from simulator.live.prompts import random_prompts
 from simulator.live.ragged import KERNELS, RaggedRows, RaggedTarget, plain, sdpa, varlen
 from simulator.live.steps import Tiers
 from simulator.live.targets import Target
@@ -90,12 +91,12 @@ def test_an_asynchronous_step_waits_for_the_device_once(target: Any, draft: Any)
     observed = executor.observe(Fixed(3))
     observed.draft_budget = 24
     executor.draft(8)
-    executor.verify(lengths, 0.0, 0)  # records what it needs
+    executor.verify(lengths, 0.0)  # records what it needs
     executor.pretend(8, 100)
     torch.cuda.set_sync_debug_mode("error")
     try:
         executor.draft(8)
-        executor.verify(lengths, 0.0, 0)
+        executor.verify(lengths, 0.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -26,7 +26,7 @@ def fill(ragged: RaggedTarget, tokens: torch.Tensor, contexts: list[int]) -> Any
                 torch.tensor([context]), torch.tensor([0]), context,
                 block=context, context=context, first_cache_row=row,
             )  # fmt: skip
-            ragged.forward(tokens[row, :context], rows, cache)
+            ragged.forward(tokens[row, :context], [rows], cache)
     return cache
 
 
@@ -57,7 +57,7 @@ def test_ragged_rows_are_the_plain_forward_of_each_request(
     )  # fmt: skip
     flat = torch.cat([tokens[r, c : c + n] for r, (c, n) in enumerate(batch)])
     padded = torch.nn.functional.pad(flat, (0, padding))
-    output = ragged.forward(padded, rows, cache, layer_ids=(-1, 1, target.num_layers))
+    output = ragged.forward(padded, [rows], cache, layer_ids=(-1, 1, target.num_layers))
     at = 0
     for row, (context, count) in enumerate(batch):
         if not count:
@@ -79,7 +79,7 @@ def test_every_architecture_runs_ragged(make_target: MakeTarget, name: str) -> N
     ragged = RaggedTarget(target)
     cache = fill(ragged, tokens, [12, 3])
     rows = RaggedRows.of(torch.tensor([2, 5]), torch.tensor([12, 3]), 7, block=5, context=14)
-    output = ragged.forward(torch.cat((tokens[0, 12:14], tokens[1, 3:8])), rows, cache)
+    output = ragged.forward(torch.cat((tokens[0, 12:14], tokens[1, 3:8])), [rows], cache)
     expected = torch.cat((target.forward(tokens[:1, :14]).logits[0, 12:],
                           target.forward(tokens[1:, :8]).logits[0, 3:]))  # fmt: skip
     torch.testing.assert_close(output.logits, expected, atol=5e-4, rtol=1e-3)

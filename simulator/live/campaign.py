@@ -29,6 +29,9 @@ SMALL = "small"
 """The pair that is trained in the campaign and decides for itself what it accepts."""
 GAMMAS = {"4b": (7, 5), "8b": (7, 5), "14b": (7, 5), SMALL: (7,)}
 
+PROMPT_TOKENS, OUTPUT_TOKENS = 48, 192
+"""Of a trace of the small pair, and so of the requests that it serves."""
+
 Status = Literal["done", "failed", "unfinished"]
 
 

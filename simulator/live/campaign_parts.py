@@ -18,13 +18,21 @@ from simulator.acceptance import load_trace
 from simulator.deployment import parse_acceptances
 from simulator.errors import BadInputError, InfeasibleError, SimulatorError
 from simulator.files import write_json, write_text
-from simulator.live.campaign import GAMMAS, SIZES, SMALL, Campaign, Part, origin
+from simulator.live.campaign import (
+    GAMMAS,
+    OUTPUT_TOKENS,
+    PROMPT_TOKENS,
+    SIZES,
+    SMALL,
+    Campaign,
+    Part,
+    origin,
+)
 from simulator.profiles import load_profile
 
-PROMPT_TOKENS, OUTPUT_TOKENS = 48, 192
-"""Of a trace of the small pair, and so of the requests that it serves."""
-LENGTHS = "lognormal:256,cv=0.5,max=512/lognormal:256,cv=0.5,max=512"
-"""Of requests served at Qwen3 sizes: prompts are really prefilled, so long ones would take all the time."""
+LENGTHS = "lognormal:160,cv=0.5,max=256/lognormal:160,cv=0.5,max=240"
+"""Of requests served at Qwen3 sizes: 256 of them fit beside the weights of 14B on an 80 GB device, and
+prompts, which are really prefilled, take little of the time."""
 LIVE_POLICIES = "autoregressive mtp1 fixed:3 threshold:0.6 dspark dspark-async"
 """What runs live and simulated."""
 AGREEMENT_BATCHES = 1_000_000

@@ -23,7 +23,7 @@ from simulator.errors import BadInputError
 from simulator.files import read_json, write_text
 from simulator.frontier import sweep_frontier
 from simulator.lengths import parse_lengths
-from simulator.live.campaign import GAMMAS, SIZES, SMALL, Campaign
+from simulator.live.campaign import GAMMAS, OUTPUT_TOKENS, PROMPT_TOKENS, SIZES, SMALL, Campaign
 from simulator.live.campaign_figures import plot_steps
 from simulator.live.cells import CellLog
 from simulator.plots import plot_frontier, plot_load, save
@@ -153,11 +153,15 @@ def _preface(page: _Page) -> str:
         found: Any = read_json(path)
         rows.append(
             {
-                "part": found["part"], "result": found["status"], "minutes": f"{found['seconds'] / 60:.1f}",
-                "date": found["date"], "command": f"`{found['command']}`",
-                "torch": found["software"]["torch"], "transformers": found["software"]["transformers"],
+                "part": found["part"],
+                "result": f"{found['status']} {found['reason']}".strip(),
+                "minutes": f"{found['seconds'] / 60:.1f}",
+                "date": found["date"],
+                "command": f"`{found['command']}`",
+                "torch": found["software"]["torch"],
+                "transformers": found["software"]["transformers"],
             }
-        )  # fmt: skip
+        )
     scale = " **A tiny campaign: its models are stand-ins and say nothing of real ones.**"
     return (
         f"Written by `{page.campaign.command('report')}` on {_today()} from what the commands below measured."
@@ -231,15 +235,16 @@ def _stairs(page: _Page, size: str) -> str:
 
 def _frontier(page: _Page, size: str) -> str:
     profile, acceptance = page.profile(size), page.acceptance(size)
-    frontier = _simulated(page, Deployment(profile, acceptance), POLICIES)
+    frontier = _simulated(page, size, Deployment(profile, acceptance), POLICIES)
     title = f"{_named(size)} on {page.device}, simulated"
     gains = _gains(frontier)
     return "\n\n".join(
         [
             f"Simulated by `{page.campaign.command('report')}` on {_today()} from the profile of "
             f"{profile.provenance.date} and {', '.join(model.name for model in acceptance.values())}; "
-            f"{_seeds(page)} seeds, closed loop, prompt and output lengths `{_lengths(page)}`. Where no "
-            "acceptance of MTP-1 is named, the first position of DSpark's stands in.",
+            f"{_seeds(page)} seeds, closed loop, prompt and output lengths `{_lengths(page, size)}`. "
+            "Where no acceptance of MTP-1 is named, the first position of DSpark's stands in. Memory is not "
+            "limited.",
             *_frontier_figures(page, size, frontier, title),
             "Winning policy by concurrency. The margin is the smallest lead over the runner-up in the band; "
             "it is clear where it exceeds both confidence intervals everywhere.",
@@ -271,15 +276,15 @@ def _shorter_block(page: _Page, size: str) -> pd.Series[float] | None:
     except _NotMeasuredError:
         return None
     acceptance = {name: model.truncated(5) for name, model in page.acceptance(size).items()}
-    frontier = _simulated(page, Deployment(profile, acceptance), ("dspark-async",))
+    frontier = _simulated(page, size, Deployment(profile, acceptance), ("dspark-async",))
     return frontier.set_index("concurrency")["throughput_tok_per_s"]
 
 
-def _simulated(page: _Page, deployment: Deployment, policies: Sequence[str]) -> pd.DataFrame:
+def _simulated(page: _Page, size: str, deployment: Deployment, policies: Sequence[str]) -> pd.DataFrame:
     tiny = page.campaign.tiny
     return sweep_frontier(
         deployment, [parse_policy(name) for name in policies], LOADS[:3] if tiny else LOADS,
-        seeds=_seeds(page), lengths=parse_lengths(_lengths(page)), steps=60 if tiny else None,
+        seeds=_seeds(page), lengths=parse_lengths(_lengths(page, size)), steps=60 if tiny else None,
         workers=page.campaign.workers,
     )  # fmt: skip
 
@@ -288,8 +293,10 @@ def _seeds(page: _Page) -> int:
     return 2 if page.campaign.tiny else 3
 
 
-def _lengths(page: _Page) -> str:
-    return "fixed:8/fixed:10" if page.campaign.tiny else LENGTHS
+def _lengths(page: _Page, size: str) -> str:
+    if page.campaign.tiny:
+        return "fixed:8/fixed:10"
+    return f"fixed:{PROMPT_TOKENS}/fixed:{OUTPUT_TOKENS}" if size == SMALL else LENGTHS
 
 
 def _gains(frontier: pd.DataFrame) -> pd.DataFrame:
@@ -373,7 +380,7 @@ def _regret(page: _Page, size: str) -> str:
     tiny = page.campaign.tiny
     table = regret(
         deployment, parse_policy("dspark-async"), list(named.values()), LOADS[:2] if tiny else LOADS[3:],
-        seeds=_seeds(page), lengths=parse_lengths(_lengths(page)), steps=60 if tiny else None,
+        seeds=_seeds(page), lengths=parse_lengths(_lengths(page, size)), steps=60 if tiny else None,
         workers=page.campaign.workers,
     )  # fmt: skip
     table["belief"] = table["belief"].map({path: label for label, path in named.items()})

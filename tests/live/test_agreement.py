@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.live import agreement
@@ -20,6 +21,12 @@ def test_numpy_and_torch_agree(tmp_path: Path) -> None:
     assert found == Agreement(1, 3000, ("cpu",), {"cpu": []})
     assert said == ["3,000 of 3,000 compared, 0 differ"]
     assert "every decision is the same" in found.line
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_agrees(tmp_path: Path) -> None:
+    compare(seed=2, batches=5000, devices=["cpu", "cuda"], workers=1, directory=tmp_path, tell=print).check()
 
 
 def test_batches_are_varied_and_follow_from_seed_and_index() -> None:

@@ -123,6 +123,25 @@ class Target:
         """Where the weights are."""
         return self.head.device
 
+    @property
+    def weights_read(self) -> int:
+        """Weights that a forward pass reads: all but the embedding, unless that is the head as well."""
+        tied = self.head.data_ptr() == self.embedding.data_ptr()
+        unread = 0 if tied else self.embedding.numel()
+        weights: int = sum(parameter.numel() for parameter in self.model.parameters())
+        return weights - unread
+
+    def bytes_read(self, context_tokens: int) -> int:
+        """Bytes that a decode step reads at least: the weights once, and its contexts' keys and values.
+
+        context_tokens: positions in the KV cache, summed over requests.
+        """
+        text = self.config.get_text_config()
+        head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        kv_heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        cached = 2 * self.num_layers * kv_heads * head_dim * context_tokens
+        return self.dtype.itemsize * (self.weights_read + cached)
+
     def new_cache(self) -> Any:
         """An empty key-value cache.
 

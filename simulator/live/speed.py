@@ -1,7 +1,8 @@
 """How fast the live path is, as ratios that a machine's drift cannot fake.
 
-Whatever is compared runs in turn, A B A B, in one process; of each side the fastest run counts, the one
-that the rest of the machine disturbed least, and the spread says how much slower the slowest was.
+Whatever is compared runs in turn, A B A B, in one process. Of each side the fastest run counts, the one that
+the rest of the machine disturbed least, and the spread says how much slower the slowest was; shares of a
+step are means over all runs, with the lowest and the highest beside them.
 
 - ``bandwidth_floor``: a step of one request against the time that reading its weights and its keys takes.
 - ``against_generate``: autoregressive decoding against transformers' ``generate`` over a static cache.

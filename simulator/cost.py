@@ -58,6 +58,11 @@ class StepTime(ABC):
 
     __slots__ = ()
 
+    @property
+    def jitter(self) -> tuple[float, ...]:
+        """How single steps of one size scatter, as multiples of their mean; empty: they do not."""
+        return ()
+
     @overload
     def step_time_s(
         self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
@@ -260,8 +265,8 @@ class AdditiveCost(StepTime):
         return fixed + self.theta(batch_tokens) + per_row * batch_tokens
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
-        """Whether requests or tokens lie beyond the probes."""
-        return self.alpha.outside(requests) or self.theta.outside(batch_tokens)
+        """Whether requests or tokens lie beyond the probes; a step of prompt rows alone has no requests."""
+        return (requests > 0 and self.alpha.outside(requests)) or self.theta.outside(batch_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -274,12 +279,14 @@ class DraftCost:
     recovered (paper, limitations), so only autoregressive drafters get cheaper when asked for less.
 
     requests: [n] strictly increasing; pass_s, sequential_s: [n] seconds, non-decreasing.
+    context_s_per_token: of a pass, per token of the whole batch's context that the drafter attends to.
     """
 
     structure: Structure
     block_size: int
     pass_time: Curve
     sequential_time: Curve
+    context_s_per_token: float
 
     def __init__(
         self,
@@ -288,6 +295,7 @@ class DraftCost:
         requests: ArrayLike,
         pass_s: ArrayLike,
         sequential_s: ArrayLike | None = None,
+        context_s_per_token: float = 0.0,
     ) -> None:
         known = ("autoregressive", "parallel", "semi-autoregressive")
         if structure not in known:
@@ -303,15 +311,21 @@ class DraftCost:
         )
         _refuse_falling(probes, passes, "pass_s")
         _refuse_falling(probes, turns, "sequential_s")
+        if not np.isfinite(context_s_per_token) or context_s_per_token < 0:
+            raise BadInputError(
+                "must be finite and not negative", field="context_s_per_token", value=context_s_per_token
+            )
         beyond = _if_possible("last-slope", probes)
         object.__setattr__(self, "structure", structure)
         object.__setattr__(self, "block_size", int(block_size))
         object.__setattr__(self, "pass_time", Curve(probes, passes, "linear", beyond))
         object.__setattr__(self, "sequential_time", Curve(probes, turns, "linear", beyond))
+        object.__setattr__(self, "context_s_per_token", float(context_s_per_token))
 
-    def time_s(self, requests: int, draft_tokens: int | None = None) -> float:
+    def time_s(self, requests: int, draft_tokens: int | None = None, context_tokens: float = 0.0) -> float:
         """Seconds to draft ``draft_tokens`` (default: the whole block) for each of ``requests`` requests."""
         block = float(self.pass_time.span(requests, requests + 1)[0])
+        block += self.context_s_per_token * context_tokens
         if self.structure == "autoregressive":
             return block * (self.block_size if draft_tokens is None else draft_tokens)
         if self.structure == "parallel":
@@ -325,12 +339,15 @@ class StepCost(StepTime):
 
     It is itself a ``CostModel``, so the clock and the scheduler both count drafting.
     ``draft`` is None when nothing is drafted, or when the target's curve was measured with drafting in it.
+    jitter: equally likely multiples of the mean, by which single steps scatter on the clock; what the
+    scheduler believes is the mean.
     """
 
     target: CostModel
     draft: DraftCost | None = None
     draft_tokens: int | None = None
     overhead_s: float = 0.0
+    jitter: tuple[float, ...] = ()
 
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
@@ -339,7 +356,7 @@ class StepCost(StepTime):
         verify = self.target.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens)
         extra = self.overhead_s
         if self.draft is not None and requests:
-            extra += self.draft.time_s(requests, self.draft_tokens)
+            extra += self.draft.time_s(requests, self.draft_tokens, context_tokens)
         return verify + extra if extra else verify
 
     def outside(self, requests: int, batch_tokens: int) -> bool:

@@ -94,10 +94,10 @@ class Deployment:
         )  # fmt: skip
 
     def _step_cost(self, profile: Profile, drafter: str, policy: Policy) -> CostModel:
-        draft = profile.draft_cost(drafter)
-        if draft is None and not self.overhead_s:
+        draft, jitter = profile.draft_cost(drafter), profile.jitter or ()
+        if draft is None and not self.overhead_s and not jitter:
             return profile.target_cost()
-        return StepCost(profile.target_cost(), draft, policy.scheduler.draft_tokens, self.overhead_s)
+        return StepCost(profile.target_cost(), draft, policy.scheduler.draft_tokens, self.overhead_s, jitter)
 
 
 def parse_acceptances(specs: Sequence[str]) -> dict[str, AcceptanceModel]:

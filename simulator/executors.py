@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.acceptance import Replay, random_stream
-from simulator.cost import CostModel
+from simulator.cost import CostModel, StepTime
 from simulator.errors import BadInputError, SimulatorError
 from simulator.workload import Workload
 
@@ -159,7 +159,11 @@ class TraceCursors:
 
 
 class SimulatedExecutor:
-    """Replays acceptance (see ``TraceCursors``) and looks the step time up in the true cost model."""
+    """Replays acceptance (see ``TraceCursors``) and looks the step time up in the true cost model.
+
+    Where the cost model says how steps scatter, each step's deviation depends on ``seed`` and its number
+    alone: policies that are compared meet the same.
+    """
 
     def __init__(
         self, replays: Sequence[Replay], workload: Workload, cost: CostModel, *, capacity: int, seed: int
@@ -168,6 +172,8 @@ class SimulatedExecutor:
         self.gamma = self.traces.gamma
         self.cost = cost
         self.steps_outside = 0
+        jitter = cost.jitter if isinstance(cost, StepTime) else ()
+        self._jitter = _scatter(jitter, seed) if jitter else None
         self._buffer = np.zeros((capacity, self.gamma), dtype=np.float32)
         self._drafted = self._buffer[:0]
 
@@ -211,7 +217,15 @@ class SimulatedExecutor:
     def _duration_s(self, requests: int, batch_tokens: int, context_tokens: float, prefill: int) -> float:
         if self.cost.outside(requests, batch_tokens):
             self.steps_outside += 1
-        return self.cost.step_time_s(requests, batch_tokens, context_tokens, prefill)
+        mean_s = self.cost.step_time_s(requests, batch_tokens, context_tokens, prefill)
+        return mean_s if self._jitter is None else mean_s * next(self._jitter)
+
+
+def _scatter(jitter: tuple[float, ...], seed: int) -> Iterator[float]:
+    """Multiples of the mean step time, one a step, drawn many at a time."""
+    stream, values = random_stream(seed, "jitter"), np.array(jitter)
+    while True:
+        yield from stream.choice(values, size=1024).tolist()
 
 
 def check_lengths(lengths: Rows, count: int, gamma: int) -> None:

@@ -70,10 +70,14 @@ class DraftSpec(_Strict):
     requests: tuple[float, ...]
     pass_s: tuple[float, ...]
     sequential_s: tuple[float, ...] | None = None
+    context_s_per_token: float = 0.0
 
     def build(self) -> DraftCost:
         """The draft cost it describes."""
-        return DraftCost(self.structure, self.block_size, self.requests, self.pass_s, self.sequential_s)
+        return DraftCost(
+            self.structure, self.block_size, self.requests, self.pass_s, self.sequential_s,
+            self.context_s_per_token,
+        )  # fmt: skip
 
 
 class AcceptanceSpec(_Strict):
@@ -116,7 +120,8 @@ class Profile(_Strict):
 
     drafters: cost of each drafter's block; None says that drafting is inside ``step``, as when the
     curve was derived from whole engine steps. acceptance: models that belong to this deployment,
-    by drafter, used where the user names none.
+    by drafter, used where the user names none. jitter: how single steps of one size scatter, as equally
+    likely multiples of their mean.
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -126,6 +131,7 @@ class Profile(_Strict):
     step: Annotated[CurveSpec | AdditiveSpec, Field(discriminator="type")]
     drafters: Mapping[str, DraftSpec] | None = None
     acceptance: Mapping[str, AcceptanceSpec] = {}
+    jitter: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
     kv_tokens: int | None = Field(default=None, gt=0)
     prefill_tokens_per_s: float | None = Field(default=None, gt=0)
     published: PublishedClaims | None = None

@@ -42,6 +42,11 @@ class ScaledCost(StepTime):
     base: CostModel
     factor: float
 
+    @property
+    def jitter(self) -> tuple[float, ...]:
+        """As the base model's steps scatter."""
+        return self.base.jitter if isinstance(self.base, StepTime) else ()
+
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:

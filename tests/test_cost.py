@@ -157,6 +157,20 @@ def test_draft_cost_grows_with_requests_and_follows_its_last_slope() -> None:
     assert [draft.time_s(r) / MS for r in (1, 3, 5, 9)] == [1, 1.5, 2, 3]
 
 
+def test_a_draft_pass_reads_its_context_as_often_as_it_runs() -> None:
+    parallel, one_by_one = (
+        DraftCost(structure, 5, [1], [2 * MS], context_s_per_token=MS / 128)
+        for structure in ("parallel", "autoregressive")
+    )
+    assert parallel.time_s(1, context_tokens=64) == 2.5 * MS
+    assert one_by_one.time_s(1, context_tokens=64) == 5 * 2.5 * MS
+    target = ThroughputCurve(TOKENS, STEPS_PER_S)
+    step = StepCost(target, parallel)
+    assert step.step_time_s(1, 8, 64.0) == step.step_time_s(1, 8) + 0.5 * MS
+    with pytest.raises(BadInputError, match="context_s_per_token"):
+        DraftCost("parallel", 5, [1], [MS], context_s_per_token=-1.0)
+
+
 def test_step_cost_asks_for_as_many_drafts_as_it_is_told() -> None:
     draft = DraftCost("autoregressive", 5, [1], [2 * MS])
     target = ThroughputCurve(TOKENS, STEPS_PER_S)

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from simulator.acceptance import Replay
-from simulator.cost import AdditiveCost, ThroughputCurve
+from simulator.cost import AdditiveCost, StepCost, ThroughputCurve
 from simulator.errors import BadInputError
 from simulator.executors import LONG_TRACE, SchedulerError, SimulatedExecutor
 from simulator.metrics import mean_interval, requests_frame, steps_frame
@@ -328,6 +328,23 @@ def test_a_request_that_could_never_run_is_refused_at_the_start() -> None:
 def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         EngineLimits(**limits)
+
+
+def test_steps_scatter_as_the_cost_says_and_alike_for_every_policy() -> None:
+    cost = StepCost(constant_cost(), jitter=(0.5, 1.0, 1.0, 1.5))
+
+    def ticks(policy: Scheduler, seed: int = 0) -> NDArray[np.float64]:
+        load, limits = closed_loop([ENDLESS] * 2), EngineLimits(2)
+        run = simulate(load, [constant_replay(3, 1)], policy, cost, limits, steps=4000, seed=seed)
+        return run.steps["duration_s"].to_numpy() / TICK
+
+    first = ticks(Fixed(0))
+    assert_array_equal(first, ticks(Fixed(3)))
+    assert_array_equal(first, ticks(DSpark()))
+    assert (first != ticks(Fixed(0), seed=1)).any()
+    values, counts = np.unique(first, return_counts=True)
+    assert values.tolist() == [0.5, 1.0, 1.5]
+    assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=0.04)  # five standard errors
 
 
 def test_a_closed_loop_needs_a_number_of_steps() -> None:

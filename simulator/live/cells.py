@@ -19,6 +19,9 @@ from simulator.errors import BadInputError, InfeasibleError
 GROSS = 3.0
 """Samples of more than so many medians are another process's doing: left out, and counted."""
 
+SCATTER = 20
+"""Quantiles kept of a cell's samples."""
+
 
 @dataclass(frozen=True, slots=True)
 class Repeats:
@@ -40,7 +43,8 @@ class Repeats:
 class Cell:
     """One measurement; ``kind`` says of what, unused axes are 0. Times in seconds.
 
-    seconds: mean without gross outliers; relative: half-width of its 95% interval over it.
+    seconds: mean without gross outliers; relative: half-width of its 95% interval over it. scatter: the
+    samples' quantiles over their mean, at ``SCATTER`` equally likely places.
     """
 
     kind: str
@@ -53,6 +57,7 @@ class Cell:
     relative: float
     repeats: int
     outliers: int
+    scatter: tuple[float, ...]
 
     @property
     def key(self) -> tuple[str, str, int, int, int]:
@@ -91,13 +96,18 @@ def measure(
         )
     return Cell(
         kind, name, requests, batch_tokens, context_tokens, float(kept.mean()), float(np.median(kept)),
-        relative, len(samples), len(samples) - len(kept),
+        relative, len(samples), len(samples) - len(kept), _scatter(kept),
     )  # fmt: skip
 
 
 def _typical(samples: list[float]) -> Any:
     values = np.array(samples)
     return values[values <= GROSS * np.median(values)]
+
+
+def _scatter(kept: Any) -> tuple[float, ...]:
+    places = (np.arange(SCATTER) + 0.5) / SCATTER
+    return tuple(np.quantile(kept / kept.mean(), places).round(4).tolist())
 
 
 def _relative(values: Any) -> float:
@@ -149,7 +159,7 @@ class CellLog:
             raise BadInputError("holds no cells", source=str(self.path), remedy="delete it")
         try:
             found = json.loads(whole[0])["settings"]
-            self.cells = {cell.key: cell for cell in (Cell(**json.loads(line)) for line in whole[1:])}
+            self.cells = {cell.key: cell for cell in map(_read_cell, whole[1:])}
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError("is not a cell log", source=str(self.path), remedy="delete it") from error
         given = json.loads(json.dumps(settings))
@@ -169,3 +179,8 @@ class CellLog:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _read_cell(line: str) -> Cell:
+    values = json.loads(line)
+    return Cell(**values | {"scatter": tuple(values["scatter"])})

@@ -8,6 +8,8 @@ requests with long blocks and many with none meet at equal batch tokens.
 Kinds of cells (``Cell.kind``; ``name`` is a drafter or a policy):
 
 - ``step``: everything of a step but the draft and the scheduler, over (requests, batch tokens, context).
+- ``bare``: a step without any drafter; ``idle``: one with a drafter whose drafts are not verified. What
+  they differ by is a drafter's price beside its own pass: states that it reads are gathered and kept.
 - ``draft``: one block for every request; ``head``: of that, the sequential stage beyond the output matrix.
 - ``prefill``: a prompt, over its tokens (in ``batch_tokens``).
 - ``schedule``: what a policy's decision adds to a step; ``sample``: accepting or rejecting, inside ``step``.
@@ -27,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from simulator.cost import ThroughputCurve
+from simulator.cost import AdditiveCost, ThroughputCurve
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.fit import AdditiveFit, fit_additive
 from simulator.live import sampling
@@ -44,6 +46,8 @@ from simulator.schedulers import Batch, parse_policy
 from simulator.workload import Workload
 
 Tell = Callable[[str], None]
+
+NO_DRAFTER = "none"
 
 FLAT = 0.05
 """A curve that rises by less than this share from its fewest to its most batch tokens is flat."""
@@ -152,7 +156,11 @@ class Profiler:
         ]
         wanted += [("draft", n, r, 0, r * context) for n in self.drafters for r in grid.requests]
         wanted += [("schedule", p, r, 0, r * context) for p in grid.policies for r in grid.requests]
-        for name, draft in self.drafters.items():
+        if context == grid.context[0]:
+            wanted += [("idle", n, r, r, r * context) for n in list(self.drafters)[1:] for r in grid.requests]
+            wanted += [("bare", NO_DRAFTER, r, r, r * context) for r in grid.requests]
+        benches: dict[str, Draft | None] = {**self.drafters, NO_DRAFTER: None}
+        for name, draft in benches.items():
             first = name == next(iter(self.drafters))
             mine = [k for k in wanted if (k[1] == name) or (first and k[0] in ("step", "schedule"))]
             if all(self.log.get(key) for key in mine):
@@ -169,7 +177,7 @@ class Profiler:
             if self.target.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _bench(self, draft: Draft, context: int) -> _Bench | None:
+    def _bench(self, draft: Draft | None, context: int) -> _Bench | None:
         """An engine for as many of the grid's requests as fit at this context, or None for none."""
         sizes = self.options.grid.requests
         for largest in reversed(sizes):
@@ -221,7 +229,7 @@ class Profiler:
     def _repeats(self, kind: str) -> Repeats:
         """Small parts of a step need no such precision as the step itself."""
         asked = self.options.repeats
-        if kind in ("step", "draft", "prefill"):
+        if kind in ("step", "draft", "prefill", "bare", "idle"):
             return asked
         return Repeats(min(0.5, 10 * asked.relative), asked.least, asked.most, asked.warmup)
 
@@ -241,12 +249,13 @@ class _Bench:
     """A live engine whose rows are put into any state, to be timed there."""
 
     def __init__(
-        self, target: Target, draft: Draft, requests: int, context: int, options: ProfileOptions
+        self, target: Target, draft: Draft | None, requests: int, context: int, options: ProfileOptions
     ) -> None:
         load = Workload.single_class(None, [context + 1], [1])
         tiers = Tiers()
         if target.device.type == "cuda" and options.graph_tiers:
-            tiers = Tiers.for_cuda(requests * (1 + draft.gamma), requests, whole_pages(context + 256))
+            block = 1 if draft is None else 1 + draft.gamma
+            tiers = Tiers.for_cuda(requests * block, requests, whole_pages(context + 256))
         self.executor = LiveExecutor(
             target, draft, load, concurrency=requests, prompts=lambda _, n: np.zeros(n, dtype=np.int64),
             options=LiveOptions(tiers=tiers, attention=options.attention, graphs=options.graphs),
@@ -257,6 +266,8 @@ class _Bench:
         """What to call again and again to measure a cell of this kind."""
         return {
             "step": lambda: self.step_s(requests, batch_tokens),
+            "idle": lambda: self.step_s(requests, batch_tokens),
+            "bare": lambda: self.step_s(requests, batch_tokens),
             "draft": lambda: self.draft_s(requests),
             "schedule": lambda: self.schedule_s(requests, name),
             "prefill": lambda: self.prefill_s(batch_tokens),
@@ -374,7 +385,9 @@ def profile_from(
     log: CellLog, target: Target, drafters: dict[str, Draft], options: ProfileOptions, drift: float
 ) -> Profiled:
     """Fit the additive model to the step cells and put everything into a profile."""
+    prices = _prices(log, list(drafters))
     steps = log.of("step").rename(columns={"seconds": "step_time_s"})
+    steps["step_time_s"] -= steps["requests"].map(prices[next(iter(drafters))])
     contexts = (steps["context_tokens"] / steps["requests"]).nunique()
     cells = len(steps[["requests", "batch_tokens", "context_tokens"]].drop_duplicates())
     fit = fit_additive(
@@ -395,6 +408,14 @@ def profile_from(
         f"{options.attention}; CUDA graphs {'on' if settings['graphs'] else 'off'}"
         + (f"; {settings['threads']} CPU thread(s)" if settings["threads"] else "")
     )
+    step = AdditiveSpec(
+        bias_s=cost.bias_s,
+        request_probes=tuple(cost.alpha.at.tolist()),
+        alpha_s=tuple(cost.alpha.value.tolist()),
+        token_probes=tuple(cost.theta.at.tolist()),
+        theta_s=tuple(cost.theta.value.tolist()),
+        context_s_per_token=cost.context_s_per_token,
+    )
     profile = Profile(
         name=f"{slug(settings['device'])}/{label(target)}--{names}",
         title=f"{target.name} with {names} on {settings['device']}",
@@ -410,15 +431,9 @@ def profile_from(
             draft=names,
             notes=notes,
         ),
-        step=AdditiveSpec(
-            bias_s=cost.bias_s,
-            request_probes=tuple(cost.alpha.at.tolist()),
-            alpha_s=tuple(cost.alpha.value.tolist()),
-            token_probes=tuple(cost.theta.at.tolist()),
-            theta_s=tuple(cost.theta.value.tolist()),
-            context_s_per_token=cost.context_s_per_token,
-        ),
-        drafters={name: _draft_spec(log, name, draft) for name, draft in drafters.items()},
+        step=step.model_copy(update={"prefill_s_per_token": _prefill_s_per_token(prefill, step.build())}),
+        drafters={name: _draft_spec(log, name, draft, prices[name]) for name, draft in drafters.items()},
+        jitter=_jitter(log),
         prefill_tokens_per_s=fastest,
     )
     return Profiled(profile, fit, log, drift)
@@ -432,13 +447,37 @@ def _token_probes(steps: pd.DataFrame) -> list[float]:
     return [float(size) for size in sizes[np.unique(chosen)]]
 
 
-def _draft_spec(log: CellLog, name: str, draft: Draft) -> DraftSpec:
-    """Draft cost by requests, averaged over contexts and made non-decreasing."""
-    passes = log.of("draft", name).groupby("requests")["seconds"].mean()
+def _prices(log: CellLog, drafters: list[str]) -> dict[str, pd.Series[float]]:
+    """Seconds that a step takes longer for having a drafter, its own pass apart: by drafter and requests.
+
+    Steps have the same sizes with and without it, at the shortest context. 0 where no bare step was
+    measured.
+    """
+    steps, bare = log.of("step"), log.of("bare").set_index("requests")["seconds"]
+    with_it = {name: log.of("idle", name).set_index("requests")["seconds"] for name in drafters}
+    shortest = (steps["context_tokens"] / steps["requests"]).min()
+    undrafted = (steps["batch_tokens"] == steps["requests"]) & (
+        steps["context_tokens"] == shortest * steps["requests"]
+    )
+    with_it[drafters[0]] = steps[undrafted].set_index("requests")["seconds"]
+    sizes = pd.Index(sorted(set(steps["requests"])))
+    return {
+        name: (seconds - bare).clip(lower=0.0).reindex(sizes).interpolate(limit_direction="both").fillna(0.0)
+        for name, seconds in with_it.items()
+    }
+
+
+def _draft_spec(log: CellLog, name: str, draft: Draft, price: pd.Series[float]) -> DraftSpec:
+    """Cost of a drafter by requests, non-decreasing, and what each token of context adds to its pass."""
+    cells = log.of("draft", name)
+    context = _slope(cells["context_tokens"], cells["seconds"], cells["requests"])
+    alone = cells["seconds"] - context * cells["context_tokens"]
+    passes = alone.groupby(cells["requests"]).mean()
     sequential = log.of("head", name).groupby("requests")["seconds"].mean().reindex(passes.index)
     semi = isinstance(draft, DSparkDraft) and draft.markov_head is not None
     turns = np.maximum.accumulate(sequential.to_numpy() / draft.gamma) if semi else None
-    whole = passes.to_numpy() - (0.0 if turns is None else draft.gamma * turns)
+    head = 0.0 if turns is None else draft.gamma * turns
+    whole = (passes + price.reindex(passes.index)).to_numpy() - head
     structure: Any = "parallel" if isinstance(draft, DSparkDraft) else "autoregressive"
     return DraftSpec(
         structure="semi-autoregressive" if semi else structure,
@@ -446,7 +485,30 @@ def _draft_spec(log: CellLog, name: str, draft: Draft) -> DraftSpec:
         requests=tuple(float(r) for r in passes.index),
         pass_s=tuple(np.maximum.accumulate(np.maximum(whole, 0.0)).tolist()),
         sequential_s=None if turns is None else tuple(turns.tolist()),
+        context_s_per_token=context,
     )
+
+
+def _slope(x: pd.Series[float], y: pd.Series[float], group: pd.Series[int]) -> float:
+    """Least-squares slope of y over x within groups, not negative; 0 where no group has two x."""
+    dx, dy = x - x.groupby(group).transform("mean"), y - y.groupby(group).transform("mean")
+    spread = float((dx**2).sum())
+    return max(0.0, float((dx * dy).sum()) / spread) if spread else 0.0
+
+
+def _prefill_s_per_token(prompts: pd.DataFrame, cost: AdditiveCost) -> float:
+    """What prompt rows cost beyond the rows they are: least squares over whole prompts."""
+    tokens = prompts["batch_tokens"].to_numpy(dtype=float)
+    rows_s = np.array([cost.step_time_s(0, int(n)) for n in tokens])
+    return max(0.0, float(tokens @ (prompts["seconds"].to_numpy() - rows_s) / (tokens @ tokens)))
+
+
+def _jitter(log: CellLog) -> tuple[float, ...]:
+    """How single steps scatter about their mean, every size alike: 64 equally likely multiples of it."""
+    pooled = np.concatenate([cell.scatter for cell in log.cells.values() if cell.kind == "step"])
+    places = (np.arange(64) + 0.5) / 64
+    drawn = np.quantile(pooled, places)
+    return tuple((drawn / drawn.mean()).round(4).tolist())
 
 
 def schedule_s(log: CellLog, policy: str) -> float:
@@ -462,15 +524,10 @@ def efficiency(log: CellLog, target: Target, bytes_per_s: float, flop_per_s: flo
     every row with every weight.
     """
     steps = log.of("step").sort_values(["batch_tokens", "context_tokens"])
-    weights = sum(p.numel() for p in target.model.parameters()) - target.embedding.numel()
-    weights += target.head.numel() if target.head.data_ptr() == target.embedding.data_ptr() else 0
-    text = target.config.get_text_config()
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token = 2 * target.num_layers * text.num_key_value_heads * head_dim
     rows = []
     for step in (steps.iloc[0], steps.iloc[-1]):
-        read = target.dtype.itemsize * (weights + per_token * step["context_tokens"])
-        flops = 2.0 * weights * step["batch_tokens"]
+        read = target.bytes_read(int(step["context_tokens"]))
+        flops = 2.0 * target.weights_read * step["batch_tokens"]
         rows.append(
             {
                 "batch_tokens": int(step["batch_tokens"]),

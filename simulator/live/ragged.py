@@ -19,7 +19,7 @@ Kernels, all with the same arguments:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +60,7 @@ class RaggedRows:
     first_cache_row: int
     block: int
     context: int
-    _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    _made: dict[Hashable, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -93,19 +93,28 @@ class RaggedRows:
         """Cache row that each row's keys go to, int64 [N]."""
         return torch.where(self.valid, self.request + self.first_cache_row, trash)
 
+    def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What every layer's attention needs of these rows alike: made by the first, kept for the others."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def blocks(self) -> Tensor:
+        """Rows of each request as a block, int64 [R, block]; beyond a request's count, its last row again."""
+        inside = torch.arange(self.block, device=self.counts.device)
+        inside = torch.minimum(inside, (self.counts - 1).clamp(min=0)[:, None])
+        return (self.first_rows[:, None] + inside).clamp(max=len(self.request) - 1)
+
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [R, block, context]: a row sees positions up to its own, the last ``window`` of them.
 
-        Made once per pass, not per layer; rows of a block beyond a request's count see what its last does.
+        Rows of a block beyond a request's count see what its last does.
         """
-        if (window, dtype) not in self._masks:
-            device = self.counts.device
-            own = (self.starts[:, None] + torch.arange(self.block, device=device))[..., None]
-            key = torch.arange(self.context, device=device)
-            seen = (key <= own) if window is None else (key <= own) & (key > own - window)
-            mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
-            self._masks[window, dtype] = mask
-        return self._masks[window, dtype]
+        device = self.counts.device
+        own = (self.starts[:, None] + torch.arange(self.block, device=device))[..., None]
+        key = torch.arange(self.context, device=device)
+        seen = (key <= own) if window is None else (key <= own) & (key > own - window)
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
 
 
 def side_by_side(counts: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,22 +265,21 @@ def sdpa(
 ) -> Tensor:
     """See ``Kernel``. Query heads that share a key head become extra query rows of it."""
     requests, kv_heads = len(rows.counts), keys.shape[2]
-    inside = torch.minimum(
-        torch.arange(rows.block, device=query.device), (rows.counts - 1).clamp(min=0)[:, None]
-    )
-    block = query[
-        (rows.first_rows[:, None] + inside).clamp(max=len(query) - 1)
-    ]  # [R, block, heads, head_dim]
+    block = query[rows.once("blocks", rows.blocks)]  # [R, block, heads, head_dim]
     grouped = torch.unflatten(block, 2, (kv_heads, -1)).permute(
         0, 2, 3, 1, 4
     )  # [R, kv_heads, group, block, head_dim]
     groups = grouped.shape[2]
     mine = slice(rows.first_cache_row, rows.first_cache_row + requests)
+    mask = rows.once(
+        ("mask", window, query.dtype, groups),
+        lambda: rows.mask(window, query.dtype)[:, None].repeat(1, 1, groups, 1),
+    )
     mixed = scaled_dot_product_attention(
         grouped.flatten(2, 3),
         keys[mine, : rows.context].transpose(1, 2),
         values[mine, : rows.context].transpose(1, 2),
-        attn_mask=rows.mask(window, query.dtype)[:, None].repeat(1, 1, groups, 1),
+        attn_mask=mask,
         scale=scale,
     )
     mixed = torch.unflatten(mixed, 2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
@@ -285,15 +293,21 @@ def varlen(
     from torch.nn.attention.varlen import varlen_attn  # not in every PyTorch that we support
 
     requests, pages = len(rows.counts), keys.shape[1] // PAGE
-    table = torch.arange(requests * pages, dtype=torch.int32, device=query.device).view(requests, pages)
-    ends = torch.nn.functional.pad(rows.counts.cumsum(0), (1, 0)).to(torch.int32)
+    device, first = query.device, rows.first_cache_row * pages
     paged = keys.shape[0] * pages, PAGE, *keys.shape[2:]
+    table = rows.once(
+        ("pages", pages),
+        lambda: (
+            first + torch.arange(requests * pages, dtype=torch.int32, device=device).view(requests, pages)
+        ),
+    )
+    ends = rows.once("ends", lambda: torch.nn.functional.pad(rows.counts.cumsum(0), (1, 0)).to(torch.int32))
+    used = rows.once("used", lambda: (rows.starts + rows.counts).to(torch.int32))
     attend: Any = varlen_attn
     mixed: Tensor = attend(
         query.contiguous(), keys.view(paged), values.view(paged), ends, None, rows.block, rows.context,
         scale=scale, window_size=(-1 if window is None else window - 1, 0), enable_gqa=True,
-        seqused_k=(rows.starts + rows.counts).to(torch.int32),
-        block_table=table + rows.first_cache_row * pages,
+        seqused_k=used, block_table=table,
     )  # fmt: skip
     return mixed
 

@@ -89,7 +89,50 @@ def test_cells_of_other_settings_are_not_continued(pair: Any, tmp_path: Path) ->
 
 def steps(log: CellLog, seconds: dict[tuple[int, int], float]) -> None:
     for (requests, tokens), value in seconds.items():
-        log.add(Cell("step", "", requests, tokens, 16 * requests, value, value, 0.0, 9, 0))
+        log.add(Cell("step", "", requests, tokens, 16 * requests, value, value, 0.0, 9, 0, (1.0,)))
+
+
+def known_cells(log: CellLog) -> None:
+    """Exact cells of a device whose every cost is known, in seconds."""
+
+    def add(kind: str, name: str, requests: int, tokens: int, context: int, seconds: float) -> None:
+        log.add(Cell(kind, name, requests, tokens, context, seconds, seconds, 0.0, 9, 0, (0.8, 1.0, 1.2)))
+
+    for context in (16, 64):
+        for r in (1, 2, 4):
+            total = r * context
+            for b in (r, 3 * r, 5 * r):
+                add("step", "", r, b, total, bare_s(r, b, total) + 3e-4)
+            add("draft", "dspark", r, 0, total, 1e-3 + 5e-5 * r + 2e-7 * total)
+            add("draft", "mtp1", r, 0, total, 4e-4 + 1e-7 * total)
+    for r in (1, 2, 4):
+        add("bare", "none", r, r, 16 * r, bare_s(r, r, 16 * r))
+        add("idle", "mtp1", r, r, 16 * r, bare_s(r, r, 16 * r) + 1e-4)
+        add("head", "dspark", r, 0, 0, 4 * 2e-5)
+    for n in (8, 32):
+        add("prefill", "dspark", 1, n, 0, bare_s(0, n, 0) + 1e-5 * n)
+
+
+def bare_s(requests: int, tokens: int, context: int) -> float:
+    return 5e-3 + 1e-4 * requests + 2e-5 * tokens + 1e-7 * context
+
+
+def test_a_profile_gives_back_the_costs_it_was_made_from(pair: Any, tmp_path: Path) -> None:
+    log = new_log(pair, tmp_path / "cells.jsonl")
+    known_cells(log)
+    profile = profile_from(log, *pair, OPTIONS, 0.0).profile
+    step = profile.target_cost()
+    for requests, tokens, context in ((1, 1, 16), (2, 6, 100), (4, 20, 256)):
+        assert step.step_time_s(requests, tokens, context) == pytest.approx(bare_s(requests, tokens, context))
+    dspark, mtp1 = profile.draft_cost("dspark"), profile.draft_cost("mtp1")
+    assert dspark is not None
+    assert mtp1 is not None
+    # What a drafter adds to the target's own step is part of its price.
+    assert dspark.time_s(2, context_tokens=100) == pytest.approx(1e-3 + 1e-4 + 2e-5 + 3e-4)
+    assert mtp1.time_s(2, context_tokens=100) == pytest.approx(4e-4 + 1e-5 + 1e-4)
+    assert step.step_time_s(0, 32, 0.0, 32) == pytest.approx(bare_s(0, 32, 0) + 32e-5, rel=0.02)
+    assert profile.jitter is not None
+    assert (min(profile.jitter), np.mean(profile.jitter), max(profile.jitter)) == pytest.approx((0.8, 1, 1.2))
 
 
 @pytest.mark.parametrize(

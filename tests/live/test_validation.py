@@ -152,11 +152,12 @@ def test_live_writes_what_a_simulated_run_writes(files: dict[str, Any], tmp_path
     assert described["kind"] == "live"
     assert described["metrics"]["throughput_tok_per_s"] > 0
     assert 0 <= described["visible_schedule_share"] < 1
-    serving_commands.live(
-        **files, policy="fixed:2", concurrency=2, out=tmp_path / "open", lengths="fixed:8/fixed:12",
-        traffic="poisson:200/s", requests=40, prefill="whole", own=True,
-    )  # fmt: skip
-    assert len(pd.read_parquet(tmp_path / "open" / "requests.parquet")) == 40
+    for prefill in ("whole", "chunked"):
+        serving_commands.live(
+            **files, policy="fixed:2", concurrency=2, out=tmp_path / prefill, lengths="fixed:8/fixed:12",
+            traffic="poisson:200/s", requests=40, prefill=prefill, own=True,
+        )  # fmt: skip
+        assert len(pd.read_parquet(tmp_path / prefill / "requests.parquet")) == 40
 
 
 def test_validate_command_writes_tables_and_judges(files: dict[str, Any], tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ _STYLES = tuple(zip(PALETTE, "os^Dvp*", strict=True))
 def plot_steps(steps: pd.DataFrame, cost: CostModel, title: str, *, logarithmic: bool = True) -> Figure:
     """Step time and steps per second over batch tokens, a column of panels per context of a request.
 
-    steps: measured cells with ``requests``, ``batch_tokens``, ``context_tokens`` (of the whole batch) and
-    ``seconds``; dots, one colour per draft tokens a request. cost: the fitted model; lines.
+    steps: measured with ``requests``, ``batch_tokens``, ``context_tokens`` (of the whole batch) and
+    ``seconds``, drafting included; dots, one colour per draft tokens a request. cost: what a profile makes of
+    them, drafting included; lines.
     """
     from matplotlib.figure import Figure
 
@@ -43,7 +44,7 @@ def plot_steps(steps: pd.DataFrame, cost: CostModel, title: str, *, logarithmic:
                 axes.plot(sizes, fitted, color=colour, linewidth=1.1, alpha=0.8)
         time.set_title(f"context {context:,} tokens a request", fontsize=10)
         rate.set_xlabel("batch tokens")
-    panels[0][0].set_ylabel("step time without drafting, ms")
+    panels[0][0].set_ylabel("step time, drafting included, ms")
     panels[1][0].set_ylabel("steps per second")
     for row in panels:
         top = 1.06 * max(axes.dataLim.y1 for axes in row)

@@ -103,10 +103,13 @@ def _profile(
     out = campaign.out / folder
     if not list(out.rglob("*.json")):
         target, drafts = campaign.pair(size, gamma)
-        serving_commands.profile(
-            target=target, draft=drafts, out=out, device=campaign.device,
-            **(dict(grid) | (_TINY_GRID if campaign.tiny else {})),
-        )  # fmt: skip
+        try:
+            serving_commands.profile(
+                target=target, draft=drafts, out=out, device=campaign.device,
+                **(dict(grid) | (_TINY_GRID if campaign.tiny else {})),
+            )  # fmt: skip
+        except InfeasibleError as error:
+            raise InfeasibleError(f"{error}. Measured cells stay; delete {out} to measure anew") from error
     (path,) = out.rglob("*.json")
     written = load_profile(path)
     # The command that wrote it was this campaign's, whatever the program's arguments looked like.
@@ -118,7 +121,7 @@ def _profile(
 
 
 _TINY_GRID: dict[str, Any] = {
-    "requests": "1,4", "context": "16", "prefill": "8", "confidence": 0.9, "repeats": 30, "tolerance": 50.0,
+    "requests": "1,32", "context": "16", "prefill": "8", "confidence": 0.9, "repeats": 6, "tolerance": 50.0,
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from simulator.acceptance import AcceptanceModel
 from simulator.comparison import load_bands
+from simulator.cost import CostModel, StepCost
 from simulator.deployment import Deployment, parse_acceptances
 from simulator.errors import BadInputError
 from simulator.files import read_json, write_text
@@ -181,10 +182,10 @@ def _ceilings(page: _Page) -> str:
 def _curves(page: _Page, size: str) -> str:
     text = []
     for gamma in GAMMAS[size]:
-        profile, path = page.profile(size, gamma), page.campaign.profile_of(size, gamma)
-        steps = CellLog.read(path.with_suffix(".cells.jsonl")).of("step")
+        profile = page.profile(size, gamma)
+        steps, cost = _steps(profile, page.campaign.profile_of(size, gamma))
         title = f"{_named(size)}, blocks of {gamma}"
-        shown = plot_steps(steps, profile.target_cost(), title)
+        shown = plot_steps(steps, cost, title)
         text.append(
             f"Blocks of {gamma}: {len(steps)} cells. {_ends(steps)} Of the fit: {profile.provenance.notes}. "
             f"{_by(profile.provenance.model_dump())}"
@@ -192,6 +193,19 @@ def _curves(page: _Page, size: str) -> str:
         text += [page.figure(f"curve-{size}-gamma{gamma}", shown, f"step time and rate of {title}")]
         text += [_markdown(_drafting(profile))]
     return "\n\n".join(text)
+
+
+def _steps(profile: Profile, path: Path) -> tuple[pd.DataFrame, CostModel]:
+    """Measured whole steps with the profile's first drafter, and what the profile says they cost.
+
+    A step and its draft are cells of their own, so their times are added.
+    """
+    log, drafter = CellLog.read(path.with_suffix(".cells.jsonl")), next(iter(profile.drafters or {}))
+    size = ["requests", "context_tokens"]
+    steps, drafts = log.of("step"), log.of("draft", drafter).set_index(size)["seconds"].rename("draft_s")
+    whole = steps.join(drafts, on=size, how="inner")
+    whole["seconds"] += whole["draft_s"]
+    return whole, StepCost(profile.target_cost(), profile.draft_cost(drafter))
 
 
 def _ends(steps: pd.DataFrame) -> str:
@@ -202,7 +216,7 @@ def _ends(steps: pd.DataFrame) -> str:
         f"{cell['context_tokens'] / cell['requests']:,.0f} tokens a request"
         for cell in (ordered.iloc[0], ordered.iloc[-1])
     ]
-    return f"From {said[0]} to {said[1]}."
+    return f"A step, drafting included, takes from {said[0]} to {said[1]}."
 
 
 def _drafting(profile: Profile) -> pd.DataFrame:
@@ -220,11 +234,11 @@ def _stairs(page: _Page, size: str) -> str:
     if not found:
         raise _NotMeasuredError(f"staircase-{size}")
     profile = load_profile(found[0])
-    steps = CellLog.read(found[0].with_suffix(".cells.jsonl")).of("step")
+    steps, cost = _steps(profile, found[0])
     plain = steps[steps["batch_tokens"] == steps["requests"]].sort_values("batch_tokens")
     rise = plain["seconds"].pct_change().to_numpy()
     steepest = int(np.nanargmax(rise))
-    shown = plot_steps(steps, profile.target_cost(), _named(size), logarithmic=False)
+    shown = plot_steps(steps, cost, _named(size), logarithmic=False)
     return (
         f"{len(steps)} cells. {_ends(steps)} Without drafts the largest rise between neighbours is "
         f"{rise[steepest]:+.1%}, at {plain['batch_tokens'].iloc[steepest]} batch tokens. "
@@ -432,12 +446,22 @@ def _validation(page: _Page, size: str) -> str:
             f"scheduling takes {parity['visible_schedule_share'].min():.1%} to "
             f"{parity['visible_schedule_share'].max():.1%} of a step. {_by(found)}",
             _markdown(table),
+            "Throughput, predicted over measured, by concurrency:",
+            _markdown(_throughput_errors(errors)),
             page.figure(
                 f"validation-{size}", plot_frontiers(errors, f"{_named(size)} on {page.device}"),
                 f"live and simulated frontier of {_named(size)}",
             ),
         ]
     )  # fmt: skip
+
+
+def _throughput_errors(errors: pd.DataFrame) -> pd.DataFrame:
+    """Signed relative error of throughput: a row per policy, a column per concurrency."""
+    rows = errors[errors["metric"] == "throughput_tok_per_s"]
+    wide = rows.pivot(index="policy", columns="concurrency", values="error")
+    wide = wide.loc[rows["policy"].unique()].map("{:+.1%}".format)
+    return wide.reset_index().rename(columns=str)
 
 
 def _training(page: _Page) -> str:

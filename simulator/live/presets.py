@@ -38,10 +38,10 @@ PRESETS: Mapping[str, Preset] = {
     # Seconds on one CPU core: to try the machinery, too small to learn anything worth having.
     "nano": Preset(
         vocab_size=320,
-        hidden_size=32,
-        intermediate_size=64,
-        heads=2,
-        key_value_heads=1,
+        hidden_size=128,
+        intermediate_size=384,
+        heads=4,
+        key_value_heads=2,
         target_layers=3,
         draft_layers=1,
         target_layer_ids=(0, 1),

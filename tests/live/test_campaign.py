@@ -44,6 +44,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simulator.live.profiler.FLAT", -1.0)  # a busy machine may show no slope
+        patch.setattr("simulator.live.campaign_parts.LIVE_POLICIES", "mtp1 fixed:3 dspark-async")
         for name in SPEED:
             patch.setattr(speed, name, lambda *_: pd.DataFrame({"kind": ["x"], "step_ms": [1.23456]}))
         where = ["--tiny", "--device", "cpu", "--workers", "1", "--out", str(out)]
@@ -80,7 +81,7 @@ def test_the_report_shows_what_was_measured_and_says_what_was_not(measured: Path
         assert f"(`scripts/gpu_campaign {part} --device cpu --tiny`, 20" in text
     assert "1,000 random batches against NumPy. torch on cpu: 0 differ." in text
     assert "| x | 1.235 |" in text
-    assert "0 of 636 decisions differ" in text
+    assert "0 of 318 decisions differ" in text
     images = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
     assert len(images) == len(set(images)) == 11
     assert all((measured / image).read_bytes().startswith(b"\x89PNG") for image in images)

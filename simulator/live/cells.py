@@ -39,12 +39,16 @@ class Repeats:
             )
 
 
+Key = tuple[str, str, int, int, int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One measurement; ``kind`` says of what, unused axes are 0. Times in seconds.
 
     seconds: mean without gross outliers; relative: half-width of its 95% interval over it. scatter: the
-    samples' quantiles over their mean, at ``SCATTER`` equally likely places.
+    samples' quantiles over their mean, at ``SCATTER`` equally likely places. round: cells measured in
+    several rounds are apart in time, so that whatever slows a machine for a while spoils one of them.
     """
 
     kind: str
@@ -58,11 +62,16 @@ class Cell:
     repeats: int
     outliers: int
     scatter: tuple[float, ...]
+    round: int = 0
 
     @property
-    def key(self) -> tuple[str, str, int, int, int]:
-        """What was measured."""
-        return self.kind, self.name, self.requests, self.batch_tokens, self.context_tokens
+    def key(self) -> Key:
+        """What was measured, and in which round."""
+        return self.kind, self.name, self.requests, self.batch_tokens, self.context_tokens, self.round
+
+
+_WHAT = ["kind", "name", "requests", "batch_tokens", "context_tokens"]
+_MEASURED = ["seconds", "median_s", "relative", "repeats", "outliers"]
 
 
 def measure(
@@ -74,6 +83,7 @@ def measure(
     requests: int = 0,
     batch_tokens: int = 0,
     context_tokens: int = 0,
+    round: int = 0,
 ) -> Cell:
     """Take samples until their mean is known to ``repeats.relative``.
 
@@ -96,7 +106,7 @@ def measure(
         )
     return Cell(
         kind, name, requests, batch_tokens, context_tokens, float(kept.mean()), float(np.median(kept)),
-        relative, len(samples), len(samples) - len(kept), _scatter(kept),
+        relative, len(samples), len(samples) - len(kept), _scatter(kept), round,
     )  # fmt: skip
 
 
@@ -124,7 +134,7 @@ class CellLog:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        self.cells: dict[tuple[str, str, int, int, int], Cell] = {}
+        self.cells: dict[Key, Cell] = {}
         self.resumed = 0
         if self.path.exists():
             self._resume(settings)
@@ -138,7 +148,7 @@ class CellLog:
         first = Path(path).read_text(encoding="utf-8").split("\n", 1)[0]
         return cls(path, json.loads(first)["settings"])
 
-    def get(self, key: tuple[str, str, int, int, int]) -> Cell | None:
+    def get(self, key: Key) -> Cell | None:
         """The cell, if it has been measured."""
         return self.cells.get(key)
 
@@ -148,9 +158,16 @@ class CellLog:
         self._append(asdict(cell))
 
     def of(self, kind: str, name: str | None = None) -> pd.DataFrame:
-        """All cells of one kind, in order of measurement."""
-        chosen = [c for c in self.cells.values() if c.kind == kind and name in (None, c.name)]
-        return pd.DataFrame([asdict(cell) for cell in chosen], columns=list(Cell.__dataclass_fields__))
+        """All cells of one kind, in order of measurement; of several rounds, the median of each column."""
+        chosen = [asdict(c) for c in self.cells.values() if c.kind == kind and name in (None, c.name)]
+        frame = pd.DataFrame(chosen, columns=[*_WHAT, *_MEASURED])
+        return frame.groupby(_WHAT, sort=False, as_index=False)[_MEASURED].median()
+
+    def disagreement(self) -> float:
+        """Median over step cells of how far their rounds lie apart, relative to their median; 0 for one."""
+        steps = pd.DataFrame([asdict(c) for c in self.cells.values() if c.kind == "step"])
+        rounds = steps.groupby(_WHAT)["seconds"]
+        return float(((rounds.max() - rounds.min()) / rounds.median()).median())
 
     def _resume(self, settings: Mapping[str, Any]) -> None:
         lines = self.path.read_text(encoding="utf-8").split("\n")

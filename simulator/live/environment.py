@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import transformers
@@ -22,3 +25,15 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"CPU ({platform.machine()})"
+
+
+@contextmanager
+def long_lived_objects_set_aside() -> Iterator[None]:
+    """For a while the collector passes over what is alive now: models and libraries, far too much to walk
+    in the middle of a step."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -36,7 +36,7 @@ from simulator.live import sampling
 from simulator.live.cells import CellLog, Repeats, measure
 from simulator.live.drafts import Draft, DSparkDraft
 from simulator.live.engine import LiveExecutor, LiveOptions
-from simulator.live.environment import device_name, software
+from simulator.live.environment import device_name, long_lived_objects_set_aside, software
 from simulator.live.kv_cache import whole_pages
 from simulator.live.steps import Marks, OutOfMemoryError, Tiers, synchronise
 from simulator.live.targets import Target
@@ -77,11 +77,16 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileOptions:
-    """How to measure. tolerance: by how much the first cell may differ when measured again at the end."""
+    """How to measure.
+
+    tolerance: by how much the first cell may differ when measured again at the end. rounds: how often
+    everything is measured, one round after the other; the median of a cell's rounds counts.
+    """
 
     grid: Grid = field(default_factory=Grid)
     repeats: Repeats = field(default_factory=Repeats)
     tolerance: float = 0.05
+    rounds: int = 1
     attention: str = "auto"
     graphs: bool = True
     graph_tiers: bool = True
@@ -110,14 +115,18 @@ class Profiler:
         self.target, self.drafters, self.log = target, drafters, log
         self.options, self.tell = options, tell
         self.left_out: list[str] = []
+        self._round = 0
 
     def run(self) -> float:
         """Measure everything not in the log; returns the drift. Raises where the curve cannot be used."""
-        for context in self.options.grid.context:
-            self._context(context)
-        self._prefill()
-        self._heads()
-        drift = self._drift()
+        with long_lived_objects_set_aside():
+            for number in range(self.options.rounds):
+                self._round = number
+                for context in self.options.grid.context:
+                    self._context(context)
+                self._prefill()
+                self._heads()
+            drift = self._drift()
         self.refuse_unusable()
         if drift > self.options.tolerance:
             raise InfeasibleError(
@@ -163,7 +172,7 @@ class Profiler:
         for name, draft in benches.items():
             first = name == next(iter(self.drafters))
             mine = [k for k in wanted if (k[1] == name) or (first and k[0] in ("step", "schedule"))]
-            if all(self.log.get(key) for key in mine):
+            if all(map(self._known, mine)):
                 continue
             bench = self._bench(draft, context)
             if bench is None:
@@ -192,7 +201,7 @@ class Profiler:
     def _prefill(self) -> None:
         name, draft = next(iter(self.drafters.items()))
         sizes = self.options.grid.prefill
-        if all(self.log.get(("prefill", name, 1, tokens, 0)) for tokens in sizes):
+        if all(self._known(("prefill", name, 1, tokens, 0)) for tokens in sizes):
             return
         bench = _Bench(self.target, draft, 1, sizes[-1], self.options)
         for tokens in sizes:
@@ -209,12 +218,12 @@ class Profiler:
     def _cell(
         self, sample: Callable[[], float], kind: str, name: str, requests: int, tokens: int, context: int
     ) -> None:
-        if self.log.get((kind, name, requests, tokens, context)):
+        if self._known((kind, name, requests, tokens, context)):
             return
         try:
             cell = measure(
                 sample, self._repeats(kind), kind=kind, name=name, requests=requests, batch_tokens=tokens,
-                context_tokens=context,
+                context_tokens=context, round=self._round,
             )  # fmt: skip
         except OutOfMemoryError as error:
             self.left_out.append(str(error))
@@ -225,6 +234,9 @@ class Profiler:
             f"{kind} {name} {requests} requests {tokens} tokens {context} context: "
             f"{cell.seconds * 1e3:.3f} ms +- {cell.relative:.1%} ({cell.repeats} repeats)"
         )
+
+    def _known(self, what: tuple[str, str, int, int, int]) -> bool:
+        return self.log.get((*what, self._round)) is not None
 
     def _repeats(self, kind: str) -> Repeats:
         """Small parts of a step need no such precision as the step itself."""
@@ -404,7 +416,8 @@ def profile_from(
     notes = (
         f"held-out error: median {fit.held_out.median:.1%}, p90 {fit.held_out.p90:.1%}, "
         f"max {fit.held_out.max:.1%}; "
-        f"first cell measured again at the end: {drift:.1%} off; dtype {settings['dtype']}; attention "
+        f"first cell measured again at the end: {drift:.1%} off; {options.rounds} round(s), apart by "
+        f"{log.disagreement():.1%} (median over step cells); dtype {settings['dtype']}; attention "
         f"{options.attention}; CUDA graphs {'on' if settings['graphs'] else 'off'}"
         + (f"; {settings['threads']} CPU thread(s)" if settings["threads"] else "")
     )

@@ -75,6 +75,9 @@ def profile(
     tolerance: Annotated[
         float, typer.Option(help="By how much the first cell may have moved at the end.")
     ] = 0.05,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Measure everything so often and take the median of each cell.")
+    ] = 1,
     device: Device = "cuda",
     dtype: Dtype = None,
     threads: Threads = 1,
@@ -95,7 +98,7 @@ def profile(
     )  # fmt: skip
     options = profiler.ProfileOptions(
         grid=grid, repeats=Repeats(confidence, most=repeats, least=min(10, repeats)), tolerance=tolerance,
-        attention=attention, graphs=graphs, command=_command(),
+        rounds=rounds, attention=attention, graphs=graphs, command=_command(),
     )  # fmt: skip
     settings = profiler.settings_of(model, drafters, options)
     folder = out / profiler.slug(settings["device"])
@@ -199,6 +202,9 @@ def validate(
     concurrency: Annotated[str, typer.Option(help="Concurrent requests.")] = "1,4,16,64,256",
     lengths: LengthsSpec = "default",
     steps: Annotated[int, typer.Option(min=40, help="Steps of each run.")] = 400,
+    runs: Annotated[
+        int, typer.Option(min=1, help="Live runs of each cell; the median of each metric counts.")
+    ] = 1,
     tolerance: Annotated[
         list[str] | None,
         typer.Option("--tolerance", help="METRIC=SHARE: exit with 1 when its median error is larger."),
@@ -226,7 +232,7 @@ def validate(
         attention, graphs,
     )  # fmt: skip
     console = Console(stderr=True)
-    result = run(scenario, out, console.print)
+    result = run(scenario, out, console.print, runs=runs)
     for name, frame in (("errors", result.errors), ("lengths", result.lengths), ("parity", result.parity)):
         frame.to_csv(out / f"{name}.csv", index=False)
     title = f"{label(model)} on {scenario.settings()['device']}"

@@ -7,7 +7,7 @@ differ: what is validated is the cost model. With the pair's own acceptance the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from simulator.files import read_json, write_json
 from simulator.lengths import Lengths
 from simulator.live.drafts import Draft
 from simulator.live.engine import LiveExecutor, LiveOptions, prompt_rows_for
-from simulator.live.environment import device_name
+from simulator.live.environment import device_name, long_lived_objects_set_aside
 from simulator.live.profiler import slug
 from simulator.live.prompts import RANDOM, Prompts, random_prompts
 from simulator.live.steps import Record
@@ -96,7 +96,8 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Validation:
-    """errors: policy, concurrency, metric, measured, predicted, error (relative, signed).
+    """errors: policy, concurrency, metric, measured (median of the live runs), predicted, error (relative,
+    signed), spread (largest minus smallest of the live runs over their median: what no prediction can beat).
 
     lengths: policy, concurrency, length, measured, predicted (shares of request-steps).
     parity: policy, concurrency, decisions checked, how many of them differed, and visible scheduling time.
@@ -107,9 +108,9 @@ class Validation:
     parity: pd.DataFrame
 
     def summary(self) -> pd.DataFrame:
-        """Median and largest absolute error of each metric."""
-        size = self.errors.assign(error=self.errors["error"].abs())
-        return size.groupby("metric", sort=False)["error"].agg(["median", "max"])
+        """Median and largest absolute error of each metric, and the median spread of the live runs."""
+        by_metric = self.errors.assign(error=self.errors["error"].abs()).groupby("metric", sort=False)
+        return by_metric["error"].agg(["median", "max"]).assign(spread=by_metric["spread"].median())
 
     def check(self, tolerances: Mapping[str, float]) -> None:
         """Raise ``InfeasibleError`` for a decision that differed or a median error above its tolerance."""
@@ -146,29 +147,30 @@ def check_profile(profile: Profile, target: Target) -> None:
         )  # fmt: skip
 
 
-def validate(scenario: Scenario, out: Path, tell: Callable[[str], None]) -> Validation:
-    """Run every policy at every concurrency, live and simulated; cells finished in ``out`` stay."""
+def validate(scenario: Scenario, out: Path, tell: Callable[[str], None], *, runs: int = 1) -> Validation:
+    """Run every policy at every concurrency, live and simulated; live runs finished in ``out`` stay.
+
+    runs: of each live cell. All cells are run once before any is run again, so that whatever slows the
+    machine for a while spoils one run of several cells rather than all of one.
+    """
     check_profile(scenario.profile, scenario.target)
     _continue(out / "settings.json", scenario.settings())
-    cells = []
-    for policy in scenario.policies:
-        for concurrency in scenario.concurrency:
-            path = out / f"{slug(policy.name)}-{concurrency}.json"
+    cells = [(policy, concurrency) for policy in scenario.policies for concurrency in scenario.concurrency]
+    predicted = [_predicted(scenario, *cell) for cell in cells]
+    measured: list[list[dict[str, Any]]] = [[] for _ in cells]
+    for run in range(runs):
+        for (policy, concurrency), theirs, mine in zip(cells, predicted, measured, strict=True):
+            path = out / f"{slug(policy.name)}-{concurrency}-run{run + 1}.json"
             if not path.exists():
-                write_json(path, _cell(scenario, policy, concurrency, out))
-            cell: Any = read_json(path)
-            cells.append(cell)
-            first = cell["errors"][0]
+                write_json(path, _measured(scenario, policy, concurrency, path.with_suffix("")))
+            found: Any = read_json(path)
+            mine.append(found)
+            ours, rate = found["metrics"][COMPARED[0]], theirs["metrics"][COMPARED[0]]
             tell(
-                f"{policy.name} at {concurrency}: {first['measured']:.1f} tokens/s measured, "
-                f"{first['predicted']:.1f} predicted ({first['error']:+.1%}); "
-                f"{cell['parity']['differing']} of {cell['parity']['decisions']} decisions differ"
+                f"{policy.name} at {concurrency}: {ours:.1f} tokens/s measured, {rate:.1f} predicted "
+                f"({rate / ours - 1:+.1%}); {found['differing']} of {found['decisions']} decisions differ"
             )
-    return Validation(
-        pd.DataFrame([row for cell in cells for row in cell["errors"]]),
-        pd.DataFrame([row for cell in cells for row in cell["lengths"]]),
-        pd.DataFrame([cell["parity"] for cell in cells]),
-    )
+    return _combined(cells, measured, predicted)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,64 +199,96 @@ def run_live(
         replays=replays, prompt_rows=prompt_rows_for(workload, limits), options=scenario.options,
     )  # fmt: skip
     scheduler = executor.observe(plan.scheduler, keep_records=True)
-    engine = run_engine(workload, executor, scheduler, plan.believed, limits, seed=scenario.seed, steps=steps)
+    with long_lived_objects_set_aside():
+        engine = run_engine(
+            workload, executor, scheduler, plan.believed, limits, seed=scenario.seed, steps=steps
+        )
     timings = pd.DataFrame(executor.timings)
     return LiveRun(
         summarise(engine), scheduler.records, timings[timings["capture_s"] == 0].drop(columns="capture_s")
     )
 
 
-def _cell(scenario: Scenario, policy: Policy, concurrency: int, out: Path) -> dict[str, Any]:
+def _measured(scenario: Scenario, policy: Policy, concurrency: int, folder: Path) -> dict[str, Any]:
+    """One live run, its files written into ``folder``, and what is compared of it."""
     plan, workload = scenario.plan(policy), scenario.workload(concurrency)
-    limits = EngineLimits(concurrency)
-    live = run_live(scenario, policy, workload, limits, steps=scenario.steps)
-    write_run(
-        live.run, out / f"live-{slug(policy.name)}-{concurrency}",
-        {"kind": "live", "policy": policy.name, "concurrency": concurrency, **scenario.settings()},
-    )  # fmt: skip
-    counted = _Counted(plan.scheduler)
-    simulated = simulate(
-        workload, [plan.replay(scenario.seed)], counted, plan.cost, limits, believed=plan.believed,
-        seed=scenario.seed, steps=scenario.steps,
-    )  # fmt: skip
-    gamma = 0 if plan.acceptance is None else plan.acceptance.gamma
-    measured = shares((record.lengths.cpu().numpy() for record in live.records), gamma)
-    key = {"policy": policy.name, "concurrency": concurrency}
+    live = run_live(scenario, policy, workload, EngineLimits(concurrency), steps=scenario.steps)
+    about = {"kind": "live", "policy": policy.name, "concurrency": concurrency, **scenario.settings()}
+    write_run(live.run, folder, about)
+    timings = live.timings
     return {
-        "errors": [key | row for row in compare(live.run.metrics, simulated.metrics)],
-        "lengths": [
-            key | {"length": length, "measured": float(mine), "predicted": float(theirs)}
-            for length, (mine, theirs) in enumerate(
-                zip(measured, shares(counted.lengths, gamma), strict=True)
-            )
-        ],
-        "parity": key
-        | {
-            "decisions": len(live.records),
-            "differing": differing_decisions(live.records, plan),
-            "visible_schedule_share": float(
-                live.timings["visible_schedule_s"].sum() / live.timings["duration_s"].sum()
-            ),
-            "padding_share": float(
-                1 - live.timings["batch_tokens"].sum() / live.timings["padded_tokens"].sum()
-            ),
-        },
+        "metrics": _compared(live.run.metrics),
+        "lengths": shares((record.lengths.cpu().numpy() for record in live.records), _gamma(plan)),
+        "decisions": len(live.records),
+        "differing": differing_decisions(live.records, plan),
+        "visible_schedule_share": float(timings["visible_schedule_s"].sum() / timings["duration_s"].sum()),
+        "padding_share": float(1 - timings["batch_tokens"].sum() / timings["padded_tokens"].sum()),
     }
 
 
-def compare(measured: Metrics, predicted: Metrics) -> list[dict[str, Any]]:
-    """One row per metric; a metric that either run could not measure is left out."""
-    mine, theirs = measured.as_row(), predicted.as_row()
-    return [
-        {
-            "metric": name,
-            "measured": mine[name],
-            "predicted": theirs[name],
-            "error": theirs[name] / mine[name] - 1,
+def _predicted(scenario: Scenario, policy: Policy, concurrency: int) -> dict[str, Any]:
+    """The same run simulated, and what is compared of it."""
+    plan, workload = scenario.plan(policy), scenario.workload(concurrency)
+    counted = _Counted(plan.scheduler)
+    run = simulate(
+        workload, [plan.replay(scenario.seed)] * len(workload.classes), counted, plan.cost,
+        EngineLimits(concurrency), believed=plan.believed, seed=scenario.seed, steps=scenario.steps,
+    )  # fmt: skip
+    return {"metrics": _compared(run.metrics), "lengths": shares(counted.lengths, _gamma(plan))}
+
+
+def _combined(
+    cells: Sequence[tuple[Policy, int]],
+    measured: Sequence[Sequence[Mapping[str, Any]]],
+    predicted: Sequence[Mapping[str, Any]],
+) -> Validation:
+    """Tables over all cells, the median over each cell's live runs beside its prediction."""
+    errors, lengths, parity = [], [], []
+    for (policy, concurrency), runs, theirs in zip(cells, measured, predicted, strict=True):
+        key = {"policy": policy.name, "concurrency": concurrency}
+        errors += [key | row for row in compare([run["metrics"] for run in runs], theirs["metrics"])]
+        mine = np.median([run["lengths"] for run in runs], axis=0)
+        lengths += [
+            key | {"length": length, "measured": float(ours), "predicted": float(share)}
+            for length, (ours, share) in enumerate(zip(mine, theirs["lengths"], strict=True))
+        ]
+        counted = {name: sum(run[name] for run in runs) for name in ("decisions", "differing")}
+        shown = {
+            name: float(np.median([run[name] for run in runs]))
+            for name in ("visible_schedule_share", "padding_share")
         }
-        for name in COMPARED
-        if np.isfinite(mine[name]) and np.isfinite(theirs[name])
-    ]
+        parity.append(key | counted | shown)
+    return Validation(pd.DataFrame(errors), pd.DataFrame(lengths), pd.DataFrame(parity))
+
+
+def compare(measured: Sequence[Mapping[str, float]], predicted: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One row per metric that every run could measure: the median over runs beside the prediction."""
+    rows = []
+    for name in COMPARED:
+        runs = np.array([run.get(name, np.nan) for run in measured], dtype=float)
+        theirs = predicted.get(name, np.nan)
+        if not np.isfinite([*runs, theirs]).all():
+            continue
+        ours = float(np.median(runs))
+        rows.append(
+            {
+                "metric": name,
+                "measured": ours,
+                "predicted": theirs,
+                "error": theirs / ours - 1,
+                "spread": float(np.ptp(runs)) / ours,
+            }
+        )
+    return rows
+
+
+def _compared(metrics: Metrics) -> dict[str, float]:
+    row = metrics.as_row()
+    return {name: row[name] for name in COMPARED if np.isfinite(row[name])}
+
+
+def _gamma(plan: Plan) -> int:
+    return 0 if plan.acceptance is None else plan.acceptance.gamma
 
 
 def differing_decisions(records: Sequence[Record], plan: Plan) -> int:
@@ -267,12 +301,13 @@ def differing_decisions(records: Sequence[Record], plan: Plan) -> int:
     return differing
 
 
-def shares(lengths: Any, gamma: int) -> NDArray[np.float64]:
+def shares(lengths: Iterable[NDArray[np.int64]], gamma: int) -> list[float]:
     """Share of request-steps at each verification length, [gamma + 1]."""
     counts: NDArray[np.float64] = np.zeros(gamma + 1)
     for step in lengths:
         counts += np.bincount(step, minlength=gamma + 1)
-    return np.asarray(counts / counts.sum())
+    shared: list[float] = (counts / counts.sum()).tolist()
+    return shared
 
 
 class _Counted:

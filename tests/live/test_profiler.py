@@ -58,6 +58,7 @@ def test_a_profile_is_measured_resumed_and_fitted(
     told.clear()
     run(pair, again, told)
     assert len(told) == len(log.cells) - 29
+    assert again.disagreement() == 0
     assert (tmp_path / "cells.jsonl").read_text().splitlines()[:30] == lines[:30]
     result = profile_from(again, *pair, OPTIONS, drift)
     path = tmp_path / "profile.json"
@@ -74,6 +75,18 @@ def test_a_profile_is_measured_resumed_and_fitted(
     ceilings = measure_ceilings(pair[0].device, pair[0].dtype, copy_bytes=2**20, matmul_size=64)
     table = profiler.efficiency(again, pair[0], ceilings.bytes_per_s, ceilings.flop_per_s)
     assert (table.to_numpy() > 0).all()
+
+
+def test_of_several_rounds_the_median_counts(tmp_path: Path) -> None:
+    log = CellLog(tmp_path / "cells.jsonl", {})
+    for number, slow in enumerate((1.0, 3.0, 1.2)):
+        for tokens in (1, 5):
+            value = slow * tokens * 1e-3
+            log.add(Cell("step", "", 1, tokens, 16, value, value, 0.0, 9, 0, (1.0,), number))
+    cells = CellLog(tmp_path / "cells.jsonl", {}).of("step")
+    assert cells["batch_tokens"].tolist() == [1, 5]
+    assert cells["seconds"].tolist() == pytest.approx([1.2e-3, 6e-3])
+    assert log.disagreement() == pytest.approx(2.0 / 1.2)
 
 
 def test_cells_of_other_settings_are_not_continued(pair: Any, tmp_path: Path) -> None:

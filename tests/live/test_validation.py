@@ -90,7 +90,7 @@ def test_a_validation_end_to_end(scenario: Scenario, tmp_path: Path) -> None:
     assert (result.errors["measured"] > 0).all()
     sums = result.lengths.groupby(["policy", "concurrency"])[["measured", "predicted"]].sum()
     assert sums.to_numpy() == pytest.approx(1.0)
-    assert pd.read_parquet(tmp_path / "v" / "live-dspark-3" / "steps.parquet")["requests"].max() == 3
+    assert pd.read_parquet(tmp_path / "v" / "dspark-3-run1" / "steps.parquet")["requests"].max() == 3
     for name, figure in (("a", plot_frontiers(result.errors)), ("b", plot_lengths(result.lengths))):
         save(figure, tmp_path / f"{name}.png")
     # A second call measures nothing again; another scenario is refused.
@@ -105,6 +105,23 @@ def test_a_validation_end_to_end(scenario: Scenario, tmp_path: Path) -> None:
     object.__setattr__(result, "parity", result.parity.assign(differing=1))
     with pytest.raises(InfeasibleError, match="8 decisions"):
         result.check({})
+
+
+def test_of_several_runs_the_median_counts(scenario: Scenario, tmp_path: Path) -> None:
+    few = replace(scenario, policies=[parse_policy("dspark")], concurrency=(2,))
+    once = validate(few, tmp_path, print)
+    assert (once.errors["spread"] == 0).all()
+    told: list[str] = []
+    result = validate(few, tmp_path, told.append, runs=3)  # two more; the first is not run again
+    assert len(told) == 3
+    runs = [read_json(tmp_path / f"dspark-2-run{number}.json") for number in (1, 2, 3)]
+    rates = np.array([run["metrics"]["throughput_tok_per_s"] for run in runs])
+    row = result.errors.set_index("metric").loc["throughput_tok_per_s"]
+    assert row["measured"] == np.median(rates)
+    assert row["spread"] == pytest.approx(np.ptp(rates) / np.median(rates))
+    assert row["predicted"] == once.errors.set_index("metric").loc["throughput_tok_per_s", "predicted"]
+    assert result.parity["decisions"].item() == 3 * once.parity["decisions"].item()
+    assert result.summary()["spread"]["accepted_length_mean"] == 0
 
 
 def test_the_pairs_own_acceptance(scenario: Scenario, tmp_path: Path) -> None:

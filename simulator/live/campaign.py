@@ -39,7 +39,7 @@ Status = Literal["done", "failed", "unfinished"]
 class Campaign:
     """Where results go, on what device, and how large everything is.
 
-    device: of torch. tiny: minute models in place of the real ones, to try the machinery on any CPU.
+    device: of torch. tiny: very small models in place of the real ones, to try the machinery on any CPU.
     workers: processes for what runs on the host.
     """
 

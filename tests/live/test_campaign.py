@@ -1,4 +1,4 @@
-"""The GPU campaign's machinery, dry on a CPU with minute models."""
+"""The GPU campaign's machinery, dry on a CPU with very small models."""
 
 from __future__ import annotations
 

@@ -6,7 +6,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from simulator.files import atomic_path, write_json
+from simulator.metrics import requests_frame, steps_frame
+from simulator.serving import Engine
 from simulator.simulation import Run
 
 
@@ -16,11 +20,24 @@ def write_run(run: Run, directory: Path, description: Mapping[str, object]) -> N
     ``description`` says what was run: policy, traffic, seed, profile, device, date, command.
     ``run.json`` is written last, so its presence says that the directory is complete.
     """
-    for name, frame in (("requests", run.requests), ("steps", run.steps)):
-        with atomic_path(directory / f"{name}.parquet") as temporary:
-            frame.to_parquet(temporary, index=False)
+    _write_frames(directory, requests=run.requests, steps=run.steps)
     metrics = {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in run.metrics.as_row().items()
     }
     write_json(directory / "run.json", {"schema": 1, **description, "metrics": metrics})
+
+
+def write_unfinished(engine: Engine, directory: Path, reason: str) -> None:
+    """Keep what a run had done when it broke off: both frames, and ``unfinished.json`` with the reason.
+
+    There is no ``run.json``, and so no metrics: whatever reads run directories passes this one over.
+    """
+    _write_frames(directory, requests=requests_frame(engine), steps=steps_frame(engine))
+    write_json(directory / "unfinished.json", {"schema": 1, "reason": reason, "steps": len(engine.steps)})
+
+
+def _write_frames(directory: Path, **frames: pd.DataFrame) -> None:
+    for name, frame in frames.items():
+        with atomic_path(directory / f"{name}.parquet") as temporary:
+            frame.to_parquet(temporary, index=False)

@@ -68,11 +68,16 @@ def run_engine(
         raise BadInputError(
             "is needed: a closed loop never ends", field="steps", remedy="give a number of steps"
         )
-    environment = simpy.Environment()
-    engine = Engine(environment, workload, executor, scheduler, believed, limits, seed=seed)
+    engine = Engine(simpy.Environment(), workload, executor, scheduler, believed, limits, seed=seed)
+    advance(engine, steps)
+    return engine
+
+
+def advance(engine: Engine, steps: int | None) -> None:
+    """Let a new engine serve its workload, or so many steps of it."""
+    environment, workload, wanted = engine.environment, engine.workload, len(engine.workload)
     if not workload.is_closed_loop:
         environment.process(arrivals(environment, workload, engine))
-    wanted = len(workload)
     try:
         if steps is None:
             while engine.completed < wanted:
@@ -84,7 +89,6 @@ def run_engine(
         raise RuntimeError(
             f"the engine stopped with {wanted - engine.completed} requests unserved"
         ) from error
-    return engine
 
 
 def summarise(engine: Engine, *, warmup: float = 0.2, steps_outside: int = 0) -> Run:

@@ -145,10 +145,13 @@ def live(
     attention: Attention = "auto",
     graphs: Graphs = True,
 ) -> None:
-    """Serve traffic on a device and write the files of a simulated run, durations measured."""
+    """Serve traffic on a device and write the files of a simulated run, durations measured.
+
+    A run that breaks off leaves the steps and requests it had, with the reason in unfinished.json.
+    """
     from simulator.live.validation import run_live
-    from simulator.run_files import write_run
-    from simulator.serving import EngineLimits
+    from simulator.run_files import write_run, write_unfinished
+    from simulator.serving import Engine, EngineLimits
     from simulator.traffic import parse_traffic
 
     model, drafters = _pair(target, draft, device, dtype, threads)
@@ -163,9 +166,15 @@ def live(
     )
     chosen: Any = prefill
     limits = EngineLimits(concurrency, prefill=chosen, chunk_tokens=chunk)
+
+    def salvage(engine: Engine, error: BaseException) -> None:
+        write_unfinished(engine, out, str(error) or type(error).__name__)
+        Console(stderr=True).print(f"broke off; {len(engine.steps)} steps are kept in {out}")
+
     result = run_live(
-        scenario, scenario.policies[0], workload, limits, steps=steps if workload.is_closed_loop else None
-    )
+        scenario, scenario.policies[0], workload, limits,
+        steps=steps if workload.is_closed_loop else None, salvage=salvage,
+    )  # fmt: skip
     timings = result.timings
     description = {
         "kind": "live", "policy": policy, "concurrency": concurrency, "traffic": traffic,

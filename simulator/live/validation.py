@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import simpy
 from numpy.typing import NDArray
 
 from simulator.acceptance import AcceptanceModel
@@ -32,8 +33,8 @@ from simulator.metrics import Metrics
 from simulator.profiles import Profile
 from simulator.run_files import write_run
 from simulator.schedulers import Batch, Policy, Scheduler
-from simulator.serving import EngineLimits
-from simulator.simulation import Run, run_engine, simulate, summarise
+from simulator.serving import Engine, EngineLimits
+from simulator.simulation import Run, advance, simulate, summarise
 from simulator.traffic import ClosedLoop, SyntheticTraffic, TrafficClass
 from simulator.workload import Workload
 
@@ -186,9 +187,15 @@ class LiveRun:
 
 
 def run_live(
-    scenario: Scenario, policy: Policy, workload: Workload, limits: EngineLimits, *, steps: int | None
+    scenario: Scenario,
+    policy: Policy,
+    workload: Workload,
+    limits: EngineLimits,
+    *,
+    steps: int | None,
+    salvage: Callable[[Engine, BaseException], None] = lambda engine, error: None,
 ) -> LiveRun:
-    """Serve a workload on the device under one policy."""
+    """Serve a workload on the device under one policy; ``salvage`` is told of a run that breaks off."""
     plan = scenario.plan(policy)
     draft = None if plan.drafter == "none" else _drafter(scenario, plan)
     replayed = scenario.replayed and draft is not None
@@ -199,10 +206,15 @@ def run_live(
         replays=replays, prompt_rows=prompt_rows_for(workload, limits), options=scenario.options,
     )  # fmt: skip
     scheduler = executor.observe(plan.scheduler, keep_records=True)
-    with long_lived_objects_set_aside():
-        engine = run_engine(
-            workload, executor, scheduler, plan.believed, limits, seed=scenario.seed, steps=steps
-        )
+    engine = Engine(
+        simpy.Environment(), workload, executor, scheduler, plan.believed, limits, seed=scenario.seed
+    )
+    try:
+        with long_lived_objects_set_aside():
+            advance(engine, steps)
+    except BaseException as error:
+        salvage(engine, error)
+        raise
     timings = pd.DataFrame(executor.timings)
     return LiveRun(
         summarise(engine), scheduler.records, timings[timings["capture_s"] == 0].drop(columns="capture_s")

@@ -18,9 +18,10 @@ from simulator.files import read_json
 from simulator.lengths import parse_lengths
 from simulator.live import serving_commands
 from simulator.live.drafts import save_draft
-from simulator.live.engine import LiveOptions
+from simulator.live.engine import LiveExecutor, LiveOptions
 from simulator.live.environment import device_name
 from simulator.live.pairs import new_dspark, new_mtp
+from simulator.live.steps import OutOfMemoryError
 from simulator.live.validation import Scenario, check_profile, validate
 from simulator.plots import save
 from simulator.profiles import AdditiveSpec, DraftSpec, Profile
@@ -175,6 +176,29 @@ def test_live_writes_what_a_simulated_run_writes(files: dict[str, Any], tmp_path
             traffic="poisson:200/s", requests=40, prefill=prefill, own=True,
         )  # fmt: skip
         assert len(pd.read_parquet(tmp_path / prefill / "requests.parquet")) == 40
+
+
+def test_a_live_run_that_breaks_off_keeps_what_it_had(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, calls = LiveExecutor.verify, 0
+
+    def fails_in_its_30th_step(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise OutOfMemoryError("it does not fit")
+        return verify(*arguments)
+
+    monkeypatch.setattr(LiveExecutor, "verify", fails_in_its_30th_step)
+    out = tmp_path / "run"
+    with pytest.raises(OutOfMemoryError):
+        serving_commands.live(
+            **files, policy="fixed:2", concurrency=2, out=out, lengths="fixed:8/fixed:12", steps=60, own=True
+        )
+    assert len(pd.read_parquet(out / "steps.parquet")) == 29
+    assert read_json(out / "unfinished.json") == {"schema": 1, "reason": "it does not fit", "steps": 29}
+    assert not (out / "run.json").exists()
 
 
 def test_validate_command_writes_tables_and_judges(files: dict[str, Any], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,6 @@ def validation(campaign: Campaign, *, size: str) -> None:
     target, drafts = campaign.pair(size, 7)
     part, acceptance = f"validation-{size}", campaign.acceptance_of(size)
     if size == SMALL:
-        acceptance = _as_served(campaign, acceptance)
         asked: dict[str, Any] = {
             "own": True, "prompts": "code", "text": campaign.text, "steps": 400,
             "policies": f"{LIVE_POLICIES} fixed:3@dflash", "concurrency": "1,2,4,8,16,32,64,128,256",
@@ -157,17 +156,6 @@ def validation(campaign: Campaign, *, size: str) -> None:
         target=target, draft=drafts, profile=str(campaign.profile_of(size, 7)), out=campaign.out / part,
         acceptance=acceptance, device=campaign.device, **asked,
     )  # fmt: skip
-
-
-def _as_served(campaign: Campaign, acceptance: Sequence[str]) -> list[str]:
-    """The traces without temperatures: the live engine schedules by what its draft gives, uncalibrated."""
-    raw = []
-    for text in acceptance:
-        drafter, _, path = text.partition("=")
-        copy = campaign.out / f"traces-{SMALL}-uncalibrated" / Path(path).name
-        replace(load_trace(Path(path)), temperatures=None).save(copy)
-        raw.append(f"{drafter}={copy}")
-    return raw
 
 
 def train_small(campaign: Campaign) -> None:

@@ -44,9 +44,16 @@ class Proposal:
     @property
     def survival(self) -> Tensor:
         """P(the whole prefix up to k is accepted), [R, gamma]; all ones from a draft that has no opinion."""
+        return self.calibrated_survival(None)
+
+    def calibrated_survival(self, temperatures: Tensor | None) -> Tensor:
+        """The same with sequential temperatures [gamma] (paper, section 3.2.1); None leaves it as it is."""
         if self.confidence_logits is None:
             return torch.ones(self.tokens.shape, device=self.tokens.device)
-        return torch.sigmoid(self.confidence_logits.float()).cumprod(dim=-1)
+        logits = self.confidence_logits.float()
+        if temperatures is not None:
+            logits = logits / temperatures
+        return torch.sigmoid(logits).cumprod(dim=-1)
 
 
 class Draft(Protocol):

@@ -84,7 +84,8 @@ class LiveExecutor:
     draft: None for autoregressive decoding. replays: with one per traffic class, acceptance and survival
     come from recorded traces while every pass is real; a pair with random weights then costs what a
     trained one does. prompt_rows: prompts that may be prefilled in one step (see ``prompt_rows_for``).
-    timings: one per decode step. outputs: by request, when tokens are kept.
+    calibration: sequential temperatures [gamma] of the draft's confidences. timings: one per decode step.
+    outputs: by request, when tokens are kept.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class LiveExecutor:
         prompts: Prompts,
         replays: Sequence[Replay] | None = None,
         prompt_rows: int = 1,
+        calibration: Sequence[float] | None = None,
         options: LiveOptions | None = None,
     ) -> None:
         if draft is not None:
@@ -111,6 +113,7 @@ class LiveExecutor:
         rows = Tiers.fit(self.options.tiers.requests, concurrency)
         longest = int((workload.prompt_tokens + workload.output_tokens).max())
         capacity = whole_pages(longest + 2 * self.gamma + 2)
+        self._temperatures = self._as_temperatures(calibration)
         self._require_memory(rows, prompt_rows, capacity)
         with self._memory(f"caches for {rows} requests of {capacity} positions"):
             # Some rows more, where prompts are prefilled that have no batch row yet.
@@ -307,7 +310,7 @@ class LiveExecutor:
                 temperature=self.options.temperature, uniforms=state.draft_uniforms(requests),
             )  # fmt: skip
         state.drafts[:requests] = proposal.tokens
-        state.survival[:requests] = proposal.survival
+        state.survival[:requests] = proposal.calibrated_survival(self._temperatures)
         if state.q_draft is not None and proposal.q_draft is not None:
             state.q_draft[:requests] = proposal.q_draft
 
@@ -516,6 +519,16 @@ class LiveExecutor:
                 remedy="cut the trace, or take a draft of that block size",
             )  # fmt: skip
         return cursors
+
+    def _as_temperatures(self, calibration: Sequence[float] | None) -> Tensor | None:
+        if calibration is None:
+            return None
+        if len(calibration) != self.gamma:
+            raise BadInputError(
+                f"needs one temperature per drafted token, {self.gamma}", field="calibration",
+                value=len(calibration), remedy="cut the trace to the draft's block size",
+            )  # fmt: skip
+        return torch.tensor(list(calibration), dtype=torch.float32, device=self.device)
 
     def _require_tensor(self, lengths: Any) -> None:
         count = self._step.count

@@ -13,6 +13,7 @@ Kernels, all with the same arguments:
   long as reading the keys dominates. Runs anywhere.
 - ``varlen``: PyTorch's variable-length flash attention over paged keys, which splits long contexts over
   the whole device. CUDA, 16-bit weights, recent PyTorch.
+- ``capped``: as ``sdpa``, for targets that cap attention logits, which no fused kernel here does.
 - ``plain``: one softmax per row in float32, for tests.
 """
 
@@ -22,6 +23,7 @@ import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -130,16 +132,13 @@ class RaggedTarget:
 
     def __init__(self, target: Target, kernel: str = "auto") -> None:
         text = target.config.get_text_config()
-        if getattr(text, "attn_logit_softcapping", None):
-            raise BadInputError(
-                "caps attention logits, which the ragged kernels do not", source=target.name,
-                field="attn_logit_softcapping", remedy="choose another target, such as Qwen3 or Llama",
-            )  # fmt: skip
         self.target = target
         self.kv_heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         self.heads: int = text.num_attention_heads
         self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // self.heads
-        self.kernel_name = self._choose(kernel)
+        cap = getattr(text, "attn_logit_softcapping", None)
+        self.kernel_name = self._choose_capped(kernel) if cap else self._choose(kernel)
+        self.kernel: Kernel = partial(capped, cap=float(cap)) if cap else KERNELS[self.kernel_name]
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache for ``rows`` requests of up to ``capacity`` positions."""
@@ -167,7 +166,7 @@ class RaggedTarget:
         """
         rows = torch.cat([part.cache_rows(cache.trash) for part in parts])
         positions = torch.cat([part.positions for part in parts])
-        step = _Pass(tuple(parts), cache, rows, positions, KERNELS[self.kernel_name])
+        step = _Pass(tuple(parts), cache, rows, positions, self.kernel)
         with torch.no_grad(), self._attention(), self.target.capture(layer_ids) as states:
             output = self.target.model(
                 input_ids=tokens[None],
@@ -199,6 +198,14 @@ class RaggedTarget:
                 "is not known", field="attention", value=kernel, remedy="auto, " + ", ".join(KERNELS)
             )
         return kernel
+
+    def _choose_capped(self, kernel: str) -> str:
+        if kernel not in ("auto", "capped"):
+            raise BadInputError(
+                f"does not cap attention logits as {self.target.name} needs", field="attention", value=kernel,
+                remedy="auto",
+            )  # fmt: skip
+        return "capped"
 
     def _varlen_works(self) -> bool:
         """Whether this PyTorch's paged flash attention runs here and agrees with the plain softmax."""
@@ -264,25 +271,54 @@ def sdpa(
     query: Tensor, keys: Tensor, values: Tensor, rows: RaggedRows, scale: float, window: int | None
 ) -> Tensor:
     """See ``Kernel``. Query heads that share a key head become extra query rows of it."""
-    requests, kv_heads = len(rows.counts), keys.shape[2]
-    block = query[rows.once("blocks", rows.blocks)]  # [R, block, heads, head_dim]
-    grouped = torch.unflatten(block, 2, (kv_heads, -1)).permute(
-        0, 2, 3, 1, 4
-    )  # [R, kv_heads, group, block, head_dim]
-    groups = grouped.shape[2]
-    mine = slice(rows.first_cache_row, rows.first_cache_row + requests)
-    mask = rows.once(
-        ("mask", window, query.dtype, groups),
-        lambda: rows.mask(window, query.dtype)[:, None].repeat(1, 1, groups, 1),
-    )
+    mine = slice(rows.first_cache_row, rows.first_cache_row + len(rows.counts))
+    grouped, mask = _grouped(query, keys.shape[2], rows), _mask(query, keys.shape[2], rows, window)
     mixed = scaled_dot_product_attention(
-        grouped.flatten(2, 3),
+        grouped,
         keys[mine, : rows.context].transpose(1, 2),
         values[mine, : rows.context].transpose(1, 2),
         attn_mask=mask,
         scale=scale,
     )
-    mixed = torch.unflatten(mixed, 2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return _ungrouped(mixed, rows)
+
+
+def capped(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: RaggedRows,
+    scale: float,
+    window: int | None,
+    *,
+    cap: float,
+) -> Tensor:
+    """``sdpa`` with attention logits x softly capped, cap * tanh(x / cap), as Gemma 2 does."""
+    mine = slice(rows.first_cache_row, rows.first_cache_row + len(rows.counts))
+    grouped, mask = _grouped(query, keys.shape[2], rows), _mask(query, keys.shape[2], rows, window)
+    logits = grouped @ keys[mine, : rows.context].permute(0, 2, 3, 1) * scale
+    weights = torch.softmax((cap * torch.tanh(logits / cap) + mask).float(), dim=-1).to(query.dtype)
+    return _ungrouped(weights @ values[mine, : rows.context].transpose(1, 2), rows)
+
+
+def _grouped(query: Tensor, kv_heads: int, rows: RaggedRows) -> Tensor:
+    """Queries [N, heads, head_dim] by request and key head: [R, kv_heads, group * block, head_dim]."""
+    block = query[rows.once("blocks", rows.blocks)]  # [R, block, heads, head_dim]
+    return torch.unflatten(block, 2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def _mask(query: Tensor, kv_heads: int, rows: RaggedRows, window: int | None) -> Tensor:
+    """The mask of grouped queries, [R, 1, group * block, context]."""
+    groups = query.shape[1] // kv_heads
+    return rows.once(
+        ("mask", window, query.dtype, groups),
+        lambda: rows.mask(window, query.dtype)[:, None].repeat(1, 1, groups, 1),
+    )
+
+
+def _ungrouped(mixed: Tensor, rows: RaggedRows) -> Tensor:
+    """Back from ``_grouped`` to one row each, [N, heads, head_dim]."""
+    mixed = torch.unflatten(mixed, 2, (-1, rows.block)).permute(0, 3, 1, 2, 4).flatten(2, 3)
     return mixed[rows.request, rows.offset]
 
 

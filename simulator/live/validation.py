@@ -17,7 +17,7 @@ import pandas as pd
 import simpy
 from numpy.typing import NDArray
 
-from simulator.acceptance import AcceptanceModel
+from simulator.acceptance import AcceptanceModel, AcceptanceTrace
 from simulator.deployment import Deployment, Plan
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.files import read_json, write_json
@@ -49,8 +49,9 @@ class Scenario:
     """What both runs share.
 
     acceptance: by drafter. replayed: the live run takes acceptance from it as well; otherwise its pair
-    decides for itself. schedule_s: what a policy's decision adds to a step, as profiled. prompts: what
-    the live run's requests say, called ``prompts_name``; random tokens where None.
+    decides for itself, confidences calibrated with the temperatures that its trace carries. schedule_s:
+    what a policy's decision adds to a step, as profiled. prompts: what the live run's requests say,
+    called ``prompts_name``; random tokens where None.
     """
 
     target: Target
@@ -203,7 +204,8 @@ def run_live(
     executor = LiveExecutor(
         scenario.target, draft, workload, concurrency=limits.concurrency,
         prompts=scenario.prompts or random_prompts(scenario.target.vocab_size, scenario.seed),
-        replays=replays, prompt_rows=prompt_rows_for(workload, limits), options=scenario.options,
+        replays=replays, prompt_rows=prompt_rows_for(workload, limits), calibration=_calibration(plan),
+        options=scenario.options,
     )  # fmt: skip
     scheduler = executor.observe(plan.scheduler, keep_records=True)
     engine = Engine(
@@ -297,6 +299,14 @@ def compare(measured: Sequence[Mapping[str, float]], predicted: Mapping[str, flo
 def _compared(metrics: Metrics) -> dict[str, float]:
     row = metrics.as_row()
     return {name: row[name] for name in COMPARED if np.isfinite(row[name])}
+
+
+def _calibration(plan: Plan) -> list[float] | None:
+    model = plan.acceptance
+    if not isinstance(model, AcceptanceTrace) or model.temperatures is None:
+        return None
+    temperatures: list[float] = model.temperatures.tolist()
+    return temperatures
 
 
 def _gamma(plan: Plan) -> int:

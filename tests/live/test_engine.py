@@ -194,6 +194,24 @@ def test_trace_driven_decisions_are_the_simulators(
         assert policy().schedule(record.survival.numpy(), batch).tolist() == record.lengths.tolist()
 
 
+def test_confidences_are_calibrated_before_they_are_scheduled(target: Any, draft: Any) -> None:
+    load, temperatures = workload(6, closed=True), (0.5, 1.0, 2.0, 4.0)
+
+    def first_survival(calibration: Any) -> torch.Tensor:
+        executor = LiveExecutor(target, draft, load, concurrency=3, prompts=prompts, calibration=calibration)
+        serve(executor, Fixed(1), load, EngineLimits(3), steps=3)
+        observed: Any = executor._observed
+        survival: torch.Tensor = observed.records[0].survival
+        return survival
+
+    raw, calibrated = first_survival(None).double(), first_survival(temperatures).double()
+    confidence = raw / torch.nn.functional.pad(raw, (1, 0), value=1.0)[:, :-1]
+    expected = torch.sigmoid(torch.logit(confidence) / torch.tensor(temperatures)).cumprod(dim=1)
+    torch.testing.assert_close(calibrated, expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(BadInputError, match="one temperature per drafted token, 4"):
+        first_survival((1.0, 2.0))
+
+
 def test_timings_add_up_and_count_padding(target: Any, draft: Any) -> None:
     load = workload(5, closed=True)
     tiers = Tiers(rows=(8, 64), requests=(4,))

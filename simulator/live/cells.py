@@ -46,8 +46,9 @@ Key = tuple[str, str, int, int, int, int]
 class Cell:
     """One measurement; ``kind`` says of what, unused axes are 0. Times in seconds.
 
-    seconds: mean without gross outliers; relative: half-width of its 95% interval over it. scatter: the
-    samples' quantiles over their mean, at ``SCATTER`` equally likely places. round: cells measured in
+    seconds: mean without gross outliers; relative: half-width of its 95% interval, over the mean or over
+    what it is a part of. scatter: the samples' quantiles over their mean, at ``SCATTER`` equally likely
+    places; none of a part. round: cells measured in
     several rounds are apart in time, so that whatever slows a machine for a while spoils one of them.
     """
 
@@ -84,8 +85,13 @@ def measure(
     batch_tokens: int = 0,
     context_tokens: int = 0,
     round: int = 0,
+    part_of_s: float = 0.0,
 ) -> Cell:
     """Take samples until their mean is known to ``repeats.relative``.
+
+    part_of_s: for a small part of something that takes so long, known well enough when its interval is
+    narrow relative to that. Such a part may be a difference of two times: single samples may be negative,
+    their mean is not.
 
     Raises ``InfeasibleError`` for a cell that stays noisier than that: such a curve is not repeatable.
     """
@@ -94,10 +100,12 @@ def measure(
     samples: list[float] = []
     while len(samples) < repeats.most:
         samples.append(sample_s())
-        if len(samples) >= repeats.least and _relative(_typical(samples)) <= repeats.relative:
-            break
-    kept = _typical(samples)
-    relative = _relative(kept)
+        if len(samples) >= repeats.least:
+            kept = _typical(samples, part_of_s)
+            if _relative(kept, part_of_s) <= repeats.relative:
+                break
+    kept = _typical(samples, part_of_s)
+    relative = _relative(kept, part_of_s)
     if relative > repeats.relative:
         raise InfeasibleError(
             f"{kind} {name} at {requests} requests, {batch_tokens} batch tokens and {context_tokens} context "
@@ -105,14 +113,15 @@ def measure(
             "asked for: not repeatable; quieten the machine, or allow more repeats or a wider interval"
         )
     return Cell(
-        kind, name, requests, batch_tokens, context_tokens, float(kept.mean()), float(np.median(kept)),
-        relative, len(samples), len(samples) - len(kept), _scatter(kept), round,
+        kind, name, requests, batch_tokens, context_tokens, max(float(kept.mean()), 0.0),
+        max(float(np.median(kept)), 0.0), relative, len(samples), len(samples) - len(kept),
+        () if part_of_s else _scatter(kept), round,
     )  # fmt: skip
 
 
-def _typical(samples: list[float]) -> Any:
+def _typical(samples: list[float], part_of_s: float) -> Any:
     values = np.array(samples)
-    return values[values <= GROSS * np.median(values)]
+    return values[values <= GROSS * max(np.median(values), part_of_s)]
 
 
 def _scatter(kept: Any) -> tuple[float, ...]:
@@ -120,9 +129,9 @@ def _scatter(kept: Any) -> tuple[float, ...]:
     return tuple(np.quantile(kept / kept.mean(), places).round(4).tolist())
 
 
-def _relative(values: Any) -> float:
+def _relative(values: Any, part_of_s: float) -> float:
     half = values.std(ddof=1) / math.sqrt(len(values)) * stats.t.ppf(0.975, len(values) - 1)
-    return float(half / values.mean())
+    return float(half / max(values.mean(), part_of_s))
 
 
 class CellLog:

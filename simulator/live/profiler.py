@@ -222,8 +222,8 @@ class Profiler:
             return
         try:
             cell = measure(
-                sample, self._repeats(kind), kind=kind, name=name, requests=requests, batch_tokens=tokens,
-                context_tokens=context, round=self._round,
+                sample, self.options.repeats, kind=kind, name=name, requests=requests, batch_tokens=tokens,
+                context_tokens=context, round=self._round, part_of_s=self._part_of_s(kind, requests),
             )  # fmt: skip
         except OutOfMemoryError as error:
             self.left_out.append(str(error))
@@ -238,12 +238,12 @@ class Profiler:
     def _known(self, what: tuple[str, str, int, int, int]) -> bool:
         return self.log.get((*what, self._round)) is not None
 
-    def _repeats(self, kind: str) -> Repeats:
-        """Small parts of a step need no such precision as the step itself."""
-        asked = self.options.repeats
-        if kind in ("step", "draft", "prefill", "bare", "idle"):
-            return asked
-        return Repeats(min(0.5, 10 * asked.relative), asked.least, asked.most, asked.warmup)
+    def _part_of_s(self, kind: str, requests: int) -> float:
+        """Small parts of a step need be known no better than to that share of the step itself."""
+        if kind not in ("head", "sample", "schedule"):
+            return 0.0
+        steps = self.log.of("step")
+        return float(steps.loc[steps["requests"] == requests, "seconds"].min())
 
     def _drift(self) -> float:
         first = next(cell for cell in self.log.cells.values() if cell.kind == "step")
@@ -316,7 +316,7 @@ class _Bench:
         given = lengths.clone()
         self.executor.draft(requests)
         self.executor.verify(given, 0.0)
-        return max(decided - self.executor.timings[-1].visible_schedule_s, 1e-9)
+        return decided - self.executor.timings[-1].visible_schedule_s
 
     def prefill_s(self, tokens: int) -> float:
         """One prompt, target and draft."""
@@ -364,7 +364,7 @@ def _head_sample(draft: DSparkDraft, requests: int) -> Callable[[], float]:
         with torch.no_grad():
             return draft.lm_head(hidden)
 
-    return lambda: max(_timed(stage, weight.device) - _timed(matrix, weight.device), 1e-9)
+    return lambda: _timed(stage, weight.device) - _timed(matrix, weight.device)
 
 
 def _judge_sample(target: Target, requests: int, length: int) -> Callable[[], float]:

@@ -175,6 +175,20 @@ def test_a_noisy_cell_is_refused_and_gross_outliers_are_counted() -> None:
     assert cell.seconds == pytest.approx(1.0, abs=0.01)
 
 
+def test_a_part_need_not_be_known_better_than_to_a_share_of_its_whole() -> None:
+    draw = np.random.default_rng(0)
+
+    def difference() -> float:  # nothing, but for the noise of the two times it was taken from
+        return float(draw.normal(0.0, 1e-4))
+
+    with pytest.raises(InfeasibleError, match="not repeatable"):
+        measure(difference, Repeats(0.01, most=50), kind="schedule")
+    cell = measure(difference, Repeats(0.01, most=50), kind="schedule", part_of_s=5e-3)
+    assert 0 <= cell.seconds < 5e-5
+    assert cell.outliers == 0
+    assert cell.relative <= 0.01
+
+
 def test_a_curve_that_moved_is_refused(pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "FLAT", -1.0)
     path = tmp_path / "cells.jsonl"

@@ -121,7 +121,8 @@ def measure(
 
 def _typical(samples: list[float], part_of_s: float) -> Any:
     values = np.array(samples)
-    return values[values <= GROSS * max(np.median(values), part_of_s)]
+    limit = GROSS * max(np.median(values), part_of_s)
+    return values[values <= limit] if limit > 0 else values
 
 
 def _scatter(kept: Any) -> tuple[float, ...]:
@@ -131,7 +132,8 @@ def _scatter(kept: Any) -> tuple[float, ...]:
 
 def _relative(values: Any, part_of_s: float) -> float:
     half = values.std(ddof=1) / math.sqrt(len(values)) * stats.t.ppf(0.975, len(values) - 1)
-    return float(half / max(values.mean(), part_of_s))
+    size = max(values.mean(), part_of_s)
+    return float(half / size) if size > 0 else math.inf
 
 
 class CellLog:

@@ -246,15 +246,14 @@ class Profiler:
         return float(steps.loc[steps["requests"] == requests, "seconds"].min())
 
     def _drift(self) -> float:
-        first = next(cell for cell in self.log.cells.values() if cell.kind == "step")
+        """How far the first cell lies from what it was, measured once more."""
+        first = self.log.of("step").iloc[0]
+        requests, tokens = int(first["requests"]), int(first["batch_tokens"])
         draft = next(iter(self.drafters.values()))
-        bench = _Bench(
-            self.target, draft, first.requests, first.context_tokens // first.requests, self.options
-        )
-        again = measure(
-            lambda: bench.step_s(first.requests, first.batch_tokens), self.options.repeats, kind="step"
-        )
-        return abs(again.seconds / first.seconds - 1)
+        context = int(first["context_tokens"]) // requests
+        bench = _Bench(self.target, draft, requests, context, self.options)
+        again = measure(lambda: bench.step_s(requests, tokens), self.options.repeats, kind="step")
+        return abs(again.seconds / float(first["seconds"]) - 1)
 
 
 class _Bench:

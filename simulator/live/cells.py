@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from simulator.acceptance import random_stream
 from simulator.errors import BadInputError, InfeasibleError
+from simulator.live.steps import OutOfMemoryError
 
 GROSS = 3.0
 """Samples of more than so many medians are another process's doing: left out, and counted."""
@@ -75,48 +77,87 @@ _WHAT = ["kind", "name", "requests", "batch_tokens", "context_tokens"]
 _MEASURED = ["seconds", "median_s", "relative", "repeats", "outliers"]
 
 
-def measure(
-    sample_s: Callable[[], float],
-    repeats: Repeats,
-    *,
-    kind: str,
-    name: str = "",
-    requests: int = 0,
-    batch_tokens: int = 0,
-    context_tokens: int = 0,
-    round: int = 0,
-    part_of_s: float = 0.0,
-) -> Cell:
-    """Take samples until their mean is known to ``repeats.relative``.
+@dataclass(slots=True, eq=False)
+class Measurement:
+    """A cell while it is measured: what, how to take a sample in seconds, and the samples so far.
 
     part_of_s: for a small part of something that takes so long, known well enough when its interval is
     narrow relative to that. Such a part may be a difference of two times: single samples may be negative,
     their mean is not.
-
-    Raises ``InfeasibleError`` for a cell that stays noisier than that: such a curve is not repeatable.
     """
-    for _ in range(repeats.warmup):
-        sample_s()
-    samples: list[float] = []
-    while len(samples) < repeats.most:
-        samples.append(sample_s())
-        if len(samples) >= repeats.least:
-            kept = _typical(samples, part_of_s)
-            if _relative(kept, part_of_s) <= repeats.relative:
-                break
-    kept = _typical(samples, part_of_s)
-    relative = _relative(kept, part_of_s)
-    if relative > repeats.relative:
-        raise InfeasibleError(
-            f"{kind} {name} at {requests} requests, {batch_tokens} batch tokens and {context_tokens} context "
-            f"tokens is known to {relative:.1%} after {len(samples)} repeats, {repeats.relative:.1%} was "
-            "asked for: not repeatable; quieten the machine, or allow more repeats or a wider interval"
-        )
-    return Cell(
-        kind, name, requests, batch_tokens, context_tokens, max(float(kept.mean()), 0.0),
-        max(float(np.median(kept)), 0.0), relative, len(samples), len(samples) - len(kept),
-        () if part_of_s else _scatter(kept), round,
-    )  # fmt: skip
+
+    sample_s: Callable[[], float]
+    kind: str
+    name: str = ""
+    requests: int = 0
+    batch_tokens: int = 0
+    context_tokens: int = 0
+    part_of_s: float = 0.0
+    samples: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """For a person."""
+        sizes = f"{self.requests} requests {self.batch_tokens} tokens {self.context_tokens} context"
+        return f"{self.kind} {self.name} {sizes}"
+
+    def is_known(self, repeats: Repeats) -> bool:
+        """Whether there are samples enough."""
+        if len(self.samples) < repeats.least:
+            return False
+        return _relative(_typical(self.samples, self.part_of_s), self.part_of_s) <= repeats.relative
+
+    def cell(self, repeats: Repeats, round: int) -> Cell:
+        """The finished cell; ``InfeasibleError`` where it is not known as well as was asked."""
+        kept = _typical(self.samples, self.part_of_s)
+        relative = _relative(kept, self.part_of_s)
+        if relative > repeats.relative:
+            raise InfeasibleError(
+                f"{self} is known to {relative:.1%} after {len(self.samples)} repeats, "
+                f"{repeats.relative:.1%} was asked for: not repeatable; quieten the machine, or allow more "
+                "repeats or a wider interval"
+            )
+        return Cell(
+            self.kind, self.name, self.requests, self.batch_tokens, self.context_tokens,
+            max(float(kept.mean()), 0.0), max(float(np.median(kept)), 0.0), relative, len(self.samples),
+            len(self.samples) - len(kept), () if self.part_of_s else _scatter(kept), round,
+        )  # fmt: skip
+
+
+def measure(
+    wanted: Sequence[Measurement],
+    repeats: Repeats,
+    *,
+    done: Callable[[Cell], None],
+    left_out: Callable[[Measurement, OutOfMemoryError], None],
+    round: int = 0,
+) -> None:
+    """Sample everything wanted in turn, in an order that changes, until each mean is known well enough.
+
+    In turn, because no engine runs the same step twice in a row: a burst of equal steps finds its weights
+    and buffers in caches where a real step does not, and takes whatever slows the machine for a second for
+    its own. done, left_out: told of each cell when it is known, or when memory did not suffice.
+
+    Raises ``InfeasibleError`` for a cell that stays too noisy: such a curve is not repeatable.
+    """
+    turns, left = random_stream(0, "turns"), list(wanted)
+    for sweep in range(repeats.warmup + repeats.most):
+        open_still = []
+        for place in turns.permutation(len(left)).tolist():
+            measurement = left[place]
+            try:
+                seconds = measurement.sample_s()
+            except OutOfMemoryError as error:
+                left_out(measurement, error)
+                continue
+            if sweep >= repeats.warmup:
+                measurement.samples.append(seconds)
+            if measurement.is_known(repeats):
+                done(measurement.cell(repeats, round))
+            else:
+                open_still.append(measurement)
+        left = open_still
+    for measurement in left:
+        done(measurement.cell(repeats, round))
 
 
 def _typical(samples: list[float], part_of_s: float) -> Any:

@@ -18,7 +18,7 @@ Kinds of cells (``Cell.kind``; ``name`` is a drafter or a policy):
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from simulator.cost import AdditiveCost, ThroughputCurve
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.fit import AdditiveFit, fit_additive
 from simulator.live import sampling
-from simulator.live.cells import CellLog, Repeats, measure
+from simulator.live.cells import Cell, CellLog, Measurement, Repeats, measure
 from simulator.live.drafts import Draft, DSparkDraft
 from simulator.live.engine import LiveExecutor, LiveOptions
 from simulator.live.environment import device_name, long_lived_objects_set_aside, software
@@ -46,6 +46,9 @@ from simulator.schedulers import Batch, parse_policy
 from simulator.workload import Workload
 
 Tell = Callable[[str], None]
+
+What = tuple[str, str, int, int, int]
+"""Of a cell: kind, name, requests, batch tokens, context tokens."""
 
 NO_DRAFTER = "none"
 
@@ -177,11 +180,10 @@ class Profiler:
             bench = self._bench(draft, context)
             if bench is None:
                 continue
-            for kind, label, requests, tokens, total in mine:
-                if requests > bench.executor.concurrency or tokens > requests * (1 + bench.executor.gamma):
-                    continue
-                sample = bench.sample(kind, label, requests, tokens)
-                self._cell(sample, kind, label, requests, tokens, total)
+            fitting = [what for what in mine if bench.holds(*what[2:4])]
+            # Deciding is measured as a part of steps, which must be known by then.
+            self._measure(bench, [what for what in fitting if what[0] != "schedule"])
+            self._measure(bench, [what for what in fitting if what[0] == "schedule"])
             del bench
             if self.target.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -204,38 +206,45 @@ class Profiler:
         if all(self._known(("prefill", name, 1, tokens, 0)) for tokens in sizes):
             return
         bench = _Bench(self.target, draft, 1, sizes[-1], self.options)
-        for tokens in sizes:
-            self._cell(bench.sample("prefill", name, 1, tokens), "prefill", name, 1, tokens, 0)
+        self._measure(bench, [("prefill", name, 1, tokens, 0) for tokens in sizes])
 
     def _heads(self) -> None:
         """The sequential stage, and the acceptance decision that is part of every step."""
+        samples = {}
         for requests in self.options.grid.requests:
             for name, draft in self.drafters.items():
                 if isinstance(draft, DSparkDraft):
-                    self._cell(_head_sample(draft, requests), "head", name, requests, 0, 0)
-            self._cell(_judge_sample(self.target, requests, 4), "sample", "greedy", requests, 5 * requests, 0)
+                    samples["head", name, requests, 0, 0] = _head_sample(draft, requests)
+            judging = _judge_sample(self.target, requests, 4)
+            samples["sample", "greedy", requests, 5 * requests, 0] = judging
+        self._take(samples)
 
-    def _cell(
-        self, sample: Callable[[], float], kind: str, name: str, requests: int, tokens: int, context: int
-    ) -> None:
-        if self._known((kind, name, requests, tokens, context)):
-            return
-        try:
-            cell = measure(
-                sample, self.options.repeats, kind=kind, name=name, requests=requests, batch_tokens=tokens,
-                context_tokens=context, round=self._round, part_of_s=self._part_of_s(kind, requests),
-            )  # fmt: skip
-        except OutOfMemoryError as error:
+    def _measure(self, bench: _Bench, wanted: Sequence[What]) -> None:
+        self._take({what: bench.sample(*what[:4]) for what in wanted})
+
+    def _take(self, samples: Mapping[What, Callable[[], float]]) -> None:
+        """Measure what is not known yet, all of it in turn."""
+
+        def done(cell: Cell) -> None:
+            self.log.add(cell)
+            self.tell(
+                f"{cell.kind} {cell.name} {cell.requests} requests {cell.batch_tokens} tokens "
+                f"{cell.context_tokens} context: {cell.seconds * 1e3:.3f} ms +- {cell.relative:.1%} "
+                f"({cell.repeats} repeats)"
+            )
+
+        def left_out(measurement: Measurement, error: OutOfMemoryError) -> None:
             self.left_out.append(str(error))
-            self.tell(f"left out {kind} {requests} x {tokens}: {error}")
-            return
-        self.log.add(cell)
-        self.tell(
-            f"{kind} {name} {requests} requests {tokens} tokens {context} context: "
-            f"{cell.seconds * 1e3:.3f} ms +- {cell.relative:.1%} ({cell.repeats} repeats)"
-        )
+            self.tell(f"left out {measurement}: {error}")
 
-    def _known(self, what: tuple[str, str, int, int, int]) -> bool:
+        wanted = [
+            Measurement(sample, *what, part_of_s=self._part_of_s(what[0], what[2]))
+            for what, sample in samples.items()
+            if not self._known(what)
+        ]
+        measure(wanted, self.options.repeats, done=done, left_out=left_out, round=self._round)
+
+    def _known(self, what: What) -> bool:
         return self.log.get((*what, self._round)) is not None
 
     def _part_of_s(self, kind: str, requests: int) -> float:
@@ -252,8 +261,10 @@ class Profiler:
         draft = next(iter(self.drafters.values()))
         context = int(first["context_tokens"]) // requests
         bench = _Bench(self.target, draft, requests, context, self.options)
-        again = measure(lambda: bench.step_s(requests, tokens), self.options.repeats, kind="step")
-        return abs(again.seconds / float(first["seconds"]) - 1)
+        again = list[Cell]()
+        step = Measurement(lambda: bench.step_s(requests, tokens), "step", "", requests, tokens)
+        measure([step], self.options.repeats, done=again.append, left_out=lambda *_: None)
+        return abs(again[0].seconds / float(first["seconds"]) - 1)
 
 
 class _Bench:
@@ -272,6 +283,11 @@ class _Bench:
             options=LiveOptions(tiers=tiers, attention=options.attention, graphs=options.graphs),
         )  # fmt: skip
         self.context = context
+
+    def holds(self, requests: int, batch_tokens: int) -> bool:
+        """Whether a step of these sizes exists here."""
+        executor = self.executor
+        return requests <= executor.concurrency and batch_tokens <= requests * (1 + executor.gamma)
 
     def sample(self, kind: str, name: str, requests: int, batch_tokens: int) -> Callable[[], float]:
         """What to call again and again to measure a cell of this kind."""

@@ -7,6 +7,7 @@ differ: what is validated is the cost model. With the pair's own acceptance the 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ class Scenario:
             "target": self.target.name,
             "drafters": {name: draft.source or "untrained" for name, draft in self.drafters.items()},
             "profile": self.profile.name,
-            "profile_date": self.profile.provenance.date,
+            "profile_digest": hashlib.sha256(self.profile.model_dump_json().encode()).hexdigest(),
             "acceptance": {name: model.name for name, model in self.acceptance.items()},
             "lengths": repr(self.lengths),
             "steps": self.steps,

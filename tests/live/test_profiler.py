@@ -12,7 +12,7 @@ import pytest
 
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.live import profiler
-from simulator.live.cells import Cell, CellLog, Repeats, measure
+from simulator.live.cells import Cell, CellLog, Measurement, Repeats, measure
 from simulator.live.device_ceilings import measure_ceilings
 from simulator.live.pairs import new_dspark, new_mtp
 from simulator.live.profiler import Grid, ProfileOptions, Profiler, profile_from, schedule_s, settings_of
@@ -165,14 +165,51 @@ def test_curves_that_say_nothing_are_refused(
         Profiler(*pair, log, OPTIONS, print).refuse_unusable()
 
 
+def measured(*wanted: Measurement, repeats: Repeats) -> list[Cell]:
+    cells: list[Cell] = []
+    measure(wanted, repeats, done=cells.append, left_out=lambda *_: None)
+    return cells
+
+
 def test_a_noisy_cell_is_refused_and_gross_outliers_are_counted() -> None:
     draw = np.random.default_rng(0)
-    with pytest.raises(InfeasibleError, match="not repeatable"):
-        measure(lambda: float(draw.uniform(0.1, 2)), Repeats(0.01, most=20), kind="step")
+    with pytest.raises(InfeasibleError, match=r"step .*not repeatable"):
+        measured(Measurement(lambda: float(draw.uniform(0.1, 2)), "step"), repeats=Repeats(0.01, most=20))
     samples: Iterator[float] = iter([1.0] * 5 + [1.01, 50.0] * 20)
-    cell = measure(lambda: next(samples), Repeats(0.01, least=10, warmup=0), kind="step")
+    repeats = Repeats(0.01, least=10, warmup=0)
+    (cell,) = measured(Measurement(lambda: next(samples), "step"), repeats=repeats)
     assert cell.outliers > 0
     assert cell.seconds == pytest.approx(1.0, abs=0.01)
+
+
+def test_cells_take_turns_and_leave_when_they_are_known() -> None:
+    order: list[str] = []
+
+    def steady(name: str, scatter: float) -> Measurement:
+        draw = np.random.default_rng(len(name))
+
+        def sample() -> float:
+            order.append(name)
+            return float(draw.normal(1.0, scatter))
+
+        return Measurement(sample, "step", name)
+
+    def too_large() -> float:
+        raise OutOfMemoryError("it does not fit")
+
+    out: list[str] = []
+    cells: list[Cell] = []
+    measure(
+        [steady("quiet", 1e-4), steady("noisier", 0.05), Measurement(too_large, "step", "huge")],
+        Repeats(0.01, least=10, most=500, warmup=2), done=cells.append,
+        left_out=lambda measurement, error: out.append(f"{measurement.name}: {error}"),
+    )  # fmt: skip
+    assert out == ["huge: it does not fit"]
+    assert [cell.name for cell in cells] == ["quiet", "noisier"]
+    quiet, noisier = cells
+    assert (quiet.repeats, order.count("quiet")) == (10, 12)
+    assert noisier.repeats == order.count("noisier") - 2 > 50
+    assert {"quiet", "noisier"} == set(order[:2]) == set(order[2:4]) == set(order[22:24])
 
 
 def test_a_part_need_not_be_known_better_than_to_a_share_of_its_whole() -> None:
@@ -181,9 +218,10 @@ def test_a_part_need_not_be_known_better_than_to_a_share_of_its_whole() -> None:
     def difference() -> float:  # nothing, but for the noise of the two times it was taken from
         return float(draw.normal(0.0, 1e-4))
 
+    repeats = Repeats(0.01, most=50)
     with pytest.raises(InfeasibleError, match="not repeatable"):
-        measure(difference, Repeats(0.01, most=50), kind="schedule")
-    cell = measure(difference, Repeats(0.01, most=50), kind="schedule", part_of_s=5e-3)
+        measured(Measurement(difference, "schedule"), repeats=repeats)
+    (cell,) = measured(Measurement(difference, "schedule", part_of_s=5e-3), repeats=repeats)
     assert 0 <= cell.seconds < 5e-5
     assert cell.outliers == 0
     assert cell.relative <= 0.01

@@ -247,6 +247,9 @@ def _read_config(folder: Path, fields: Fields) -> Any:
             field="model_type",
             remedy="update transformers, or choose another target",
         ) from error
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        # Older transformers run these through SDPA, which silently leaves the cap out.
+        config._attn_implementation = "eager"
     rope = fields.raw.get("rope_parameters")
     if rope and not _READS_ROPE_PARAMETERS:
         _spell_rope_as_before(config, rope)

@@ -27,6 +27,8 @@ from simulator.lengths import parse_lengths
 from simulator.live.campaign import GAMMAS, OUTPUT_TOKENS, PROMPT_TOKENS, SIZES, SMALL, Campaign
 from simulator.live.campaign_figures import plot_steps
 from simulator.live.cells import CellLog
+from simulator.live.profiler import slug
+from simulator.live.validation import summarise_errors
 from simulator.plots import plot_frontier, plot_load, save
 from simulator.profiles import Profile, load_profile
 from simulator.regret import plot_regret, regret
@@ -78,8 +80,7 @@ class _Page:
     @property
     def slug(self) -> str:
         """The device as a file's name."""
-        kept = "".join(letter if letter.isalnum() else "-" for letter in self.device.lower())
-        return "-".join(part for part in kept.split("-") if part)
+        return slug(self.device)
 
     def figure(self, name: str, figure: Figure, alt: str) -> str:
         """Save a figure; returns the line that shows it."""
@@ -429,12 +430,13 @@ def _validation(page: _Page, size: str) -> str:
     found = page.json(f"{folder}/origin.json", part)
     errors = page.csv(f"{folder}/errors.csv", part)
     parity = page.csv(f"{folder}/parity.csv", part)
-    size_of = errors.assign(error=errors["error"].abs()).groupby("metric", sort=False)["error"]
+    summary = summarise_errors(errors)
     table = pd.DataFrame(
         {
-            "metric": list(size_of.groups),
-            "median error": [f"{value:.1%}" for value in size_of.median()],
-            "largest error": [f"{value:.1%}" for value in size_of.max()],
+            "metric": list(summary.index),
+            "median error": [f"{value:.1%}" for value in summary["median"]],
+            "largest error": [f"{value:.1%}" for value in summary["max"]],
+            "median spread of live runs": [f"{value:.1%}" for value in summary["spread"]],
         }
     )
     runs = errors[["policy", "concurrency"]].drop_duplicates()

@@ -131,7 +131,7 @@ class LiveExecutor:
         self.timings: list[StepTiming] = []
         self.outputs: dict[int, list[int]] = {}
         self._free_prompt_rows = list(range(rows, rows + prompt_rows))
-        self._prompt_rows: dict[int, int] = {}
+        self._prompts_begun: dict[int, tuple[int, Tensor]] = {}  # their cache rows, and their tokens
         self._trace = None if replays is None else self._cursors(replays, rows)
         self._generator = torch.Generator(self.device).manual_seed(self.options.seed)
         self._ready: dict[int, _Prefilled] = {}
@@ -394,34 +394,32 @@ class LiveExecutor:
 
     def prefill_row(self, row: int, request: int, positions: int) -> _Prefilled:
         """Run a prompt through the target into a cache row, and all but its last position into the draft."""
-        for piece in self._slices(row, request, positions, Chunk(request, 0, positions, True)):
+        prompt = self._to_device(self.prompts(request, positions))
+        for piece in _slices(row, prompt, Chunk(request, 0, positions, True)):
             logits, features = self._run_piece(piece)
             self._see(piece, features)
         return self._prefilled(positions, logits, features)
 
     def _pieces(self, chunk: Chunk) -> list[_Piece]:
         """A chunk in the cache row that its prompt has until it is complete."""
-        if chunk.request not in self._prompt_rows:
-            if chunk.start:
-                raise BadInputError(
-                    "begins behind a cached prefix, which the live engine does not keep", field="prompt",
-                    value=chunk.request, remedy="run live without a prefix cache",
-                )  # fmt: skip
-            if not self._free_prompt_rows:
-                raise BadInputError(
-                    "are all in use", field="prompt_rows", value=len(self._prompt_rows),
-                    remedy="give as many as prompts may share a step: prompt_rows_for(workload, limits)",
-                )  # fmt: skip
-            self._prompt_rows[chunk.request] = self._free_prompt_rows.pop()
-        row, positions = self._prompt_rows[chunk.request], int(self.workload.prompt_tokens[chunk.request])
-        return self._slices(row, chunk.request, positions, chunk)
+        if chunk.request not in self._prompts_begun:
+            self._prompts_begun[chunk.request] = self._begin_prompt(chunk)
+        return _slices(*self._prompts_begun[chunk.request], chunk)
 
-    def _slices(self, row: int, request: int, positions: int, chunk: Chunk) -> list[_Piece]:
-        """A chunk of a prompt of so many positions, in slices of ``PREFILL_ROWS``."""
-        tokens = self._to_device(self.prompts(request, positions))
-        end = chunk.start + chunk.tokens
-        starts = range(chunk.start, end, PREFILL_ROWS)
-        return [_Piece.of(request, row, tokens, start, min(start + PREFILL_ROWS, end)) for start in starts]
+    def _begin_prompt(self, chunk: Chunk) -> tuple[int, Tensor]:
+        """A cache row for a prompt of which this is the first chunk, and its tokens on the device."""
+        if chunk.start:
+            raise BadInputError(
+                "begins behind a cached prefix, which the live engine does not keep", field="prompt",
+                value=chunk.request, remedy="run live without a prefix cache",
+            )  # fmt: skip
+        if not self._free_prompt_rows:
+            raise BadInputError(
+                "are all in use", field="prompt_rows", value=len(self._prompts_begun),
+                remedy="give as many as prompts may share a step: prompt_rows_for(workload, limits)",
+            )  # fmt: skip
+        positions = int(self.workload.prompt_tokens[chunk.request])
+        return self._free_prompt_rows.pop(), self._to_device(self.prompts(chunk.request, positions))
 
     def _run_piece(self, piece: _Piece) -> tuple[Tensor, Tensor]:
         """Prompt rows alone through the target: logits [V] of the last one, features [n, width]."""
@@ -436,7 +434,7 @@ class LiveExecutor:
         """What is left to do for prompt rows that the target has processed."""
         self._see(piece, features)
         if piece.end == piece.positions:
-            row = self._prompt_rows.pop(piece.request)
+            row, _ = self._prompts_begun.pop(piece.request)
             self._ready[piece.request] = self._stash(row, self._prefilled(piece.end, logits, features))
             self._free_prompt_rows.append(row)
 
@@ -633,6 +631,13 @@ class _Piece:
         )  # fmt: skip
         following = prompt[start + 1 : end + 1]
         return cls(request, row, start, end, len(prompt), prompt[start:end], following, rows)
+
+
+def _slices(row: int, prompt: Tensor, chunk: Chunk) -> list[_Piece]:
+    """A chunk of a prompt [positions] in this cache row, in slices of ``PREFILL_ROWS``."""
+    end = chunk.start + chunk.tokens
+    starts = range(chunk.start, end, PREFILL_ROWS)
+    return [_Piece.of(chunk.request, row, prompt, start, min(start + PREFILL_ROWS, end)) for start in starts]
 
 
 class _Step:

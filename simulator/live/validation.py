@@ -111,9 +111,8 @@ class Validation:
     parity: pd.DataFrame
 
     def summary(self) -> pd.DataFrame:
-        """Median and largest absolute error of each metric, and the median spread of the live runs."""
-        by_metric = self.errors.assign(error=self.errors["error"].abs()).groupby("metric", sort=False)
-        return by_metric["error"].agg(["median", "max"]).assign(spread=by_metric["spread"].median())
+        """See ``summarise_errors``."""
+        return summarise_errors(self.errors)
 
     def check(self, tolerances: Mapping[str, float]) -> None:
         """Raise ``InfeasibleError`` for a decision that differed or a median error above its tolerance."""
@@ -129,6 +128,12 @@ class Validation:
             median = float(summary["median"][metric])
             if not median <= tolerance:
                 raise InfeasibleError(f"{metric}: median error {median:.1%} exceeds {tolerance:.1%}")
+
+
+def summarise_errors(errors: pd.DataFrame) -> pd.DataFrame:
+    """Median and largest absolute error of each metric, and the median spread of the live runs."""
+    by_metric = errors.assign(error=errors["error"].abs()).groupby("metric", sort=False)
+    return by_metric["error"].agg(["median", "max"]).assign(spread=by_metric["spread"].median())
 
 
 def check_profile(profile: Profile, target: Target) -> None:
@@ -246,8 +251,8 @@ def _predicted(scenario: Scenario, policy: Policy, concurrency: int) -> dict[str
     plan, workload = scenario.plan(policy), scenario.workload(concurrency)
     counted = _Counted(plan.scheduler)
     run = simulate(
-        workload, [plan.replay(scenario.seed)] * len(workload.classes), counted, plan.cost,
-        EngineLimits(concurrency), believed=plan.believed, seed=scenario.seed, steps=scenario.steps,
+        workload, [plan.replay(scenario.seed)], counted, plan.cost, EngineLimits(concurrency),
+        believed=plan.believed, seed=scenario.seed, steps=scenario.steps,
     )  # fmt: skip
     return {"metrics": _compared(run.metrics), "lengths": shares(counted.lengths, _gamma(plan))}
 

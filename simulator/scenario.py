@@ -57,9 +57,21 @@ class TrafficSpec(_Strict):
 class KvMemory(_Strict):
     """KV-cache capacity of a replica from its memory and the model's shape.
 
-    tokens = (gpus * gpu_memory_gib * usable - weights_gib) * 2**30 / bytes_per_token, where a token takes
-    layers * 2 * kv_heads * head_dim * bytes_per_value (keys and values), or with latent attention layers *
-    latent_dim * bytes_per_value, one vector for both. ``usable`` leaves room for activations and graphs.
+    A replica of G GPUs has ``data_parallel`` groups. A group splits its layers over ``pipeline_parallel``
+    stages and attention over the tensor-parallel ranks, G / (data_parallel * pipeline_parallel). On one GPU
+    a token takes
+
+        layers of a stage * 2 * KV heads of a rank * head_dim * bytes_per_value   (keys and values), or
+        layers of a stage * latent_dim * bytes_per_value                          (latent attention).
+
+    Tensor parallelism divides KV heads, so a rank holds ceil(kv_heads / ranks): at least one, which is
+    then the same on several ranks. A latent vector has no heads to divide: every rank holds it whole. So
+
+        tokens = data_parallel * (gpu_memory_gib * usable - weights_gib / G) * 2**30 / bytes on one GPU.
+
+    weights_gib: of the whole replica, spread evenly (with data-parallel attention count its copies too).
+    usable: leaves room for activations and graphs. data_parallel: groups that hold the caches of
+    different requests (data-parallel attention); their sum is the capacity, as if they were equally full.
     """
 
     gpu_memory_gib: float = Field(gt=0)
@@ -70,20 +82,25 @@ class KvMemory(_Strict):
     latent_dim: int | None = Field(default=None, gt=0)
     bytes_per_value: float = Field(default=2.0, gt=0)
     usable: float = Field(default=0.9, gt=0, le=1)
+    data_parallel: int = Field(default=1, gt=0)
+    pipeline_parallel: int = Field(default=1, gt=0)
 
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of one token's keys and values in all layers."""
+    def bytes_per_token(self, gpus: int) -> float:
+        """Bytes that one token takes on the fullest GPU of a replica."""
+        ranks = self._ranks(gpus)
+        layers = -(-self.layers // self.pipeline_parallel)
         if self.latent_dim is not None and self.kv_heads is None and self.head_dim is None:
-            return self.layers * self.latent_dim * self.bytes_per_value
+            return layers * self.latent_dim * self.bytes_per_value
         if self.latent_dim is None and self.kv_heads is not None and self.head_dim is not None:
-            return self.layers * 2 * self.kv_heads * self.head_dim * self.bytes_per_value
+            return layers * 2 * -(-self.kv_heads // ranks) * self.head_dim * self.bytes_per_value
         raise BadInputError(
-            "needs either kv_heads and head_dim, or latent_dim", source="scenario", field="replica.kv_memory"
-        )
+            "needs either kv_heads and head_dim, or latent_dim", source="scenario", field="replica.kv_memory",
+            remedy="give the shape of one attention layer",
+        )  # fmt: skip
 
     def tokens(self, gpus: int) -> int:
         """Tokens that fit; ``BadInputError`` where the weights alone do not."""
+        per_token = self.bytes_per_token(gpus)
         free_gib = gpus * self.gpu_memory_gib * self.usable - self.weights_gib
         if free_gib <= 0:
             raise BadInputError(
@@ -91,7 +108,19 @@ class KvMemory(_Strict):
                 f"{gpus * self.gpu_memory_gib * self.usable:g} usable",
                 source="scenario", field="replica.kv_memory", remedy="use more GPUs per replica",
             )  # fmt: skip
-        return int(free_gib * 2**30 / self.bytes_per_token)
+        return int(self.data_parallel * (free_gib / gpus) * 2**30 / per_token)
+
+    def _ranks(self, gpus: int) -> int:
+        """Tensor-parallel ranks over which one group splits attention."""
+        ranks, rest = divmod(gpus, self.data_parallel * self.pipeline_parallel)
+        if rest or not ranks:
+            raise BadInputError(
+                f"data_parallel * pipeline_parallel must divide the replica's {gpus} GPUs",
+                source="scenario", field="replica.kv_memory.data_parallel",
+                value=self.data_parallel * self.pipeline_parallel,
+                remedy="give replica.gpus the GPUs of the whole replica",
+            )  # fmt: skip
+        return ranks
 
 
 class ReplicaSpec(_Strict):

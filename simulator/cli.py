@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simulator.errors import BadInputError, SimulatorError
-from simulator.options import AddressOption, BackendOption, CellsOption, WorkersOption, numbers
+from simulator.options import (
+    AddressOption,
+    BackendOption,
+    CellsOption,
+    ProcessLengthsOption,
+    WorkersOption,
+    numbers,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,12 +165,14 @@ def simulate(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests running at once.")],
     acceptance: AcceptanceOption = None,
     traffic: Annotated[
-        str, typer.Option(help="closed, poisson:12/s, gamma:12/s,cv=3, diurnal:..., or a trace file.")
+        str,
+        typer.Option(help="closed, poisson:12/s, gamma:12/s,cv=3, diurnal:... or a trace FILE[@OPTIONS]."),
     ] = "closed",
-    lengths: LengthsOption = "default",
+    lengths: ProcessLengthsOption = None,
     requests: Annotated[
-        int, typer.Option(min=1, help="Requests to generate (a trace file gives its own).")
-    ] = 2000,
+        int | None,
+        typer.Option(min=1, help="The first N requests. Default: 2000 of a process, all of a trace file."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Engine steps; a closed loop needs an end (default 2000).")
     ] = None,

@@ -23,6 +23,13 @@ AddressOption = Annotated[
 CellsOption = Annotated[
     Path | None, typer.Option(help="Directory that keeps finished cells, so that the same sweep resumes.")
 ]
+ProcessLengthsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Prompt/output lengths of a process: fixed:1024/256, lognormal:1500,cv=1/300,cv=0.8, ... "
+        "A trace file has its own. Default: azure-2023-conversation."
+    ),
+]
 
 
 def numbers(text: str, kind: type[Number], option: str) -> list[Number]:

@@ -8,7 +8,17 @@ from typing import Annotated, Literal
 import typer
 
 from simulator.errors import BadInputError, InfeasibleError
-from simulator.options import AddressOption, BackendOption, CellsOption, WorkersOption, numbers
+from simulator.options import (
+    AddressOption,
+    BackendOption,
+    CellsOption,
+    ProcessLengthsOption,
+    WorkersOption,
+    numbers,
+)
+
+GENERATED_S = 600.0
+"""Simulated time of ``fleet`` under an arrival process unless told otherwise; a recording is played whole."""
 
 
 def plan(
@@ -98,13 +108,16 @@ def regret(
 def fleet(
     profile: Annotated[str, typer.Option(help="A shipped profile or FILE.json.")],
     traffic: Annotated[
-        str, typer.Option(help="poisson:4000/s, gamma:...,cv=3 or a trace file, for the fleet.")
+        str, typer.Option(help="poisson:4000/s, gamma:...,cv=3 or a trace FILE[@OPTIONS], for the fleet.")
     ],
     sla: Annotated[list[str], typer.Option(help="Term, repeatable: tps_p10>=60, ttft_p99<=2s.")],
     replicas: Annotated[int, typer.Option(min=1, help="Replicas in the fleet.")],
     out: Annotated[Path, typer.Option(help="Directory to write.")],
-    duration: Annotated[str, typer.Option(help="Simulated time with arrivals, with its unit.")] = "10min",
-    lengths: Annotated[str | None, typer.Option(help="Prompt/output lengths for an arrival process.")] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option(help="Simulated time with arrivals. Default: 10min of a process, all of a trace file."),
+    ] = None,
+    lengths: ProcessLengthsOption = None,
     policy: Annotated[str, typer.Option(help="Policy[@DRAFTER].")] = "dspark-async",
     acceptance: Annotated[
         list[str] | None, typer.Option(help="[DRAFTER=]MODEL; default: what the profile carries.")
@@ -136,7 +149,7 @@ def fleet(
     from simulator.schedulers import parse_policy
     from simulator.serving import EngineLimits
     from simulator.sla import parse_sla
-    from simulator.traffic import parse_traffic
+    from simulator.traffic import draw_workload, parse_traffic
     from simulator.units import parse_duration_s
 
     loaded = load_profile(profile)
@@ -146,8 +159,10 @@ def fleet(
     arranged = Fleet(replicas, limits, router, pods, prefix_cache_tokens)
     terms = parse_sla(sla)
     check_writable(out)
-    seconds = parse_duration_s(duration, field="--duration")
-    workload = parse_traffic(traffic, lengths).workload(seed, duration_s=seconds)
+    seconds = None if duration is None else parse_duration_s(duration, field="--duration")
+    workload = draw_workload(
+        parse_traffic(traffic, lengths), seed, duration_s=seconds, generated_s=GENERATED_S
+    )
     plans = [deployment.plan(parse_policy(policy))] * len(workload.classes)
     run = simulate_fleet(
         workload, plans, arranged, terms, seed=seed, workers=workers, backend=backend, address=address,

@@ -15,10 +15,13 @@ from simulator.run_files import write_run
 from simulator.schedulers import parse_policy
 from simulator.serving import EngineLimits, Prefill
 from simulator.simulation import Run, simulate
-from simulator.traffic import parse_traffic
+from simulator.traffic import draw_workload, parse_traffic
 
 CLOSED_LOOP_STEPS = 2000
 """Engine steps of a closed loop unless told otherwise: it has no end of its own."""
+
+GENERATED_REQUESTS = 2000
+"""Requests of an arrival process or a closed loop unless told otherwise; a recording is played whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,8 @@ class SingleRun:
     policy: str
     concurrency: int
     traffic: str
-    lengths: str
-    requests: int
+    lengths: str | None
+    requests: int | None
     steps: int | None
     kv_tokens: int | None
     prefill: str
@@ -42,12 +45,7 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
         raise BadInputError("must be at least 1", source="--steps", value=asked.steps)
     plan = deployment.plan(parse_policy(asked.policy))
     traffic = parse_traffic(asked.traffic, asked.lengths)
-    workload = traffic.workload(asked.seed, requests=asked.requests)
-    if len(workload.classes) != 1:
-        raise BadInputError(
-            f"has classes {', '.join(workload.classes)}", source="--traffic", value=asked.traffic,
-            remedy="a single run takes one class; `dspark-sim plan` takes several",
-        )  # fmt: skip
+    workload = draw_workload(traffic, asked.seed, requests=asked.requests, generated=GENERATED_REQUESTS)
     limits = EngineLimits(
         concurrency=asked.concurrency,
         kv_tokens=asked.kv_tokens,
@@ -59,7 +57,7 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
         steps = CLOSED_LOOP_STEPS
     return simulate(
         workload,
-        [plan.replay(asked.seed)],
+        [plan.replay(asked.seed)] * len(workload.classes),
         plan.scheduler,
         plan.cost,
         limits,

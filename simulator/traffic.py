@@ -44,7 +44,9 @@ __all__ = [
     "Traffic",
     "TrafficClass",
     "Workload",
+    "draw_workload",
     "merge",
+    "names_process",
     "parse_arrivals",
     "parse_lengths",
     "parse_traffic",
@@ -416,7 +418,7 @@ def parse_traffic(spec: str, lengths: str | None = None) -> Traffic:
     times as fast, ``FILE@skip-malformed`` leaves malformed rows out and reports them; commas combine
     them. ``lengths`` (see ``parse_lengths``) goes with a process and defaults to ``default``.
     """
-    if _names_process(spec):
+    if names_process(spec):
         each = TrafficClass("default", parse_lengths(lengths or DEFAULT_LENGTHS))
         return SyntheticTraffic(parse_arrivals(spec), (each,))
     path, _, option_text = spec.rpartition("@") if "@" in spec else (spec, "", "")
@@ -429,6 +431,25 @@ def parse_traffic(spec: str, lengths: str | None = None) -> Traffic:
             "is given by the file already", field="lengths", value=lengths, remedy="leave it out"
         )
     return _parse_replay(path, [text.strip() for text in option_text.split(",") if text.strip()])
+
+
+def draw_workload(
+    traffic: Traffic,
+    seed: int,
+    *,
+    requests: int | None = None,
+    duration_s: float | None = None,
+    generated: int | None = None,
+    generated_s: float | None = None,
+) -> Workload:
+    """A run's requests: a recording whole, a process up to ``generated`` requests or ``generated_s`` seconds.
+
+    requests, duration_s: what the user asked for; they cut a process and a recording alike, and raise
+    ``BadInputError`` where a recording holds less.
+    """
+    if requests is None and duration_s is None and not isinstance(traffic, ReplayTraffic):
+        requests, duration_s = generated, generated_s
+    return traffic.workload(seed, requests=requests, duration_s=duration_s)
 
 
 def parse_arrivals(spec: str) -> Arrivals | ClosedLoop:
@@ -492,7 +513,8 @@ def _parse_replay(path: str, option_texts: list[str]) -> ReplayTraffic:
     return ReplayTraffic(workload, rate_scale, speed, report)
 
 
-def _names_process(spec: str) -> bool:
+def names_process(spec: str) -> bool:
+    """Whether a traffic spec names an arrival process or a closed loop rather than a file."""
     return spec == "closed" or spec.partition(":")[0] in ("closed", "poisson", "gamma", "diurnal")
 
 

@@ -9,7 +9,12 @@ from simulator.errors import BadInputError
 
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
-_NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(.*?)\s*")
+_RATE_NAMES = {"rps": "/s", "qps": "/s", "rpm": "/min", "qpm": "/min", "rph": "/h", "qph": "/h"}
+"""Usual names of requests and queries per second, minute and hour."""
+
+# [0-9] and not \d, which takes the digits of every script: a superscript 2 is a mistake here.
+_NUMBER = re.compile(r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*(.*?)\s*")
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
 def parse_duration_s(text: str, *, field: str) -> float:
@@ -24,13 +29,17 @@ def parse_duration_s(text: str, *, field: str) -> float:
 
 
 def parse_rate_per_s(text: str, *, field: str) -> float:
-    """Requests per second from ``12/s``, ``700/min``, ``4e4/h``; must be positive."""
+    """Requests per second from ``12/s``, ``700/min``, ``4e4/h``, ``10 rps``, ``600rpm``; must be positive."""
     value, unit = _split(text, field)
-    period = unit.removeprefix("/")
-    if not unit.startswith("/") or period not in SECONDS:
+    per = _RATE_NAMES.get(unit.lower(), unit)
+    period = per.removeprefix("/")
+    if not per.startswith("/") or period not in SECONDS:
         problem = "has no unit" if not unit else f"has an unknown unit, {unit!r}"
         raise BadInputError(
-            problem, field=field, value=text, remedy=f"write requests per time, for example {value:g}/s"
+            problem,
+            field=field,
+            value=text,
+            remedy=f"write requests per time: {value:g}/s (rps) or {value:g}/min (rpm)",
         )
     if value <= 0:
         raise BadInputError(
@@ -45,6 +54,23 @@ def parse_number(text: str, *, field: str) -> float:
     if unit:
         raise BadInputError(f"takes a plain number, without {unit!r}", field=field, value=text)
     return value
+
+
+def parse_whole(text: str, *, field: str, least: int = 1, most: int = 2**53) -> int:
+    """A whole number in ``least..most``, ``1e6`` included."""
+    value = parse_number(text, field=field)
+    if not value.is_integer() or not least <= value <= most:
+        raise BadInputError(f"must be a whole number in {least:,}..{most:,}", field=field, value=text)
+    return int(value)
+
+
+def number_or_nan(text: str) -> float:
+    """A number in a table: plain ASCII digits, with or without an exponent; NaN for everything else.
+
+    ``float`` alone also takes ``1_000``, ``infinity`` and the digits of other scripts.
+    """
+    stripped = text.strip()
+    return float(stripped) if _PLAIN_NUMBER.fullmatch(stripped) else math.nan
 
 
 def _split(text: str, field: str) -> tuple[float, str]:

@@ -321,7 +321,7 @@ def test_traffic_specs_that_name_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("poisson:12", r"poisson rate: has no unit \(got '12'\); write requests per time, for example 12/s"),
+        ("poisson:12", r"poisson rate: has no unit \(got '12'\); write requests per time: 12/s"),
         ("poisson:12/fortnight", "unknown unit"),
         ("poisson:12s", "unknown unit"),
         ("poisson:0/s", "must be positive"),

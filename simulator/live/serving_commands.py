@@ -133,7 +133,10 @@ def live(
     text: Text = None,
     traffic: Annotated[str, typer.Option(help="As for simulate.")] = "closed",
     lengths: LengthsSpec = "default",
-    requests: Annotated[int, typer.Option(min=1, help="Requests in the workload.")] = 256,
+    requests: Annotated[
+        int | None,
+        typer.Option(min=1, help="The first N requests. Default: 256 of a process, all of a trace file."),
+    ] = None,
     steps: Annotated[int, typer.Option(min=40, help="Steps of a closed loop.")] = 400,
     prefill: Annotated[str, typer.Option(help="elsewhere, chunked or whole.")] = "elsewhere",
     chunk: Annotated[int, typer.Option(min=1, help="Prompt rows of one step.")] = 2048,
@@ -152,7 +155,7 @@ def live(
     from simulator.live.validation import run_live
     from simulator.run_files import write_run, write_unfinished
     from simulator.serving import Engine, EngineLimits
-    from simulator.traffic import parse_traffic
+    from simulator.traffic import draw_workload, names_process, parse_traffic
 
     model, drafters = _pair(target, draft, device, dtype, threads)
     asked = {"steps": steps, "seed": seed, "own": own, "temperature": temperature} | {
@@ -161,9 +164,9 @@ def live(
     scenario = _scenario(
         model, drafters, profile, acceptance, [policy], [concurrency], lengths, asked, attention, graphs
     )
-    workload = parse_traffic(traffic, None if Path(traffic).exists() else lengths).workload(
-        seed, requests=requests
-    )
+    # Lengths are those of random prompts too, so that they have a default; a recording brings its own.
+    source = parse_traffic(traffic, lengths if names_process(traffic) else None)
+    workload = draw_workload(source, seed, requests=requests, generated=256)
     chosen: Any = prefill
     limits = EngineLimits(concurrency, prefill=chosen, chunk_tokens=chunk)
 

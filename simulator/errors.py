@@ -6,6 +6,9 @@ user at a terminal, not a programmer with a debugger.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 
 class SimulatorError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -49,6 +52,21 @@ class InfeasibleError(SimulatorError):
     """The question was well-posed and the answer is no; the message says what is nearest."""
 
     exit_code = 1
+
+
+def refuse_repeats(values: Iterable[object], field: str, *, source: str | None = None) -> None:
+    """Raise ``BadInputError`` if a value is given twice: a repeat brings no new data but would count as such.
+
+    values: hashable, as the user thinks of them (names, loads, seeds). field: what they are, for the message.
+    """
+    counted = Counter(values)
+    repeated = [value for value, count in counted.items() if count > 1]
+    if repeated:
+        shown = ", ".join(str(value) for value in repeated)
+        raise BadInputError(
+            f"gives {shown} more than once, and a repeat is not new data",
+            source=source, field=field, remedy="give each once",
+        )  # fmt: skip
 
 
 def _rebuild(

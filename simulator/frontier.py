@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from simulator.deployment import Deployment, Plan
-from simulator.errors import BadInputError
+from simulator.errors import BadInputError, refuse_repeats
 from simulator.lengths import Lengths, parse_lengths
-from simulator.metrics import mean_interval
 from simulator.schedulers import Policy
 from simulator.serving import EngineLimits
 from simulator.simulation import simulate
+from simulator.statistics import mean_interval
 from simulator.sweep import Backend, run_cells
 from simulator.traffic import ClosedLoop, SyntheticTraffic, TrafficClass
 
@@ -61,10 +61,12 @@ def sweep_frontier(
     Policies meet common random numbers: the same seeds give the same requests and drafts. Means are
     over seeds; ``throughput_ci95`` is the half-width over seeds, or by batch means for a single one.
     ``steps`` fixes the engine steps per run; by default they follow from ``REQUEST_STEPS``.
+    Raises ``BadInputError`` for a policy or a load given twice: it would count as new data.
     workers, backend, address, directory: how the cells run and where they are kept; see ``sweep.run_cells``.
     """
-    plans = [deployment.plan(policy) for policy in policies]
+    refuse_repeats((policy.name for policy in policies), "policies")
     _check(concurrency, seeds, steps)
+    plans = [deployment.plan(policy) for policy in policies]
     drawn = parse_lengths("default") if lengths is None else lengths
     cells = [
         Cell(plan, EngineLimits(concurrency=load), drawn, steps or steps_for(load), seed)
@@ -134,8 +136,7 @@ def _check(concurrency: Sequence[int], seeds: int, steps: int | None) -> None:
     for load in concurrency:
         if load < 1:
             raise BadInputError("must be at least 1", field="concurrency", value=load)
-    if len(set(concurrency)) != len(concurrency):
-        raise BadInputError("names a load twice", field="concurrency", value=list(concurrency))
+    refuse_repeats(concurrency, "concurrency")
     if seeds < 1:
         raise BadInputError("must be at least 1", field="seeds", value=seeds)
     if steps is not None and steps < 1:

@@ -16,19 +16,13 @@ Definitions, once:
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats
 
-from simulator.cost import Floats
 from simulator.errors import BadInputError
 from simulator.serving import IN_FLIGHT, Engine, Step
-
-BATCHES = 20
-"""Batch means: enough batches for a t interval, few enough that each outlasts the correlation."""
+from simulator.statistics import BATCHES, divide, divide_each, quantile, rate_interval, weighted_quantile
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +91,9 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
             "first_step": table["first_step"].astype(np.int64),
             "decode_steps": steps,
             "ttft_s": table["first_token_s"] - table["queued_s"],
-            "tpot_s": _ratio(decode_s, tokens),
-            "tps": _ratio(tokens, decode_s),
-            "accepted_length": _ratio(tokens, steps),
+            "tpot_s": divide_each(decode_s, tokens),
+            "tps": divide_each(tokens, decode_s),
+            "accepted_length": divide_each(tokens, steps),
         }
     )
 
@@ -132,7 +126,7 @@ def measure(
     tpot = done.loc[done["decode_tokens"] > 0, "tpot_s"].to_numpy()
     ttft = done["ttft_s"].to_numpy()
     elapsed = np.diff(window["end_s"].to_numpy(), prepend=start_s)
-    mean, half = _rate_with_interval(window["committed_tokens"].to_numpy(), elapsed)
+    mean, half = rate_interval(window["committed_tokens"].to_numpy(), elapsed)
     rows, drafts = decode["requests"].sum(), decode["draft_tokens"].sum()
     accepted, gap = decode["accepted_tokens"].sum(), decode["gap_s"].to_numpy()
     weights, decoding_s = decode["requests"].to_numpy(), float(decode["decoding_s"].sum())
@@ -141,68 +135,27 @@ def measure(
     return Metrics(
         throughput_tok_per_s=mean,
         throughput_ci95=half,
-        tps_mean=_divide(decode["committed_tokens"].sum(), decoding_s),
-        tps_p10=_quantile(speed, 0.10),
-        tps_p50=_quantile(speed, 0.50),
-        verification_budget_mean=_divide(rows + drafts, rows),
-        accepted_length_mean=_divide(rows + accepted, rows),
-        acceptance_rate=_divide(rows + accepted, rows + drafts),
+        tps_mean=divide(decode["committed_tokens"].sum(), decoding_s),
+        tps_p10=quantile(speed, 0.10),
+        tps_p50=quantile(speed, 0.50),
+        verification_budget_mean=divide(rows + drafts, rows),
+        accepted_length_mean=divide(rows + accepted, rows),
+        acceptance_rate=divide(rows + accepted, rows + drafts),
         batch_tokens_mean=float(batch.mean()) if len(decode) else np.nan,
         step_time_mean_s=float(decode["duration_s"].mean()) if len(decode) else np.nan,
-        wasted_fraction=_divide(drafts - accepted, drafts) if drafts else 0.0,
+        wasted_fraction=divide(drafts - accepted, drafts) if drafts else 0.0,
         itl_p50_s=float(itl[0]),
         itl_p99_s=float(itl[1]),
         ttft_mean_s=float(ttft.mean()) if ttft.size else np.nan,
-        ttft_p50_s=_quantile(ttft, 0.50),
-        ttft_p99_s=_quantile(ttft, 0.99),
-        tpot_p50_s=_quantile(tpot, 0.50),
-        tpot_p99_s=_quantile(tpot, 0.99),
-        concurrency_mean=_divide(decoding_s, float(elapsed.sum())),
-        queue_mean=_divide(float(window["queued_s"].sum()), float(elapsed.sum())),
+        ttft_p50_s=quantile(ttft, 0.50),
+        ttft_p99_s=quantile(ttft, 0.99),
+        tpot_p50_s=quantile(tpot, 0.50),
+        tpot_p99_s=quantile(tpot, 0.99),
+        concurrency_mean=divide(decoding_s, float(elapsed.sum())),
+        queue_mean=divide(float(window["queued_s"].sum()), float(elapsed.sum())),
         requests_finished=len(done),
         steps=len(window),
         # The step in flight when the run stopped may have been looked up as well.
         steps_outside_fraction=min(steps_outside / len(steps), 1.0),
         window_s=float(elapsed.sum()),
     )  # fmt: skip
-
-
-def mean_interval(samples: NDArray[Any], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean of independent replications and the half-width of its t interval (NaN for one sample)."""
-    values = np.asarray(samples, dtype=np.float64)
-    if values.size < 2:
-        return float(values.mean()), float("nan")
-    spread = values.std(ddof=1) / np.sqrt(values.size)
-    return float(values.mean()), float(spread * stats.t.ppf(0.5 + confidence / 2, values.size - 1))
-
-
-def weighted_quantile(values: Floats, weights: NDArray[Any], at: list[float]) -> Floats:
-    """Smallest value with at least that share of the weight at or below it; NaN when empty."""
-    if values.size == 0:
-        return np.full(len(at), np.nan)
-    order = np.argsort(values, kind="stable")
-    share = np.cumsum(weights[order]) / np.sum(weights)
-    return np.asarray(values[order][np.clip(np.searchsorted(share, at), 0, values.size - 1)])
-
-
-def _rate_with_interval(tokens: NDArray[Any], elapsed: Floats) -> tuple[float, float]:
-    """Tokens per second and its 95% half-width, by batch means of the ratio's residuals."""
-    rate = tokens.sum() / elapsed.sum()
-    residual = tokens - rate * elapsed  # zero on average; its batch sums are nearly independent
-    sums = np.array([part.sum() for part in np.array_split(residual, BATCHES)])
-    spread = sums.std(ddof=1) * np.sqrt(BATCHES) / elapsed.sum()
-    return float(rate), float(spread * stats.t.ppf(0.975, BATCHES - 1))
-
-
-def _quantile(values: NDArray[Any], at: float) -> float:
-    return float(np.quantile(values, at)) if values.size else float("nan")
-
-
-def _divide(top: float, bottom: float) -> float:
-    return float(top / bottom) if bottom else float("nan")
-
-
-def _ratio(top: NDArray[Any], bottom: NDArray[Any]) -> Floats:
-    ratio: Floats = np.full(len(top), np.nan)
-    np.divide(top, bottom, out=ratio, where=bottom > 0)
-    return ratio

@@ -16,14 +16,14 @@ import pandas as pd
 
 from simulator.cost import AdditiveCost, CostModel, Lookup, StepCost, ThroughputCurve
 from simulator.deployment import Deployment, Plan
-from simulator.errors import BadInputError
+from simulator.errors import BadInputError, refuse_repeats
 from simulator.files import atomic_path, read_json
 from simulator.frontier import Cell, run_cell, steps_for
 from simulator.lengths import Lengths, parse_lengths
-from simulator.metrics import mean_interval
 from simulator.plots import PALETTE
 from simulator.schedulers import Policy
 from simulator.serving import EngineLimits
+from simulator.statistics import mean_interval
 from simulator.sweep import Backend, run_cells
 
 BELIEFS = {
@@ -58,12 +58,15 @@ def regret(
     Columns: belief, concurrency, throughput_tok_per_s and true_throughput_tok_per_s, regret (share of the
     latter that is lost, negative where the wrong table happened to do better), regret_ci95 over seeds,
     significant (the interval leaves out 0), verification_budget_mean and true_budget_mean.
+    Raises ``BadInputError`` for a belief or a load given twice: it would count as new data.
     """
     if not beliefs or not concurrency or min(concurrency) < 1 or seeds < 2:
         raise BadInputError(
             "needs beliefs, loads of at least 1 and at least 2 seeds", source="regret",
             remedy="as in --believed floor:4 --concurrency 20,100 --seeds 3",
         )  # fmt: skip
+    refuse_repeats(beliefs, "beliefs")
+    refuse_repeats(concurrency, "concurrency")
     true = deployment.plan(policy)
     most = max(concurrency)
     plans = {"true": replace(true, believed=true.cost)}

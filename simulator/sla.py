@@ -23,7 +23,8 @@ from scipy import stats
 
 from simulator.cost import Floats
 from simulator.errors import BadInputError
-from simulator.metrics import BATCHES, Metrics, weighted_quantile
+from simulator.metrics import Metrics
+from simulator.statistics import BATCHES, ratio_interval, weighted_quantile
 from simulator.units import parse_duration_s, parse_number
 
 Comparison = Literal[">=", "<="]
@@ -323,24 +324,6 @@ def is_saturated(arrived_s: Floats, first_token_s: Floats, from_s: float, to_s: 
     if gain < max(5.0, 0.05 * arrivals):
         return False
     return bool(stats.kendalltau(middle, line).statistic > 0.5)
-
-
-def ratio_interval(top: NDArray[Any], bottom: NDArray[Any]) -> tuple[float, float]:
-    """Sum of ``top`` over sum of ``bottom`` and its 95% half-width, by batch means in order of arrival.
-
-    Neighbours in a queue share their fate, so single requests are not independent; 20 long batches
-    nearly are. NaN half-width below two requests a batch, NaN altogether with nothing below the line.
-    """
-    total = float(np.sum(bottom))
-    if total <= 0:
-        return float("nan"), float("nan")
-    ratio = float(np.sum(top) / total)
-    if len(top) < 2 * BATCHES:
-        return ratio, float("nan")
-    residual = np.asarray(top, dtype=np.float64) - ratio * np.asarray(bottom, dtype=np.float64)
-    sums = np.array([part.sum() for part in np.array_split(residual, BATCHES)])
-    half = sums.std(ddof=1) * np.sqrt(BATCHES) / total * stats.t.ppf(0.975, BATCHES - 1)
-    return ratio, float(half)
 
 
 def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:

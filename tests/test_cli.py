@@ -178,7 +178,7 @@ def profile_without_acceptance(directory: Path) -> Path:
         (("--acceptance", "nonsense"), "nonsense"),
         (("--acceptance", "length:3@5", "--acceptance", "length:2@5"), "two models for drafter 'dspark'"),
         (("--concurrency", "0"), "concurrency: must be at least 1 (got 0)"),
-        (("--concurrency", "5,5"), "names a load twice"),
+        (("--concurrency", "5,5"), "gives 5 more than once"),
         (("--concurrency", "5,ten"), "--concurrency: is not a list of numbers (got '5,ten')"),
         (("--concurrency", "5,10,...,inf"), "--concurrency: is not a list of numbers"),
         (("--concurrency", "5,5,...,9"), "--concurrency: is not a list of numbers"),

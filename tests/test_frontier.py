@@ -16,11 +16,11 @@ from simulator.deployment import Deployment
 from simulator.errors import BadInputError
 from simulator.frontier import MEASURED, REQUEST_STEPS, Cell, run_cell, steps_for, sweep_frontier
 from simulator.lengths import parse_lengths
-from simulator.metrics import mean_interval
 from simulator.profiles import CurveSpec, Profile
 from simulator.provenance import Provenance
 from simulator.schedulers import parse_policy
 from simulator.serving import EngineLimits
+from simulator.statistics import mean_interval
 
 COLUMNS = (
     "policy", "concurrency", "throughput_tok_per_s", "throughput_ci95", "tps_mean", "tps_p10", "tps_p50",
@@ -150,7 +150,7 @@ def test_steps_are_bounded_and_aim_at_equal_precision(concurrency: int) -> None:
         ([], {}, "concurrency: names no load"),
         ([5, 0], {}, r"concurrency: must be at least 1 \(got 0\)"),
         ([-3], {}, "concurrency: must be at least 1"),
-        ([5, 5], {}, "concurrency: names a load twice"),
+        ([5, 5], {}, "concurrency: gives 5 more than once"),
         ([5], {"seeds": 0}, "seeds: must be at least 1"),
         ([5], {"steps": 0}, "steps: must be at least 1"),
         ([5], {"steps": -1}, "steps: must be at least 1"),
@@ -179,3 +179,8 @@ def test_a_frontier_resumes_from_its_finished_cells(tmp_path: Path, deployment: 
     resumed = sweep_frontier(deployment, policies, [2, 4], seeds=1, steps=80, directory=tmp_path)
     assert second.stat().st_mtime_ns == left
     pd.testing.assert_frame_equal(resumed, whole)
+
+
+def test_a_policy_given_twice_is_refused_rather_than_counted_twice(deployment: Deployment) -> None:
+    with pytest.raises(BadInputError, match="policies: gives fixed:3 more than once"):
+        sweep(deployment, ["fixed:3", "mtp1", " fixed:3"], [8], seeds=2, steps=100)

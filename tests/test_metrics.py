@@ -13,18 +13,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from simulator.errors import BadInputError
-from simulator.metrics import (
-    BATCHES,
-    Metrics,
-    mean_interval,
-    measure,
-    requests_frame,
-    steps_frame,
-    weighted_quantile,
-)
+from simulator.metrics import Metrics, measure, requests_frame, steps_frame
 from simulator.schedulers import DSpark, Fixed
 from simulator.serving import EngineLimits
 from simulator.simulation import simulate
+from simulator.statistics import BATCHES, mean_interval, weighted_quantile
 from tests.engines import (
     closed_loop,
     constant_cost,

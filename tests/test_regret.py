@@ -62,3 +62,17 @@ def test_bad_beliefs_are_explained(deployment: Deployment, belief: str, message:
 def test_what_is_missing_is_said(deployment: Deployment) -> None:
     with pytest.raises(BadInputError, match="at least 2 seeds"):
         regret(deployment, parse_policy("dspark-async"), list(BELIEFS)[:1], [10], seeds=1)
+
+
+@pytest.mark.parametrize(
+    ("beliefs", "loads", "message"),
+    [
+        (["flat", "flat"], [5], "beliefs: gives flat more than once"),
+        (["flat"], [5, 9, 5], "concurrency: gives 5 more than once"),
+    ],
+)
+def test_repeats_are_refused_rather_than_counted_twice(
+    deployment: Deployment, beliefs: list[str], loads: list[int], message: str
+) -> None:
+    with pytest.raises(BadInputError, match=message):
+        regret(deployment, parse_policy("dspark-async"), beliefs, loads, seeds=2, steps=100)

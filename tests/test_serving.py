@@ -17,10 +17,11 @@ from simulator.acceptance import Replay
 from simulator.cost import AdditiveCost, StepCost, ThroughputCurve
 from simulator.errors import BadInputError
 from simulator.executors import LONG_TRACE, SchedulerError, SimulatedExecutor
-from simulator.metrics import mean_interval, requests_frame, steps_frame
+from simulator.metrics import requests_frame, steps_frame
 from simulator.schedulers import Batch, DSpark, DSparkAsync, Fixed, Oracle, Scheduler, Threshold, Tiered
 from simulator.serving import EngineLimits
 from simulator.simulation import Run, run_engine, simulate
+from simulator.statistics import mean_interval
 from simulator.workload import Workload
 from tests.engines import (
     TICK,

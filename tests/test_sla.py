@@ -15,10 +15,10 @@ from simulator.sla import (
     parse_sla,
     parse_term,
     pool,
-    ratio_interval,
     saturated_assessment,
     tally,
 )
+from simulator.statistics import ratio_interval
 
 NAN = float("nan")
 

@@ -31,6 +31,7 @@ from simulator.sensitivity import with_acceptance, with_cost
 from simulator.sla import Sla, Term
 from simulator.sweep import Backend, run_cells
 from simulator.traffic import DiurnalArrivals, ReplayTraffic, SyntheticTraffic, Traffic
+from simulator.workload import Workload
 
 DAY_S = 86400.0
 VARIANTS = {
@@ -115,6 +116,7 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     """
     sweep = sweeping or Sweeping()
     traffic, sla = scenario.demand(base), scenario.parsed_sla()
+    check_inputs(scenario, traffic, sla)
     demand = demand_profile(traffic)
     sizing = _Sizing.of(scenario, traffic, demand)
     servers = _servers(scenario, traffic, sla)
@@ -168,6 +170,54 @@ def write_tables(result: CapacityPlan, out: Path) -> None:
     write_json(out / "plan.json", summary)
 
 
+def check_inputs(scenario: Scenario, traffic: Traffic, sla: Sla) -> None:
+    """Refuse before the first simulation what would be refused after hours of them."""
+    scenario.growth()
+    parse_percent(scenario.fleet.headroom, "fleet.headroom")
+    _check_loads(scenario)
+    limits, replica = scenario.limits(), scenario.replica
+    for name in ("prefill_tokens_per_s", "prefill_gpus"):
+        if limits.prefill != "elsewhere" and getattr(replica, name) is not None:
+            raise BadInputError(
+                f"is given, but there is no prefill pool with prefill: {limits.prefill}", source="scenario",
+                field=f"replica.{name}", value=getattr(replica, name), remedy="leave it out",
+            )  # fmt: skip
+    Fleet(1, limits, scenario.fleet.router, prefix_cache_tokens=scenario.fleet.prefix_cache_tokens)
+    servers = _servers(scenario, traffic, sla)
+    Search(servers[0], parse_percent(scenario.search.precision, "search.precision"))
+    # The confirmation draws the most requests of all, and draws them anew.
+    sample = share_at_rate(traffic, 1.0, servers[0].requests * CONFIRMED_REPLICAS, scenario.search.seed + 1)
+    if scenario.fleet.prefix_cache_tokens is not None and sample.prefix is None:
+        raise BadInputError(
+            "the traffic does not say which prefixes are common", source="scenario",
+            field="fleet.prefix_cache_tokens", value=scenario.fleet.prefix_cache_tokens,
+            remedy="replay a file with hash_ids, or leave it out",
+        )  # fmt: skip
+    for server in servers:
+        gamma = max(plan.acceptance.gamma if plan.acceptance else 0 for plan in server.plans)
+        _check_fits(sample, limits.kv_tokens, gamma)
+
+
+def _check_loads(scenario: Scenario) -> None:
+    loads = scenario.search.concurrency
+    for load in loads:
+        if load < 1 or loads.count(load) > 1:
+            problem = "must be at least 1" if load < 1 else "names a load twice"
+            raise BadInputError(problem, source="scenario", field="search.concurrency", value=load)
+
+
+def _check_fits(workload: Workload, kv_tokens: int | None, gamma: int) -> None:
+    """Every request needs its prompt, its output and one block at once."""
+    need = workload.prompt_tokens + workload.output_tokens + gamma
+    if kv_tokens is not None and need.max() > kv_tokens:
+        raise BadInputError(
+            f"a request of {int(workload.prompt_tokens[need.argmax()])} prompt and "
+            f"{int(workload.output_tokens[need.argmax()])} output tokens could never run",
+            source="scenario", field="replica.kv_tokens", value=kv_tokens,
+            remedy=f"raise it to {int(need.max())} or cap the lengths with max=",
+        )  # fmt: skip
+
+
 # --- demand and size ----------------------------------------------------------------------------------------
 
 
@@ -208,7 +258,7 @@ class _Sizing:
         return cls(
             peak_per_s=float(demand["rate_per_s"].max()),
             headroom=parse_percent(scenario.fleet.headroom, "fleet.headroom"),
-            gpus=scenario.replica.gpus,
+            gpus=scenario.replica_gpus(),
             gpu_hour=scenario.price.gpu_hour,
             hours=float(width_s.sum()) / 3600,
             output_tokens=requests * float(sample.mean()),
@@ -481,12 +531,18 @@ def _cost_against_sla(
 def _frontier(scenario: Scenario, traffic: Traffic, sweep: Sweeping) -> pd.DataFrame:
     sample = share_at_rate(traffic, 1.0, 5000, scenario.search.seed)
     lengths: Lengths = EmpiricalLengths(sample.prompt_tokens, sample.output_tokens)
-    loads = [load for load in scenario.search.concurrency if load <= scenario.replica.concurrency]
+    loads = frontier_loads(scenario)
     deployment = scenario.class_deployments(sample.classes)[0]
     return sweep_frontier(
         deployment, scenario.parsed_policies(), loads, seeds=1, lengths=lengths,
         workers=sweep.workers, progress=sweep.progress,
     )  # fmt: skip
+
+
+def frontier_loads(scenario: Scenario) -> list[int]:
+    """Concurrent requests of the frontier: those of the search that a replica admits, and its limit."""
+    most = scenario.replica.concurrency
+    return sorted({load for load in scenario.search.concurrency if load < most} | {most})
 
 
 def _confirm(

@@ -41,11 +41,12 @@ def plan(
         )
     from simulator.planner import Sweeping, check_writable, write_tables
     from simulator.planner import plan as make_plan
-    from simulator.report import write_figures, write_report
+    from simulator.report import check_library, write_figures, write_report
     from simulator.scenario import load_scenario
 
     loaded = load_scenario(scenario)
     check_writable(out)
+    check_library()
     sweeping = Sweeping(out / "cells", workers, backend, address, progress=True)
     result = make_plan(loaded, base=scenario.parent, sweeping=sweeping)
     write_tables(result, out)

@@ -121,7 +121,8 @@ class Profile(_Strict):
     drafters: cost of each drafter's block; None says that drafting is inside ``step``, as when the
     curve was derived from whole engine steps. acceptance: models that belong to this deployment,
     by drafter, used where the user names none. jitter: how single steps of one size scatter, as equally
-    likely multiples of their mean.
+    likely multiples of their mean. replica_gpus: GPUs that the curve stands for, None where nobody said.
+    prefill_tokens_per_s: prompt tokens that such a replica prefills alone, for a pool of them.
     """
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -129,6 +130,7 @@ class Profile(_Strict):
     title: str
     provenance: Provenance
     step: Annotated[CurveSpec | AdditiveSpec, Field(discriminator="type")]
+    replica_gpus: int | None = Field(default=None, gt=0)
     drafters: Mapping[str, DraftSpec] | None = None
     acceptance: Mapping[str, AcceptanceSpec] = {}
     jitter: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)

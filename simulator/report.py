@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def page_data(result: CapacityPlan) -> dict[str, Any]:
         "recommended": result.recommended,
         "currency": scenario.price.currency,
         "gpu_hour": scenario.price.gpu_hour,
-        "gpus": scenario.replica.gpus,
+        "gpus": scenario.replica_gpus(),
         "confirmation": dict(result.confirmation),
         "assumptions": [list(pair) for pair in result.assumptions],
         "warnings": list(result.warnings),
@@ -99,13 +100,18 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def _library() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
+def check_library() -> None:
+    """Refuse to begin a plan whose report could not be written."""
+    if find_spec("plotly") is None:
         raise BadInputError(
             "needs the package plotly", source="report.html", remedy="pip install dspark-simulator[report]"
-        ) from error
+        )
+
+
+def _library() -> str:
+    check_library()
+    from plotly.offline import get_plotlyjs
+
     packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
     return base64.b64encode(packed).decode("ascii")
 

@@ -16,7 +16,7 @@ from simulator.deployment import Deployment, parse_acceptances
 from simulator.errors import BadInputError
 from simulator.fleet import RouterName
 from simulator.lengths import parse_lengths
-from simulator.profiles import load_profile
+from simulator.profiles import Profile, load_profile
 from simulator.provenance import complain
 from simulator.schedulers import Policy, parse_policy
 from simulator.serving import EngineLimits, Prefill
@@ -33,7 +33,7 @@ from simulator.traffic import (
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ClassSpec(_Strict):
@@ -124,26 +124,46 @@ class KvMemory(_Strict):
 
 
 class ReplicaSpec(_Strict):
-    """One replica: its GPUs, what it admits, and how it prefills."""
+    """One replica: its GPUs, what it admits, and how it prefills.
 
-    gpus: int = Field(default=1, gt=0)
+    gpus: None takes what the profile says one replica is, or 1 where it does not say.
+    prefill_tokens_per_s: speed of one worker of the prefill pool. prefill_gpus: GPUs of such a worker; None
+    takes as many as a replica has.
+    """
+
+    gpus: int | None = Field(default=None, gt=0)
     concurrency: int = Field(default=256, gt=0)
     kv_tokens: int | None = Field(default=None, gt=0)
     kv_memory: KvMemory | None = None
     prefill: Prefill = "elsewhere"
     chunk_tokens: int = Field(default=2048, gt=0)
     prefill_tokens_per_s: float | None = Field(default=None, gt=0)
+    prefill_gpus: int | None = Field(default=None, gt=0)
 
-    def limits(self, profile_kv_tokens: int | None, profile_prefill: float | None) -> EngineLimits:
+    def gpus_of(self, profile: Profile) -> int:
+        """GPUs of one replica; refuses a number that contradicts the profile's."""
+        stated = profile.replica_gpus
+        if self.gpus is None or stated is None or self.gpus == stated:
+            return self.gpus or stated or 1
+        raise BadInputError(
+            f"contradicts profile {profile.name!r}, whose curve stands for a replica of {stated}",
+            source="scenario", field="replica.gpus", value=self.gpus,
+            remedy=f"write gpus: {stated}, or use a profile measured on a replica of {self.gpus}",
+        )  # fmt: skip
+
+    def limits(self, profile: Profile) -> EngineLimits:
         """What the serving model admits; the profile's own figures stand in where none are given."""
         if self.kv_tokens is not None and self.kv_memory is not None:
             raise BadInputError(
                 "is given twice, by kv_tokens and by kv_memory", source="scenario", field="replica"
             )
-        capacity = self.kv_memory.tokens(self.gpus) if self.kv_memory else self.kv_tokens
-        rate = self.prefill_tokens_per_s or (profile_prefill if self.prefill == "elsewhere" else None)
+        gpus = self.gpus_of(profile)
+        capacity = self.kv_memory.tokens(gpus) if self.kv_memory else self.kv_tokens
+        rate = self.prefill_tokens_per_s or (
+            profile.prefill_tokens_per_s if self.prefill == "elsewhere" else None
+        )
         return EngineLimits(
-            self.concurrency, capacity or profile_kv_tokens, self.prefill, self.chunk_tokens, rate
+            self.concurrency, capacity or profile.kv_tokens, self.prefill, self.chunk_tokens, rate
         )
 
 
@@ -207,8 +227,11 @@ class Scenario(_Strict):
 
     def limits(self) -> EngineLimits:
         """What one replica admits."""
-        profile = load_profile(self.profile)
-        return self.replica.limits(profile.kv_tokens, profile.prefill_tokens_per_s)
+        return self.replica.limits(load_profile(self.profile))
+
+    def replica_gpus(self) -> int:
+        """GPUs of one replica, from the scenario or from the profile."""
+        return self.replica.gpus_of(load_profile(self.profile))
 
     def demand(self, directory: Path = Path()) -> Traffic:
         """The demanded traffic; files are looked up relative to ``directory``, where the scenario lies."""
@@ -291,14 +314,35 @@ def load_scenario(path: Path | str) -> Scenario:
 
 
 def _explain(error: ValidationError, path: str) -> BadInputError:
-    unknown = next((each for each in error.errors() if each["type"] == "extra_forbidden"), None)
-    if unknown is None:
-        return complain(error, path)
-    place = unknown["loc"]
-    known = _keys_at(place[:-1])
-    near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
-    remedy = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-    return BadInputError("unknown key", source=path, field=".".join(map(str, place)), remedy=remedy)
+    """One error for what the schema refuses, in the words of a scenario."""
+    first = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
+    place, value = first["loc"], first.get("input")
+    field = ".".join(map(str, place))
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(place[:-1])
+        near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return BadInputError("unknown key", source=path, field=field, remedy=remedy)
+    if first["type"] != "missing" and value is None:
+        return BadInputError("is empty", source=path, field=field, remedy=_how_to_fill(place))
+    if {"headroom", "growth", "precision"} & set(place) and isinstance(value, int | float):
+        likely = f"{value:g}% or {value:.0%}" if 0 < value < 1 else f"{value:g}%"
+        return BadInputError(
+            "needs a percent sign", source=path, field=field, value=value, remedy=f"write {likely}"
+        )
+    if first["type"] == "tuple_type":
+        return BadInputError(
+            "is not a list", source=path, field=field, value=value, remedy=f"write [{value}]"
+        )
+    return complain(error, path)
+
+
+def _how_to_fill(place: tuple[int | str, ...]) -> str:
+    examples = {
+        "sla": "as in sla: [tps_mean>=80, ttft_p99<=2s]",
+        "policies": "as in policies: [mtp1, dspark]",
+    }
+    return examples.get(str(place[-1]), "give it a value or leave the key out")
 
 
 def _keys_at(place: tuple[Any, ...]) -> list[str]:
@@ -345,7 +389,7 @@ sla:
   - chat:ttft_p99<=2s
 
 replica:
-  gpus: 1
+  # gpus: 1                 # the profile says what one replica is; give it where the profile does not
   concurrency: 256
   # KV-cache capacity: kv_tokens, or from memory and model; left out, it does not limit.
   # kv_memory: {gpu_memory_gib: 80, weights_gib: 40, layers: 43, latent_dim: 576, bytes_per_value: 1}

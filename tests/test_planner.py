@@ -23,7 +23,15 @@ from simulator.capacity import (
 from simulator.cost import ThroughputCurve
 from simulator.deployment import Plan
 from simulator.errors import BadInputError, InfeasibleError
-from simulator.planner import Sweeping, check_writable, demand_profile, plan, write_tables
+from simulator.planner import (
+    Sweeping,
+    check_writable,
+    demand_profile,
+    frontier_loads,
+    plan,
+    write_tables,
+)
+from simulator.profiles import load_profile
 from simulator.scenario import EXAMPLE, KvMemory, Scenario, load_scenario
 from simulator.schedulers import parse_policy
 from simulator.sensitivity import ScaledCost, ScaledTrace, scaled_acceptance
@@ -185,14 +193,29 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
         ("headroom", "headrom", r"fleet\.headrom: unknown key; did you mean 'headroom'"),
         ("share: 0.2", "shar: 0.2", r"traffic\.classes\.code\.shar: unknown key; did you mean 'share'"),
         ("policies:", "polices:", "did you mean 'policies'"),
-        ("gpus: 1", "gpus: none", r"replica\.gpus"),
+        ("# gpus: 1 ", "gpus: none #", r"replica\.gpus"),
         ("profile: deepseek-v4-flash", "", "profile: is missing"),
         ("name: Chat", "name: [", "is not YAML"),
+        ("headroom: 20%", "headroom: 0.2", r"fleet\.headroom: needs a percent sign.*write 0\.2% or 20%"),
+        ("headroom: 20%", "headroom: 20", r"fleet\.headroom: needs a percent sign \(got 20\); write 20%"),
+        ("precision: 2%", "precision: 2", r"search\.precision: needs a percent sign"),
+        ('["0%", "25%"', '["0%", 25', r"traffic\.growth\.1: needs a percent sign \(got 25\); write 25%"),
+        ("gpu_hour: 2.0", "gpu_hour: .inf", r"price\.gpu_hour: Input should be a finite number"),
+        ("gpu_hour: 2.0", "gpu_hour: .nan", r"price\.gpu_hour: Input should be a finite number"),
+        ("sla:", "sla:\nnot_sla:", r"not_sla: unknown key; did you mean 'sla'"),
+        ("acceptance: []", "acceptance: length:3@5", r"acceptance: is not a list.*write \[length:3@5\]"),
     ],
-)
+)  # fmt: skip
 def test_typos_are_answered_with_the_nearest_key(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         load_scenario(written(tmp_path, EXAMPLE.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize("key", ["sla", "policies", "traffic", "price"])
+def test_an_empty_key_is_named_with_what_belongs_there(tmp_path: Path, key: str) -> None:
+    content = yaml.safe_load(EXAMPLE) | {key: None}
+    with pytest.raises(BadInputError, match=f"{key}: is empty; (as in|give it a value)"):
+        load_scenario(written(tmp_path, content))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +238,38 @@ def test_typos_are_answered_with_the_nearest_key(tmp_path: Path, old: str, new: 
 def test_bad_scenarios_are_explained(changes: dict[str, object], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         plan(scenario(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"traffic": {"arrivals": "poisson:12/s", "growth": ["100"]}}, r"growth: needs a percent sign"),
+        ({"search": {"precision": "90%"}}, "precision: must be between"),
+        ({"search": {"concurrency": [10, 10]}}, r"search\.concurrency.*twice"),
+        ({"search": {"concurrency": [0]}}, r"search\.concurrency.*at least 1"),
+        ({"fleet": {"router": "prefix-aware"}}, "needs a cache to be aware of"),
+        ({"fleet": {"prefix_cache_tokens": 1000}}, "does not say which prefixes are common"),
+        ({"replica": {"prefill_gpus": 2, "prefill": "chunked"}}, r"replica\.prefill_gpus.*no prefill pool"),
+        ({"replica": {"prefill_tokens_per_s": 9000, "prefill": "whole"}}, "no prefill pool"),
+        ({"replica": {"kv_tokens": 900}}, "could never run"),
+        ({"traffic": {"arrivals": "poisson:12/s", "classes": {"a": {"acceptance": ["mpt"]}}}}, "mpt"),
+        ({"policies": ["dspark@eagle"]}, "eagle"),
+    ],
+)  # fmt: skip
+def test_every_input_is_checked_before_the_first_simulation(
+    changes: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def simulated(*_: object, **__: object) -> None:
+        raise AssertionError("the work began before the inputs were checked")
+
+    monkeypatch.setattr("simulator.planner.run_cells", simulated)
+    with pytest.raises(BadInputError, match=message):
+        plan(scenario(**changes))
+
+
+def test_loads_above_the_replica_are_left_out_not_fatal() -> None:
+    assert frontier_loads(scenario(replica={"concurrency": 16})) == [1, 16]
+    assert frontier_loads(scenario(replica={"concurrency": 16}, search={"concurrency": [20, 50]})) == [16]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +296,43 @@ def test_kv_capacity_from_memory_and_model() -> None:
         KvMemory(gpu_memory_gib=24, weights_gib=40, layers=60, latent_dim=576).tokens(1)
     with pytest.raises(BadInputError, match="kv_heads and head_dim, or latent_dim"):
         KvMemory(gpu_memory_gib=80, weights_gib=40, layers=60).tokens(1)
+
+
+def test_a_replica_is_what_the_profile_says_it_is() -> None:
+    """Figure 8 counts requests per GPU, so V4's curves stand for one GPU; eight would be billed for one."""
+    assert scenario().replica_gpus() == 1
+    assert scenario(replica={"gpus": 1}).replica_gpus() == 1
+    with pytest.raises(
+        BadInputError, match=r"replica\.gpus: contradicts.*replica of 1 \(got 8\); write gpus: 1"
+    ):
+        plan(scenario(replica={"gpus": 8}))
+
+
+def test_a_profile_that_does_not_say_leaves_it_to_the_scenario(tmp_path: Path) -> None:
+    silent = load_profile("deepseek-v4-flash").model_copy(update={"replica_gpus": None})
+    silent.save(tmp_path / "silent.json")
+    loud = silent.model_copy(update={"replica_gpus": 8})
+    loud.save(tmp_path / "loud.json")
+    assert scenario(profile=str(tmp_path / "silent.json")).replica_gpus() == 1
+    assert scenario(profile=str(tmp_path / "silent.json"), replica={"gpus": 4}).replica_gpus() == 4
+    assert scenario(profile=str(tmp_path / "loud.json")).replica_gpus() == 8
+    memory = {
+        "gpu_memory_gib": 80,
+        "weights_gib": 40,
+        "usable": 1,
+        "layers": 2,
+        "kv_heads": 8,
+        "head_dim": 128,
+    }
+    alone, eight = (
+        scenario(
+            profile=str(tmp_path / name), replica={"kv_memory": memory | {"usable": 1.0, "weights_gib": 40}}
+        )
+        for name in ("silent.json", "loud.json")
+    )
+    # 40 GiB are free on one GPU, 600 on eight, each of which holds one of the eight heads.
+    assert alone.limits().kv_tokens == 40 * 2**30 // (2 * 2 * 8 * 128 * 2)
+    assert eight.limits().kv_tokens == 600 * 2**30 // (2 * 2 * 8 * 128 * 2)
 
 
 def test_unwritable_output(tmp_path: Path) -> None:

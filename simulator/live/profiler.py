@@ -460,6 +460,7 @@ def profile_from(
             notes=notes,
         ),
         step=step.model_copy(update={"prefill_s_per_token": _prefill_s_per_token(prefill, step.build())}),
+        replica_gpus=1 if target.device.type == "cuda" else None,
         drafters={name: _draft_spec(log, name, draft, prices[name]) for name, draft in drafters.items()},
         jitter=_jitter(log),
         prefill_tokens_per_s=fastest,

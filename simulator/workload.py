@@ -16,6 +16,9 @@ from simulator.errors import BadInputError
 
 _Integer = TypeVar("_Integer", bound=np.signedinteger[Any])
 
+MAX_CLASSES = 2**15
+"""Classes that a workload can hold: their indices are 16 bits wide."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefixBlocks:
@@ -44,7 +47,11 @@ class PrefixBlocks:
     def from_rows(cls, rows: Sequence[Sequence[int]], block_tokens: int) -> Self:
         """Pack one list of block ids per request."""
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        ids = np.fromiter((block for row in rows for block in row), dtype=np.int64, count=int(offsets[-1]))
+        each = (block for row in rows for block in row)
+        try:
+            ids = np.fromiter(each, dtype=np.int64, count=int(offsets[-1]))
+        except OverflowError as error:
+            raise BadInputError("must fit 64 bits, sign included", field="prefix ids") from error
         return cls(block_tokens, ids, offsets)
 
     def __len__(self) -> int:
@@ -69,8 +76,14 @@ class PrefixBlocks:
 class Workload:
     """Requests in arrival order, as read-only arrays over n requests.
 
-    ``arrival_s`` is ``None`` in a closed loop: a request arrives when a slot frees. Raises
-    ``BadInputError`` for arrays that disagree in length, times that are negative or go back, lengths
+    ``arrival_s`` is ``None`` in a closed loop: a request arrives when a slot frees.
+
+    ``clock_tick_s`` is the step of the clock that recorded the arrivals, where requests share a time: an
+    arrival at t was somewhere in [t, t + clock_tick_s), and what several of one time did within it is not
+    known. 0: no times coincide, or nothing is known of the clock. Times are kept as recorded, ties included;
+    whatever thins or multiplies a recording spreads requests of one time within one tick.
+
+    Raises ``BadInputError`` for arrays that disagree in length, times that are negative or go back, lengths
     below 1 and class indices that point nowhere.
     """
 
@@ -80,8 +93,13 @@ class Workload:
     class_index: NDArray[np.int16]  # [n], into classes
     classes: tuple[str, ...] = ("default",)
     prefix: PrefixBlocks | None = None
+    clock_tick_s: float = 0.0
 
     def __post_init__(self) -> None:
+        if not (np.isfinite(self.clock_tick_s) and self.clock_tick_s >= 0):
+            raise BadInputError(
+                "must be finite and not negative", field="clock_tick_s", value=self.clock_tick_s
+            )
         for name in ("prompt_tokens", "output_tokens"):
             tokens = _integers(getattr(self, name), name, np.int64)
             _require(tokens >= 1, tokens, name, "must be at least 1")
@@ -166,7 +184,9 @@ class Workload:
         """The same requests arriving ``factor`` times as fast: times divided, lengths and order untouched."""
         if not (np.isfinite(factor) and factor > 0):
             raise BadInputError("must be positive and finite", field="rate factor", value=factor)
-        return replace(self, arrival_s=self._times("at_rate") / factor)
+        return replace(
+            self, arrival_s=self._times("at_rate") / factor, clock_tick_s=self.clock_tick_s / factor
+        )
 
     def _times(self, wanted_by: str) -> NDArray[np.float64]:
         if self.arrival_s is None:
@@ -179,6 +199,7 @@ class Workload:
         named = all(isinstance(name, str) and name for name in self.classes)
         if not named or not self.classes or len(set(self.classes)) != len(self.classes):
             raise BadInputError("must be distinct, non-empty names", field="classes", value=self.classes)
+        _require_few_classes(len(self.classes))
         known = (self.class_index >= 0) & (self.class_index < len(self.classes))
         _require(known, self.class_index, "class_index", f"must lie in 0..{len(self.classes) - 1}")
 
@@ -205,6 +226,7 @@ def merge(workloads: Sequence[Workload]) -> Workload:
     if len(times) not in (0, len(workloads)):
         raise BadInputError("cannot mix closed loops with timed arrivals", field="merge")
     classes = tuple(dict.fromkeys(name for part in workloads for name in part.classes))
+    _require_few_classes(len(classes))
     renumbered = [
         np.array([classes.index(name) for name in part.classes], np.int16)[part.class_index]
         for part in workloads
@@ -216,6 +238,7 @@ def merge(workloads: Sequence[Workload]) -> Workload:
         np.concatenate(renumbered),
         classes,
         _merged_prefix([part.prefix for part in workloads]),
+        max(part.clock_tick_s for part in workloads),
     )
     if not times:
         return together
@@ -247,8 +270,16 @@ def _integers(values: ArrayLike, name: str, kind: type[_Integer]) -> NDArray[_In
     _require_one_dimension(given, name)
     if given.size and not np.issubdtype(given.dtype, np.integer):
         raise BadInputError("must be integers", field=name, value=given[:3].tolist())
-    _require(given <= np.iinfo(kind).max, given, name, f"does not fit {kind.__name__}")
+    fits = (given >= np.iinfo(kind).min) & (given <= np.iinfo(kind).max)
+    _require(fits, given, name, f"does not fit {kind.__name__}")
     return given.astype(kind, copy=False)
+
+
+def _require_few_classes(count: int) -> None:
+    if count > MAX_CLASSES:
+        raise BadInputError(
+            f"must be at most {MAX_CLASSES:,}", field="classes", value=count, remedy="group them into fewer"
+        )
 
 
 def _require_one_dimension(values: NDArray[Any], name: str) -> None:

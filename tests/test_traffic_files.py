@@ -132,6 +132,39 @@ def test_generic_columns_and_their_synonyms(write: Write, text: str, arrivals: l
     assert (None if workload.arrival_s is None else workload.arrival_s.tolist()) == arrivals
 
 
+@pytest.mark.parametrize(
+    ("times", "tick_s"),
+    [
+        ("0 0 0 3 6 6 15", 3.0),  # every gap a multiple of 3 s
+        ("5 5 45 118", 1.0),  # gaps of 0, 40 and 73 s
+        ("0 0.5 0.5 0.75", 0.25),
+        ("0 3 6 9", 0.0),  # nothing coincides: the clock tells these apart, whatever its step
+        ("7 7 7", 0.0),
+    ],
+)
+def test_the_clock_that_ties_betray(write: Write, times: str, tick_s: float) -> None:
+    rows = "".join(f"{time},10,1\n" for time in times.split())
+    workload, _ = read_workload(write(f"arrival_s,prompt_tokens,output_tokens\n{rows}"))
+    assert workload.clock_tick_s == pytest.approx(tick_s, abs=1e-12)
+    assert workload.arrival_s is not None
+    assert workload.arrival_s.tolist() == [float(time) for time in times.split()]
+
+
+def test_a_clock_that_jitters_has_a_tick_all_the_same(write: Write) -> None:
+    rng = np.random.default_rng(0)
+    ticks = np.repeat(3000 * np.arange(200) + rng.integers(-1, 2, 200), 5)
+    rows = "".join(mooncake_line(int(tick) + 1) for tick in ticks)
+    workload, _ = read_workload(write(rows))
+    assert workload.clock_tick_s == pytest.approx(3.0, abs=0.002)
+
+
+def test_arrivals_at_random_on_a_clock_of_milliseconds(write: Write) -> None:
+    ticks = np.floor(np.cumsum(np.random.default_rng(1).exponential(30, 2000)))
+    assert (np.diff(ticks) == 0).any()
+    workload, _ = read_workload(write("".join(mooncake_line(int(tick)) for tick in ticks)))
+    assert workload.clock_tick_s == pytest.approx(0.001, abs=1e-9)
+
+
 def test_generic_classes_in_order_of_appearance(write: Write) -> None:
     workload, _ = read_workload(write("class,prompt_tokens,output_tokens\nz,1,1\na,1,1\nz,1,1\n"))
     assert workload.classes == ("z", "a")

@@ -35,6 +35,10 @@ GOOD: dict[str, Any] = {
         ("output_tokens", [1, 2], "has 2 entries"),
         ("class_index", [0, 2, 0], r"must lie in 0\.\.1"),
         ("class_index", [0, 100_000, 0], "does not fit int16"),
+        ("class_index", [0, -65_536, 0], "does not fit int16"),
+        ("classes", tuple(map(str, range(2**15 + 1))), "classes: must be at most 32,768"),
+        ("clock_tick_s", -1.0, "clock_tick_s: must be finite"),
+        ("clock_tick_s", np.nan, "clock_tick_s: must be finite"),
         ("classes", ("chat", "chat"), "distinct"),
         ("classes", (), "distinct"),
         ("prefix", PrefixBlocks.from_rows([[1], [2]], 512), "prefix: has 2 entries"),
@@ -64,6 +68,21 @@ def test_a_closed_loop_has_no_times_to_ask_for() -> None:
     for ask in (lambda: closed.rate_per_s, lambda: closed.before(1.0), lambda: closed.at_rate(2.0)):
         with pytest.raises(BadInputError, match="closed loop"):
             ask()
+
+
+def test_a_clock_tick_goes_with_the_times() -> None:
+    workload = Workload(**GOOD, clock_tick_s=3.0)
+    assert workload.head(2).clock_tick_s == 3.0
+    assert workload.at_rate(2.0).clock_tick_s == 1.5
+    assert merge([Workload(**GOOD), workload]).clock_tick_s == 3.0
+
+
+def test_ids_and_classes_beyond_their_width_are_refused() -> None:
+    with pytest.raises(BadInputError, match="prefix ids: must fit 64 bits"):
+        PrefixBlocks.from_rows([[2**63]], 16)
+    many = [Workload.single_class([0.0], [1], [1], name=str(index)) for index in range(2**15 + 1)]
+    with pytest.raises(BadInputError, match=r"classes: must be at most 32,768 \(got 32769\)"):
+        merge(many)
 
 
 def test_shards_partition_the_requests() -> None:

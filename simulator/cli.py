@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from simulator.deployment import Deployment
-    from simulator.profiles import Profile
 
 app = typer.Typer(
     name="dspark-sim",
@@ -111,7 +110,7 @@ def frontier(
         from simulator.plots import check_format
 
         check_format(plot)
-    loaded, deployment = _deployment(profile, acceptance, believed)
+    deployment = _deployment(profile, acceptance, believed)
     table = _sweep(
         deployment, policy, concurrency, seeds, steps, lengths,
         workers=workers, backend=backend, address=address, directory=cells,
@@ -120,6 +119,7 @@ def frontier(
     if plot is not None:
         from simulator.plots import plot_frontier, save
 
+        loaded = deployment.profile
         save(plot_frontier(table, published=loaded.published, title=loaded.title), plot)
     _warn_outside(table)
     typer.echo(f"wrote {out}" + (f" and {plot}" if plot else ""))
@@ -148,12 +148,12 @@ def compare(
     for value in sla:
         if not value > 0:
             raise BadInputError("must be positive", source="--sla", value=value, remedy="in tokens/s/user")
-    loaded, deployment = _deployment(profile, acceptance, believed)
+    deployment = _deployment(profile, acceptance, believed)
     table = _sweep(
         deployment, policy, concurrency, seeds, steps, lengths,
         workers=workers, backend=backend, address=address, directory=cells,
     )  # fmt: skip
-    report_comparison(table, sorted(set(sla)), loaded, out)
+    report_comparison(table, sorted(set(sla)), deployment.profile, out)
     _warn_outside(table)
 
 
@@ -186,8 +186,7 @@ def simulate(
     """Run one engine under one policy on one traffic, request by request."""
     from simulator.single_run import SingleRun, write_single_run
 
-    loaded, deployment = _deployment(profile, acceptance, believed)
-    kv_tokens = loaded.kv_tokens if kv_tokens is None else kv_tokens
+    deployment = _deployment(profile, acceptance, believed)
     run = SingleRun(policy, concurrency, traffic, lengths, requests, steps, kv_tokens, prefill, seed)
     write_single_run(deployment, run, out)
     typer.echo(f"wrote {out}")
@@ -216,24 +215,13 @@ def acceptance_show(
     typer.echo(f"{parsed.provenance.line()}\nwrote {out} and {figure}")
 
 
-def _deployment(
-    profile: str, acceptance: list[str] | None, believed: str | None
-) -> tuple[Profile, Deployment]:
-    from simulator.deployment import Deployment, parse_acceptances
-    from simulator.profiles import load_profile
+def _deployment(profile: str, acceptance: list[str] | None, believed: str | None = None) -> Deployment:
+    from simulator.deployment import deploy
 
-    loaded = load_profile(profile)
-    models = loaded.acceptance_models()
-    given = parse_acceptances(acceptance or [])
-    models.update(given)
-    if not models:
-        raise BadInputError(
-            "no acceptance model, and there is no default", source="--acceptance",
-            remedy="pass one, such as qwen3-4b-chat or length:3.5@5 (`dspark-sim list` shows names)",
-        )  # fmt: skip
-    for drafter, model in given.items():
-        typer.echo(f"acceptance of {drafter}: {model.name} ({model.provenance.line()})", err=True)
-    return loaded, Deployment(loaded, models, believed=load_profile(believed) if believed else None)
+    deployment = deploy(profile, acceptance or (), believed=believed)
+    for note in deployment.notes:
+        typer.echo(note, err=True)
+    return deployment
 
 
 def _sweep(

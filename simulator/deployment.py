@@ -1,18 +1,24 @@
-"""A deployment: a profile, the acceptance of its drafters, and how a policy runs on both."""
+"""A deployment: a profile, the acceptance of its drafters, and how a policy runs on both.
+
+The one door: commands, scenarios, notebooks, fleets and live runs get deployment, acceptance and limits here
+(``deploy``, ``Deployment.limits``), so that one profile gives one answer everywhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from simulator.acceptance import AcceptanceModel, Replay, parse_acceptance
 from simulator.cost import CostModel, StepCost
 from simulator.errors import BadInputError
-from simulator.profiles import Profile
+from simulator.profiles import Profile, load_profile
 from simulator.schedulers import Fixed, Policy, Scheduler
+from simulator.serving import EngineLimits, Prefill
 
 NO_DRAFT = Replay(np.zeros((1, 0), np.float32), np.zeros(1, np.uint8), np.array([0, 1], dtype=np.int64))
 """What autoregressive decoding replays: blocks of no tokens."""
@@ -47,7 +53,7 @@ class Deployment:
     """What policies are compared on.
 
     acceptance: by drafter. believed: the profile whose step cost schedulers consult, where it is not
-    the true one. overhead_s: fixed time added to every step.
+    the true one. overhead_s: fixed time added to every step. notes: what a user should be told.
     """
 
     profile: Profile
@@ -63,6 +69,31 @@ class Deployment:
         cost = self._step_cost(self.profile, drafter, policy)
         believed = cost if self.believed is None else self._step_cost(self.believed, drafter, policy)
         return Plan(policy, drafter, model, cost, believed, note)
+
+    def limits(
+        self,
+        concurrency: int,
+        *,
+        kv_tokens: int | None = None,
+        prefill: Prefill = "elsewhere",
+        chunk_tokens: int = 2048,
+        prefill_tokens_per_s: float | None = None,
+    ) -> EngineLimits:
+        """What one engine admits here; what the profile knows stands in where None is given.
+
+        kv_tokens: KV-cache capacity in tokens. prefill_tokens_per_s: speed of the prefill pool; the profile's
+        own stands in only where prefill runs elsewhere. Raises ``BadInputError`` as ``EngineLimits`` does.
+        """
+        profile = self.profile
+        if prefill_tokens_per_s is None and prefill == "elsewhere":
+            prefill_tokens_per_s = profile.prefill_tokens_per_s
+        return EngineLimits(
+            concurrency,
+            kv_tokens=profile.kv_tokens if kv_tokens is None else kv_tokens,
+            prefill=prefill,
+            chunk_tokens=chunk_tokens,
+            prefill_tokens_per_s=prefill_tokens_per_s,
+        )
 
     def _drafter(self, policy: Policy) -> tuple[str, AcceptanceModel | None, str | None]:
         if policy.drafter == "none":
@@ -98,6 +129,37 @@ class Deployment:
         if draft is None and not self.overhead_s and not jitter:
             return profile.target_cost()
         return StepCost(profile.target_cost(), draft, policy.scheduler.draft_tokens, self.overhead_s, jitter)
+
+
+def deploy(
+    profile: str | Path | Profile,
+    acceptance: Sequence[str] = (),
+    *,
+    believed: str | Path | None = None,
+    required: bool = True,
+) -> Deployment:
+    """A deployment from the words of a command line or a scenario.
+
+    profile: a shipped name, a file, or one that is loaded. acceptance: ``[DRAFTER=]MODEL`` specs; each
+    replaces the profile's own model of that drafter, and a note says so. believed: profile whose step cost
+    schedulers consult. required: refuse to go on where nothing gives an acceptance model; otherwise
+    ``Deployment.plan`` refuses the policies that need one.
+    """
+    loaded = profile if isinstance(profile, Profile) else load_profile(profile)
+    given = parse_acceptances(acceptance)
+    models = loaded.acceptance_models() | given
+    if required and not models:
+        raise BadInputError(
+            "no acceptance model, and there is no default", source="--acceptance",
+            remedy="pass one, such as qwen3-4b-chat or length:3.5@5 (`dspark-sim list` shows names)",
+        )  # fmt: skip
+    return Deployment(
+        loaded, models, believed=None if believed is None else load_profile(believed),
+        notes=tuple(
+            f"acceptance of {drafter}: {model.name} ({model.provenance.line()})"
+            for drafter, model in given.items()
+        ),
+    )  # fmt: skip
 
 
 def parse_acceptances(specs: Sequence[str]) -> dict[str, AcceptanceModel]:

@@ -69,7 +69,7 @@ def sweep_frontier(
     plans = [deployment.plan(policy) for policy in policies]
     drawn = parse_lengths("default") if lengths is None else lengths
     cells = [
-        Cell(plan, EngineLimits(concurrency=load), drawn, steps or steps_for(load), seed)
+        Cell(plan, deployment.limits(load), drawn, steps or steps_for(load), seed)
         for seed in range(seeds)  # outermost, so that workers meet one realised trace after the other
         for plan in plans
         for load in concurrency

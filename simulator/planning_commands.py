@@ -79,25 +79,26 @@ def regret(
         str, typer.Option(help="Concurrent requests, comma-separated.")
     ] = "10,20,50,100,200",
     seeds: Annotated[int, typer.Option(min=2, help="Replications; intervals are over them.")] = 3,
+    lengths: Annotated[str, typer.Option(help="Prompt/output lengths, as for frontier.")] = "default",
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     address: AddressOption = None,
     cells: CellsOption = None,
 ) -> None:
     """What a scheduler loses when the cost table it believes is not the true one."""
-    from simulator.deployment import Deployment, parse_acceptances
+    from simulator.deployment import deploy
     from simulator.files import write_text
-    from simulator.profiles import load_profile
+    from simulator.lengths import parse_lengths
     from simulator.regret import plot_regret
     from simulator.regret import regret as measure_regret
     from simulator.schedulers import parse_policy
 
-    loaded = load_profile(profile)
-    models = loaded.acceptance_models()
-    deployment = Deployment(loaded, models | parse_acceptances(acceptance or []))
+    deployment = deploy(profile, acceptance or ())
+    for note in deployment.notes:
+        typer.echo(note, err=True)
     table = measure_regret(
         deployment, parse_policy(policy), believed, numbers(concurrency, int, "--concurrency"),
-        seeds=seeds, workers=workers,
+        seeds=seeds, lengths=parse_lengths(lengths), workers=workers,
         backend=backend, address=address, directory=cells, progress=True,
     )  # fmt: skip
     write_text(out, table.to_csv(index=False))
@@ -142,21 +143,19 @@ def fleet(
     cells: CellsOption = None,
 ) -> None:
     """Simulate a whole fleet behind a router and judge it by an SLA. Exit 1: it is missed."""
-    from simulator.deployment import Deployment, parse_acceptances
+    from simulator.deployment import deploy
     from simulator.files import write_text
     from simulator.fleet import Fleet, simulate_fleet
     from simulator.planner import check_writable
-    from simulator.profiles import load_profile
     from simulator.schedulers import parse_policy
-    from simulator.serving import EngineLimits
     from simulator.sla import parse_sla
     from simulator.traffic import draw_workload, parse_traffic
     from simulator.units import parse_duration_s
 
-    loaded = load_profile(profile)
-    models = loaded.acceptance_models()
-    deployment = Deployment(loaded, models | parse_acceptances(acceptance or []))
-    limits = EngineLimits(concurrency, loaded.kv_tokens, prefill)
+    deployment = deploy(profile, acceptance or ())
+    for note in deployment.notes:
+        typer.echo(note, err=True)
+    limits = deployment.limits(concurrency, prefill=prefill)
     arranged = Fleet(replicas, limits, router, pods, prefix_cache_tokens)
     terms = parse_sla(sla)
     check_writable(out)

@@ -22,7 +22,6 @@ from simulator.frontier import Cell, run_cell, steps_for
 from simulator.lengths import Lengths, parse_lengths
 from simulator.plots import PALETTE
 from simulator.schedulers import Policy
-from simulator.serving import EngineLimits
 from simulator.statistics import mean_interval
 from simulator.sweep import Backend, run_cells
 
@@ -73,7 +72,7 @@ def regret(
     plans |= {text: replace(true, believed=believe(text, true, most)) for text in beliefs}
     drawn = parse_lengths("default") if lengths is None else lengths
     cells = [
-        Cell(plan, EngineLimits(load), drawn, steps or steps_for(load), seed)
+        Cell(plan, deployment.limits(load), drawn, steps or steps_for(load), seed)
         for seed in range(seeds)
         for plan in plans.values()
         for load in concurrency

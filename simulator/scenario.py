@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from simulator.acceptance import AcceptanceModel
-from simulator.deployment import Deployment, parse_acceptances
+from simulator.deployment import Deployment, deploy
 from simulator.errors import BadInputError
 from simulator.fleet import RouterName
 from simulator.lengths import parse_lengths
@@ -151,20 +150,18 @@ class ReplicaSpec(_Strict):
             remedy=f"write gpus: {stated}, or use a profile measured on a replica of {self.gpus}",
         )  # fmt: skip
 
-    def limits(self, profile: Profile) -> EngineLimits:
+    def limits(self, deployment: Deployment) -> EngineLimits:
         """What the serving model admits; the profile's own figures stand in where none are given."""
         if self.kv_tokens is not None and self.kv_memory is not None:
             raise BadInputError(
                 "is given twice, by kv_tokens and by kv_memory", source="scenario", field="replica"
             )
-        gpus = self.gpus_of(profile)
+        gpus = self.gpus_of(deployment.profile)
         capacity = self.kv_memory.tokens(gpus) if self.kv_memory else self.kv_tokens
-        rate = self.prefill_tokens_per_s or (
-            profile.prefill_tokens_per_s if self.prefill == "elsewhere" else None
-        )
-        return EngineLimits(
-            self.concurrency, capacity or profile.kv_tokens, self.prefill, self.chunk_tokens, rate
-        )
+        return deployment.limits(
+            self.concurrency, kv_tokens=capacity, prefill=self.prefill, chunk_tokens=self.chunk_tokens,
+            prefill_tokens_per_s=self.prefill_tokens_per_s,
+        )  # fmt: skip
 
 
 class FleetSpec(_Strict):
@@ -227,7 +224,7 @@ class Scenario(_Strict):
 
     def limits(self) -> EngineLimits:
         """What one replica admits."""
-        return self.replica.limits(load_profile(self.profile))
+        return self.replica.limits(self.deployment())
 
     def replica_gpus(self) -> int:
         """GPUs of one replica, from the scenario or from the profile."""
@@ -269,12 +266,8 @@ class Scenario(_Strict):
         return traffic
 
     def _deployment(self, specs: tuple[str, ...]) -> Deployment:
-        profile = load_profile(self.profile)
-        own: Mapping[str, AcceptanceModel] = {
-            drafter: each.build() for drafter, each in profile.acceptance.items()
-        }
-        given = parse_acceptances(specs)
-        return Deployment(profile, {**own, **given} if given else own)
+        # A class may be the only one to give acceptance, so that none for all is not yet an error.
+        return deploy(self.profile, specs, required=False)
 
     def _error(self, field: str, problem: str, value: object = None) -> BadInputError:
         return BadInputError(problem, source=self.name, field=field, value=value)

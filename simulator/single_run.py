@@ -13,7 +13,7 @@ from simulator.deployment import Deployment
 from simulator.errors import BadInputError
 from simulator.run_files import write_run
 from simulator.schedulers import parse_policy
-from simulator.serving import EngineLimits, Prefill
+from simulator.serving import Prefill
 from simulator.simulation import Run, simulate
 from simulator.traffic import draw_workload, parse_traffic
 
@@ -46,11 +46,8 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
     plan = deployment.plan(parse_policy(asked.policy))
     traffic = parse_traffic(asked.traffic, asked.lengths)
     workload = draw_workload(traffic, asked.seed, requests=asked.requests, generated=GENERATED_REQUESTS)
-    limits = EngineLimits(
-        concurrency=asked.concurrency,
-        kv_tokens=asked.kv_tokens,
-        prefill=cast(Prefill, asked.prefill),
-        prefill_tokens_per_s=deployment.profile.prefill_tokens_per_s,
+    limits = deployment.limits(
+        asked.concurrency, kv_tokens=asked.kv_tokens, prefill=cast(Prefill, asked.prefill)
     )
     steps = asked.steps
     if steps is None and workload.is_closed_loop:

@@ -154,7 +154,7 @@ def live(
     """
     from simulator.live.validation import run_live
     from simulator.run_files import write_run, write_unfinished
-    from simulator.serving import Engine, EngineLimits
+    from simulator.serving import Engine
     from simulator.traffic import draw_workload, names_process, parse_traffic
 
     model, drafters = _pair(target, draft, device, dtype, threads)
@@ -168,7 +168,7 @@ def live(
     source = parse_traffic(traffic, lengths if names_process(traffic) else None)
     workload = draw_workload(source, seed, requests=requests, generated=256)
     chosen: Any = prefill
-    limits = EngineLimits(concurrency, prefill=chosen, chunk_tokens=chunk)
+    limits = scenario.deployment.limits(concurrency, prefill=chosen, chunk_tokens=chunk)
 
     def salvage(engine: Engine, error: BaseException) -> None:
         write_unfinished(engine, out, str(error) or type(error).__name__)
@@ -268,17 +268,16 @@ def _scenario(
     attention: str,
     graphs: bool,
 ) -> Scenario:
-    from simulator.deployment import parse_acceptances
+    from simulator.deployment import deploy
     from simulator.lengths import parse_lengths
     from simulator.live.engine import LiveOptions
     from simulator.live.profiler import schedule_s
     from simulator.live.prompts import RANDOM, text_prompts
     from simulator.live.steps import Tiers
     from simulator.live.validation import Scenario
-    from simulator.profiles import load_profile
     from simulator.schedulers import parse_policy
 
-    loaded = load_profile(profile)
+    deployment = deploy(profile, acceptance or (), required=False)
     log = _cells_beside(profile)
     tiers = Tiers()
     if model.device.type == "cuda":
@@ -286,7 +285,7 @@ def _scenario(
         tiers = Tiers.for_cuda(max(concurrency) * (1 + gamma), max(concurrency), 16384)
     said, seed = asked["prompts"], asked["seed"]
     return Scenario(
-        target=model, drafters=drafters, profile=loaded, acceptance=parse_acceptances(acceptance or []),
+        target=model, drafters=drafters, deployment=deployment,
         policies=[parse_policy(text) for text in policies], concurrency=concurrency,
         lengths=parse_lengths(lengths), steps=asked["steps"], seed=seed, replayed=not asked["own"],
         schedule_s=(lambda policy: schedule_s(log, policy)) if log else lambda policy: 0.0,

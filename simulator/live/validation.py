@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pandas as pd
 import simpy
 from numpy.typing import NDArray
 
-from simulator.acceptance import AcceptanceModel, AcceptanceTrace
+from simulator.acceptance import AcceptanceTrace
 from simulator.deployment import Deployment, Plan
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.files import read_json, write_json
@@ -49,16 +49,15 @@ COMPARED = (
 class Scenario:
     """What both runs share.
 
-    acceptance: by drafter. replayed: the live run takes acceptance from it as well; otherwise its pair
-    decides for itself, confidences calibrated with the temperatures that its trace carries. schedule_s:
-    what a policy's decision adds to a step, as profiled. prompts: what the live run's requests say,
-    called ``prompts_name``; random tokens where None.
+    deployment: the profile and the acceptance of its drafters. replayed: the live run takes acceptance from
+    it as well; otherwise its pair decides for itself, confidences calibrated with the temperatures that its
+    trace carries. schedule_s: what a policy's decision adds to a step, as profiled. prompts: what the live
+    run's requests say, called ``prompts_name``; random tokens where None.
     """
 
     target: Target
     drafters: Mapping[str, Draft]
-    profile: Profile
-    acceptance: Mapping[str, AcceptanceModel]
+    deployment: Deployment
     policies: Sequence[Policy]
     concurrency: Sequence[int]
     lengths: Lengths
@@ -72,8 +71,7 @@ class Scenario:
 
     def plan(self, policy: Policy) -> Plan:
         """How a policy runs, the overhead of deciding included."""
-        overhead_s = self.schedule_s(policy.name)
-        return Deployment(self.profile, self.acceptance, overhead_s=overhead_s).plan(policy)
+        return replace(self.deployment, overhead_s=self.schedule_s(policy.name)).plan(policy)
 
     def workload(self, concurrency: int) -> Workload:
         """Closed-loop requests, more than slots, so that cycling through them shows no pattern."""
@@ -82,12 +80,13 @@ class Scenario:
 
     def settings(self) -> dict[str, Any]:
         """What results depend on: a directory of other settings is not continued."""
+        profile = self.deployment.profile
         return {
             "target": self.target.name,
             "drafters": {name: draft.source or "untrained" for name, draft in self.drafters.items()},
-            "profile": self.profile.name,
-            "profile_digest": hashlib.sha256(self.profile.model_dump_json().encode()).hexdigest(),
-            "acceptance": {name: model.name for name, model in self.acceptance.items()},
+            "profile": profile.name,
+            "profile_digest": hashlib.sha256(profile.model_dump_json().encode()).hexdigest(),
+            "acceptance": {name: model.name for name, model in self.deployment.acceptance.items()},
             "lengths": repr(self.lengths),
             "steps": self.steps,
             "seed": self.seed,
@@ -161,7 +160,7 @@ def validate(scenario: Scenario, out: Path, tell: Callable[[str], None], *, runs
     runs: of each live cell. All cells are run once before any is run again, so that whatever slows the
     machine for a while spoils one run of several cells rather than all of one.
     """
-    check_profile(scenario.profile, scenario.target)
+    check_profile(scenario.deployment.profile, scenario.target)
     _continue(out / "settings.json", scenario.settings())
     cells = [(policy, concurrency) for policy in scenario.policies for concurrency in scenario.concurrency]
     predicted = [_predicted(scenario, *cell) for cell in cells]
@@ -232,7 +231,7 @@ def run_live(
 def _measured(scenario: Scenario, policy: Policy, concurrency: int, folder: Path) -> dict[str, Any]:
     """One live run, its files written into ``folder``, and what is compared of it."""
     plan, workload = scenario.plan(policy), scenario.workload(concurrency)
-    live = run_live(scenario, policy, workload, EngineLimits(concurrency), steps=scenario.steps)
+    live = run_live(scenario, policy, workload, scenario.deployment.limits(concurrency), steps=scenario.steps)
     about = {"kind": "live", "policy": policy.name, "concurrency": concurrency, **scenario.settings()}
     write_run(live.run, folder, about)
     timings = live.timings
@@ -251,7 +250,7 @@ def _predicted(scenario: Scenario, policy: Policy, concurrency: int) -> dict[str
     plan, workload = scenario.plan(policy), scenario.workload(concurrency)
     counted = _Counted(plan.scheduler)
     run = simulate(
-        workload, [plan.replay(scenario.seed)], counted, plan.cost, EngineLimits(concurrency),
+        workload, [plan.replay(scenario.seed)], counted, plan.cost, scenario.deployment.limits(concurrency),
         believed=plan.believed, seed=scenario.seed, steps=scenario.steps,
     )  # fmt: skip
     return {"metrics": _compared(run.metrics), "lengths": shares(counted.lengths, _gamma(plan))}

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from simulator.acceptance import AcceptanceTrace
+from simulator.deployment import Deployment
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.files import read_json
 from simulator.lengths import parse_lengths
@@ -27,6 +28,7 @@ from simulator.plots import save
 from simulator.profiles import AdditiveSpec, DraftSpec, Profile
 from simulator.provenance import Provenance
 from simulator.schedulers import parse_policy
+from simulator.serving import EngineLimits
 from simulator.validation_plots import plot_frontiers, plot_lengths
 from tests.live.conftest import MakeTarget
 
@@ -74,8 +76,8 @@ def profile_of(target: Any) -> Profile:
 @pytest.fixture
 def scenario(target: Any, drafters: Any) -> Scenario:
     return Scenario(
-        target=target, drafters=drafters, profile=profile_of(target),
-        acceptance={"dspark": trace("a", 4), "mtp1": trace("b", 1)},
+        target=target, drafters=drafters,
+        deployment=Deployment(profile_of(target), {"dspark": trace("a", 4), "mtp1": trace("b", 1)}),
         policies=[parse_policy(text) for text in ("autoregressive", "mtp1", "dspark", "dspark-async")],
         concurrency=(1, 3), lengths=parse_lengths("fixed:8/geometric:12"), steps=52, options=LiveOptions(),
     )  # fmt: skip
@@ -176,6 +178,24 @@ def test_live_writes_what_a_simulated_run_writes(files: dict[str, Any], tmp_path
             traffic="poisson:200/s", requests=40, prefill=prefill, own=True,
         )  # fmt: skip
         assert len(pd.read_parquet(tmp_path / prefill / "requests.parquet")) == 40
+
+
+def test_live_runs_are_limited_by_what_the_profile_knows(
+    files: dict[str, Any], target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = profile_of(target).model_copy(update={"kv_tokens": 40, "prefill_tokens_per_s": 1e6})
+    known.save(Path(files["profile"]))
+    made: list[EngineLimits] = []
+    check = EngineLimits.__post_init__
+    monkeypatch.setattr(EngineLimits, "__post_init__", lambda limits: (check(limits), made.append(limits)))
+    given = {"lengths": "fixed:8/fixed:12", "steps": 60}
+    serving_commands.live(**files, **given, policy="fixed:2", concurrency=2, out=tmp_path / "live")
+    assert len(made) == 1
+    serving_commands.validate(**files, **given, policies="fixed:2", concurrency="2", out=tmp_path / "v")
+    assert {(each.kv_tokens, each.prefill_tokens_per_s) for each in made} == {(40, 1e6)}
+    assert len(made) == 3  # measured and predicted
+    # 8 + 12 + a block of 4 are 24 tokens: two requests do not fit at once.
+    assert pd.read_parquet(tmp_path / "live" / "steps.parquet")["requests"].max() == 1
 
 
 def test_a_live_run_that_breaks_off_keeps_what_it_had(

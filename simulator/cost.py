@@ -206,6 +206,7 @@ class AdditiveCost(StepTime):
     row_context_s_per_token: per row and token of its context (compute-bound attention: what makes a
         verified row at 32k cost more than one at 16k); the mean context of the batch stands for all.
     prefill_s_per_token: what a prefill token costs beyond the row it is.
+    beyond: what alpha and theta do above their last probe; an axis of one probe can only clamp.
     """
 
     bias_s: float
@@ -214,6 +215,7 @@ class AdditiveCost(StepTime):
     context_s_per_token: float = 0.0
     row_context_s_per_token: float = 0.0
     prefill_s_per_token: float = 0.0
+    beyond: Beyond = "last-slope"
 
     def __init__(
         self,
@@ -226,7 +228,7 @@ class AdditiveCost(StepTime):
         context_s_per_token: float = 0.0,
         row_context_s_per_token: float = 0.0,
         prefill_s_per_token: float = 0.0,
-        beyond: Beyond = "clamp",
+        beyond: Beyond = "last-slope",
     ) -> None:
         requests, tokens = axis(request_probes, "request_probes"), axis(token_probes, "token_probes")
         alpha = values(alpha_s, "alpha_s", like=requests)
@@ -245,6 +247,7 @@ class AdditiveCost(StepTime):
             object.__setattr__(self, name, float(value))
         _refuse_falling(requests, alpha, "alpha_s")
         _refuse_falling(tokens, theta, "theta_s")
+        object.__setattr__(self, "beyond", beyond)
         object.__setattr__(self, "alpha", Curve(requests, alpha, "linear", _if_possible(beyond, requests)))
         object.__setattr__(self, "theta", Curve(tokens, theta, "linear", _if_possible(beyond, tokens)))
 

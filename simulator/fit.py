@@ -60,7 +60,7 @@ def fit_additive(
     terms: Sequence[Term] = (),
     folds: int = 5,
     seed: int = 0,
-    beyond: Beyond = "clamp",
+    beyond: Beyond = "last-slope",
 ) -> AdditiveFit:
     """Fit T = bias + alpha(R) + theta(B) (+ terms) to measured cells.
 

@@ -26,7 +26,17 @@ class CurveSpec(_Strict):
     batch_tokens: tuple[float, ...]
     steps_per_s: tuple[float, ...]
     lookup: Lookup = "linear"
-    beyond: Beyond = "last-slope"
+    beyond: Beyond | None = None
+
+    @classmethod
+    def of(cls, curve: ThroughputCurve) -> CurveSpec:
+        """How a curve is written; ``build`` gives the same step times everywhere."""
+        return cls(
+            batch_tokens=tuple(curve.batch_tokens.tolist()),
+            steps_per_s=tuple(curve.steps_per_s.tolist()),
+            lookup=curve.lookup,
+            beyond=curve.beyond,
+        )
 
     def build(self) -> ThroughputCurve:
         """The cost model it describes."""
@@ -46,6 +56,21 @@ class AdditiveSpec(_Strict):
     row_context_s_per_token: float = 0.0
     prefill_s_per_token: float = 0.0
     beyond: Beyond = "last-slope"
+
+    @classmethod
+    def of(cls, cost: AdditiveCost) -> AdditiveSpec:
+        """How a model is written; ``build`` gives the same step times everywhere."""
+        return cls(
+            bias_s=cost.bias_s,
+            request_probes=tuple(cost.alpha.at.tolist()),
+            alpha_s=tuple(cost.alpha.value.tolist()),
+            token_probes=tuple(cost.theta.at.tolist()),
+            theta_s=tuple(cost.theta.value.tolist()),
+            context_s_per_token=cost.context_s_per_token,
+            row_context_s_per_token=cost.row_context_s_per_token,
+            prefill_s_per_token=cost.prefill_s_per_token,
+            beyond=cost.beyond,
+        )
 
     def build(self) -> AdditiveCost:
         """The cost model it describes."""

@@ -21,6 +21,7 @@ from simulator.files import atomic_path, read_json
 from simulator.frontier import Cell, run_cell, steps_for
 from simulator.lengths import Lengths, parse_lengths
 from simulator.plots import PALETTE
+from simulator.profiles import AdditiveSpec
 from simulator.schedulers import Policy
 from simulator.statistics import mean_interval
 from simulator.sweep import Backend, run_cells
@@ -209,15 +210,8 @@ def _without_context(target: CostModel, text: str) -> CostModel:
             "changes nothing: the true cost has no context axis", source="believed", value=text,
             remedy="use a profile with an additive cost",
         )  # fmt: skip
-    return AdditiveCost(
-        target.bias_s,
-        target.alpha.at,
-        target.alpha.value,
-        target.theta.at,
-        target.theta.value,
-        prefill_s_per_token=target.prefill_s_per_token,
-        beyond=target.theta.beyond,
-    )
+    blind = {"context_s_per_token": 0.0, "row_context_s_per_token": 0.0}
+    return AdditiveSpec.of(target).model_copy(update=blind).build()
 
 
 def _count(argument: str, text: str) -> int:

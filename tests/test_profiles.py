@@ -8,15 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
 
-from simulator.cost import AdditiveCost, ThroughputCurve
+from simulator.cost import AdditiveCost, CostModel, ThroughputCurve
 from simulator.errors import BadInputError
-from simulator.profiles import AcceptanceSpec, CurveSpec, Profile, load_profile, shipped_profiles
+from simulator.fit import fit_additive
+from simulator.profiles import (
+    AcceptanceSpec,
+    AdditiveSpec,
+    CurveSpec,
+    Profile,
+    load_profile,
+    shipped_profiles,
+)
 from simulator.provenance import Provenance
-from tests.strategies import throughput_curves
+from tests.strategies import additive_costs, throughput_curves
 
 SYNTHETIC = Provenance(kind="synthetic", source="test", date="2026-01-01")
 
@@ -108,21 +117,48 @@ def test_saving_and_loading_is_the_same_profile(tmp_path: Path) -> None:
         assert load_profile(tmp_path / "copy.json") == profile
 
 
+def same_from_a_file(spec: CurveSpec | AdditiveSpec, cost: CostModel, directory: Path) -> None:
+    """Step times are equal within the measured range (probes end at 60) and far beyond it."""
+    Profile(name="x", title="x", provenance=SYNTHETIC, step=spec).save(directory / "x.json")
+    again = load_profile(directory / "x.json").target_cost()
+    for requests in (0, 1, 30, 60, 61, 500):
+        rows = range(requests, 900)
+        np.testing.assert_array_equal(
+            again.step_time_s(requests, rows, 70_000, 3), cost.step_time_s(requests, rows, 70_000, 3)
+        )
+
+
 @given(throughput_curves())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_curve_survives_a_file_exactly(tmp_path: Path, curve: ThroughputCurve) -> None:
-    if curve.batch_tokens[0] <= 0:
-        return
-    spec = CurveSpec(
-        batch_tokens=tuple(curve.batch_tokens.tolist()),
-        steps_per_s=tuple(curve.steps_per_s.tolist()),
-        lookup=curve.lookup,
-        beyond=curve.beyond,
-    )
-    Profile(name="x", title="x", provenance=SYNTHETIC, step=spec).save(tmp_path / "x.json")
-    rows = range(1, 80)
-    again = load_profile(tmp_path / "x.json").target_cost()
-    np.testing.assert_array_equal(again.step_time_s(1, rows), curve.step_time_s(1, rows))
+    same_from_a_file(CurveSpec.of(curve), curve, tmp_path)
+
+
+@given(additive_costs())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_additive_model_survives_a_file_exactly(tmp_path: Path, cost: AdditiveCost) -> None:
+    same_from_a_file(AdditiveSpec.of(cost), cost, tmp_path)
+
+
+def test_a_fit_is_saved_with_the_rule_it_was_fitted_with(tmp_path: Path) -> None:
+    """0.1 ms a row up to 64 rows. At 128 that is 12.8 ms more on the slope, or 6.4 ms more if clamped."""
+    grid = pd.DataFrame(
+        [
+            {"requests": r, "batch_tokens": r * (1 + k), "step_time_s": 0.01 + 1e-4 * r * (1 + k)}
+            for r in (1, 4, 16) for k in range(4)
+        ]
+    )  # fmt: skip
+    for beyond, expected in (({}, 0.0228), ({"beyond": "last-slope"}, 0.0228), ({"beyond": "clamp"}, 0.0164)):
+        cost = fit_additive(grid, request_probes=[1, 16], token_probes=[1, 64], **beyond).cost  # type: ignore[arg-type]
+        assert cost.step_time_s(32, 128) == pytest.approx(expected)
+        same_from_a_file(AdditiveSpec.of(cost), cost, tmp_path)
+
+
+def test_a_curve_says_what_lies_beyond_only_where_it_wants_another_rule() -> None:
+    for one in ({"lookup": "floor"}, {"batch_tokens": (1,), "steps_per_s": (9,)}):
+        spec = CurveSpec(**({"batch_tokens": (1, 2), "steps_per_s": (9, 8)} | one))  # type: ignore[arg-type]
+        assert spec.build().beyond == "clamp"
+    assert CurveSpec(batch_tokens=(1, 2), steps_per_s=(9, 8)).build().beyond == "last-slope"
 
 
 STEP = written()["step"]

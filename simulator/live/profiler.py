@@ -436,14 +436,7 @@ def profile_from(
         f"{options.attention}; CUDA graphs {'on' if settings['graphs'] else 'off'}"
         + (f"; {settings['threads']} CPU thread(s)" if settings["threads"] else "")
     )
-    step = AdditiveSpec(
-        bias_s=cost.bias_s,
-        request_probes=tuple(cost.alpha.at.tolist()),
-        alpha_s=tuple(cost.alpha.value.tolist()),
-        token_probes=tuple(cost.theta.at.tolist()),
-        theta_s=tuple(cost.theta.value.tolist()),
-        context_s_per_token=cost.context_s_per_token,
-    )
+    step = AdditiveSpec.of(cost)
     profile = Profile(
         name=f"{slug(settings['device'])}/{label(target)}--{names}",
         title=f"{target.name} with {names} on {settings['device']}",
@@ -459,7 +452,7 @@ def profile_from(
             draft=names,
             notes=notes,
         ),
-        step=step.model_copy(update={"prefill_s_per_token": _prefill_s_per_token(prefill, step.build())}),
+        step=step.model_copy(update={"prefill_s_per_token": _prefill_s_per_token(prefill, cost)}),
         replica_gpus=1 if target.device.type == "cuda" else None,
         drafters={name: _draft_spec(log, name, draft, prices[name]) for name, draft in drafters.items()},
         jitter=_jitter(log),

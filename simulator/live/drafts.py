@@ -8,6 +8,7 @@ DeepSpec's config fields and state-dict keys.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,6 +120,19 @@ class Draft(Protocol):
         ...
 
 
+ARCHITECTURE = "Qwen3DSparkModel"
+"""As DeepSpec names DSpark and DFlash drafts in config.json."""
+
+_PACKAGINGS = {
+    "Eagle": "an Eagle drafter",
+    "DFlash": "z-lab's DFlash packaging",
+    "Deepseek": "DeepSeek's own packaging of MTP or V4 drafts",
+    "DeepSeek": "DeepSeek's own packaging of MTP or V4 drafts",
+    "ForCausalLM": "a whole language model, not a draft",
+}
+"""What an architecture's name gives away about checkpoints that share DeepSpec's field names."""
+
+
 @dataclass(frozen=True, slots=True)
 class DSparkConfig:
     """A DSpark (or DFlash) draft, in the field names of its config.json."""
@@ -175,7 +189,7 @@ class DSparkConfig:
     def to_dict(self) -> dict[str, Any]:
         """The config.json that DeepSpec would write for this draft."""
         fields: dict[str, Any] = self.shape.to_dict() | {
-            "architectures": ["Qwen3DSparkModel"],
+            "architectures": [ARCHITECTURE],
             "block_size": self.block_size,
             "enable_confidence_head": self.enable_confidence_head,
             "markov_rank": self.markov_rank,
@@ -402,7 +416,7 @@ def load_draft(
 
     folder = checkpoints.model_folder(path)
     fields = checkpoints.read_fields(folder)
-    is_mtp = MTP_ARCHITECTURE in (fields.raw.get("architectures") or ())
+    is_mtp = _architecture(fields, (ARCHITECTURE, MTP_ARCHITECTURE)) == MTP_ARCHITECTURE
     with torch.device("meta"):  # no storage and no random numbers spent: every weight comes from the file
         draft: DSparkDraft | MTPDraft = (
             MTPDraft(MTPConfig.from_fields(fields))
@@ -424,6 +438,19 @@ def load_draft(
     draft.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     draft.source = str(folder)
     return draft.to(device).eval().requires_grad_(False)
+
+
+def _architecture(fields: Fields, known: Sequence[str]) -> str:
+    """The architecture that a draft's config names; other packagings share field names and differ inside."""
+    named = fields.raw.get("architectures")
+    if isinstance(named, list) and len(named) == 1 and named[0] in known:
+        return str(named[0])
+    text = str(named[0]) if isinstance(named, list) and named else ""
+    packaging = next((what for mark, what in _PACKAGINGS.items() if mark in text), None)
+    if "speculators_config" in fields.raw or "speculators_model_type" in fields.raw:
+        packaging = "vLLM's speculators format"
+    problem = f"is {packaging}, which is not read here" if packaging else "names no draft that is read here"
+    raise fields.error("architectures", problem, f"convert it to DeepSpec's {' or '.join(known)}")
 
 
 def save_draft(draft: Draft, path: str | Path) -> None:

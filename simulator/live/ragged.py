@@ -13,14 +13,15 @@ Kernels, all with the same arguments:
   long as reading the keys dominates. Runs anywhere.
 - ``varlen``: PyTorch's variable-length flash attention over paged keys, which splits long contexts over
   the whole device. CUDA, 16-bit weights, recent PyTorch.
-- ``capped``: as ``sdpa``, for targets that cap attention logits, which no fused kernel here does.
+- ``explicit``: as ``sdpa`` with the softmax spelled out, for targets that cap attention logits or have
+  attention sinks, which no fused kernel here computes.
 - ``plain``: one softmax per row in float32, for tests.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +37,11 @@ from simulator.live.kv_cache import PAGE, KVCache
 from simulator.live.targets import Target, TargetOutput
 
 _INTERFACE = "dspark_ragged"
+
+_WITH_SINKS = frozenset({"gpt_oss"})
+
+_HARMLESS = frozenset({"dropout", "position_ids", "use_cache", "output_router_logits", "is_causal"})
+"""Attention arguments without a meaning here: nothing is trained, positions and masks are the rows' own."""
 
 Kernel = Callable[[Tensor, Tensor, Tensor, "RaggedRows", float, int | None], Tensor]
 """(query [N, heads, head_dim], keys and values [rows, capacity, kv_heads, head_dim], rows, scale, window)
@@ -136,9 +142,10 @@ class RaggedTarget:
         self.kv_heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         self.heads: int = text.num_attention_heads
         self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // self.heads
-        cap = getattr(text, "attn_logit_softcapping", None)
-        self.kernel_name = self._choose_capped(kernel) if cap else self._choose(kernel)
-        self.kernel: Kernel = partial(capped, cap=float(cap)) if cap else KERNELS[self.kernel_name]
+        self.cap: float | None = getattr(text, "attn_logit_softcapping", None)
+        explicitly = self.cap is not None or text.model_type in _WITH_SINKS
+        self.kernel_name = self._choose_explicit(kernel) if explicitly else self._choose(kernel)
+        self.kernel: Kernel = partial(explicit, cap=self.cap) if explicitly else KERNELS[self.kernel_name]
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache for ``rows`` requests of up to ``capacity`` positions."""
@@ -199,13 +206,14 @@ class RaggedTarget:
             )
         return kernel
 
-    def _choose_capped(self, kernel: str) -> str:
-        if kernel not in ("auto", "capped"):
+    def _choose_explicit(self, kernel: str) -> str:
+        if kernel not in ("auto", "explicit"):
+            needed = "attention sinks" if self.cap is None else "capped attention logits"
             raise BadInputError(
-                f"does not cap attention logits as {self.target.name} needs", field="attention", value=kernel,
+                f"does not compute {needed} as {self.target.name} needs", field="attention", value=kernel,
                 remedy="auto",
             )  # fmt: skip
-        return "capped"
+        return "explicit"
 
     def _varlen_works(self) -> bool:
         """Whether this PyTorch's paged flash attention runs here and agrees with the plain softmax."""
@@ -249,19 +257,47 @@ def _attend(
     sliding_window: int | None = None,
     *,
     ragged: _Pass,
-    **_: Any,
+    s_aux: Tensor | None = None,
+    softcap: float | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: [1, heads, N, head_dim] each -> [1, N, heads, head_dim]."""
+    """transformers' attention interface: [1, heads, N, head_dim] each -> [1, N, heads, head_dim].
+
+    s_aux: attention sinks, one logit per head. softcap: bound of the logits. Raises ``BadInputError`` for an
+    argument that this pass would leave out.
+    """
     layer, cache = module.layer_idx, ragged.cache
+    kernel = _checked_kernel(module, ragged, s_aux, softcap, others)
     cache.write(layer, ragged.cache_rows, ragged.positions, key[0].transpose(0, 1), value[0].transpose(0, 1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keys, values = cache.keys[layer], cache.values[layer]
     queries = torch.split(query[0].transpose(0, 1), [len(part.request) for part in ragged.parts])
     mixed = [
-        ragged.kernel(rows, keys, values, part, scale, sliding_window)
+        kernel(rows, keys, values, part, scale, sliding_window)
         for rows, part in zip(queries, ragged.parts, strict=True)
     ]
     return torch.cat(mixed)[None] if len(mixed) > 1 else mixed[0][None], None
+
+
+def _checked_kernel(
+    module: Any, ragged: _Pass, sinks: Tensor | None, cap: float | None, others: Mapping[str, Any]
+) -> Kernel:
+    """The pass's kernel with a layer's sinks; raises where the layer asks for more than it computes."""
+    unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
+    if unknown:
+        raise BadInputError(
+            f"attention takes {', '.join(unknown)}, which the verification pass does not compute",
+            source=type(module).__name__, remedy="choose another target",
+        )  # fmt: skip
+    if sinks is None and cap is None:
+        return ragged.kernel
+    kernel = ragged.kernel
+    if not (isinstance(kernel, partial) and kernel.func is explicit and kernel.keywords["cap"] == cap):
+        raise BadInputError(
+            "attention has sinks or a cap that its config does not state", source=type(module).__name__,
+            remedy="choose another target",
+        )  # fmt: skip
+    return partial(kernel, sinks=sinks)
 
 
 ALL_ATTENTION_FUNCTIONS[_INTERFACE] = _attend
@@ -283,7 +319,7 @@ def sdpa(
     return _ungrouped(mixed, rows)
 
 
-def capped(
+def explicit(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -291,13 +327,26 @@ def capped(
     scale: float,
     window: int | None,
     *,
-    cap: float,
+    cap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """``sdpa`` with attention logits x softly capped, cap * tanh(x / cap), as Gemma 2 does."""
+    """``sdpa`` with the softmax spelled out.
+
+    cap: attention logits x become cap * tanh(x / cap), as in Gemma 2. sinks [heads]: one more logit per query
+    head that takes part in the softmax and has no value, as in gpt-oss.
+    """
     mine = slice(rows.first_cache_row, rows.first_cache_row + len(rows.counts))
-    grouped, mask = _grouped(query, keys.shape[2], rows), _mask(query, keys.shape[2], rows, window)
+    kv_heads = keys.shape[2]
+    grouped, mask = _grouped(query, kv_heads, rows), _mask(query, kv_heads, rows, window)
     logits = grouped @ keys[mine, : rows.context].permute(0, 2, 3, 1) * scale
-    weights = torch.softmax((cap * torch.tanh(logits / cap) + mask).float(), dim=-1).to(query.dtype)
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    logits = (logits + mask).float()
+    if sinks is not None:
+        # Row g * block + i of a group is query head g of that key head.
+        sink = sinks.float().view(1, kv_heads, -1, 1).repeat_interleave(rows.block, dim=2)
+        logits = torch.cat((logits, sink.expand(len(logits), -1, -1, -1)), dim=-1)
+    weights = torch.softmax(logits, dim=-1)[..., : rows.context].to(query.dtype)
     return _ungrouped(weights @ values[mine, : rows.context].transpose(1, 2), rows)
 
 

@@ -63,6 +63,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+SUPPORTED = frozenset(
+    (
+        "cohere2", "ernie4_5", "exaone4", "gemma2", "gemma3_text", "glm4", "glm4_moe", "gpt_oss", "granite",
+        "llama", "mistral", "mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
+        "starcoder2",
+    )
+)  # fmt: skip
+"""Model types whose ragged pass a test compares with the model's own forward pass, one by one. Others are
+refused: a model that keeps a state, shares a latent cache or positions its rows could run and be wrong."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TargetOutput:
     """One forward pass of the target.
@@ -83,6 +94,7 @@ class Target:
         self.name = name
         self.folder = folder
         self.config: Any = model.config
+        _refuse_untested(self.config, name)
         self._decoder: nn.Module = model.get_decoder()
         self._layers = _decoder_layers(self._decoder, name)
         parameters = inspect.signature(model.forward).parameters
@@ -247,6 +259,7 @@ def _read_config(folder: Path, fields: Fields) -> Any:
             field="model_type",
             remedy="update transformers, or choose another target",
         ) from error
+    _refuse_untested(config, fields.source)
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):
         # Older transformers run these through SDPA, which silently leaves the cap out.
         config._attn_implementation = "eager"
@@ -254,6 +267,16 @@ def _read_config(folder: Path, fields: Fields) -> Any:
     if rope and not _READS_ROPE_PARAMETERS:
         _spell_rope_as_before(config, rope)
     return config
+
+
+def _refuse_untested(config: Any, source: str) -> None:
+    kind: str = config.get_text_config().model_type
+    if kind not in SUPPORTED:
+        raise BadInputError(
+            "is a kind of target whose verification pass is not tested here; it could run and be wrong",
+            source=source, field="model_type", value=kind,
+            remedy=f"supported: {', '.join(sorted(SUPPORTED))}",
+        )  # fmt: skip
 
 
 def _spell_rope_as_before(config: Any, rope: dict[str, Any]) -> None:
@@ -283,12 +306,12 @@ def _weight_bytes(config: Any, dtype: torch.dtype, name: str) -> int:
 def _from_config(config: Any, dtype: torch.dtype, name: str) -> nn.Module:
     try:
         model: nn.Module = _AUTO_MODEL.from_config(config, **{_DTYPE_ARGUMENT: dtype})
-    except ValueError as error:
+    except Exception as error:  # a config's mistakes come out as whatever the model's code trips over
         raise BadInputError(
-            f"is not a causal language model: {error}",
+            f"describes no model that transformers can build: {type(error).__name__}: {error}",
             source=name,
-            field="model_type",
-            remedy="choose another target",
+            field="config.json",
+            remedy="mend the field, or choose another target",
         ) from error
     return model
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from simulator.errors import BadInputError
-from simulator.live.ragged import RaggedRows, RaggedTarget, side_by_side
+from simulator.live.ragged import RaggedRows, RaggedTarget, _Pass, side_by_side
+from simulator.live.targets import SUPPORTED, load_target
 from tests.live.conftest import MakeTarget
 from tests.live.test_lossless import ARCHITECTURES
 
@@ -72,9 +77,36 @@ def test_ragged_rows_are_the_plain_forward_of_each_request(
         at += count
 
 
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_every_architecture_runs_ragged(make_target: MakeTarget, name: str) -> None:
-    target = make_target(name.split()[0], **ARCHITECTURES[name])
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+WINDOW = {"sliding_window": 6}
+KINDS: dict[str, dict[str, Any]] = dict.fromkeys(
+    ("cohere2", "exaone4", "ernie4_5", "glm4", "granite", "llama", "mistral", "olmo2", "olmo3", "phi3",
+     "qwen2", "qwen3", "smollm3", "starcoder2"), WINDOW
+) | {
+    "gemma2": WINDOW | {"query_pre_attn_scalar": 16},
+    "gemma3_text": WINDOW | {"query_pre_attn_scalar": 16},
+    "glm4_moe": EXPERTS | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "gpt_oss": WINDOW | EXPERTS | {
+        "num_local_experts": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}
+    },
+    "mixtral": EXPERTS | {"num_local_experts": 4},
+    "qwen3_moe": EXPERTS | {"num_experts": 4, "norm_topk_prob": True},
+}  # fmt: skip
+"""What each supported kind needs to be tiny, with windows shorter than the contexts where it has any."""
+
+
+def test_every_supported_kind_is_tested() -> None:
+    assert set(KINDS) == SUPPORTED
+
+
+@pytest.mark.parametrize("kind", [*sorted(KINDS), "qwen3 sliding"])
+def test_the_ragged_pass_of_every_supported_kind_is_the_models_own(
+    make_target: MakeTarget, kind: str
+) -> None:
+    name = kind.split()[0]
+    if name not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers does not know {name}; torch targets of other kinds are tested")
+    target = make_target(name, **ARCHITECTURES.get(kind, KINDS[name]))
     tokens = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(1))
     ragged = RaggedTarget(target)
     cache = fill(ragged, tokens, [12, 3])
@@ -85,8 +117,32 @@ def test_every_architecture_runs_ragged(make_target: MakeTarget, name: str) -> N
     torch.testing.assert_close(output.logits, expected, atol=5e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "minimax", "qwen3_next", "mamba2", "gpt_neox", "deepseek_v3"])
+def test_other_kinds_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    with pytest.raises(
+        BadInputError, match=f"model_type: .*not tested here.*got '{kind}'.*supported: cohere2"
+    ):
+        load_target(tmp_path, config_only=True)
+
+
+def test_an_attention_argument_that_is_not_computed_is_refused(target: Any) -> None:
+    ragged = RaggedTarget(target)
+    attend = ALL_ATTENTION_FUNCTIONS["dspark_ragged"]
+    rows = RaggedRows.of(torch.tensor([1]), torch.tensor([0]), 1, block=1, context=1)
+    cache = ragged.new_cache(1, CAPACITY)
+    step = _Pass((rows,), cache, rows.cache_rows(cache.trash), rows.positions, ragged.kernel)
+    module = SimpleNamespace(layer_idx=0)
+    query, key = torch.zeros(1, 4, 1, 16), torch.zeros(1, 2, 1, 16)
+    attend(module, query, key, key, None, ragged=step, dropout=0.0, position_ids=None)
+    with pytest.raises(BadInputError, match="takes alibi, which"):
+        attend(module, query, key, key, None, ragged=step, alibi=torch.zeros(4))
+    with pytest.raises(BadInputError, match="sinks or a cap"):
+        attend(module, query, key, key, None, ragged=step, s_aux=torch.zeros(4))
+
+
 def test_what_the_kernels_do_not_compute_is_refused(make_target: MakeTarget, target: Any) -> None:
-    with pytest.raises(BadInputError, match="does not cap attention logits"):
+    with pytest.raises(BadInputError, match="does not compute capped attention logits"):
         RaggedTarget(make_target("gemma2", **ARCHITECTURES["gemma2"]), "plain")
     with pytest.raises(BadInputError, match="auto, sdpa, varlen, plain"):
         RaggedTarget(target, "flash")

@@ -201,8 +201,13 @@ def test_configs_that_are_no_causal_model_are_refused(folder: Path) -> None:
     config.write_text(json.dumps(fields | {"model_type": "no-such-model"}))
     with pytest.raises(BadInputError, match="is not a model that this transformers"):
         load_target(folder)
+    config.write_text(json.dumps(fields | {"hidden_act": "zzz"}))
+    with pytest.raises(
+        BadInputError, match=r"config.json: describes no model that transformers can build.*zzz"
+    ):
+        load_target(folder)
     config.write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(BadInputError, match="not a causal language model"):
+    with pytest.raises(BadInputError, match="is a kind of target whose verification pass is not tested"):
         load_target(folder)
     config.write_text("[]")
     with pytest.raises(BadInputError, match="must hold a JSON object"):

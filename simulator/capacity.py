@@ -12,7 +12,7 @@ import numpy as np
 from simulator.deployment import Plan
 from simulator.errors import BadInputError
 from simulator.fleet import Fleet, FleetRun, simulate_fleet
-from simulator.serving import EngineLimits
+from simulator.serving import WAITS, EngineLimits
 from simulator.simulation import simulate
 from simulator.sla import Assessment, Sla
 from simulator.traffic import (
@@ -135,9 +135,7 @@ def closed_loop_capacity(server: Server) -> float:
     )
     tokens_per_s, limits = run.metrics.throughput_tok_per_s, server.limits
     decode = tokens_per_s / max(float(sample.output_tokens.mean()) - 1, 1.0)
-    if limits.prefill == "elsewhere" and limits.prefill_tokens_per_s is not None:
-        return min(decode, limits.prefill_tokens_per_s / float(sample.prompt_tokens.mean()))
-    return decode
+    return min(decode, limits.pool_tokens_per_s / float(sample.prompt_tokens.mean()))
 
 
 def share_at_rate(traffic: Traffic, rate_per_s: float, requests: int, seed: int) -> Workload:
@@ -183,13 +181,16 @@ def binding(found: dict[str, Any], limits: EngineLimits) -> str:
         broken = "saturation (the queue grows without bound)"
     else:
         broken = ", ".join(name for name, term in beyond["terms"].items() if not term["met"])
-    blocked = {
-        f"concurrency limit of {limits.concurrency}": beyond["blocked_by_concurrency"],
-        "prefill": beyond["blocked_by_prefill"],
-        f"KV capacity of {limits.kv_tokens or 0:,} tokens": beyond["blocked_by_kv"],
+    reasons = {
+        "waited_slot_s": f"concurrency limit of {limits.concurrency}",
+        "waited_kv_s": f"KV capacity of {limits.kv_tokens or 0:,} tokens",
+        "waited_pool_s": "the prefill pool",
+        "waited_prefill_s": "prefill",
+        "waited_step_s": "",
     }
-    reason, share = max(blocked.items(), key=lambda item: item[1])
-    return f"{broken}; requests wait for {reason}" if share > 0.05 else f"{broken}; step time"
+    # Whoever arrives waits for the step under way; what keeps requests longer than that is worth naming.
+    longest = max(reasons, key=lambda name: float(beyond[name]))
+    return f"{broken}; requests wait for {reasons[longest]}" if reasons[longest] else f"{broken}; step time"
 
 
 def _bracket(holds: Any, guess: float, lightest: float) -> tuple[float, float]:
@@ -212,7 +213,6 @@ def _bracket(holds: Any, guess: float, lightest: float) -> tuple[float, float]:
 
 def _row(run: FleetRun) -> dict[str, Any]:
     judged: Assessment = run.assessment
-    blocked = ("blocked_by_concurrency", "blocked_by_prefill", "blocked_by_kv")
     return {
         "met": judged.met,
         "saturated": judged.saturated,
@@ -228,7 +228,7 @@ def _row(run: FleetRun) -> dict[str, Any]:
         },
         "metrics": run.metrics.as_row() if run.metrics else None,
         "steps_outside_fraction": float(run.replicas["steps_outside_fraction"].mean()),
-        **{name: float(run.replicas[name].mean()) for name in blocked},
+        **{name: float(run.replicas[name].mean()) for name in WAITS},
     }  # fmt: skip
 
 

@@ -4,13 +4,17 @@ A pod is a router and its replicas in one simpy environment. A fleet is one pod,
 the traffic in turn, as large installations are built; pods do not see each other, so they are cells
 of a sweep. A round-robin router has no state worth sharing: its replicas are pods of one, each of which
 gets exactly the requests that a single router would send it.
+
+A prefill pool may be shared (``Fleet.prefill_workers``). It lies behind the router: a request is dealt to
+its decode replica when it arrives, as the serving engines do that keep the prefix there, and its prompt
+joins the one line of its pod's pool. Replicas of a shared pool are in one pod, round robin or not.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -24,8 +28,8 @@ from simulator.cost import Floats
 from simulator.deployment import Plan
 from simulator.errors import BadInputError
 from simulator.executors import SimulatedExecutor
-from simulator.metrics import Metrics, measure, requests_frame
-from simulator.serving import Engine, EngineLimits, Step
+from simulator.metrics import Metrics, first_gaps, measure, requests_frame
+from simulator.serving import WAITS, Engine, EngineLimits, PrefillPool, Step
 from simulator.sla import Assessment, Observed, Sla, assess, is_saturated, observe, pool, saturated_assessment
 from simulator.sweep import Backend, run_cells
 from simulator.workload import PrefixBlocks, Workload
@@ -53,6 +57,9 @@ class Fleet:
     pods: groups with a router each, taking turns at the traffic; None: one, or for round robin as many
     as replicas, which is the same. prefix_cache_tokens: tokens each replica keeps for reuse of common
     prefixes (least recently used blocks go first), on top of ``limits.kv_tokens``; None: no reuse.
+    prefill_workers: workers of one prefill pool that all replicas share, each as fast as
+    ``limits.prefill_tokens_per_s``; a pod has its share of them. None: each replica has a pool of its own,
+    of ``limits.prefill_workers``.
     """
 
     replicas: int
@@ -60,8 +67,10 @@ class Fleet:
     router: RouterName = "round-robin"
     pods: int | None = None
     prefix_cache_tokens: int | None = None
+    prefill_workers: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_pool()
         if self.replicas < 1:
             raise BadInputError("must be at least 1", field="replicas", value=self.replicas)
         if self.router not in get_args(RouterName):
@@ -81,16 +90,40 @@ class Fleet:
                 "must be at least 1", field="prefix_cache_tokens", value=self.prefix_cache_tokens
             )
 
+    def _check_pool(self) -> None:
+        workers, pods = self.prefill_workers, self.pods or 1
+        if workers is None:
+            return
+        if workers < 1 or workers % pods:
+            raise BadInputError(
+                f"must be at least 1 and divide evenly among {pods} pods",
+                field="prefill_workers",
+                value=workers,
+            )
+        if not self.limits.has_pool:
+            raise BadInputError(
+                "prefill at no known speed", field="prefill_workers", value=workers,
+                remedy="give prefill_tokens_per_s, with prefill elsewhere",
+            )  # fmt: skip
+
     @property
     def pod_count(self) -> int:
         """Pods that run independently of each other."""
-        return self.pods or (self.replicas if self.router == "round-robin" else 1)
+        apart = self.router == "round-robin" and self.prefill_workers is None
+        return self.pods or (self.replicas if apart else 1)
+
+    def pod_pool(self) -> PrefillPool | None:
+        """The prefill pool that a pod's replicas share, None where each has its own or none is timed."""
+        if self.prefill_workers is None:
+            return None
+        return replace(self.limits, prefill_workers=self.prefill_workers // self.pod_count).pool()
 
 
 @dataclass(frozen=True, slots=True)
 class FleetRun:
     """assessment: against the SLA. metrics: means over replicas, None where none could be measured or the
-    fleet is saturated. replicas: one row each: requests, steps, what blocked it, prefix hits."""
+    fleet is saturated. replicas: one row each: requests, steps, mean seconds that its requests waited by
+    cause (``serving.WAITS``), prefix hits."""
 
     assessment: Assessment
     metrics: Metrics | None
@@ -196,7 +229,8 @@ def run_pod(pod: Pod) -> PodRun:
     environment = simpy.Environment()
     board = Board(np.zeros(pod.replicas, dtype=np.int64))
     replays = [plan.replay(pod.seed) for plan in pod.plans]
-    replicas = [_replica(environment, pod, replays, board, index) for index in range(pod.replicas)]
+    prefill = pod.fleet.pod_pool()
+    replicas = [_replica(environment, pod, replays, board, index, prefill) for index in range(pod.replicas)]
     router = _router(pod, board)
     environment.process(_arrivals(environment, pod.workload, replicas, router))
     environment.process(_fold(environment, replicas))
@@ -218,18 +252,20 @@ class Board:
 class Replica(Engine):
     """An engine that keeps its pod's board, packs its steps, and may reuse prefixes."""
 
-    def __init__(self, board: Board, index: int, cache: PrefixCache | None, *engine: Any) -> None:
-        super().__init__(*engine)
+    def __init__(
+        self, board: Board, index: int, cache: PrefixCache | None, *engine: Any, pool: PrefillPool | None
+    ) -> None:
+        super().__init__(*engine, pool=pool)
         self.board, self.index, self.cache = board, index, cache
         self.packed: list[tuple[Floats, NDArray[np.float32]]] = []
-        self.submitted_s: list[float] = []
+        self.submitted = 0
 
     def submit(self, request: int, *, cached_tokens: int = 0) -> None:
         """Take a request, with whatever part of its prompt the cache holds."""
         if self.cache is not None:
             cached_tokens = self.cache.take(request)
         self.board.loads[self.index] += 1
-        self.submitted_s.append(self.environment.now)
+        self.submitted += 1
         super().submit(request, cached_tokens=cached_tokens)
 
     def _leave(self, left: Floats) -> None:
@@ -243,6 +279,12 @@ class Replica(Engine):
             table = np.array(self.steps, dtype=np.float64)
             self.packed.append((table[:, 0].copy(), table[:, 1:].astype(np.float32)))
             self.steps.clear()
+
+    def delivery_s(self) -> Floats:
+        """When each decode step so far delivered its tokens, [decode steps]."""
+        self.fold()
+        requests = Step._fields.index("requests") - 1
+        return np.concatenate([np.empty(0), *(ends[rest[:, requests] > 0] for ends, rest in self.packed)])
 
     def steps_frame(self) -> pd.DataFrame:
         """All steps, columns as in ``serving.Step``."""
@@ -384,7 +426,12 @@ def _router(pod: Pod, board: Board) -> Router:
 
 
 def _replica(
-    environment: simpy.Environment, pod: Pod, replays: Sequence[Replay], board: Board, index: int
+    environment: simpy.Environment,
+    pod: Pod,
+    replays: Sequence[Replay],
+    board: Board,
+    index: int,
+    prefill: PrefillPool | None,
 ) -> Replica:
     plan, limits, cache = pod.plans[0], pod.fleet.limits, None
     if pod.fleet.prefix_cache_tokens is not None:
@@ -394,7 +441,7 @@ def _replica(
         replays, pod.workload, plan.cost, capacity=limits.concurrency, seed=pod.seed + pod.index
     )
     engine = (environment, pod.workload, executor, plan.scheduler, plan.believed, limits)
-    return Replica(board, index, cache, *engine)
+    return Replica(board, index, cache, *engine, pool=prefill)
 
 
 def _prefix(pod: Pod) -> PrefixBlocks:
@@ -430,16 +477,16 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
     observed, measured, rows = [], [], []
     from_s, to_s = pod.measured_s
     for replica, requests in zip(replicas, served, strict=True):
-        steps = replica.steps_frame()
+        steps, first, delivery_s = replica.steps_frame(), first_gaps(replica), replica.delivery_s()
         replica.packed.clear()
         outside = replica.executor.steps_outside if isinstance(replica.executor, SimulatedExecutor) else 0
-        rows.append(_replica_row(pod, replica, steps, outside))
+        rows.append(_replica_row(pod, replica, steps, requests, outside))
         if not saturated:
-            gap = steps["gap_s"].to_numpy()[steps["requests"].to_numpy() > 0]
+            gap = np.diff(delivery_s, prepend=0.0)
             mine = requests[requests["queued_s"].between(from_s, to_s, inclusive="left")]
             observed.append(observe(mine, gap, pod.sla))
         if len(steps) >= MEASURABLE_STEPS:
-            measured.append(measure(steps, requests, warmup=WARMUP, steps_outside=outside))
+            measured.append(measure(steps, requests, first=first, warmup=WARMUP, steps_outside=outside))
     pooled = pool(observed) if observed else None
     return PodRun(saturated, len(pod.workload), pooled, tuple(measured), tuple(rows))
 
@@ -448,30 +495,22 @@ def _is_saturated(pod: Pod, served: Sequence[pd.DataFrame]) -> bool:
     requests = pd.concat(served)
     if requests.empty:
         return False
-    arrived_s, first_token_s = (requests[name].to_numpy() for name in ("queued_s", "first_token_s"))
-    return is_saturated(arrived_s, first_token_s, *pod.measured_s)
+    arrived_s = requests["queued_s"].to_numpy()
+    return is_saturated(arrived_s, arrived_s + requests[list(WAITS)].to_numpy().sum(axis=1), *pod.measured_s)
 
 
-def _replica_row(pod: Pod, replica: Replica, steps: pd.DataFrame, outside: int) -> dict[str, Any]:
-    """What one replica did, and what its waiting requests waited for.
-
-    blocked_by_*: shares of steps at whose end more requests waited than had arrived during the step,
-    because no slot was free, because prompts were in prefill, or because their KV cache did not fit.
-    """
-    arrived = np.searchsorted(replica.submitted_s, steps["end_s"].to_numpy(), side="right")
-    stuck = steps["waiting"].to_numpy() > np.diff(arrived, prepend=0)
-    full = steps["requests"].to_numpy() >= pod.fleet.limits.concurrency
-    prefilling = steps["prefill_tokens"].to_numpy() > 0
-    share = 1 / max(len(steps), 1)
+def _replica_row(
+    pod: Pod, replica: Replica, steps: pd.DataFrame, requests: pd.DataFrame, outside: int
+) -> dict[str, Any]:
+    """What one replica did, and for how many seconds a request of its waited for what, on average."""
+    waits = {name: float(requests[name].mean()) if len(requests) else 0.0 for name in WAITS}
     return {
         "pod": pod.index,
         "replica": replica.index,
-        "requests": len(replica.submitted_s),
+        "requests": replica.submitted,
         "steps": len(steps),
-        "steps_outside_fraction": outside * share,
-        "blocked_by_concurrency": float((stuck & full).sum() * share),
-        "blocked_by_prefill": float((stuck & ~full & prefilling).sum() * share),
-        "blocked_by_kv": float((stuck & ~full & ~prefilling).sum() * share),
+        "steps_outside_fraction": outside / max(len(steps), 1),
+        **waits,
         "prefix_hit_share": replica.cache.hit_share if replica.cache else 0.0,
     }
 

@@ -7,7 +7,9 @@ Definitions, once:
   tokens over request-seconds of decoding, which is throughput / concurrency when nothing waits;
   quantiles are over requests that finished inside the window.
 - inter-token latency: time between two deliveries to a request, as a streaming client sees it; the
-  tokens of one step arrive together. Quantiles weigh every delivery alike.
+  tokens of one step arrive together. The first gap runs from the first token, so what a request waits
+  for a slot after a prefill pool has served it is in there. Quantiles weigh every delivery alike.
+- queue: requests that have arrived and are not being served, whatever they wait for.
 - verification budget and accepted length: per request and step, anchor or bonus token included.
 - acceptance rate: accepted over verified, bonus included in both (paper, figure 5).
 - wasted fraction: draft tokens verified and then rejected, over draft tokens verified.
@@ -19,9 +21,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from simulator.cost import Floats
 from simulator.errors import BadInputError
-from simulator.serving import IN_FLIGHT, Engine, Step
+from simulator.serving import IN_FLIGHT, WAITS, Engine, Step
 from simulator.statistics import BATCHES, divide, divide_each, quantile, rate_interval, weighted_quantile
 
 
@@ -69,13 +73,21 @@ def steps_frame(engine: Engine) -> pd.DataFrame:
 
 
 def requests_frame(engine: Engine) -> pd.DataFrame:
-    """One row per finished request in order of completion: its times, tokens, and derived speeds."""
+    """One row per finished request in order of completion: its times, tokens, waits and derived speeds.
+
+    first_gap_s: from its first token to its next delivery, NaN where there was none. waited_*_s: see
+    ``serving.WAITS``.
+    """
     empty = np.empty((len(IN_FLIGHT), 0))
     table = dict(zip(IN_FLIGHT, np.concatenate([empty, *engine.finished], axis=1), strict=True))
     request = table["request"].astype(np.int64)
-    steps = (table["last_step"] - table["first_step"]).astype(np.int64)
+    first_step = table["first_step"].astype(np.int64)
+    steps = table["last_step"].astype(np.int64) - first_step
     tokens = table["decode_tokens"].astype(np.int64)
     decode_s = table["finished_s"] - table["first_token_s"]
+    first_gap_s = np.full(len(request), np.nan)
+    decoded = steps > 0
+    first_gap_s[decoded] = engine.delivery_s()[first_step[decoded]] - table["first_token_s"][decoded]
     workload = engine.workload
     return pd.DataFrame(
         {
@@ -88,36 +100,60 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
             "first_token_s": table["first_token_s"],
             "finished_s": table["finished_s"],
             "decode_tokens": tokens,
-            "first_step": table["first_step"].astype(np.int64),
+            "first_step": first_step,
             "decode_steps": steps,
             "ttft_s": table["first_token_s"] - table["queued_s"],
+            "first_gap_s": first_gap_s,
             "tpot_s": divide_each(decode_s, tokens),
             "tps": divide_each(tokens, decode_s),
             "accepted_length": divide_each(tokens, steps),
+            **{name: table[name] for name in WAITS},
         }
     )
 
 
+def first_gaps(engine: Engine) -> tuple[NDArray[np.int64], Floats]:
+    """Every request's first delivery so far: the number of its decode step and the gap before it, [n] each.
+
+    Requests that are still under way count, unlike in ``requests_frame``: a run cut short would otherwise
+    see only those that were quick.
+    """
+    first_step, first_token_s, tokens = (
+        np.concatenate([engine.decoding()[row], *(left[row] for left in engine.finished)])
+        for row in (IN_FLIGHT.index(name) for name in ("first_step", "first_token_s", "decode_tokens"))
+    )
+    delivery_s, step = engine.delivery_s(), first_step.astype(np.int64)
+    served = (tokens > 0) & (step < delivery_s.size)
+    return step[served], delivery_s[step[served]] - first_token_s[served]
+
+
 def measure(
-    steps: pd.DataFrame, requests: pd.DataFrame, *, warmup: float = 0.2, steps_outside: int = 0
+    steps: pd.DataFrame,
+    requests: pd.DataFrame,
+    *,
+    first: tuple[NDArray[np.int64], Floats] | None = None,
+    warmup: float = 0.2,
+    steps_outside: int = 0,
 ) -> Metrics:
     """Metrics over the run without its first ``warmup`` share of steps.
+
+    first: ``first_gaps`` of the engine; None where every request had a delivery before these steps.
 
     The rule is a fixed share, the same for every policy compared: it depends on no outcome, so it
     cannot favour one. Raises ``BadInputError`` if less than two steps per batch remain.
     """
     if not 0 <= warmup < 1:
         raise BadInputError("must be at least 0 and below 1", field="warmup", value=warmup)
-    first = int(len(steps) * warmup)
-    window = steps.iloc[first:]
+    begin = int(len(steps) * warmup)
+    window = steps.iloc[begin:]
     if len(window) < 2 * BATCHES:
         raise BadInputError(
             f"leaves {len(window)} steps to measure, {2 * BATCHES} are needed", field="steps",
             value=len(steps), remedy="run longer or lower the warm-up share",
         )  # fmt: skip
     start_s = (
-        float(steps["end_s"].iloc[first - 1])
-        if first
+        float(steps["end_s"].iloc[begin - 1])
+        if begin
         else float(window["end_s"].iloc[0] - window["duration_s"].iloc[0])
     )
     decode = window[window["requests"] > 0]
@@ -128,14 +164,15 @@ def measure(
     elapsed = np.diff(window["end_s"].to_numpy(), prepend=start_s)
     mean, half = rate_interval(window["committed_tokens"].to_numpy(), elapsed)
     rows, drafts = decode["requests"].sum(), decode["draft_tokens"].sum()
-    accepted, gap = decode["accepted_tokens"].sum(), decode["gap_s"].to_numpy()
-    weights, decoding_s = decode["requests"].to_numpy(), float(decode["decoding_s"].sum())
+    accepted, decoding_s = decode["accepted_tokens"].sum(), float(decode["decoding_s"].sum())
     batch = decode["requests"] + decode["draft_tokens"] + decode["prefill_tokens"]
-    itl = weighted_quantile(gap, weights, [0.5, 0.99])
+    itl = weighted_quantile(
+        *_gaps(decode, first, int((steps["requests"].iloc[:begin] > 0).sum())), [0.5, 0.99]
+    )
     return Metrics(
         throughput_tok_per_s=mean,
         throughput_ci95=half,
-        tps_mean=divide(decode["committed_tokens"].sum(), decoding_s),
+        tps_mean=divide(decode["committed_tokens"].sum(), decoding_s + float(decode["handover_s"].sum())),
         tps_p10=quantile(speed, 0.10),
         tps_p50=quantile(speed, 0.50),
         verification_budget_mean=divide(rows + drafts, rows),
@@ -159,3 +196,20 @@ def measure(
         steps_outside_fraction=min(steps_outside / len(steps), 1.0),
         window_s=float(elapsed.sum()),
     )  # fmt: skip
+
+
+def _gaps(
+    decode: pd.DataFrame, first: tuple[NDArray[np.int64], Floats] | None, earlier: int
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Gaps before all deliveries of a window, and how many deliveries had each.
+
+    decode: its decode steps, before which there were ``earlier`` ones. A step's own gap is that of the
+    requests that were in the step before it; newcomers have their own.
+    """
+    gap, count = decode["gap_s"].to_numpy(), decode["requests"].to_numpy()
+    if first is None:
+        return gap, count
+    step, own = first[0] - earlier, first[1]
+    step, own = step[step >= 0], own[step >= 0]
+    there_before = count - np.bincount(step, minlength=count.size)
+    return np.concatenate([gap, own]), np.concatenate([there_before, np.ones(own.size, dtype=np.int64)])

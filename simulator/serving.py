@@ -7,6 +7,7 @@ measured on a GPU is the executor's affair, so a live run and a simulated one ar
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Generator
@@ -34,10 +35,14 @@ class EngineLimits:
     concurrency: requests that may be decoding or prefilling at once.
     kv_tokens: KV-cache capacity in tokens. A request reserves prompt + output + one block when it is
         admitted, so an admitted request never runs out. None: not limited.
-    prefill: ``elsewhere`` (disaggregated: a pool prefills ``prefill_tokens_per_s`` first come first
-        served, or at once where that is None), ``chunked`` (up to ``chunk_tokens`` prompt rows ride
-        along in every decode step) or ``whole`` (steps of whole prompts, up to ``chunk_tokens`` rows
-        or one prompt, during which decoding waits).
+    prefill: ``elsewhere`` (disaggregated, see below), ``chunked`` (up to ``chunk_tokens`` prompt rows
+        ride along in every decode step) or ``whole`` (steps of whole prompts, up to ``chunk_tokens``
+        rows or one prompt, during which decoding waits).
+    prefill_tokens_per_s: speed of each worker of the pool that prefills elsewhere, first come first
+        served. The pool emits the first output token; the wait for a slot and for KV cache comes after
+        it, in the gap before the second. None: prefill takes no time and nothing is emitted before a
+        slot is free. A closed loop's next request is always ready, whatever the speed.
+    prefill_workers: workers of that pool. None: as many as there are prompts, so that none waits.
     """
 
     concurrency: int
@@ -45,9 +50,10 @@ class EngineLimits:
     prefill: Prefill = "elsewhere"
     chunk_tokens: int = 2048
     prefill_tokens_per_s: float | None = None
+    prefill_workers: int | None = 1
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "kv_tokens", "chunk_tokens", "prefill_tokens_per_s"):
+        for name in ("concurrency", "kv_tokens", "chunk_tokens", "prefill_tokens_per_s", "prefill_workers"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -59,14 +65,53 @@ class EngineLimits:
             known = "elsewhere, chunked or whole"
             raise BadInputError("is not known", field="prefill", value=self.prefill, remedy=known)
 
+    @property
+    def has_pool(self) -> bool:
+        """Whether prompts are prefilled elsewhere at a known speed."""
+        return self.prefill == "elsewhere" and self.prefill_tokens_per_s is not None
+
+    @property
+    def pool_tokens_per_s(self) -> float:
+        """Prompt tokens per second of the whole pool; infinite where it has no speed or no end of workers."""
+        if not self.has_pool or self.prefill_workers is None:
+            return math.inf
+        assert self.prefill_tokens_per_s is not None
+        return self.prefill_tokens_per_s * self.prefill_workers
+
+    def pool(self) -> PrefillPool | None:
+        """A pool of its own for one engine, None without one."""
+        if not self.has_pool:
+            return None
+        assert self.prefill_tokens_per_s is not None
+        return PrefillPool(self.prefill_tokens_per_s, self.prefill_workers)
+
+
+class PrefillPool:
+    """Workers that prefill one prompt each at a time, first come first served; engines may share it."""
+
+    def __init__(self, tokens_per_s: float, workers: int | None) -> None:
+        self.tokens_per_s = tokens_per_s
+        self._free_s = None if workers is None else [-math.inf] * workers  # a heap: when each is free
+
+    def take(self, tokens: int, now: float) -> tuple[float, float]:
+        """Queue a prompt that has come now: when its prefill starts and ends."""
+        if self._free_s is None:
+            return now, now + tokens / self.tokens_per_s
+        start_s = max(now, self._free_s[0])
+        end_s = start_s + tokens / self.tokens_per_s
+        heapq.heapreplace(self._free_s, end_s)
+        return start_s, end_s
+
 
 class Step(NamedTuple):
     """One engine step as recorded. Times in seconds; the rest counts requests or tokens.
 
-    gap_s is the time since these requests' previous tokens: the duration, and any prefill in between.
-    A step of nothing but prefill has ``requests`` 0. Two integrals since the step before, in
-    request-seconds: decoding_s adds up each request's own time since its previous token, queued_s the
-    time that requests spent in line.
+    gap_s is the time since the batch last received tokens: the duration, and any prefill in between. A
+    newcomer's own gap differs (``metrics.first_gaps``). A step of nothing but prefill has ``requests`` 0.
+    waiting: requests that have arrived and are not being served, be it in the pool's line, for a slot,
+    for KV cache, or admitted with their prefill not begun. Three sums since the step before, in
+    request-seconds: decoding_s is time in the batch, queued_s is time spent so ``waiting``, handover_s is
+    what newcomers spent between the first token, from a prefill pool, and their place in the batch.
     """
 
     end_s: float
@@ -80,14 +125,26 @@ class Step(NamedTuple):
     waiting: int
     decoding_s: float
     queued_s: float
+    handover_s: float
 
+
+WAITS = ("waited_pool_s", "waited_slot_s", "waited_kv_s", "waited_step_s", "waited_prefill_s")
+"""What a request waited for, in seconds. Together: all the time in which it had arrived and was not served.
+
+In line it waits for what keeps the head of the line out: a slot, KV cache, or, where both are there, the
+end of the step under way. waited_pool_s: for a worker of the prefill pool. waited_prefill_s: admitted,
+until the first chunk of its own prompt.
+"""
+_SLOT, _KV, _STEP = range(3)
 
 # What is known of a request in flight: one column of the batch table each, kept as float64.
 IN_FLIGHT = (
-    "request", "queued_s", "admitted_s", "first_token_s", "first_step", "decode_tokens",
+    "request", "queued_s", "admitted_s", "first_token_s", *WAITS, "first_step", "decode_tokens",
     "remaining", "finished_s", "last_step",
 )  # fmt: skip
-_REMAINING, _FINISHED_S, _LAST_STEP = (IN_FLIGHT.index(n) for n in ("remaining", "finished_s", "last_step"))
+_FIRST_TOKEN_S, _REMAINING, _FINISHED_S, _LAST_STEP = (
+    IN_FLIGHT.index(name) for name in ("first_token_s", "remaining", "finished_s", "last_step")
+)
 
 
 class Engine:
@@ -108,7 +165,9 @@ class Engine:
         limits: EngineLimits,
         *,
         seed: int = 0,
+        pool: PrefillPool | None = None,
     ) -> None:
+        """pool: a prefill pool shared with other engines, by default one of its own by ``limits``."""
         self.environment, self.workload, self.executor = environment, workload, executor
         self.scheduler, self.believed, self.limits = scheduler, believed, limits
         self.steps: list[Step] = []
@@ -120,15 +179,22 @@ class Engine:
         self._check_closed_loop_advances()
         self._waiting: deque[_Prompt] = deque()
         self._prefilling: deque[_Prompt] = deque()
+        self._completing: list[_Prompt] = []  # prompts whose prefill ends with the step under way
+        self._unstarted = 0  # admitted, their prefill not begun
+        self._pool = limits.pool() if pool is None else pool
+        self._pool_starts: deque[float] = deque()  # of prompts in the pool's line: when they leave it
+        self._in_pool = 0
         self._rows = _BatchRows(limits.concurrency)
         self._history = _History(scheduler.lag, limits.concurrency, executor.gamma)
         self._context_tokens = 0
         self._decode_steps = 0
         self._delivered_s = np.nan  # when the requests now in the batch last received tokens
         self._joined_late_s = 0.0  # how much later newcomers got their first, summed over them
+        self._handover_s = 0.0
         self._queued_s, self._queue_seen_s = 0.0, environment.now
+        self._kept_out_s = [0.0, 0.0, 0.0]  # time for which a slot, KV or the step kept the head of the line
+        self._cause = _STEP
         self._next_closed = 0
-        self._prefill_free_s = 0.0
         self._phase: list[float] = []
         if workload.is_closed_loop:
             self._phase = random_stream(seed, "closed-loop phase").random(limits.concurrency).tolist()
@@ -138,7 +204,8 @@ class Engine:
     @property
     def load(self) -> int:
         """Requests on this replica, waiting or running: what a router balances."""
-        return len(self._waiting) + len(self._prefilling) + self._rows.occupied
+        admitted = len(self._prefilling) + len(self._completing) + self._rows.occupied
+        return self._in_pool + len(self._waiting) + admitted
 
     def submit(self, request: int, *, cached_tokens: int = 0) -> None:
         """A request has arrived now; with a prefill pool it first queues there.
@@ -146,30 +213,76 @@ class Engine:
         ``cached_tokens`` of its prompt are in the prefix cache already: they fill the KV cache like any
         others but need no prefill.
         """
-        now, rate = self.environment.now, self.limits.prefill_tokens_per_s
-        left = int(self.workload.prompt_tokens[request]) - cached_tokens
-        if self.limits.prefill != "elsewhere" or rate is None:
-            self._enqueue(_Prompt(request, now, left))
+        now = self.environment.now
+        prompt = _Prompt(request, now, int(self.workload.prompt_tokens[request]) - cached_tokens)
+        if self._pool is None:
+            self._enqueue(prompt)
             return
-        ready_s = max(now, self._prefill_free_s) + left / rate
-        self._prefill_free_s = ready_s
-        event = self.environment.timeout(ready_s - now)
-        event.callbacks.append(
-            lambda _: self._enqueue(_Prompt(request, now, 0, first_token_s=self.environment.now))
-        )
+        start_s, end_s = self._pool.take(prompt.left, now)
+        prompt.left, prompt.waited_pool_s = 0, start_s - now
+        self._in_pool += 1
+        if start_s > now:
+            self._watch_queue()
+            self._pool_starts.append(start_s)
+        event = self.environment.timeout(end_s - now)
+        event.callbacks.append(lambda _: self._hand_over(prompt))
+
+    def _hand_over(self, prompt: _Prompt) -> None:
+        """The pool has emitted a first token: the request gets in line, or is done if it wanted no more."""
+        self._in_pool -= 1
+        prompt.first_token_s = self.environment.now
+        if int(self.workload.output_tokens[prompt.request]) > 1:
+            self._enqueue(prompt)
+            return
+        prompt.admitted_s = self.environment.now
+        self.kv_reserved += int(self._kv_need[prompt.request])  # given back at once: it has no place here
+        self._join([prompt])
 
     def _enqueue(self, prompt: _Prompt) -> None:
         self._watch_queue()
         self._waiting.append(prompt)
+        if len(self._waiting) == 1:
+            self._cause = self._what_keeps_out(prompt.request)
+        prompt.kept_out_s = tuple(self._kept_out_s)
         if self._wake is not None:
             self._wake.succeed()
             self._wake = None
 
+    def _what_keeps_out(self, request: int) -> int:
+        """What the request at the head of the line waits for."""
+        if not self._free_slots:
+            return _SLOT
+        return _STEP if self._fits(request) else _KV
+
+    @property
+    def _free_slots(self) -> int:
+        taken = self._rows.occupied + len(self._prefilling) + len(self._completing)
+        return self.limits.concurrency - taken
+
+    def _fits(self, request: int) -> bool:
+        capacity = self.limits.kv_tokens
+        return capacity is None or self.kv_reserved + int(self._kv_need[request]) <= capacity
+
     def _watch_queue(self) -> None:
         """Add up the time in line so far; called before the line changes."""
-        now = self.environment.now
-        self._queued_s += len(self._waiting) * (now - self._queue_seen_s)
+        now, seen_s = self.environment.now, self._queue_seen_s
+        if now == seen_s:
+            return
+        in_line, starts = len(self._waiting), self._pool_starts
+        if in_line:
+            self._kept_out_s[self._cause] += now - seen_s
+        while starts and starts[0] <= now:
+            self._queued_s += starts.popleft() - seen_s
+        self._queued_s += (in_line + self._unstarted + len(starts)) * (now - seen_s)
         self._queue_seen_s = now
+
+    def delivery_s(self) -> Floats:
+        """When each decode step so far delivered its tokens, [decode steps]."""
+        return np.array([step.end_s for step in self.steps if step.requests])
+
+    def decoding(self) -> Floats:
+        """What is known of the requests now in the batch, [len(IN_FLIGHT), n]."""
+        return np.delete(self._rows.table[:, : self._rows.count], self._rows.holes, axis=1)
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         """The step loop: one event a step."""
@@ -180,7 +293,7 @@ class Engine:
                 self._wake = environment.event()
                 yield self._wake
                 continue
-            prompts, prefilled = self._next_prefill()
+            prompts = self._next_prefill()
             if rows.count and (not prompts.tokens or self.limits.prefill == "chunked"):
                 verified = self._decode(prompts)
                 yield environment.timeout(verified.duration_s)
@@ -189,7 +302,8 @@ class Engine:
                 duration_s = self.executor.prefill(prompts)
                 yield environment.timeout(duration_s)
                 self._record(duration_s, duration_s, 0, 0, 0, 0, prompts.tokens, 0.0)
-            if prefilled:
+            if self._completing:
+                prefilled, self._completing = self._completing, []
                 self._join(prefilled)
 
     # ---------------------------------------------------------------- one step
@@ -243,9 +357,13 @@ class Engine:
     ) -> None:
         self._watch_queue()
         queued_s, self._queued_s = self._queued_s, 0.0
-        now, waiting = self.environment.now, len(self._waiting)
+        handover_s = 0.0
+        if count:
+            handover_s, self._handover_s = self._handover_s, 0.0
+        now = self.environment.now
+        waiting = len(self._waiting) + self._unstarted + len(self._pool_starts)
         tokens = (count, drafts, accepted, committed, prefill)
-        self.steps.append(Step(now, duration_s, gap_s, *tokens, waiting, decoding_s, queued_s))
+        self.steps.append(Step(now, duration_s, gap_s, *tokens, waiting, decoding_s, queued_s, handover_s))
 
     def _leave(self, left: Floats) -> None:
         """Requests whose output is complete leave, with what is known of them ([columns, n])."""
@@ -266,6 +384,9 @@ class Engine:
                 self._join(admitted)
             else:
                 self._prefilling.extend(admitted)
+                self._unstarted += len(admitted)
+        if self._waiting:
+            self._cause = self._what_keeps_out(self._waiting[0].request)
         if self._rows.holes.size:
             source, target = self._rows.close_holes()
             self._history.move(source, target)
@@ -273,7 +394,7 @@ class Engine:
 
     def _admissible(self) -> list[_Prompt]:
         """As many from the head of the line as there are free slots and room in the KV cache."""
-        free = self.limits.concurrency - self._rows.occupied - len(self._prefilling)
+        free = self._free_slots
         admitted: list[_Prompt] = []
         while len(admitted) < free and (prompt := self._next_in_line()) is not None:
             admitted.append(prompt)
@@ -285,36 +406,38 @@ class Engine:
         if not closed and not self._waiting:
             return None
         request = self._next_closed if closed else self._waiting[0].request
-        need = int(self._kv_need[request])
-        if self.limits.kv_tokens is not None and self.kv_reserved + need > self.limits.kv_tokens:
+        if not self._fits(request):
             return None
-        self.kv_reserved += need
+        self.kv_reserved += int(self._kv_need[request])
         if closed:
             self._next_closed = (request + 1) % len(self._kv_need)
             return _Prompt(request, now, int(self.workload.prompt_tokens[request]), now)
         self._watch_queue()
         prompt = self._waiting.popleft()
-        prompt.admitted_s = now
+        prompt.admit(now, self._kept_out_s)
         return prompt
 
-    def _next_prefill(self) -> tuple[PromptRows, list[_Prompt]]:
-        """Prompt rows of the next step, and the prompts they complete, first come first served."""
+    def _next_prefill(self) -> PromptRows:
+        """Prompt rows of the next step, first come first served; those they complete are ``_completing``."""
         if not self._prefilling:
-            return NO_PROMPTS, []
+            return NO_PROMPTS
         budget, whole = self.limits.chunk_tokens, self.limits.prefill == "whole"
-        tokens, chunks, complete = 0, list[Chunk](), list[_Prompt]()
+        tokens, chunks = 0, list[Chunk]()
         while self._prefilling and tokens < budget:
             prompt = self._prefilling[0]
             take = prompt.left if whole else min(prompt.left, budget - tokens)
             if whole and tokens and tokens + take > budget:
                 break
             start = int(self.workload.prompt_tokens[prompt.request]) - prompt.left
+            if not prompt.started:
+                prompt.started, prompt.waited_prefill_s = True, self.environment.now - prompt.admitted_s
+                self._unstarted -= 1
             tokens += take
             prompt.left -= take
             chunks.append(Chunk(prompt.request, start, take, not prompt.left))
             if not prompt.left:
-                complete.append(self._prefilling.popleft())
-        return PromptRows(tokens, tuple(chunks)), complete
+                self._completing.append(self._prefilling.popleft())
+        return PromptRows(tokens, tuple(chunks))
 
     def _join(self, prompts: list[_Prompt]) -> None:
         """Prefilled requests get batch rows; prefill has given each its first output token."""
@@ -328,6 +451,7 @@ class Engine:
             self._context_tokens += held
             entry = (prompt.request, *prompt.times(now), step, tokens, tokens, 0.0, 0.0)
             if tokens:
+                self._handover_s += now - entry[_FIRST_TOKEN_S]
                 entries.append(entry)
                 context.append(held)
             else:
@@ -361,17 +485,34 @@ class Engine:
 
 @dataclass(slots=True)
 class _Prompt:
-    """A request on its way into the batch; ``left`` counts prompt tokens still to prefill."""
+    """A request on its way into the batch; ``left`` counts prompt tokens still to prefill.
+
+    kept_out_s: the engine's counters of what kept the line out, first as they stood when this request got
+    in line, then, once it is admitted, what it waited for.
+    """
 
     request: int
     queued_s: float
     left: int
     admitted_s: float = np.nan
     first_token_s: float = np.nan  # known early where a prefill pool emits it
+    waited_pool_s: float = 0.0
+    kept_out_s: tuple[float, ...] = (0.0, 0.0, 0.0)
+    waited_prefill_s: float = 0.0
+    started: bool = False
 
-    def times(self, now: float) -> tuple[float, float, float]:
+    def admit(self, now: float, kept_out_s: list[float]) -> None:
+        """It leaves the line."""
+        self.admitted_s = now
+        self.kept_out_s = tuple(
+            after - before for before, after in zip(self.kept_out_s, kept_out_s, strict=True)
+        )
+
+    def times(self, now: float) -> tuple[float, ...]:
+        """From ``queued_s`` to the last of ``WAITS``, as in ``IN_FLIGHT``."""
         first = now if math.isnan(self.first_token_s) else self.first_token_s
-        return self.queued_s, self.admitted_s, first
+        waits = (self.waited_pool_s, *self.kept_out_s, self.waited_prefill_s)
+        return self.queued_s, self.admitted_s, first, *waits
 
 
 class _BatchRows:

@@ -13,7 +13,7 @@ from simulator.acceptance import Replay
 from simulator.cost import CostModel
 from simulator.errors import BadInputError
 from simulator.executors import Executor, SimulatedExecutor
-from simulator.metrics import Metrics, measure, requests_frame, steps_frame
+from simulator.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame
 from simulator.schedulers import Scheduler
 from simulator.serving import Engine, EngineLimits
 from simulator.workload import Workload
@@ -94,7 +94,8 @@ def advance(engine: Engine, steps: int | None) -> None:
 def summarise(engine: Engine, *, warmup: float = 0.2, steps_outside: int = 0) -> Run:
     """Frames and metrics of an engine that has run."""
     requests, steps = requests_frame(engine), steps_frame(engine)
-    return Run(requests, steps, measure(steps, requests, warmup=warmup, steps_outside=steps_outside))
+    metrics = measure(steps, requests, first=first_gaps(engine), warmup=warmup, steps_outside=steps_outside)
+    return Run(requests, steps, metrics)
 
 
 def arrivals(

@@ -45,6 +45,9 @@ SYSTEM_METRICS = tuple(field.name for field in fields(Metrics))
 GAP_RESOLUTION = 1.005
 """Gaps between deliveries are tallied in classes half a percent wide."""
 
+ROUNDING = 1e-9
+"""Relative amount by which differences of clock times may miss a gap that equals its bound."""
+
 _TERM = re.compile(r"\s*(?:([^:<>=]+):)?\s*([a-z0-9_.]+?)\s*(>=|<=)\s*(\S.*?)\s*")
 _STATISTIC = re.compile(r"(.+)_(mean|p\d{1,2}(?:\.\d+)?)")
 
@@ -214,21 +217,30 @@ class Observed:
 def observe(requests: pd.DataFrame, gap: Floats, sla: Sla) -> Observed:
     """Count deliveries per request and per traffic class.
 
-    requests: from one engine, any subset of its ``requests_frame``. gap: ``gap_s`` of all its decode steps.
+    requests: from one engine, any subset of its ``requests_frame``. gap: [decode steps of that engine]
+    time since the step before, which is the gap of a request that was in both; the gap before a request's
+    first delivery is its own ``first_gap_s``.
     """
-    first = requests["first_step"].to_numpy()
-    last = first + requests["decode_steps"].to_numpy()
-    counted = {"e2e_s": requests["finished_s"] - requests["queued_s"], "deliveries": last - first}
+    first, deliveries = requests["first_step"].to_numpy(), requests["decode_steps"].to_numpy()
+    last, own = first + deliveries, requests["first_gap_s"].to_numpy()
+    second = np.minimum(first + 1, last)
+    counted: dict[str, Any] = {
+        "e2e_s": requests["finished_s"] - requests["queued_s"],
+        "deliveries": deliveries,
+    }
     for term in sla.terms:
         if term.metric == "itl":
-            within = np.concatenate([[0], np.cumsum(gap <= term.bound)])
-            counted[f"on_time {term.bound:g}"] = within[last] - within[first]
+            bound = term.bound * (1 + ROUNDING)
+            within = np.concatenate([[0], np.cumsum(gap <= bound)])
+            counted[f"on_time {term.bound:g}"] = within[last] - within[second] + (own <= bound)
     gaps = {}
     for name, rows in requests.groupby("traffic_class", sort=True).indices.items():
-        # Deliveries at each decode step: requests that have joined, less those that have left.
-        joined = np.bincount(first[rows], minlength=gap.size + 1)
+        # Requests that were in this step and in the one before: those that have joined, less those that left.
+        joined = np.bincount(second[rows], minlength=gap.size + 1)
         left = np.bincount(last[rows], minlength=gap.size + 1)
-        gaps[str(name)] = tally(gap, np.cumsum(joined - left)[: gap.size])
+        mine = own[rows][deliveries[rows] > 0]
+        count = np.concatenate([np.cumsum(joined - left)[: gap.size], np.ones(mine.size)])
+        gaps[str(name)] = tally(np.concatenate([gap, mine]), count)
     return Observed(requests.assign(**counted), gaps)
 
 
@@ -306,18 +318,21 @@ def saturated_assessment(sla: Sla, requests: int) -> Assessment:
     return Assessment(False, True, nan, nan, nan, requests, results)
 
 
-def is_saturated(arrived_s: Floats, first_token_s: Floats, from_s: float, to_s: float) -> bool:
-    """Whether the line of requests without a first token grows without bound.
+def is_saturated(arrived_s: Floats, served_s: Floats, from_s: float, to_s: float) -> bool:
+    """Whether the number of requests that have arrived and are not being served grows without bound.
 
-    arrived_s, first_token_s: [n] seconds. The length of the line is averaged over ``BATCHES`` spans of
-    [from_s, to_s], while requests arrive. It is called growing when a straight line through these
-    averages gains more than 5% of the requests arriving meanwhile (and at least 5), and the averages
-    rank almost in order of time (Kendall's tau above 0.5): a stable queue wanders, but neither stays
-    one-sided nor keeps pace with the arrivals.
+    arrived_s: [n] seconds. served_s: [n] when each would have been served had all that it waited for come
+    in one piece: arrival plus the sum of ``serving.WAITS``, infinite if it is still waiting. The number
+    waiting is averaged over ``BATCHES`` spans of [from_s, to_s], while requests arrive. It is called growing
+    when a straight line through these averages gains more than 5% of the requests arriving meanwhile (and
+    at least 5), and the averages rank almost in order of time (Kendall's tau above 0.5): a stable queue
+    wanders, but neither stays one-sided nor keeps pace with the arrivals.
     """
+    if not to_s > from_s:
+        return False  # all came at once: a line that can only shrink
     edges = np.linspace(from_s, to_s, BATCHES + 1)
     middle = (edges[1:] + edges[:-1]) / 2
-    entered, left = np.sort(arrived_s), np.sort(first_token_s)
+    entered, left = np.sort(arrived_s), np.sort(served_s[np.isfinite(served_s)])
     line = _mean_count(entered, edges) - _mean_count(left, edges)
     gain = np.polyfit(middle - middle[0], line, 1)[0] * (to_s - from_s)
     arrivals = np.searchsorted(entered, to_s) - np.searchsorted(entered, from_s)

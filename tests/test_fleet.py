@@ -15,7 +15,7 @@ from simulator.deployment import Plan
 from simulator.errors import BadInputError
 from simulator.fleet import Fleet, LeastLoaded, PowerOfTwo, simulate_fleet
 from simulator.schedulers import parse_policy
-from simulator.serving import EngineLimits
+from simulator.serving import WAITS, EngineLimits
 from simulator.sla import parse_sla
 from simulator.traffic import PoissonArrivals, SyntheticTraffic, TrafficClass, parse_lengths
 from simulator.workload import PrefixBlocks, Workload
@@ -76,14 +76,16 @@ def test_saturation_is_said_and_not_measured() -> None:
     assert not run.assessment.met
     assert math.isnan(run.assessment.attainment)
     assert run.observed is None
-    assert run.replicas["blocked_by_concurrency"].min() > 0.5
+    waits = run.replicas[list(WAITS)]
+    assert set(waits.idxmax(axis=1)) == {"waited_slot_s"}
+    assert waits["waited_slot_s"].min() > 5
 
 
 def test_kv_capacity_is_named_as_what_requests_wait_for() -> None:
     limits = EngineLimits(64, kv_tokens=1000)
     run = simulate_fleet(traffic(200, 1000), [plan()], Fleet(1, limits), SLA)
-    assert run.replicas["blocked_by_kv"].iloc[0] > 0.5
-    assert run.replicas["blocked_by_concurrency"].iloc[0] == 0
+    assert run.replicas["waited_kv_s"].iloc[0] > 0.5
+    assert run.replicas["waited_slot_s"].iloc[0] == 0
 
 
 def shared_prefixes(requests: int = 400) -> Workload:
@@ -136,6 +138,7 @@ def test_steps_beyond_the_cost_table_are_counted() -> None:
         ({"replicas": 4, "router": "least-loaded", "pods": 3}, "divide"),
         ({"replicas": 4, "router": "prefix-aware"}, "cache to be aware of"),
         ({"replicas": 4, "prefix_cache_tokens": 0}, "at least 1"),
+        ({"replicas": 4, "prefill_workers": 2}, "no known speed"),
     ],
 )
 def test_bad_fleets_are_explained(options: dict[str, object], message: str) -> None:

@@ -47,6 +47,7 @@ def steps_of(repeats: int = 10, **changes: Any) -> pd.DataFrame:
         "waiting": [0, 2, 4, 1],
         "decoding_s": [1.0, 6.0, 0.0, 12.0],
         "queued_s": [0.0, 2.0, 9.0, 5.0],
+        "handover_s": [0.0, 0.0, 0.0, 0.0],
     }
     frame = pd.DataFrame({name: np.tile(column, repeats) for name, column in cycle.items()}).assign(**changes)
     frame.insert(0, "end_s", frame["duration_s"].cumsum())

@@ -19,7 +19,7 @@ from simulator.errors import BadInputError
 from simulator.executors import LONG_TRACE, SchedulerError, SimulatedExecutor
 from simulator.metrics import requests_frame, steps_frame
 from simulator.schedulers import Batch, DSpark, DSparkAsync, Fixed, Oracle, Scheduler, Threshold, Tiered
-from simulator.serving import EngineLimits
+from simulator.serving import WAITS, EngineLimits
 from simulator.simulation import Run, run_engine, simulate
 from simulator.statistics import mean_interval
 from simulator.workload import Workload
@@ -324,6 +324,7 @@ def test_a_request_that_could_never_run_is_refused_at_the_start() -> None:
         ({"concurrency": 1, "prefill_tokens_per_s": 0.0}, "prefill_tokens_per_s: must be positive"),
         ({"concurrency": 1, "prefill_tokens_per_s": float("nan")}, "prefill_tokens_per_s: must be"),
         ({"concurrency": 1, "prefill": "sometimes"}, "prefill: is not known"),
+        ({"concurrency": 1, "prefill_workers": 0}, "prefill_workers: must be positive"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any], message: str) -> None:
@@ -560,6 +561,7 @@ def limits(draw: st.DrawFn, largest_need: int) -> EngineLimits:
         prefill=prefill,
         chunk_tokens=draw(st.integers(1, 50)),
         prefill_tokens_per_s=draw(st.none() | st.sampled_from([50.0, 5000.0])),
+        prefill_workers=draw(st.none() | st.integers(1, 3)),
     )
 
 
@@ -581,6 +583,7 @@ def test_invariants_hold_for_any_load_limits_and_policy(
     assert_requests_are_conserved(workload, requests)
     assert_tokens_are_committed_once(workload, requests, steps, executor, replay.rows)
     assert_time_never_goes_back(workload, requests, steps, limit)
+    assert_waits_are_accounted(workload, requests, steps, limit)
     assert_batches_are_what_was_run(workload, steps, executor, limit)
     assert_limits_are_kept(requests, need, limit)
     assert (engine.load, engine.kv_reserved) == (0, 0)
@@ -612,13 +615,43 @@ def assert_time_never_goes_back(
     assert np.all(np.diff(steps["end_s"]) >= steps["duration_s"][1:] * (1 - 1e-9))
     assert np.all(steps["gap_s"] >= steps["duration_s"] * (1 - 1e-9))
     assert_array_equal(requests["queued_s"], workload.arrival_s)
-    pool = limit.prefill == "elsewhere" and limit.prefill_tokens_per_s
-    order = (
-        ["queued_s", "first_token_s", "admitted_s"] if pool else ["queued_s", "admitted_s", "first_token_s"]
-    )
+    order = ["queued_s", "admitted_s", "first_token_s"]
+    if limit.has_pool:
+        order = ["queued_s", "first_token_s", "admitted_s"]
     assert np.all(np.diff(requests[[*order, "finished_s"]], axis=1) >= 0)
-    assert np.all(np.diff(requests["admitted_s"]) >= 0)  # first come first served
-    assert steps["queued_s"].sum() <= (requests["admitted_s"] - requests["queued_s"]).sum() * (1 + 1e-9)
+    # First come first served; what a pool has served to its end, or sooner than others, never stands in line.
+    in_line = requests[requests["output_tokens"] > 1] if limit.has_pool else requests
+    assert np.all(
+        np.diff(in_line.sort_values("first_token_s" if limit.has_pool else "queued_s")["admitted_s"]) >= 0
+    )
+
+
+def assert_waits_are_accounted(
+    workload: Workload, requests: pd.DataFrame, steps: pd.DataFrame, limit: EngineLimits
+) -> None:
+    """What a request waited for by cause is all of its time from arrival to service, and of the queue's."""
+    waits = requests[list(WAITS)]
+    assert np.all(waits >= 0)
+    waited = waits.sum(axis=1)
+    outside = requests["admitted_s"] - requests["queued_s"]
+    if limit.has_pool:
+        assert limit.prefill_tokens_per_s is not None
+        service_s = requests["prompt_tokens"] / limit.prefill_tokens_per_s
+        assert_allclose(waits["waited_pool_s"] + service_s, requests["ttft_s"], rtol=1e-9, atol=1e-9)
+        assert_allclose(waited + service_s, outside, rtol=1e-9, atol=1e-9)
+        decoding = requests[requests["output_tokens"] > 1]
+        handed_over = (decoding["admitted_s"] - decoding["first_token_s"]).sum()
+        assert steps["handover_s"].sum() == pytest.approx(handed_over, rel=1e-9, abs=1e-9)
+    else:
+        assert_allclose(waited - waits["waited_prefill_s"], outside, rtol=1e-9, atol=1e-9)
+        assert steps["handover_s"].sum() == 0
+    if limit.prefill == "elsewhere":
+        assert not waits["waited_prefill_s"].any()
+    if limit.kv_tokens is None:
+        assert not waits["waited_kv_s"].any()
+    after = requests["finished_s"].max() - steps["end_s"].iloc[-1] if len(steps) else np.inf
+    if after <= 0:  # else the pool served the last ones after the last step
+        assert steps["queued_s"].sum() == pytest.approx(waited.sum(), rel=1e-9, abs=1e-9)
 
 
 def assert_batches_are_what_was_run(

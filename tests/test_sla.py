@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator import sla as sla_module
 from simulator.errors import BadInputError
 from simulator.metrics import Metrics
 from simulator.sla import (
+    Observed,
+    Sla,
     assess,
     is_saturated,
-    observe,
     parse_sla,
     parse_term,
     pool,
@@ -49,6 +51,11 @@ def served(ttft_s: np.ndarray, tps: float = 100.0, tokens: int = 10) -> pd.DataF
             "accepted_length": tokens / 5,
         }
     )
+
+
+def observe(requests: pd.DataFrame, gap: np.ndarray, sla: Sla) -> Observed:
+    """Every request's first token came when the step before its first one ended."""
+    return sla_module.observe(requests.assign(first_gap_s=gap[requests["first_step"]]), gap, sla)
 
 
 @pytest.mark.parametrize(

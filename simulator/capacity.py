@@ -142,9 +142,8 @@ def share_at_rate(traffic: Traffic, rate_per_s: float, requests: int, seed: int)
     """What one replica sees when its share of the traffic comes at ``rate_per_s``: so many requests.
 
     A process keeps its burstiness at the lower rate; one that swings over the day is taken as Poisson at
-    a fixed rate, a trial being short against the day. A recording is thinned or copied to the rate
-    (``ReplayTraffic``) from its busiest consecutive requests, as many as the trial needs: whole-hour
-    averages would hide the peak that has to be survived.
+    a fixed rate, a trial being short against the day. A recording is resampled as a whole, at the rate of
+    its peak (``replay.resampled``).
     """
     if not (math.isfinite(rate_per_s) and rate_per_s > 0):
         raise BadInputError("must be positive", field="rate", value=rate_per_s)
@@ -155,23 +154,8 @@ def share_at_rate(traffic: Traffic, rate_per_s: float, requests: int, seed: int)
             return replace(traffic, arrivals=PoissonArrivals(rate_per_s)).workload(seed, requests=requests)
         return traffic.scaled(rate_per_s / traffic.arrivals.rate_per_s).workload(seed, requests=requests)
     if isinstance(traffic, ReplayTraffic):
-        recorded = traffic.workload(seed)
-        wanted = math.ceil(requests * max(1.0, 1.05 * recorded.rate_per_s / rate_per_s))
-        busiest = busiest_part(recorded, wanted)
-        played = ReplayTraffic(busiest).scaled(rate_per_s / busiest.rate_per_s).workload(seed)
-        return played.head(requests)
+        return traffic.trial(rate_per_s, requests, seed)
     raise BadInputError("cannot be planned for", field="traffic", value=type(traffic).__name__)
-
-
-def busiest_part(recorded: Workload, requests: int) -> Workload:
-    """The consecutive requests that arrive in the least time, counted from the first of them."""
-    assert recorded.arrival_s is not None
-    count = min(requests, len(recorded))
-    spans = recorded.arrival_s[count - 1 :] - recorded.arrival_s[: len(recorded) - count + 1]
-    first = int(np.argmin(spans))
-    part = recorded.take(slice(first, first + count))
-    assert part.arrival_s is not None
-    return replace(part, arrival_s=part.arrival_s - part.arrival_s[0])
 
 
 def binding(found: dict[str, Any], limits: EngineLimits) -> str:

@@ -26,6 +26,7 @@ from simulator.files import write_json
 from simulator.fleet import Fleet, FleetRun, simulate_fleet
 from simulator.frontier import sweep_frontier
 from simulator.lengths import EmpiricalLengths, Lengths
+from simulator.replay import replay_notes
 from simulator.scenario import Scenario, parse_percent
 from simulator.sensitivity import with_acceptance, with_cost
 from simulator.sla import Sla, Term
@@ -649,8 +650,10 @@ def _warnings(
     limits = scenario.limits()
     if limits.prefill == "elsewhere" and limits.prefill_tokens_per_s is None:
         warnings.append("prefill runs elsewhere at no stated speed: time to first token leaves prefill out")
-    if isinstance(traffic, ReplayTraffic) and traffic.report is not None and traffic.report.malformed:
-        warnings.append(traffic.report.summary())
+    if isinstance(traffic, ReplayTraffic):
+        if traffic.report is not None and traffic.report.malformed:
+            warnings.append(traffic.report.summary())
+        warnings += replay_notes(traffic.recorded, servers[0].requests)
     quantiles = [t for t in servers[0].sla.terms if t.quantile is not None and t.metric != "itl"]
     tails = [
         t.text

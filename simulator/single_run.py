@@ -14,12 +14,11 @@ from simulator.errors import BadInputError
 from simulator.run_files import write_run
 from simulator.schedulers import parse_policy
 from simulator.serving import Prefill
-from simulator.simulation import Run, enough_requests, simulate
+from simulator.simulation import Run, simulate
 from simulator.traffic import draw_workload, parse_traffic
 
 CLOSED_LOOP_STEPS = 2000
-"""Least engine steps of a closed loop unless told otherwise: it has no end of its own. It goes on until
-every slot has finished some requests; see ``simulation.enough_requests``."""
+"""Engine steps of a closed loop unless told otherwise: it has no end of its own."""
 
 GENERATED_REQUESTS = 2000
 """Requests of an arrival process or a closed loop unless told otherwise; a recording is played whole."""
@@ -50,9 +49,9 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
     limits = deployment.limits(
         asked.concurrency, kv_tokens=asked.kv_tokens, prefill=cast(Prefill, asked.prefill)
     )
-    steps, finish = asked.steps, 0
+    steps = asked.steps
     if steps is None and workload.is_closed_loop:
-        steps, finish = CLOSED_LOOP_STEPS, enough_requests(asked.concurrency)
+        steps = CLOSED_LOOP_STEPS
     return simulate(
         workload,
         [plan.replay(asked.seed)] * len(workload.classes),
@@ -62,7 +61,6 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
         believed=plan.believed,
         seed=asked.seed,
         steps=steps,
-        finish=finish,
     )
 
 

@@ -26,6 +26,7 @@ from scipy.special import i0e
 from simulator.acceptance import random_stream
 from simulator.errors import BadInputError
 from simulator.lengths import DEFAULT_LENGTHS, Lengths, Tokens, parse_lengths
+from simulator.replay import copied, resampled, untied
 from simulator.traffic_files import ReadReport, read_workload
 from simulator.units import parse_duration_s, parse_number, parse_rate_per_s
 from simulator.workload import PrefixBlocks, Workload, merge
@@ -274,7 +275,8 @@ class ReplayTraffic:
     floor(rate_scale) times and once more with the remaining probability, lengths and class together, the
     copies spread evenly at random up to the next recorded arrival. Copies get prefix blocks of their own:
     they are other users, and would otherwise be free cache hits. The draws depend on the request
-    and the seed only, so a higher scale contains the requests of a lower one.
+    and the seed only, so a higher scale contains the requests of a lower one. Requests that share a tick of
+    a coarse clock are spread over the tick (``replay.untied``).
     """
 
     recorded: Workload
@@ -308,9 +310,9 @@ class ReplayTraffic:
     ) -> Workload:
         """The recording, whole unless limited; asking for more than it holds is an error."""
         _check_limits(requests, duration_s)
-        played = self.recorded
+        played = self.recorded if self.recorded.is_closed_loop else untied(self.recorded, seed)
         if self.rate_scale != 1:
-            played = _copied(played, seed, self.rate_scale)
+            played = copied(played, seed, self.rate_scale)
         if self.speed != 1:
             played = played.at_rate(self.speed)
         if requests is not None:
@@ -322,6 +324,11 @@ class ReplayTraffic:
                 raise self._too_short(f"{self._end_s():g} s", duration_s)
             played = played.before(duration_s)
         return played
+
+    def trial(self, rate_per_s: float, requests: int, seed: int) -> Workload:
+        """So many requests at a steady rate that represent the whole recording (``replay.resampled``)."""
+        recorded = self.recorded if self.speed == 1 else self.recorded.at_rate(self.speed)
+        return resampled(recorded, rate_per_s, requests, seed)
 
     def _end_s(self) -> float:
         """Time of the last recorded arrival, as played."""
@@ -335,40 +342,6 @@ class ReplayTraffic:
         return BadInputError(
             f"holds only {holds}", field="replay", value=value, remedy="ask for less, or for all of it"
         )
-
-
-def _copied(recorded: Workload, seed: int, rate_scale: float) -> Workload:
-    """Every request floor(scale) times and once more with the remaining probability."""
-    assert recorded.arrival_s is not None
-    whole, fraction = divmod(rate_scale, 1)
-    extra = random_stream(seed, "traffic/replay/thinning").random(len(recorded)) < fraction
-    copies = int(whole) + extra
-    source = np.repeat(np.arange(len(recorded)), copies)
-    generation = np.arange(source.size) - np.repeat(np.cumsum(copies) - copies, copies)
-    jitter = _jitter(seed, int(generation.max(initial=0)) + 1, len(recorded))[generation, source]
-    gaps_s = np.diff(recorded.arrival_s, append=recorded.arrival_s[-1:])
-    arrival_s = recorded.arrival_s[source] + jitter * gaps_s[source]
-    order = np.argsort(arrival_s, kind="stable")
-    played = recorded.take(source[order])
-    prefix = None if played.prefix is None else _as_other_users(played.prefix, generation[order])
-    return replace(played, arrival_s=arrival_s[order], prefix=prefix)
-
-
-def _jitter(seed: int, generations: int, requests: int) -> Times:
-    """Where between its own and the next recorded arrival each copy falls, [generations, requests]."""
-    jitter = np.zeros((generations, requests))
-    for generation in range(1, generations):  # the first occurrence keeps its time
-        jitter[generation] = random_stream(seed, f"traffic/replay/copy{generation}").random(requests)
-    return jitter
-
-
-def _as_other_users(prefix: PrefixBlocks, generation: NDArray[np.int64]) -> PrefixBlocks:
-    """Give each generation of copies ids that no other generation has."""
-    if not prefix.ids.size:
-        return prefix
-    width = int(prefix.ids.max()) - min(int(prefix.ids.min()), 0) + 1
-    shift = np.repeat(generation * width, np.diff(prefix.offsets))
-    return replace(prefix, ids=prefix.ids + shift)
 
 
 def _accumulate(

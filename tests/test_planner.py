@@ -15,7 +15,6 @@ from simulator.capacity import (
     Search,
     Server,
     binding,
-    busiest_part,
     find_rate,
     interpolated_rate,
     share_at_rate,
@@ -124,14 +123,6 @@ def test_a_replayed_share_has_the_rate_that_was_asked_for() -> None:
     for rate in (0.5, 4.0, 40.0):
         share = share_at_rate(ReplayTraffic(recorded), rate, 1500, 0)
         assert share.rate_per_s == pytest.approx(rate, rel=0.08)
-
-
-def test_busiest_part() -> None:
-    arrival = np.concatenate([np.arange(10.0), 10 + np.arange(10) * 0.1, 12 + np.arange(10.0)])
-    part = busiest_part(Workload.single_class(arrival, np.full(30, 1), np.full(30, 1)), 10)
-    assert part.arrival_s is not None
-    assert part.span_s == pytest.approx(0.9)
-    assert part.arrival_s[0] == 0
 
 
 def test_rate_zero_is_refused() -> None:

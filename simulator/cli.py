@@ -91,7 +91,7 @@ def list_everything() -> None:
 @app.command()
 def frontier(
     profile: ProfileOption,
-    out: Annotated[Path, typer.Option(help="CSV to write.")],
+    out: Annotated[Path, typer.Option(help="CSV to write; - for standard output.")],
     acceptance: AcceptanceOption = None,
     policy: PolicyOption = None,
     concurrency: ConcurrencyOption = "10,20,50,100,200",
@@ -106,23 +106,26 @@ def frontier(
     plot: Annotated[Path | None, typer.Option(help="Figure to write beside it (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Sweep policies over concurrency: one row each, with confidence intervals."""
+    from simulator.files import check_writable_file, is_standard_output, write_csv
+
     if plot is not None:
         from simulator.plots import check_format
 
         check_format(plot)
+    check_writable_file(*(path for path in (out, plot) if path is not None))
     deployment = _deployment(profile, acceptance, believed)
     table = _sweep(
         deployment, policy, concurrency, seeds, steps, lengths,
         workers=workers, backend=backend, address=address, directory=cells,
     )  # fmt: skip
-    _write_csv(table, out)
+    write_csv(out, table, "%.8g")
     if plot is not None:
         from simulator.plots import plot_frontier, save
 
         loaded = deployment.profile
         save(plot_frontier(table, published=loaded.published, title=loaded.title), plot)
     _warn_outside(table)
-    typer.echo(f"wrote {out}" + (f" and {plot}" if plot else ""))
+    typer.echo(f"wrote {out}" + (f" and {plot}" if plot else ""), err=is_standard_output(out))
 
 
 @app.command()
@@ -144,10 +147,12 @@ def compare(
 ) -> None:
     """Who wins under each SLA and at which load, and by how much; published results beside predictions."""
     from simulator.comparison_report import report_comparison
+    from simulator.files import check_writable_directory
 
     for value in sla:
         if not value > 0:
             raise BadInputError("must be positive", source="--sla", value=value, remedy="in tokens/s/user")
+    check_writable_directory(out)
     deployment = _deployment(profile, acceptance, believed)
     table = _sweep(
         deployment, policy, concurrency, seeds, steps, lengths,
@@ -184,8 +189,10 @@ def simulate(
     believed: BelievedOption = None,
 ) -> None:
     """Run one engine under one policy on one traffic, request by request."""
+    from simulator.files import check_writable_directory
     from simulator.single_run import SingleRun, write_single_run
 
+    check_writable_directory(out)
     deployment = _deployment(profile, acceptance, believed)
     run = SingleRun(policy, concurrency, traffic, lengths, requests, steps, kv_tokens, prefill, seed)
     write_single_run(deployment, run, out)
@@ -195,7 +202,9 @@ def simulate(
 @acceptance_app.command("show")
 def acceptance_show(
     model: Annotated[str, typer.Argument(help="An acceptance model: a name, a trace file, rates, a mix.")],
-    out: Annotated[Path, typer.Option(help="CSV to write; a PNG of the same name is written beside it.")],
+    out: Annotated[
+        Path, typer.Option(help="CSV to write, with a PNG of the same name beside it; - for standard output.")
+    ],
     thresholds: Annotated[
         str, typer.Option(help="Confidence thresholds, comma-separated.")
     ] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
@@ -204,15 +213,19 @@ def acceptance_show(
     """Sweep a static confidence threshold over an acceptance model (the paper's figure 5)."""
     from simulator.acceptance import parse_acceptance
     from simulator.acceptance_sweep import plot_threshold_sweep, threshold_sweep
+    from simulator.files import beside, check_writable_file, is_standard_output, write_csv
     from simulator.plots import save
 
+    figure = beside(out, ".png")
+    check_writable_file(*(path for path in (out, figure) if path is not None))
     parsed = parse_acceptance(model)
     table = threshold_sweep(parsed, numbers(thresholds, float, "--thresholds"), seed)
-    _write_csv(table, out)
-    figure = out.with_suffix(".png")
-    save(plot_threshold_sweep(table, parsed), figure)
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    typer.echo(f"{parsed.provenance.line()}\nwrote {out} and {figure}")
+    write_csv(out, table, "%.8g")
+    if figure is not None:
+        save(plot_threshold_sweep(table, parsed), figure)
+        typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    written = f"wrote {out}" + (f" and {figure}" if figure else "")
+    typer.echo(f"{parsed.provenance.line()}\n{written}", err=is_standard_output(out))
 
 
 def _deployment(profile: str, acceptance: list[str] | None, believed: str | None = None) -> Deployment:
@@ -247,13 +260,6 @@ def _sweep(
         progress=sys.stderr.isatty(),
         **how,
     )
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    from simulator.files import atomic_path
-
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.8g")
 
 
 def _warn_outside(table: pd.DataFrame) -> None:

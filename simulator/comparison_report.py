@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simulator.comparison import BASELINE, at_slas, load_bands, speed_gain_range
-from simulator.files import atomic_path
+from simulator.files import write_csv
 from simulator.plots import plot_frontier, plot_load, save
 from simulator.profiles import Profile
 from simulator.published_check import check_against
@@ -29,8 +29,7 @@ def report_comparison(frontier: pd.DataFrame, slas: Sequence[float], profile: Pr
     if published is not None:
         tables["published"] = check_against(frontier, published)
     for name, table in tables.items():
-        with atomic_path(out / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, float_format="%.8g")
+        write_csv(out / f"{name}.csv", table, "%.8g")
     save(plot_frontier(frontier, slas=slas, published=published, title=profile.title), out / "frontier.png")
     save(plot_load(frontier, published=published, title=profile.title), out / "load.png")
 

@@ -48,6 +48,10 @@ class BadInputError(SimulatorError, ValueError):
         return _rebuild, (type(self), self.problem, self.source, self.field, self.value, self.remedy)
 
 
+class UnwritableError(BadInputError):
+    """An output cannot be written: no permission, no room, a device that takes no bytes."""
+
+
 class InfeasibleError(SimulatorError):
     """The question was well-posed and the answer is no; the message says what is nearest."""
 

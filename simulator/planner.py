@@ -21,8 +21,8 @@ from simulator.capacity import (
     share_at_rate,
     try_rate,
 )
-from simulator.errors import BadInputError, InfeasibleError
-from simulator.files import write_json
+from simulator.errors import InfeasibleError
+from simulator.files import write_csv, write_json
 from simulator.fleet import Fleet, FleetRun, simulate_fleet
 from simulator.frontier import sweep_frontier
 from simulator.lengths import EmpiricalLengths, Lengths
@@ -155,10 +155,8 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
 
 def write_tables(result: CapacityPlan, out: Path) -> None:
     """CSV of every table, and ``plan.json`` with what a program would want of the answer."""
-    from simulator.files import write_text
-
     for name, table in result.tables().items():
-        write_text(out / f"{name}.csv", table.to_csv(index=False))
+        write_csv(out / f"{name}.csv", table)
     summary = {
         "schema": 1,
         "scenario": result.scenario.model_dump(mode="json"),
@@ -678,14 +676,3 @@ def _without_nan(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
 
 def _python(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def check_writable(out: Path) -> None:
-    """Refuse an output directory that cannot be written, before hours of work rather than after."""
-    from simulator.files import atomic_path
-
-    if out.exists() and not out.is_dir():
-        raise BadInputError("is a file", source=str(out), remedy="name a directory")
-    with atomic_path(out / ".writable"):
-        pass
-    (out / ".writable").unlink()

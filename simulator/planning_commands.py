@@ -39,13 +39,14 @@ def plan(
         raise BadInputError(
             "needs a scenario and --out DIR", source="plan", remedy="`dspark-sim plan --init scenario.yaml`"
         )
-    from simulator.planner import Sweeping, check_writable, write_tables
+    from simulator.files import check_writable_directory
+    from simulator.planner import Sweeping, write_tables
     from simulator.planner import plan as make_plan
     from simulator.report import check_library, write_figures, write_report
     from simulator.scenario import load_scenario
 
     loaded = load_scenario(scenario)
-    check_writable(out)
+    check_writable_directory(out)
     check_library()
     sweeping = Sweeping(out / "cells", workers, backend, address, progress=True)
     result = make_plan(loaded, base=scenario.parent, sweeping=sweeping)
@@ -70,7 +71,10 @@ def regret(
             "no-context, or a table FILE.json (profile, SGLang, TensorRT-LLM)."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="CSV to write; a PNG of the same name is written beside it.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="CSV to write, with a PNG of the same name beside it; - for standard output."),
+    ],
     policy: Annotated[str, typer.Option(help="Policy[@DRAFTER].")] = "dspark-async",
     acceptance: Annotated[
         list[str] | None, typer.Option(help="[DRAFTER=]MODEL; default: what the profile carries.")
@@ -87,12 +91,14 @@ def regret(
 ) -> None:
     """What a scheduler loses when the cost table it believes is not the true one."""
     from simulator.deployment import deploy
-    from simulator.files import write_text
+    from simulator.files import beside, check_writable_file, is_standard_output, write_csv
     from simulator.lengths import parse_lengths
     from simulator.regret import plot_regret
     from simulator.regret import regret as measure_regret
     from simulator.schedulers import parse_policy
 
+    figure = beside(out, ".png")
+    check_writable_file(*(path for path in (out, figure) if path is not None))
     deployment = deploy(profile, acceptance or ())
     for note in deployment.notes:
         typer.echo(note, err=True)
@@ -101,10 +107,11 @@ def regret(
         seeds=seeds, lengths=parse_lengths(lengths), workers=workers,
         backend=backend, address=address, directory=cells, progress=True,
     )  # fmt: skip
-    write_text(out, table.to_csv(index=False))
-    plot_regret(table, out.with_suffix(".png"))
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    typer.echo(f"wrote {out} and {out.with_suffix('.png')}")
+    write_csv(out, table)
+    if figure is not None:
+        plot_regret(table, figure)
+        typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    typer.echo(f"wrote {out}" + (f" and {figure}" if figure else ""), err=is_standard_output(out))
 
 
 def fleet(
@@ -144,9 +151,8 @@ def fleet(
 ) -> None:
     """Simulate a whole fleet behind a router and judge it by an SLA. Exit 1: it is missed."""
     from simulator.deployment import deploy
-    from simulator.files import write_text
+    from simulator.files import check_writable_directory, write_csv
     from simulator.fleet import Fleet, simulate_fleet
-    from simulator.planner import check_writable
     from simulator.schedulers import parse_policy
     from simulator.sla import parse_sla
     from simulator.traffic import draw_workload, parse_traffic
@@ -158,7 +164,7 @@ def fleet(
     limits = deployment.limits(concurrency, prefill=prefill)
     arranged = Fleet(replicas, limits, router, pods, prefix_cache_tokens)
     terms = parse_sla(sla)
-    check_writable(out)
+    check_writable_directory(out)
     seconds = None if duration is None else parse_duration_s(duration, field="--duration")
     workload = draw_workload(
         parse_traffic(traffic, lengths), seed, duration_s=seconds, generated_s=GENERATED_S
@@ -168,7 +174,7 @@ def fleet(
         workload, plans, arranged, terms, seed=seed, workers=workers, backend=backend, address=address,
         directory=cells, progress=True,
     )  # fmt: skip
-    write_text(out / "replicas.csv", run.replicas.to_csv(index=False))
+    write_csv(out / "replicas.csv", run.replicas)
     judged = run.assessment
     if judged.saturated:
         raise InfeasibleError("the fleet is saturated: the queue grows without bound, so it has no latency")
@@ -185,10 +191,11 @@ def fleet(
 
 
 def _write_example(path: Path) -> None:
-    from simulator.files import write_text
+    from simulator.files import is_standard_output, write_text
     from simulator.scenario import EXAMPLE
 
     if path.exists():
         raise BadInputError("exists already", source=str(path), remedy="choose another name")
     write_text(path, EXAMPLE)
-    typer.echo(f"wrote {path}; now: dspark-sim plan {path} --out plan")
+    if not is_standard_output(path):
+        typer.echo(f"wrote {path}; now: dspark-sim plan {path} --out plan")

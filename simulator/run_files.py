@@ -14,13 +14,14 @@ from simulator.serving import Engine
 from simulator.simulation import Run
 
 
-def write_run(run: Run, directory: Path, description: Mapping[str, object]) -> None:
+def write_run(run: Run, directory: Path, description: Mapping[str, object], **more: pd.DataFrame) -> None:
     """Write ``requests.parquet``, ``steps.parquet`` and ``run.json`` (the description and the metrics).
 
+    more: further tables, written to files of their names.
     ``description`` says what was run: policy, traffic, seed, profile, device, date, command.
     ``run.json`` is written last, so its presence says that the directory is complete.
     """
-    _write_frames(directory, requests=run.requests, steps=run.steps)
+    _write_frames(directory, requests=run.requests, steps=run.steps, **more)
     metrics = {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in run.metrics.as_row().items()
@@ -40,4 +41,4 @@ def write_unfinished(engine: Engine, directory: Path, reason: str) -> None:
 def _write_frames(directory: Path, **frames: pd.DataFrame) -> None:
     for name, frame in frames.items():
         with atomic_path(directory / f"{name}.parquet") as temporary:
-            frame.to_parquet(temporary, index=False)
+            frame.to_parquet(temporary, index=False, write_page_checksum=True)

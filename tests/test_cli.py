@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -282,6 +283,73 @@ def test_acceptance_show_refuses(
     assert run("acceptance", "show", model, f"--thresholds={thresholds}", "--out", out) == 2
     assert complaint in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# --- where it writes ----------------------------------------------------------------------------------------
+
+WRITING = {
+    "frontier": ("--profile", FLASH, "--policy", "mtp1"),
+    "compare": ("--profile", FLASH, "--sla", "80"),
+    "simulate": ("--profile", FLASH, "--policy", "mtp1", "--concurrency", "4"),
+    "acceptance show": ("qwen3-4b-chat",),
+    "plan": ("scenario.yaml",),
+    "regret": ("--profile", FLASH, "--believed", "flat"),
+    "fleet": (
+        "--profile", FLASH, "--traffic", "poisson:9/s", "--sla", "tps_p10>=5", "--replicas", "2",
+        "--lengths", "default",
+    ),
+    "train": (),
+    "trace": (),
+    "profile": ("--target", "none"),
+    "live": ("--target", "none", "--policy", "dspark", "--profile", FLASH, "--concurrency", "4"),
+    "validate": ("--target", "none", "--profile", FLASH),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from simulator.scenario import EXAMPLE
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("frontier.run_cells", "regret.run_cells", "fleet.run_cells", "planner.run_cells",
+                 "single_run.simulate", "acceptance_sweep.threshold_sweep"):  # fmt: skip
+        monkeypatch.setattr(f"simulator.{name}", work)
+    (tmp_path / "scenario.yaml").write_text(EXAMPLE)
+    for out in ("/proc/none/here.csv", "scenario.yaml/below.csv"):
+        assert run(*command.split(), *WRITING[command], "--out", out) == 2
+        assert f"error: {out}: cannot be written: " in capsys.readouterr().err
+    assert files(tmp_path) == {"scenario.yaml"}
+
+
+def test_every_command_that_writes_is_in_the_test_above() -> None:
+    cli._register_elsewhere()
+    names = {each.name or each.callback.__name__ for each in cli.app.registered_commands if each.callback}
+    assert (names - {"list"}) | {"acceptance show"} == set(WRITING)
+
+
+def test_a_minus_writes_one_table_to_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = ("--policy", "mtp1", "--concurrency", "5", *SHORT)
+    regret = ("--believed", "flat", "--concurrency", "5", "--seeds", "2", "--workers", "1")
+    for command, column in (
+        (("frontier", "--profile", FLASH, *chosen), "policy"),
+        (("acceptance", "show", "qwen3-4b-chat"), "threshold"),
+        (("regret", "--profile", FLASH, *regret), "belief"),
+    ):
+        assert run(*command, "--out", "-") == 0
+        table = pd.read_csv(StringIO(capfd.readouterr().out))
+        assert column in table.columns
+        assert len(table) > 0
+    assert run("plan", "--init", "-") == 0
+    assert capfd.readouterr().out.startswith("#")
+    assert not files(tmp_path)
 
 
 # --- how it starts ------------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from simulator.deployment import Plan
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.planner import (
     Sweeping,
-    check_writable,
     demand_profile,
     frontier_loads,
     plan,
@@ -324,15 +323,6 @@ def test_a_profile_that_does_not_say_leaves_it_to_the_scenario(tmp_path: Path) -
     # 40 GiB are free on one GPU, 600 on eight, each of which holds one of the eight heads.
     assert alone.limits().kv_tokens == 40 * 2**30 // (2 * 2 * 8 * 128 * 2)
     assert eight.limits().kv_tokens == 600 * 2**30 // (2 * 2 * 8 * 128 * 2)
-
-
-def test_unwritable_output(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("kept")
-    with pytest.raises(BadInputError, match="is a file"):
-        check_writable(tmp_path / "file")
-    with pytest.raises(BadInputError, match="cannot be written"):
-        check_writable(Path("/proc/nowhere"))
-    assert (tmp_path / "file").read_text() == "kept"
 
 
 # --- plans --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simulator.errors import BadInputError
-from simulator.files import read_json, write_json, write_text
+from simulator.files import atomic_directory, read_json, write_json, write_text
 
 SIZES = ("4b", "8b", "14b")
 """Qwen3 shapes that are measured with random weights and replayed acceptance."""
@@ -257,7 +257,8 @@ def _tiny_target(out: Path) -> Path:
             num_key_value_heads=2, head_dim=32, vocab_size=512, max_position_embeddings=512,
         )  # fmt: skip
         auto: Any = transformers.AutoModelForCausalLM
-        auto.from_config(config).save_pretrained(folder)
+        with atomic_directory(folder) as temporary:
+            auto.from_config(config).save_pretrained(temporary)
     return folder
 
 
@@ -268,8 +269,9 @@ def _tiny_text(out: Path) -> Path:
         from simulator.live.corpus import arithmetic_files
 
         sources = sorted(Path(__file__).parents[1].glob("*.py"))
-        for path in sources[:12]:
-            write_text(folder / "code" / path.name, path.read_text(encoding="utf-8"))
-        for file in islice(arithmetic_files(), 12):
-            write_text(folder / file.name, file.texts["arithmetic"])
+        with atomic_directory(folder) as temporary:
+            for path in sources[:12]:
+                write_text(temporary / "code" / path.name, path.read_text(encoding="utf-8"))
+            for file in islice(arithmetic_files(), 12):
+                write_text(temporary / file.name, file.texts["arithmetic"])
     return folder

@@ -17,7 +17,7 @@ import pandas as pd
 from simulator.acceptance import load_trace
 from simulator.deployment import parse_acceptances
 from simulator.errors import BadInputError, InfeasibleError, SimulatorError
-from simulator.files import write_json, write_text
+from simulator.files import write_csv, write_json
 from simulator.live.campaign import (
     GAMMAS,
     OUTPUT_TOKENS,
@@ -251,7 +251,7 @@ def _speed_table(campaign: Campaign, title: str, measure: Callable[[], pd.DataFr
     if frame.empty:
         raise InfeasibleError(f"{title} has no row: the device's memory sufficed for none")
     write_json(path.with_suffix(".json"), origin(campaign, "speed"))
-    write_text(path, frame.to_csv(index=False))
+    write_csv(path, frame)
 
 
 def report(campaign: Campaign) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from scipy import stats
 
 from simulator.acceptance import random_stream
 from simulator.errors import BadInputError, InfeasibleError
+from simulator.files import append_line, write_text
 from simulator.live.steps import OutOfMemoryError
 
 GROSS = 3.0
@@ -191,7 +191,6 @@ class CellLog:
         if self.path.exists():
             self._resume(settings)
         else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._append({"settings": settings})
 
     @classmethod
@@ -241,13 +240,10 @@ class CellLog:
             )  # fmt: skip
         self.resumed = len(self.cells)
         if tail:
-            self.path.write_text("\n".join(whole) + "\n", encoding="utf-8")
+            write_text(self.path, "\n".join(whole) + "\n")
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps(entry))
 
 
 def _read_cell(line: str) -> Cell:

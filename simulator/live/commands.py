@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from simulator.files import check_writable_directory
+
 Text = Annotated[
     Path | None,
     typer.Option(
@@ -36,6 +38,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a tokenizer, a target and its DSpark, DFlash and MTP-1 drafts from text."""
+    check_writable_directory(out)
     console = Console(stderr=True)
     with console.status("loading torch and the text"):
         from simulator.live import optimisation, training
@@ -84,6 +87,9 @@ def trace(
     ] = None,
 ) -> None:
     """Record what every draft would have accepted at every position of the target's own output."""
+    for folder in (out, report):
+        if folder is not None:
+            check_writable_directory(folder)
     console = Console(stderr=True)
     with console.status("loading torch and the models") as status:
         from simulator.live.trace_run import Sampling, trace_run

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simulator.errors import BadInputError
+from simulator.files import check_writable_directory, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +86,7 @@ def profile(
     graphs: Graphs = True,
 ) -> None:
     """Measure what a target and its drafts cost on this device; an interrupted measurement is continued."""
+    check_writable_directory(out)
     console = Console(stderr=True)
     with console.status("loading torch and the models"):
         from simulator.live import profiler
@@ -157,6 +159,7 @@ def live(
     from simulator.serving import Engine
     from simulator.traffic import draw_workload, names_process, parse_traffic
 
+    check_writable_directory(out)
     model, drafters = _pair(target, draft, device, dtype, threads)
     asked = {"steps": steps, "seed": seed, "own": own, "temperature": temperature} | {
         "prompts": prompts, "text": text,
@@ -186,8 +189,7 @@ def live(
         "padding_share": float(1 - timings["batch_tokens"].sum() / timings["padded_tokens"].sum()),
         **scenario.settings(),
     }  # fmt: skip
-    write_run(result.run, out, description)
-    timings.to_parquet(out / "timings.parquet", index=False)
+    write_run(result.run, out, description, timings=timings)
     table = Table(title=f"{policy} live on {scenario.settings()['device']}", box=None, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -234,6 +236,7 @@ def validate(
     from simulator.plots import save
     from simulator.validation_plots import plot_frontiers, plot_lengths
 
+    check_writable_directory(out)
     tolerances = _tolerances(tolerance)
     model, drafters = _pair(target, draft, device, dtype, threads)
     asked = {"steps": steps, "seed": seed, "own": own, "temperature": 0.0} | {
@@ -246,7 +249,7 @@ def validate(
     console = Console(stderr=True)
     result = run(scenario, out, console.print, runs=runs)
     for name, frame in (("errors", result.errors), ("lengths", result.lengths), ("parity", result.parity)):
-        frame.to_csv(out / f"{name}.csv", index=False)
+        write_csv(out / f"{name}.csv", frame)
     title = f"{label(model)} on {scenario.settings()['device']}"
     save(plot_frontiers(result.errors, title), out / "frontiers.png")
     save(plot_lengths(result.lengths, title), out / "lengths.png")

@@ -28,7 +28,7 @@ from simulator.calibration import (
     reliability,
     roc_auc,
 )
-from simulator.files import atomic_path, write_text
+from simulator.files import atomic_path, write_csv
 from simulator.live.tracing import Kind, prefix_outcomes
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def write_report(
         ("calibration", calibration_report(recorded, fits)),
         ("temperatures", temperatures),
     ):
-        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
+        write_csv(folder / f"{name}.csv", table, "%.5g")
     for name, figure in (
         ("conditional", plot_conditional(conditional_table(recorded))),
         ("thresholds", plot_thresholds(recorded)),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from simulator.errors import BadInputError
-from simulator.files import atomic_path, write_text
+from simulator.files import atomic_path, write_csv
 
 LOG_FILE, PLOT_FILE = "losses.csv", "losses.png"
 _COLUMNS = ("stage", "step", "loss", "cross_entropy", "l1", "confidence", "accepted_length")
@@ -22,7 +22,7 @@ def write_log(run: Path, stage: str, log: Sequence[Mapping[str, float]]) -> None
     if path.is_file():
         earlier = read_log(run)
         rows = pd.concat([earlier[earlier["stage"] != stage], rows.astype(earlier.dtypes.to_dict())])
-    write_text(path, rows.to_csv(index=False, float_format="%.6g"))
+    write_csv(path, rows, "%.6g")
     _plot(rows, run / PLOT_FILE)
 
 

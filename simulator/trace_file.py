@@ -10,12 +10,15 @@ effective_length        uint8 (optional)
 target_token            int64 (optional)
 
 The file's key-value metadata holds, under ``dspark_trace``, a JSON object: schema, version, name, kind,
-gamma, temperatures and provenance.
+gamma, temperatures, provenance and sha256. The last is of everything else, the columns' values included, and is
+verified on reading: a file in which a bit has changed is refused, not taken for other data.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,7 @@ class _Header(BaseModel):
     gamma: int
     temperatures: tuple[float, ...] | None
     provenance: Provenance
+    sha256: str
 
 
 def write(trace: AcceptanceTrace, path: Path) -> None:
@@ -62,6 +66,7 @@ def write(trace: AcceptanceTrace, path: Path) -> None:
         if values is not None:
             flat = pa.array(values.ravel())
             columns[name] = flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, trace.gamma)
+    table = pa.table(columns)
     header = _Header(
         schema=SCHEMA,
         version=VERSION,
@@ -70,19 +75,23 @@ def write(trace: AcceptanceTrace, path: Path) -> None:
         gamma=trace.gamma,
         temperatures=None if trace.temperatures is None else tuple(trace.temperatures.tolist()),
         provenance=trace.provenance,
+        sha256="",
     )
-    table = pa.table(columns).replace_schema_metadata({_KEY: header.model_dump_json(by_alias=True).encode()})
+    header = header.model_copy(update={"sha256": _checksum(header, _arrays(path, table, trace.gamma))})
+    table = table.replace_schema_metadata({_KEY: header.model_dump_json(by_alias=True).encode()})
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read(path: Path) -> AcceptanceTrace:
     """Read and check a trace; every fault is a ``BadInputError`` that names ``path``."""
     table = _read_table(path)
     header = _read_header(path, table)
-    columns = {name: _column(path, table, name, header.gamma) for name in table.column_names}
+    columns = _arrays(path, table, header.gamma)
     if "sequence" not in columns:
         raise _bad(path, "is missing", "sequence")
+    if header.sha256 != _checksum(header, columns):
+        raise _bad(path, "is damaged: its content is not what was written", "sha256", header.sha256)
     try:
         return AcceptanceTrace(
             name=header.name,
@@ -102,11 +111,13 @@ def read(path: Path) -> AcceptanceTrace:
 
 def _read_table(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise BadInputError("no such file", source=str(path), remedy="check the path") from error
-    except (pa.ArrowException, OSError) as error:
-        raise _bad(path, f"is not a whole parquet file: {str(error).splitlines()[0]}") from error
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        # Damage reaches every part of the reader: names that are no UTF-8, lengths that no memory holds.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise _bad(path, f"is not a whole parquet file: {reason}") from error
 
 
 def _read_header(path: Path, table: pa.Table) -> _Header:
@@ -125,6 +136,22 @@ def _read_header(path: Path, table: pa.Table) -> _Header:
     if not 1 <= header.gamma <= MAX_GAMMA:
         raise _bad(path, f"must be 1 to {MAX_GAMMA}", "gamma", header.gamma)
     return header
+
+
+def _arrays(path: Path, table: pa.Table, gamma: int) -> dict[str, NDArray[Any]]:
+    if len(set(table.column_names)) < table.num_columns:
+        raise _bad(path, "names a column twice")
+    return {name: _column(path, table, name, gamma) for name in table.column_names}
+
+
+def _checksum(header: _Header, columns: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of the header without it, and of each column's name, type, shape and values, in hexadecimal."""
+    digest = hashlib.sha256(header.model_dump_json(by_alias=True, exclude={"sha256"}).encode())
+    for name in sorted(columns):
+        values = np.ascontiguousarray(columns[name])
+        digest.update(f"\n{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
 
 
 def _column(path: Path, table: pa.Table, name: str, gamma: int) -> NDArray[Any]:

@@ -22,7 +22,7 @@ from simulator.acceptance import (
     random_stream,
 )
 from simulator.acceptance_inputs import Mix, Rates, conditional_rates, marginal_rates, mean_length
-from simulator.errors import BadInputError
+from simulator.errors import BadInputError, UnwritableError
 from tests.strategies import SYNTHETIC, acceptance_traces
 
 FIELDS = (
@@ -264,7 +264,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("disk full")
 
     monkeypatch.setattr(pq, "write_table", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UnwritableError, match=r"trace\.parquet: cannot be written: disk full"):
         replace(small_trace(), name="other").save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -21,7 +21,7 @@ from simulator.capacity import (
     share_at_rate,
     try_rate,
 )
-from simulator.errors import InfeasibleError
+from simulator.errors import BadInputError, InfeasibleError
 from simulator.files import write_csv, write_json
 from simulator.fleet import Fleet, FleetRun, simulate_fleet
 from simulator.frontier import sweep_frontier

@@ -10,8 +10,8 @@ effective_length        uint8 (optional)
 target_token            int64 (optional)
 
 The file's key-value metadata holds, under ``dspark_trace``, a JSON object: schema, version, name, kind,
-gamma, temperatures, provenance and sha256. The last is of everything else, the columns' values included, and is
-verified on reading: a file in which a bit has changed is refused, not taken for other data.
+gamma, temperatures, provenance and sha256. The last is of everything else, the columns' values included,
+and is verified on reading: a file in which a bit has changed is refused, not taken for other data.
 """
 
 from __future__ import annotations
@@ -90,10 +90,8 @@ def read(path: Path) -> AcceptanceTrace:
     columns = _arrays(path, table, header.gamma)
     if "sequence" not in columns:
         raise _bad(path, "is missing", "sequence")
-    if header.sha256 != _checksum(header, columns):
-        raise _bad(path, "is damaged: its content is not what was written", "sha256", header.sha256)
     try:
-        return AcceptanceTrace(
+        trace = AcceptanceTrace(
             name=header.name,
             confidence_logits=columns.get("confidence_logit"),
             sequence_start=_starts(path, columns["sequence"]),
@@ -107,6 +105,9 @@ def read(path: Path) -> AcceptanceTrace:
         )
     except BadInputError as error:
         raise _bad(path, error.problem, error.field, error.value) from error
+    if header.sha256 != _checksum(header, columns):
+        raise _bad(path, "is damaged: the content is not what was written", "sha256", header.sha256)
+    return trace
 
 
 def _read_table(path: Path) -> pa.Table:

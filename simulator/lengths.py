@@ -19,7 +19,7 @@ from scipy.special import ndtr, ndtri
 from simulator.acceptance import random_stream
 from simulator.errors import BadInputError
 from simulator.provenance import Provenance
-from simulator.traffic_files import read_workload
+from simulator.traffic_files import read_lengths
 from simulator.units import parse_number
 
 Tokens = NDArray[np.int64]
@@ -252,16 +252,17 @@ def parse_lengths(spec: str) -> Lengths:
     """Lengths from text: PROMPT/OUTPUT in tokens, each KIND:MEAN, the output's kind being optional.
 
     ``fixed:1024/256``, ``lognormal:1500,cv=1,max=32768/300,cv=0.8``, ``geometric:1500/300``,
-    ``fixed:1024/lognormal:300,cv=0.8``; ``empirical:FILE`` draws pairs from a workload file; ``default`` or a
-    name in ``PUBLISHED_LENGTHS`` is a fit to published statistics.
+    ``fixed:1024/lognormal:300,cv=0.8``; ``empirical:FILE[@skip-malformed]`` draws pairs from a workload file;
+    ``default`` or a name in ``PUBLISHED_LENGTHS`` is a fit to published statistics.
     """
     named = PUBLISHED_LENGTHS.get(DEFAULT_LENGTHS if spec == "default" else spec)
     if named is not None:
         return named
     kind, _, rest = spec.partition(":")
     if kind == "empirical":
-        workload, _ = read_workload(Path(rest))
-        return EmpiricalLengths(workload.prompt_tokens, workload.output_tokens)
+        path, at, option = rest.rpartition("@")
+        skip = bool(at) and option == "skip-malformed"
+        return EmpiricalLengths(*read_lengths(Path(path if skip else rest), skip_malformed=skip))
     prompt, slash, output = spec.partition("/")
     if not slash:
         raise BadInputError(

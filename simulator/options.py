@@ -32,6 +32,13 @@ ProcessLengthsOption = Annotated[
 ]
 
 
+def say_how_read(traffic: object) -> None:
+    """One line on standard error about a recording: its layout, unit and rows that were left out."""
+    report = getattr(traffic, "report", None)
+    if report is not None:
+        typer.echo(report.summary(), err=True)
+
+
 def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
     """Comma-separated numbers; ``0,0.1,...,0.9`` continues the step up to the last."""
     parts = [part.strip() for part in text.split(",")]

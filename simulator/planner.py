@@ -649,7 +649,7 @@ def _warnings(
     if limits.prefill == "elsewhere" and limits.prefill_tokens_per_s is None:
         warnings.append("prefill runs elsewhere at no stated speed: time to first token leaves prefill out")
     if isinstance(traffic, ReplayTraffic):
-        if traffic.report is not None and traffic.report.malformed:
+        if traffic.report is not None and (traffic.report.malformed or traffic.report.assumed):
             warnings.append(traffic.report.summary())
         warnings += replay_notes(traffic.recorded, servers[0].requests)
     quantiles = [t for t in servers[0].sla.terms if t.quantile is not None and t.metric != "itl"]

@@ -15,6 +15,7 @@ from simulator.options import (
     ProcessLengthsOption,
     WorkersOption,
     numbers,
+    say_how_read,
 )
 
 GENERATED_S = 600.0
@@ -166,9 +167,9 @@ def fleet(
     terms = parse_sla(sla)
     check_writable_directory(out)
     seconds = None if duration is None else parse_duration_s(duration, field="--duration")
-    workload = draw_workload(
-        parse_traffic(traffic, lengths), seed, duration_s=seconds, generated_s=GENERATED_S
-    )
+    source = parse_traffic(traffic, lengths)
+    say_how_read(source)
+    workload = draw_workload(source, seed, duration_s=seconds, generated_s=GENERATED_S)
     plans = [deployment.plan(parse_policy(policy))] * len(workload.classes)
     run = simulate_fleet(
         workload, plans, arranged, terms, seed=seed, workers=workers, backend=backend, address=address,

@@ -27,7 +27,8 @@ from simulator.traffic import (
     Traffic,
     TrafficClass,
     parse_arrivals,
-    parse_traffic,
+    parse_recording,
+    split_file_spec,
 )
 
 
@@ -258,9 +259,7 @@ class Scenario(_Strict):
         assert spec.replay is not None
         if spec.lengths is not None:
             raise self._error("traffic.lengths", "are given by the replayed file already", spec.lengths)
-        path, at, options = spec.replay.rpartition("@") if "@" in spec.replay else (spec.replay, "", "")
-        traffic = parse_traffic(f"{directory / path}{at}{options}")
-        assert isinstance(traffic, ReplayTraffic)
+        traffic = parse_recording(*split_file_spec(str(directory / spec.replay)))
         if traffic.recorded.is_closed_loop or traffic.recorded.span_s <= 0:
             raise self._error("traffic.replay", "has no arrival times to plan for", spec.replay)
         return traffic

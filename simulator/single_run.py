@@ -11,6 +11,7 @@ from rich.table import Table
 
 from simulator.deployment import Deployment
 from simulator.errors import BadInputError
+from simulator.options import say_how_read
 from simulator.run_files import write_run
 from simulator.schedulers import parse_policy
 from simulator.serving import Prefill
@@ -45,6 +46,7 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
         raise BadInputError("must be at least 1", source="--steps", value=asked.steps)
     plan = deployment.plan(parse_policy(asked.policy))
     traffic = parse_traffic(asked.traffic, asked.lengths)
+    say_how_read(traffic)
     workload = draw_workload(traffic, asked.seed, requests=asked.requests, generated=GENERATED_REQUESTS)
     limits = deployment.limits(
         asked.concurrency, kv_tokens=asked.kv_tokens, prefill=cast(Prefill, asked.prefill)

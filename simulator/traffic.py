@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from simulator.errors import BadInputError
 from simulator.lengths import DEFAULT_LENGTHS, Lengths, Tokens, parse_lengths
 from simulator.replay import copied, resampled, untied
 from simulator.traffic_files import ReadReport, read_workload
-from simulator.units import parse_duration_s, parse_number, parse_rate_per_s
+from simulator.units import parse_duration_s, parse_number, parse_rate_per_s, parse_whole
 from simulator.workload import PrefixBlocks, Workload, merge
 
 __all__ = [
@@ -50,8 +50,10 @@ __all__ = [
     "names_process",
     "parse_arrivals",
     "parse_lengths",
+    "parse_recording",
     "parse_traffic",
     "read_workload",
+    "split_file_spec",
 ]
 
 Times = NDArray[np.float64]
@@ -380,21 +382,20 @@ def _require_positive(value: float, name: str) -> None:
 
 _FORMS = (
     "closed, poisson:12/s, gamma:12/s,cv=3, diurnal:12/s,peak=2,period=24h or a file such as trace.jsonl, "
-    "trace.jsonl@2x, trace.jsonl@speed=10"
+    "trace.jsonl@2x, trace.jsonl@speed=10, trace.csv.gz@unit=ms"
 )
 
 
 def parse_traffic(spec: str, lengths: str | None = None) -> Traffic:
     """Traffic from text: an arrival process (see ``parse_arrivals``) with lengths, or a workload file.
 
-    ``FILE@2x`` has twice the requests per second on the recorded clock, ``FILE@speed=10`` plays the clock ten
-    times as fast, ``FILE@skip-malformed`` leaves malformed rows out and reports them; commas combine
-    them. ``lengths`` (see ``parse_lengths``) goes with a process and defaults to ``default``.
+    A file may have options after an ``@``, see ``parse_recording``. ``lengths`` (see ``parse_lengths``) goes
+    with a process and defaults to ``default``.
     """
     if names_process(spec):
         each = TrafficClass("default", parse_lengths(lengths or DEFAULT_LENGTHS))
         return SyntheticTraffic(parse_arrivals(spec), (each,))
-    path, _, option_text = spec.rpartition("@") if "@" in spec else (spec, "", "")
+    path, options = split_file_spec(spec)
     if not Path(path).suffix and not (path and Path(path).exists()):
         raise BadInputError(
             "is neither traffic nor a file", field="traffic", value=spec, remedy=f"use {_FORMS}"
@@ -403,7 +404,7 @@ def parse_traffic(spec: str, lengths: str | None = None) -> Traffic:
         raise BadInputError(
             "is given by the file already", field="lengths", value=lengths, remedy="leave it out"
         )
-    return _parse_replay(path, [text.strip() for text in option_text.split(",") if text.strip()])
+    return parse_recording(path, options)
 
 
 def draw_workload(
@@ -469,21 +470,52 @@ def _build_diurnal(rate_per_s: float, given: dict[str, str]) -> DiurnalArrivals:
     )
 
 
-def _parse_replay(path: str, option_texts: list[str]) -> ReplayTraffic:
-    rate_scale, speed, skip_malformed = 1.0, 1.0, False
-    for text in option_texts:
-        if text == "skip-malformed":
-            skip_malformed = True
+def parse_recording(path: str | Path, options: str = "") -> ReplayTraffic:
+    """A workload file with its options, separated by commas.
+
+    How it is played: ``2x``, twice the requests per second on the recorded clock; ``speed=10``, the clock ten
+    times as fast. How it is read (see ``read_workload``): ``unit=s`` or ms, us, ns, of the arrivals;
+    ``time=COLUMN``, which holds them; ``sort``, rows out of order; ``skip-malformed``; ``block=16``, tokens
+    per hash id; ``turn-speed=50``, tokens/s at which the turns of sessions are assumed to be generated.
+    """
+    rate_scale, speed, reading = 1.0, 1.0, dict[str, Any]()
+    for text in filter(None, (text.strip() for text in options.split(","))):
+        key, _, value = text.partition("=")
+        if text in ("sort", "skip-malformed"):
+            reading[text.replace("-", "_")] = True
         elif re.fullmatch(r"[0-9.eE+-]+x", text):
-            rate_scale = parse_number(text[:-1], field="rate scale")
-        elif text.startswith("speed="):
-            speed = parse_number(text.removeprefix("speed=").removesuffix("x"), field="replay speed")
+            rate_scale = _factor(text[:-1], "rate scale")
+        elif key == "speed":
+            speed = _factor(value.removesuffix("x"), "replay speed")
+        elif key == "block":
+            reading["block_tokens"] = parse_whole(value, field="block", most=2**20)
+        elif key == "turn-speed":
+            reading["turn_tokens_per_s"] = parse_number(value, field="turn-speed")
+        elif key in ("unit", "time"):
+            reading["unit" if key == "unit" else "time_column"] = value
         else:
             raise BadInputError(
-                "is not a replay option", source=path, value=text, remedy="use 2x, speed=10 or skip-malformed"
-            )
-    workload, report = read_workload(path, skip_malformed=skip_malformed)
+                "is not a replay option", source=str(path), value=text,
+                remedy="use 2x, speed=9, unit=ms, time=COLUMN, block=16, turn-speed=50, sort, skip-malformed",
+            )  # fmt: skip
+    workload, report = read_workload(path, **reading)
     return ReplayTraffic(workload, rate_scale, speed, report)
+
+
+def split_file_spec(spec: str) -> tuple[str, str]:
+    """Path and options of ``FILE[@OPTIONS]``; a path may hold an @ itself where the file exists so named."""
+    if "@" not in spec or Path(spec).exists():
+        return spec, ""
+    path, _, options = spec.rpartition("@")
+    return path, options
+
+
+def _factor(text: str, name: str) -> float:
+    """A factor on rate or speed; beyond a million it is a mistake, and copies that fill the memory."""
+    value = parse_number(text, field=name)
+    if not 0 < value <= 1e6:
+        raise BadInputError("must lie above 0 and at most 1e6", field=name, value=value)
+    return value
 
 
 def names_process(spec: str) -> bool:

@@ -1,57 +1,63 @@
-"""Workload files: Mooncake, Azure, BurstGPT, and the CSV or JSON-lines table that a user would write.
+"""Workload files: the published layouts, and the CSV or JSON-lines table that a user would write.
 
-A file passes through four steps: rows (``_read_table``), what its columns mean (``_recognise``), numbers
-and their rules (``_Fields``), a ``Workload``. A row that breaks a rule is malformed: an error by default,
-listed in the ``ReadReport`` when asked to skip. No row vanishes unreported.
+A file passes through four steps: rows (``traffic_tables``), what its columns mean (``_recognise`` and
+``traffic_clocks``), numbers and their rules (``_Fields``), a ``Workload``. A row that breaks a rule is
+malformed: an error by default, listed in the ``ReadReport`` when asked to skip. No row vanishes unreported.
+docs/formats.md shows every layout.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import BadInputError
-from simulator.workload import PrefixBlocks, Workload
+from simulator.traffic_clocks import (
+    CLOCK_UNITS,
+    Clock,
+    clock_without_unit,
+    dates_and_times,
+    find_clock,
+    plain_name,
+    published_unit,
+    unix_unit,
+)
+from simulator.traffic_tables import MalformedRow, Table, read_table
+from simulator.units import number_or_nan
+from simulator.workload import MAX_CLASSES, PrefixBlocks, Workload
 
 MOONCAKE_BLOCK_TOKENS = 512
-"""Tokens per hash id in the published Mooncake traces."""
+"""Tokens per hash id in the published Mooncake traces, and the default of Dynamo and AIPerf."""
+
+BAILIAN_BLOCK_TOKENS = 16
+"""Tokens per hash id in the traces of alibaba-edu/qwen-bailian-usagetraces-anon."""
 
 CLOCK_TIME_S = 1e8
 """Arrival times from here on (three years) are taken for clock times and counted from the first request."""
 
-_ARRIVAL_COLUMNS = {
-    f"{stem}_{unit}": scale
-    for stem in ("arrival", "arrival_time", "timestamp", "time", "arrived_at")
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
-}
 _PROMPT_COLUMNS = (
     "prompt_tokens", "input_tokens", "context_tokens", "prefill_tokens", "num_prefill_tokens",
-    "prompt_length", "input_length", "prompt_len", "input_len",
+    "prompt_length", "input_length", "prompt_len", "input_len", "contexttokens", "request_tokens",
 )  # fmt: skip
 _OUTPUT_COLUMNS = (
     "output_tokens", "completion_tokens", "generated_tokens", "decode_tokens", "num_decode_tokens",
-    "response_tokens", "output_length", "output_len", "response_length",
+    "response_tokens", "output_length", "output_len", "response_length", "generatedtokens",
 )  # fmt: skip
+_MOONCAKE_PROMPTS = ("input_length", "input_tokens")  # the second is Dynamo's alias
 _CLASS_COLUMNS = ("class", "class_name", "traffic_class", "request_class")
+MAX_TOKENS = 10**9
+"""Longest prompt or output that is believed: a thousand times the longest context that any model has."""
 
+MAX_PREFIX_ID = 2**40
+"""Ids of prefix blocks from here on (hashes) are numbered anew, which leaves room for those of copies."""
 
-@dataclass(frozen=True, slots=True)
-class MalformedRow:
-    """One row that could not be used: its line in the file, counted from 1, and why."""
-
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"line {self.line}: {self.reason}"
+_MALFORMED_REMEDY = "mend them, or skip and report them (skip_malformed=True, FILE@skip-malformed)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class ReadReport:
     requests: int
     malformed: tuple[MalformedRow, ...] = ()
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()  # what the file does not say itself: an inferred unit, placed turns
 
     def summary(self) -> str:
         """One line for a terminal or a report, the notes and the first malformed rows included."""
@@ -71,66 +78,116 @@ class ReadReport:
         if self.malformed:
             text += f", {len(self.malformed):,} of {self.rows:,} rows malformed and skipped: "
             text += _first_few(self.malformed)
-        return "; ".join([text, *self.notes])
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Rows as they stand: one list of raw values per column, and the line each row came from."""
-
-    path: str
-    is_text: bool  # CSV, where every value is text; in JSON a number in quotes is a mistake
-    lines: list[int]
-    columns: dict[str, list[object]]
-    broken: list[MalformedRow]  # rows that are not rows at all
+        return "; ".join([text, *self.assumed, *self.notes])
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Which column means what. ``arrival_scale`` is seconds per unit, ``None`` for dates and times."""
+    """Which column means what. ``unit``: that of the clock where the layout's own description says it."""
 
     name: str
     prompt: str
     output: str
-    arrival: str | None
-    arrival_scale: float | None = 1.0
+    clock: Clock | None
+    unit: str | None = None
     class_name: str | None = None
     prefix: str | None = None
+    session: str | None = None  # with delay: later turns come so long after the turn before has ended
+    delay: str | None = None
+    is_published: bool = False  # timestamp, input_length, output_length: milliseconds or seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What the user says about a file; see ``read_workload``."""
+
+    sort: bool = False
+    unit: str | None = None
+    block_tokens: int | None = None
+    turn_tokens_per_s: float | None = None
+    skip_malformed: bool = False
 
 
 def read_workload(
-    path: Path | str, *, skip_malformed: bool = False, block_tokens: int = MOONCAKE_BLOCK_TOKENS
+    path: Path | str,
+    *,
+    skip_malformed: bool = False,
+    sort: bool = False,
+    unit: str | None = None,
+    time_column: str | None = None,
+    block_tokens: int | None = None,
+    turn_tokens_per_s: float | None = None,
 ) -> tuple[Workload, ReadReport]:
-    """Read a workload file, whose layout is recognised from its columns.
+    """Read a workload file, plain or packed (gzip, zstd), whose layout is recognised from its columns.
 
-    - Mooncake JSON lines: ``timestamp`` (ms), ``input_length``, ``output_length`` and, optionally,
-      ``hash_ids`` of blocks of ``block_tokens`` tokens;
-    - Azure CSV of 2023 and 2024: ``TIMESTAMP`` (date and time), ``ContextTokens``, ``GeneratedTokens``;
-    - BurstGPT CSV: ``Timestamp`` (s), ``Model`` (becomes the class), ``Request tokens``, ``Response tokens``;
-    - any CSV or JSON lines with ``prompt_tokens`` and ``output_tokens``, an arrival with its unit
-      (``arrival_s``, ``arrival_ms``, ``timestamp_s``, ...; without one the workload is a closed loop) and
-      optionally ``class``. Usual synonyms (``input_tokens``, ``completion_tokens``, ...) are understood.
+    Read are the traces of Azure, BurstGPT, Mooncake, Bailian, GuideLLM, Dynamo, AIPerf and Vidur, exports
+    of gateways with ISO times, and any CSV or JSON lines with ``prompt_tokens`` and ``output_tokens``, an
+    arrival with its unit (``arrival_s``, ``timestamp_ms``, ...; without any column of times the workload is
+    a closed loop) and optionally ``class`` and ``hash_ids``. docs/formats.md lists them, with how units are
+    told apart.
 
     Malformed rows (a missing or unreadable value, NaN, a length below 1, time going back) raise
     ``BadInputError`` naming the first few; with ``skip_malformed`` they are left out and reported.
+
+    sort: put rows in order of arrival first. unit: of the arrivals, s, ms, us or ns, where the file does not
+    say. time_column: which column holds the arrivals. block_tokens: tokens per hash id (default: what the
+    layout has). turn_tokens_per_s: speed at which the turns of sessions are assumed to be generated, in
+    tokens/s; where later turns are recorded by their delay after the turn before, they are placed by it.
     """
-    table = _read_table(Path(path))
-    layout = _recognise(table)
-    fields = _Fields(table, layout, block_tokens)
+    options = _Options(sort, unit, block_tokens, turn_tokens_per_s, skip_malformed)
+    table = read_table(Path(path))
+    layout = _recognise(table, time_column)
+    _check_options(table, layout, options)
+    fields = _Fields(table, layout, options)
     malformed = fields.malformed()
     if malformed and not skip_malformed:
+        disordered = any("goes back in time" in row.reason for row in malformed)
         raise BadInputError(
             f"{len(malformed):,} of {fields.rows:,} rows are malformed: {_first_few(malformed)}",
             source=table.path,
-            remedy="mend them, or skip and report them (skip_malformed=True, FILE@skip-malformed)",
+            remedy="; ".join(
+                [
+                    _MALFORMED_REMEDY,
+                    *fields.hints,
+                    *(["FILE@sort sorts them by arrival"] if disordered else []),
+                ]
+            ),
         )
     if len(malformed) == fields.rows:
         raise BadInputError(
             "has no usable row", source=table.path, remedy=_first_few(malformed) or "add requests"
         )
     workload = fields.workload()
-    report = ReadReport(table.path, layout.name, fields.rows, len(workload), malformed, tuple(fields.notes))
+    report = ReadReport(
+        table.path,
+        fields.layout_name,
+        fields.rows,
+        len(workload),
+        malformed,
+        tuple(fields.notes),
+        tuple(fields.assumed),
+    )
     return workload, report
+
+
+def read_lengths(
+    path: Path | str, *, skip_malformed: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Prompt and output tokens of a workload file, [rows] each, whatever its clock."""
+    table = read_table(Path(path))
+    columns = (_required(table, "prompt", _PROMPT_COLUMNS), _required(table, "output", _OUTPUT_COLUMNS))
+    fields = _Fields(table, _Layout("lengths", *columns, clock=None), _Options())
+    malformed = fields.malformed()
+    if malformed and not (skip_malformed and len(malformed) < fields.rows):
+        raise BadInputError(
+            f"{len(malformed):,} of {fields.rows:,} rows are malformed: {_first_few(malformed)}",
+            source=table.path,
+            remedy=_MALFORMED_REMEDY,
+        )
+    workload = fields.workload()
+    if not len(workload):
+        raise BadInputError("has no usable row", source=table.path, remedy="add requests")
+    return workload.prompt_tokens, workload.output_tokens
 
 
 def _first_few(malformed: Sequence[MalformedRow], shown: int = 5) -> str:
@@ -138,151 +195,103 @@ def _first_few(malformed: Sequence[MalformedRow], shown: int = 5) -> str:
     return "; ".join(map(str, malformed[:shown])) + more
 
 
-# --- rows ---------------------------------------------------------------------------------------------------
-
-
-def _read_table(path: Path) -> _Table:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise BadInputError("no such file", source=str(path), remedy="check the path") from error
-    except OSError as error:
-        raise BadInputError(f"cannot be read: {error.strerror}", source=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise BadInputError(
-            "is not UTF-8 text", source=str(path), remedy="save it as CSV or JSON lines"
-        ) from error
-    lines = text.split("\n")
-    first = next((line.lstrip()[:1] for line in lines if line.strip()), "")
-    if not first:
-        raise BadInputError("is empty", source=str(path), remedy="add one request per line")
-    if first == "[":
-        raise BadInputError("is a JSON array", source=str(path), remedy="write one JSON object per line")
-    return _read_json_lines(path, lines) if first == "{" else _read_csv(path, lines)
-
-
-def _read_json_lines(path: Path, text_lines: Sequence[str]) -> _Table:
-    lines: list[int] = []
-    objects: list[dict[str, object]] = []
-    broken: list[MalformedRow] = []
-    for number, text in enumerate(text_lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            broken.append(MalformedRow(number, f"is not JSON ({error})"))
-            continue
-        if isinstance(value, dict):
-            lines.append(number)
-            objects.append(value)
-        else:
-            broken.append(MalformedRow(number, "is not a JSON object"))
-    names = dict.fromkeys(name for value in objects for name in value)
-    columns = {name: [value.get(name) for value in objects] for name in names}
-    return _Table(str(path), False, lines, columns, broken)
-
-
-def _read_csv(path: Path, text_lines: Sequence[str]) -> _Table:
-    header: list[str] = []
-    lines: list[int] = []
-    rows: list[list[str]] = []
-    broken: list[MalformedRow] = []
-    for number, text in enumerate(text_lines, start=1):
-        if not text.strip():
-            continue
-        row = _split_csv(text)
-        if row is None:
-            broken.append(MalformedRow(number, "has an unclosed quote"))
-        elif not header:
-            header = [name.strip() for name in row]
-        elif len(row) == len(header):
-            lines.append(number)
-            rows.append(row)
-        else:
-            broken.append(MalformedRow(number, f"has {len(row)} fields where the header names {len(header)}"))
-    if len(set(header)) != len(header):
-        raise BadInputError("names a column twice", source=str(path), field="header", value=header)
-    columns: dict[str, list[object]] = {name: [] for name in header}
-    if rows:
-        columns = {name: list(values) for name, values in zip(header, zip(*rows, strict=True), strict=True)}
-    return _Table(str(path), True, lines, columns, broken)
-
-
-def _split_csv(text: str) -> list[str] | None:
-    """Fields of one line; ``None`` when quoting is broken, which must not swallow the lines after it."""
-    if '"' not in text:
-        return text.rstrip("\r").split(",")
-    try:
-        return next(csv.reader([text], strict=True))
-    except csv.Error:
-        return None
-
-
 # --- what the columns mean ----------------------------------------------------------------------------------
 
 
-def _recognise(table: _Table) -> _Layout:
+def _recognise(table: Table, time_column: str | None) -> _Layout:
     names = set(table.columns)
-    if {"timestamp", "input_length", "output_length"} <= names:
-        prefix = "hash_ids" if "hash_ids" in names else None
-        return _Layout("Mooncake", "input_length", "output_length", "timestamp", 1e-3, prefix=prefix)
+    prompt = _required(table, "prompt", _PROMPT_COLUMNS)
+    output = _required(table, "output", _OUTPUT_COLUMNS)
+    clock = find_clock(table, time_column)
+    prefix = "hash_ids" if "hash_ids" in names else None
+    if {"timestamp", "input_length", "output_length"} <= names or (prefix and prompt in _MOONCAKE_PROMPTS):
+        name = "Mooncake"
+        if {"chat_id", "parent_chat_id"} <= names:
+            name = "Bailian"
+        session, delay = ("session_id", "delay") if {"session_id", "delay"} <= names else (None, None)
+        if session is not None:
+            name = "Dynamo sessions"
+        class_name = _find_column(table, _CLASS_COLUMNS)
+        return _Layout(name, prompt, output, clock, None, class_name, prefix, session, delay, True)
     if {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} <= names:
-        return _Layout("Azure", "ContextTokens", "GeneratedTokens", "TIMESTAMP", None)
+        return _Layout("Azure", prompt, output, Clock("TIMESTAMP", None, is_dates=True))
     if {"Timestamp", "Model", "Request tokens", "Response tokens"} <= names:
-        return _Layout("BurstGPT", "Request tokens", "Response tokens", "Timestamp", class_name="Model")
-    return _recognise_generic(table)
+        return _Layout("BurstGPT", prompt, output, clock, "s", "Model")
+    if {"arrived_at", "num_prefill_tokens", "num_decode_tokens"} <= names:
+        return _Layout("Vidur", prompt, output, clock, "s")
+    return _Layout("generic", prompt, output, clock, None, _find_column(table, _CLASS_COLUMNS), prefix)
 
 
-def _recognise_generic(table: _Table) -> _Layout:
-    prompt = _find_column(table, _PROMPT_COLUMNS)
-    output = _find_column(table, _OUTPUT_COLUMNS)
-    for role, column, choices in (("prompt", prompt, _PROMPT_COLUMNS), ("output", output, _OUTPUT_COLUMNS)):
-        if column is None:
-            raise BadInputError(
-                f"has no column of {role} lengths",
-                source=table.path,
-                field="columns",
-                value=", ".join(table.columns),
-                remedy=f"name one {choices[0]} (or {', '.join(choices[1:4])})",
-            )
-    arrival = _find_column(table, tuple(_ARRIVAL_COLUMNS))
-    if arrival is None:
-        _refuse_time_without_unit(table)
-    return _Layout(
-        "generic",
-        str(prompt),
-        str(output),
-        arrival,
-        1.0 if arrival is None else _ARRIVAL_COLUMNS[_plain(arrival)],
-        _find_column(table, _CLASS_COLUMNS),
-    )
+def _required(table: Table, role: str, choices: Sequence[str]) -> str:
+    column = _find_column(table, choices)
+    if column is None:
+        raise BadInputError(
+            f"has no column of {role} lengths",
+            source=table.path,
+            field="columns",
+            value=", ".join(table.columns),
+            remedy=f"name one {choices[0]} (or {', '.join(choices[1:4])})",
+        )
+    return column
 
 
-def _find_column(table: _Table, choices: Sequence[str]) -> str | None:
-    found = [name for name in table.columns if _plain(name) in choices]
+def _find_column(table: Table, choices: Sequence[str]) -> str | None:
+    found = [name for name in table.columns if plain_name(name) in choices]
     if len(found) > 1:
         raise BadInputError(
             f"has several columns that mean the same: {', '.join(found)}",
             source=table.path,
+            field="columns",
             remedy="keep one of them",
         )
     return found[0] if found else None
 
 
-def _refuse_time_without_unit(table: _Table) -> None:
-    for name in table.columns:
-        if _plain(name) in ("arrival", "arrival_time", "timestamp", "time", "arrived_at"):
+def _check_options(table: Table, layout: _Layout, options: _Options) -> None:
+    """Refuse what the user says where the file says otherwise, or has nothing that it could be about."""
+    clock, unit = layout.clock, options.unit
+    if unit is not None:
+        problem = None
+        if unit not in CLOCK_UNITS:
+            problem = "is no unit of a clock"
+        elif clock is None:
+            problem = "is given, but no column holds arrival times"
+        elif clock.is_dates:
+            problem = f"is given, but {clock.column} holds dates and times"
+        elif clock.unit not in (None, unit):
+            problem = f"is given, but {clock.column} says {clock.unit}"
+        if problem:
             raise BadInputError(
-                "has no unit",
+                problem,
                 source=table.path,
-                field=name,
-                remedy=f"rename it {name}_s, {name}_ms or {name}_us",
+                field="unit",
+                value=unit,
+                remedy="use s, ms, us or ns, or leave it out",
             )
-
-
-def _plain(name: str) -> str:
-    return name.strip().lower().replace(" ", "_").replace("-", "_")
+    if options.block_tokens is not None:
+        if not 1 <= options.block_tokens <= 2**20:
+            raise BadInputError(
+                "must lie in 1..1,048,576",
+                source=table.path,
+                field="block_tokens",
+                value=options.block_tokens,
+            )
+        if layout.prefix is None:
+            raise BadInputError(
+                "is given, but there are no hash_ids", source=table.path, field="block_tokens",
+                value=options.block_tokens, remedy="leave it out",
+            )  # fmt: skip
+    speed = options.turn_tokens_per_s
+    if speed is not None:
+        if not (math.isfinite(speed) and speed > 0):
+            raise BadInputError(
+                "must be positive and finite", source=table.path, field="turn_tokens_per_s", value=speed
+            )
+        if layout.delay is None:
+            raise BadInputError(
+                "is given, but there are no session_id and delay", source=table.path,
+                field="turn_tokens_per_s", value=speed, remedy="leave it out",
+            )  # fmt: skip
 
 
 # --- numbers and their rules --------------------------------------------------------------------------------
@@ -291,17 +300,20 @@ def _plain(name: str) -> str:
 class _Fields:
     """Columns as numbers, and the first rule that each row breaks."""
 
-    def __init__(self, table: _Table, layout: _Layout, block_tokens: int) -> None:
-        self._table, self._layout = table, layout
-        self._block_tokens = block_tokens
+    def __init__(self, table: Table, layout: _Layout, options: _Options) -> None:
+        self._table, self._layout, self._options = table, layout, options
         self._reasons: dict[int, str] = {}  # row -> why it is malformed
         self.notes: list[str] = []
+        self.assumed: list[str] = []
+        self.hints: list[str] = []  # ways out of what is malformed
+        self.layout_name = layout.name
         self.rows = len(table.lines) + len(table.broken)
         self._prompt_tokens = self._tokens(layout.prompt)
         self._output_tokens = self._tokens(layout.output)
         self._class_names = self._names(layout.class_name) if layout.class_name else None
-        self._prefix = self._hash_ids(layout.prefix) if layout.prefix else None
-        self._arrival_s = self._arrivals(layout.arrival) if layout.arrival else None
+        self._blocks = self._hash_ids(layout.prefix) if layout.prefix else None
+        self._turn_before, self._delay = self._turns()
+        self._times = self._arrivals(layout.clock) if layout.clock else None
         self._note_unused_columns()
 
     def malformed(self) -> tuple[MalformedRow, ...]:
@@ -311,97 +323,266 @@ class _Fields:
 
     def workload(self) -> Workload:
         """The well-formed rows."""
-        rows = range(len(self._table.lines))
-        kept = np.array([row for row in rows if row not in self._reasons], dtype=np.intp)
+        kept = np.flatnonzero(self._well_formed())
+        arrival_s = None
+        if self._times is not None:
+            times_s = self._seconds(kept)
+            order = np.argsort(times_s[kept], kind="stable")
+            moved = int((order != np.arange(order.size)).sum())
+            if moved and self._options.sort:
+                self.notes.append(f"{moved:,} rows were out of order and are sorted")
+            kept = kept[order]
+            arrival_s = self._from_first(times_s[kept])
         names = [self._class_names[row] if self._class_names else "default" for row in kept]
         classes = {name: index for index, name in enumerate(dict.fromkeys(names))}
-        arrival_s = None if self._arrival_s is None else self._from_first_if_clock(self._arrival_s[kept])
+        if len(classes) > MAX_CLASSES:
+            raise BadInputError(
+                f"holds {len(classes):,} classes, {MAX_CLASSES:,} are possible",
+                source=self._table.path, field=self._layout.class_name, remedy="group them into fewer",
+            )  # fmt: skip
         return Workload(
             arrival_s,
             self._prompt_tokens[kept].astype(np.int64),
             self._output_tokens[kept].astype(np.int64),
             np.array([classes[name] for name in names], dtype=np.int16),
-            tuple(classes),
-            None if self._prefix is None else self._prefix_blocks(kept),
+            tuple(classes) or ("default",),
+            None if self._blocks is None else self._prefix_blocks(kept),
             0.0 if arrival_s is None else _clock_tick_s(arrival_s),
         )
+
+    def _well_formed(self) -> NDArray[np.bool_]:
+        well_formed = np.ones(len(self._table.lines), dtype=bool)
+        well_formed[list(self._reasons)] = False
+        return well_formed
 
     def _tokens(self, column: str) -> NDArray[np.float64]:
         values = self._numbers(column)
         self._judge(values % 1 != 0, column, "is not a whole number of tokens")
         self._judge(values < 1, column, "must be at least 1")
-        self._judge(values > 2**53, column, "is too large")
+        self._judge(values > MAX_TOKENS, column, "is too large")
         return values
 
-    def _numbers(self, column: str) -> NDArray[np.float64]:
+    def _numbers(self, column: str, wanted: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+        """Values of the ``wanted`` rows (default: all), judged; a placeholder, 1, where there is none."""
         raw = self._table.columns[column]
-        missing = np.array([value is None or value == "" for value in raw], dtype=bool)
-        self._judge(missing, column, "is missing")
+        missing = np.array([_is_missing(value) for value in raw], dtype=bool)
         values = np.array([_number(value, self._table.is_text) for value in raw], dtype=np.float64)
-        self._judge(~np.isfinite(values), column, "is not a finite number")
-        return np.where(np.isfinite(values), values, 1.0)  # a placeholder: the row is already malformed
+        unreadable = ~np.isfinite(values)
+        asked = np.ones(len(raw), dtype=bool) if wanted is None else wanted
+        self._judge(missing & asked, column, "is missing")
+        self._judge(unreadable & asked, column, "is not a finite number")
+        return np.where(unreadable, 1.0, values)
 
-    def _arrivals(self, column: str) -> NDArray[np.float64]:
-        if self._layout.arrival_scale is None:
-            arrival_s = self._clock_times(column)
+    # --- arrivals ---
+
+    def _arrivals(self, clock: Clock) -> NDArray[np.float64]:
+        """Raw times, [rows]: seconds after the first readable one for dates, else in the column's unit."""
+        timed = self._turn_before < 0
+        if clock.is_dates:
+            times = self._dates(clock.column)
         else:
-            arrival_s = self._numbers(column) * self._layout.arrival_scale
-            self._judge(arrival_s < 0, column, "is negative")
-        self._judge_order(arrival_s, column)
-        return arrival_s
+            times = self._numbers(clock.column, timed)
+            self._judge(timed & (times < 0), clock.column, "is negative")
+        if not (self._options.sort or self._layout.delay):
+            self._judge_order(times, clock.column)
+        return times
 
-    def _clock_times(self, column: str) -> NDArray[np.float64]:
-        """Seconds after the first readable date and time, which may be negative before ``_judge_order``."""
-        times = [_date_and_time(value) for value in self._table.columns[column]]
+    def _dates(self, column: str) -> NDArray[np.float64]:
+        times = dates_and_times(self._table.columns[column])
         self._judge(np.array([time is None for time in times], dtype=bool), column, "is not a date and time")
         origin = next((time for time in times if time is not None), None)
         # Differences first: a double of seconds since 1970 has lost the microseconds.
         return np.array([(time - origin).total_seconds() if time and origin else 0.0 for time in times])
 
-    def _judge_order(self, arrival_s: NDArray[np.float64], column: str) -> None:
+    def _judge_order(self, times: NDArray[np.float64], column: str) -> None:
         """Time goes back where a well-formed row is earlier than the latest well-formed row before it."""
-        well_formed = np.ones(arrival_s.size, dtype=bool)
-        well_formed[list(self._reasons)] = False
-        latest = np.maximum.accumulate(np.where(well_formed, arrival_s, -np.inf))
-        self._judge(well_formed & (arrival_s < latest), column, "goes back in time; sort the file by arrival")
+        well_formed = self._well_formed()
+        latest = np.maximum.accumulate(np.where(well_formed, times, -np.inf))
+        self._judge(well_formed & (times < latest), column, "goes back in time; sort the file by arrival")
+
+    def _seconds(self, kept: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Arrivals in seconds, [rows], from an origin of their own; right for the ``kept`` rows."""
+        clock = self._layout.clock
+        assert clock is not None
+        assert self._times is not None
+        if clock.is_dates:
+            self.notes.append("arrivals are clock times and count from the first request")
+            times_s = self._times
+            return times_s - (times_s[kept].min() if kept.size else 0.0)
+        timed = kept[self._turn_before[kept] < 0]
+        unit = self._unit(clock, self._times[timed])
+        scale = CLOCK_UNITS[unit]
+        # Differences first, in the unit of the file: nanoseconds since 1970 fill a double.
+        origin = float(self._times[timed].min()) if timed.size else 0.0
+        if origin * scale < CLOCK_TIME_S:
+            origin = 0.0
+        else:
+            self.notes.append("arrivals are clock times and count from the first request")
+        times_s = (self._times - origin) * scale
+        if timed.size < kept.size:
+            self._place_turns(times_s, kept, scale)
+        return times_s
+
+    def _unit(self, clock: Clock, times: NDArray[np.float64]) -> str:
+        """The unit of the clock: said by the user, the name, Unix times, the layout; else asked for."""
+        unix = unix_unit(times)
+        said = self._options.unit or clock.unit
+        if said is not None:
+            if unix not in (None, said) and times.min() * CLOCK_UNITS[said] >= CLOCK_TIME_S:
+                raise clock_without_unit(
+                    self._table.path, clock.column, f"is in {said} by name, but holds Unix times in {unix}"
+                )
+            return said
+        if unix is not None:
+            self.assumed.append(f"{clock.column} holds Unix times in {unix}")
+            return unix
+        if self._layout.unit is not None:
+            return self._layout.unit
+        if not self._layout.is_published:
+            raise clock_without_unit(self._table.path, clock.column)
+        marked, marks = self._marks()
+        unit, why = published_unit(times, marked, marks, self._table.path, clock.column)
+        if unit == "s" and self.layout_name == "Mooncake":
+            self.layout_name = "GuideLLM"  # the same names, in seconds
+        self.assumed.append(f"{clock.column} read as {unit} ({why})")
+        return unit
+
+    def _marks(self) -> tuple[str | None, str]:
+        """The unit that columns or block sizes of one published layout stand for, and what these are."""
+        if self._layout.name == "Bailian":
+            return "s", "columns chat_id and parent_chat_id"
+        if self._layout.delay is not None:
+            return "ms", "columns session_id and delay"
+        if self._blocks is not None and self._blocks.is_certain:
+            size = self._blocks.block_tokens
+            unit = {MOONCAKE_BLOCK_TOKENS: "ms", BAILIAN_BLOCK_TOKENS: "s"}.get(size)
+            return unit, f"hash_ids of {size} tokens" if unit else ""
+        return None, ""
+
+    def _from_first(self, arrival_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Times from 0 where the clock started longer before the first request than the recording lasts."""
+        span_s = float(np.ptp(arrival_s)) if arrival_s.size else 0.0
+        if span_s == 0 or arrival_s[0] <= span_s:
+            return arrival_s
+        self.notes.append(f"arrivals count from the first request, at {arrival_s[0]:g} s")
+        return np.asarray(arrival_s - arrival_s[0])
+
+    # --- sessions ---
+
+    def _turns(self) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Row of the turn before, -1 where a row has a time of its own, and the delay after it, raw."""
+        rows = len(self._table.lines)
+        before = np.full(rows, -1, dtype=np.intp)
+        layout, clock = self._layout, self._layout.clock
+        if layout.session is None or layout.delay is None or clock is None:
+            return before, np.zeros(rows)
+        times, delays = self._table.columns[clock.column], self._table.columns[layout.delay]
+        later = np.array(
+            [_is_missing(time) and not _is_missing(delay) for time, delay in zip(times, delays, strict=True)],
+            dtype=bool,
+        )
+        if not later.any():
+            return before, np.zeros(rows)
+        if self._options.turn_tokens_per_s is None:
+            self._refuse_turns(later, clock.column)
+            return before, np.zeros(rows)
+        delay = self._numbers(layout.delay, later)
+        self._judge(later & (delay < 0), layout.delay, "is negative")
+        last: dict[object, int] = {}
+        for row, session in enumerate(map(str, self._table.columns[layout.session])):
+            if later[row]:
+                before[row] = last.get(session, -1)
+                if before[row] < 0:
+                    self._reasons.setdefault(
+                        row, f"{layout.delay} follows a turn that is missing or malformed"
+                    )
+            last[session] = -1 if row in self._reasons else row
+        return before, delay
+
+    def _refuse_turns(self, later: NDArray[np.bool_], column: str) -> None:
+        """Later turns begin when the turn before has ended, which no file can know."""
+        if not self._options.skip_malformed:
+            raise BadInputError(
+                f"is missing in {int(later.sum()):,} of {later.size:,} rows, later turns of sessions: they "
+                "begin a delay after the turn before has ended, which depends on the engine",
+                source=self._table.path,
+                field=column,
+                remedy="state the speed that users see, FILE@turn-speed=50 (tokens/s), to place them by it, "
+                "or keep the first turns alone, FILE@skip-malformed",
+            )
+        for row in np.flatnonzero(later):
+            self._reasons.setdefault(int(row), f"{column} is missing (a later turn of a session)")
+
+    def _place_turns(self, times_s: NDArray[np.float64], kept: NDArray[np.intp], scale: float) -> None:
+        """Fill in the arrivals of later turns, as if every turn were generated at the assumed speed."""
+        speed = self._options.turn_tokens_per_s
+        assert speed is not None
+        placed = kept[self._turn_before[kept] >= 0]
+        for row in placed:
+            before = self._turn_before[row]
+            generated_s = self._output_tokens[before] / speed
+            times_s[row] = times_s[before] + generated_s + self._delay[row] * scale
+        self.assumed.append(
+            f"{placed.size:,} later turns placed as if turns took no wait and {speed:g} tokens/s"
+        )
+
+    # --- the rest ---
 
     def _names(self, column: str) -> list[str]:
         raw = self._table.columns[column]
         self._judge(
-            np.array([not isinstance(name, str) or not name.strip() for name in raw]), column, "is missing"
+            np.array([not isinstance(name, str) or not name.strip() for name in raw], dtype=bool),
+            column,
+            "is missing",
         )
         return [name.strip() if isinstance(name, str) else "" for name in raw]
 
-    def _hash_ids(self, column: str) -> list[Sequence[int]]:
-        raw = self._table.columns[column]
-        whole = np.array([isinstance(ids, list) and all(type(block) is int for block in ids) for ids in raw])
-        self._judge(~whole, column, "is not a list of whole numbers")
-        rows: list[Sequence[int]] = [ids if isinstance(ids, list) else () for ids in raw]
-        blocks = np.array([len(ids) for ids in rows])
-        # Writers differ in whether a last, partly filled block has an id.
-        full = self._prompt_tokens // self._block_tokens
-        started = -(-self._prompt_tokens // self._block_tokens)
-        fits = (blocks == full) | (blocks == started)
-        self._judge(~fits, column, f"does not cover the prompt in blocks of {self._block_tokens} tokens")
-        return rows
+    def _hash_ids(self, column: str) -> _Blocks:
+        raw = [_list(value) if self._table.is_text else value for value in self._table.columns[column]]
+        whole = [isinstance(ids, list) and all(type(block) is int for block in ids) for ids in raw]
+        self._judge(~np.array(whole, dtype=bool), column, "is not a list of whole numbers")
+        rows: list[Sequence[int]] = [ids if good else () for ids, good in zip(raw, whole, strict=True)]  # type: ignore[misc]
+        wide = [any(not -(2**63) <= block < 2**64 for block in ids) for ids in rows]
+        self._judge(np.array(wide, dtype=bool), column, "has an id beyond 64 bits")
+        counts = np.array([len(ids) for ids in rows], dtype=np.int64)
+        well_formed = self._well_formed()
+        prompts, present = self._prompt_tokens[well_formed], counts[well_formed]
+        size, certain = self._block_size(prompts, present)
+        fits = _covers(self._prompt_tokens, counts, size)
+        self._judge(~fits, column, f"does not cover the prompt in blocks of {size} tokens")
+        if not _covers(prompts, present, size).all():
+            others = [2**power for power in range(2, 13) if _covers(prompts, present, 2**power).all()]
+            self.hints += [f"blocks of {other} tokens would fit: FILE@block={other}" for other in others[:1]]
+        return _Blocks(rows, size, certain)
+
+    def _block_size(self, prompts: NDArray[np.float64], counts: NDArray[np.int64]) -> tuple[int, bool]:
+        """Tokens per hash id, and whether the ids tell it apart from the other published size."""
+        if self._options.block_tokens is not None:
+            return self._options.block_tokens, True
+        sizes = [MOONCAKE_BLOCK_TOKENS, BAILIAN_BLOCK_TOKENS]
+        if self._layout.name == "Bailian":
+            sizes.reverse()
+        usual, other = ((_covers(prompts, counts, size).mean() if counts.size else 0.0) for size in sizes)
+        chosen, rest = (sizes[0], other) if usual >= other else (sizes[1], usual)
+        return chosen, bool(max(usual, other) >= 0.9 > rest)
 
     def _prefix_blocks(self, kept: NDArray[np.intp]) -> PrefixBlocks:
-        assert self._prefix is not None
-        return PrefixBlocks.from_rows([self._prefix[row] for row in kept], self._block_tokens)
-
-    def _from_first_if_clock(self, arrival_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        if not arrival_s.size or (self._layout.arrival_scale is not None and arrival_s[0] < CLOCK_TIME_S):
-            return arrival_s
-        self.notes.append("arrivals are clock times and count from the first request")
-        return np.asarray(arrival_s - arrival_s[0])
+        assert self._blocks is not None
+        rows = [self._blocks.rows[row] for row in kept]
+        if any(not 0 <= block < MAX_PREFIX_ID for row in rows for block in row):
+            known: dict[int, int] = {}
+            rows = [[known.setdefault(block, len(known)) for block in row] for row in rows]
+            self.notes.append("hash_ids are numbered anew, in order of appearance")
+        return PrefixBlocks.from_rows(rows, self._blocks.block_tokens)
 
     def _note_unused_columns(self) -> None:
         layout = self._layout
-        used = {layout.prompt, layout.output, layout.arrival, layout.class_name, layout.prefix}
-        unused = [name for name in self._table.columns if name not in used]
+        used = {layout.prompt, layout.output, layout.class_name, layout.prefix, layout.session, layout.delay}
+        used.add(layout.clock.column if layout.clock else None)
+        unused = [name or "(without a name)" for name in self._table.columns if name not in used]
         if unused:
             self.notes.append(f"columns not used: {', '.join(unused)}")
-        if layout.arrival is None:
+        if layout.clock is None:
             self.notes.append("no arrival column: a closed loop")
 
     def _judge(self, breaks: NDArray[np.bool_], column: str, rule: str) -> None:
@@ -409,6 +590,36 @@ class _Fields:
         for row in np.flatnonzero(breaks):
             value = self._table.columns[column][row]
             self._reasons.setdefault(int(row), f"{column} {rule}{_got(value)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Ids of every row; ``is_certain``: they fit blocks of this size and of no other published size."""
+
+    rows: list[Sequence[int]]
+    block_tokens: int
+    is_certain: bool
+
+
+def _covers(
+    prompt_tokens: NDArray[np.float64], blocks: NDArray[np.int64], block_tokens: int
+) -> NDArray[np.bool_]:
+    """Whether so many blocks cover each prompt; writers differ in whether a partly filled last one counts."""
+    full = prompt_tokens // block_tokens
+    started = -(-prompt_tokens // block_tokens)
+    return np.asarray((blocks == full) | (blocks == started))
+
+
+def _list(value: object) -> object:
+    """A list as a table of text writes it."""
+    try:
+        return json.loads(str(value))
+    except (ValueError, RecursionError):
+        return value
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value == ""
 
 
 def _clock_tick_s(arrival_s: NDArray[np.float64]) -> float:
@@ -432,21 +643,14 @@ def _clock_tick_s(arrival_s: NDArray[np.float64]) -> float:
 
 def _number(value: object, is_text: bool) -> float:
     """The value as a float; NaN for what is none, JSON's true and quoted numbers included."""
-    if not (isinstance(value, str) if is_text else type(value) in (int, float)):
+    if is_text:
+        return number_or_nan(str(value))
+    if not isinstance(value, int | float) or isinstance(value, bool):
         return math.nan
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (ValueError, OverflowError):
+        return float(value)
+    except OverflowError:
         return math.nan
-
-
-def _date_and_time(value: object) -> datetime | None:
-    """An ISO 8601 time, taken for UTC unless it says otherwise; digits beyond microseconds are cut."""
-    try:
-        time = datetime.fromisoformat(str(value))
-    except ValueError:
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _got(value: object) -> str:

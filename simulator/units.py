@@ -14,7 +14,6 @@ _RATE_NAMES = {"rps": "/s", "qps": "/s", "rpm": "/min", "qpm": "/min", "rph": "/
 
 # [0-9] and not \d, which takes the digits of every script: a superscript 2 is a mistake here.
 _NUMBER = re.compile(r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*(.*?)\s*")
-_PLAIN_NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
 def parse_duration_s(text: str, *, field: str) -> float:
@@ -65,12 +64,16 @@ def parse_whole(text: str, *, field: str, least: int = 1, most: int = 2**53) -> 
 
 
 def number_or_nan(text: str) -> float:
-    """A number in a table: plain ASCII digits, with or without an exponent; NaN for everything else.
+    """A number in a table; NaN for what is none.
 
-    ``float`` alone also takes ``1_000``, ``infinity`` and the digits of other scripts.
+    ``float`` alone also takes ``1_000`` and the digits of other scripts, which no exporter writes.
     """
-    stripped = text.strip()
-    return float(stripped) if _PLAIN_NUMBER.fullmatch(stripped) else math.nan
+    if not text.isascii() or "_" in text:
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _split(text: str, field: str) -> tuple[float, str]:

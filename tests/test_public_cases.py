@@ -39,10 +39,6 @@ FLASH = "deepseek-v4-flash"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the folder of public cases is not here")
 
 PENDING: dict[str, str] = {
-    **dict.fromkeys(
-        ("T04", "T09", "T10", "T11", "T14", "T15", "T17", "T21", "T23", "T25", "T26"),
-        "readers of recordings",
-    ),
     **dict.fromkeys(("C14", "N04"), "one door; answers beyond what was measured"),
     **dict.fromkeys(("C15", "L05", "L06", "L07"), "acceptance out of engines' files"),
     **dict.fromkeys(("S02", "S03", "S05"), "tables as engines look them up; tables and dumps that mislead"),

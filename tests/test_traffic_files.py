@@ -296,7 +296,9 @@ def test_any_table_is_read_or_refused_and_accounted_for(
     except BadInputError:
         return
     assert report.rows == report.requests + len(report.malformed)
-    assert report.rows == sum(bool(",".join(row).strip()) for row in rows)
+    lines = sum(bool(",".join(row).strip()) for row in rows)
+    # A quote that one line opens and another closes makes one row of them.
+    assert report.rows <= lines if any('"' in row for row in rows) else report.rows == lines
 
 
 @pytest.mark.skipif(not MOONCAKE_SAMPLE.exists(), reason="the Mooncake sample is not part of the project")

@@ -174,8 +174,7 @@ class ThroughputCurve(StepTime):
         if np.any(rate <= 0):
             raise BadInputError("must be positive", field="steps_per_s", value=float(rate.min()))
         _refuse_rising(tokens, rate)
-        extrapolates = lookup == "linear" and len(tokens) > 1
-        curve = Curve(tokens, 1.0 / rate, lookup, beyond or ("last-slope" if extrapolates else "clamp"))
+        curve = Curve(tokens, 1.0 / rate, lookup, beyond or usual_beyond(lookup, len(tokens)))
         for name, value in (
             ("batch_tokens", tokens), ("steps_per_s", rate), ("lookup", lookup),
             ("beyond", curve.beyond), ("curve", curve),
@@ -365,6 +364,11 @@ class StepCost(StepTime):
     def outside(self, requests: int, batch_tokens: int) -> bool:
         """Whether the target's pass lies beyond what was measured."""
         return self.target.outside(requests, batch_tokens)
+
+
+def usual_beyond(lookup: Lookup, points: int) -> Beyond:
+    """What a throughput curve does above its last point unless told otherwise: go on, where it can."""
+    return "last-slope" if lookup == "linear" and points > 1 else "clamp"
 
 
 def axis(points: ArrayLike, name: str) -> Floats:

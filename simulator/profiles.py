@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from simulator.acceptance import AcceptanceModel, Shiftable, parse_acceptance
-from simulator.cost import AdditiveCost, Beyond, CostModel, DraftCost, Lookup, Structure, ThroughputCurve
+from simulator.cost import (
+    AdditiveCost,
+    Beyond,
+    CostModel,
+    DraftCost,
+    Lookup,
+    Structure,
+    ThroughputCurve,
+    usual_beyond,
+)
 from simulator.errors import BadInputError
 from simulator.files import data_directory, read_json, write_json
 from simulator.provenance import Provenance, complain
@@ -27,6 +36,12 @@ class CurveSpec(_Strict):
     steps_per_s: tuple[float, ...]
     lookup: Lookup = "linear"
     beyond: Beyond | None = None
+
+    @model_validator(mode="after")
+    def _say_what_lies_beyond(self) -> CurveSpec:
+        if self.beyond is None:
+            object.__setattr__(self, "beyond", usual_beyond(self.lookup, len(self.batch_tokens)))
+        return self
 
     @classmethod
     def of(cls, curve: ThroughputCurve) -> CurveSpec:

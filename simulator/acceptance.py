@@ -120,6 +120,8 @@ class AcceptanceTrace:
     temperatures: NDArray[np.float64] | None = None
     block_size: int | None = None
     """Needed only where neither confidences nor probabilities show it: greedy, without a head."""
+    stream: str = "outcomes"
+    """Role of the uniforms that decide (sampled kind). Models that share it meet common random numbers."""
 
     def __post_init__(self) -> None:
         if (self.accepted is None) == (self.acceptance_probability is None):
@@ -204,7 +206,7 @@ class AcceptanceTrace:
     def _outcomes(self, seed: int) -> NDArray[np.uint8]:
         if self.accepted is None:
             assert self.acceptance_probability is not None
-            accepted = draw_accepted(self.acceptance_probability, random_stream(seed, self.name))
+            accepted = draw_accepted(self.acceptance_probability, random_stream(seed, self.stream))
         else:
             accepted = self.accepted
         return accepted if self.effective_length is None else np.minimum(accepted, self.effective_length)
@@ -303,10 +305,19 @@ def anchor_rows(replay: Replay, gain: NDArray[np.integer[Any]] | None = None) ->
 
 
 def random_stream(seed: int, name: str) -> np.random.Generator:
-    """An independent generator for each (seed, name), the same on every machine and worker."""
+    """An independent generator for each (seed, name), the same on every machine and worker.
+
+    name: the role of what is drawn, never a quantity that a study may vary. Variants that differ in such a
+    quantity then meet the same uniforms, and their difference is not noise.
+    """
     digest = hashlib.sha256(name.encode()).digest()
     words = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4)]
     return np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence([seed, *words])))
+
+
+def derived_seed(seed: int, name: str) -> int:
+    """A seed for a part of what ``seed`` draws: parts that use the same streams become independent."""
+    return int(random_stream(seed, name).integers(2**63))
 
 
 def draw_accepted(probability: ArrayLike, stream: np.random.Generator) -> NDArray[np.uint8]:

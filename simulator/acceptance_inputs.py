@@ -18,6 +18,7 @@ from simulator.acceptance import (
     Shiftable,
     check_truncation,
     constant_rows,
+    derived_seed,
     draw_accepted,
     load_trace,
     random_stream,
@@ -72,7 +73,7 @@ class Rates:
         """Draw the outcomes of a pool of blocks; ``raw`` changes nothing, rates being calibrated."""
         rows = SEQUENCES * SEQUENCE_ROWS
         probability = np.broadcast_to(np.asarray(self.conditional, np.float32), (rows, self.gamma))
-        accepted = draw_accepted(probability, random_stream(seed, self.name))
+        accepted = draw_accepted(probability, random_stream(seed, "outcomes"))
         start = np.arange(SEQUENCES + 1, dtype=np.int64) * SEQUENCE_ROWS
         return Replay(constant_rows(np.cumprod(self.conditional), rows), accepted, start)
 
@@ -159,10 +160,17 @@ class Mix:
         return Provenance(kind="mixed", source=sources, date=max(c.provenance.date for c in self.components))
 
     def replay(self, seed: int, *, raw: bool = False) -> Replay:
-        """Draw sequences from the components' replays in the given shares, in random order."""
-        parts = [component.replay(seed, raw=raw) for component in self.components]
+        """Draw sequences from the components' replays in the given shares, in random order.
+
+        Each component draws with a seed of its own, by its place in the mix: a component given twice is as
+        much text again, not the same text twice.
+        """
+        parts = [
+            component.replay(derived_seed(seed, f"component {place}"), raw=raw)
+            for place, component in enumerate(self.components)
+        ]
         count = max(SEQUENCES, *(len(part.sequence_start) - 1 for part in parts))
-        stream = random_stream(seed, f"mix {self.name}")
+        stream = random_stream(seed, "mix")
         chosen = [
             (part, sequence)
             for part, share in zip(parts, _apportion(self.weights, count), strict=True)

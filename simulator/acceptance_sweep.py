@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.acceptance import AcceptanceModel, Replay, anchor_rows
+from simulator.acceptance import AcceptanceModel, anchor_rows
 from simulator.errors import BadInputError
 from simulator.published import SweepEnds, published
+from simulator.schedulers.search import confident
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +42,9 @@ def threshold_sweep(model: AcceptanceModel, thresholds: Sequence[float], seed: i
         if not 0 <= threshold <= 1:
             raise BadInputError("must be within 0..1", source=model.name, field="thresholds", value=threshold)
     replay = model.replay(seed, raw=True)
-    confidence = _single_draft(replay)
     rows = []
     for threshold in thresholds:
-        verified = _leading(confidence >= threshold) + 1
+        verified = _leading(confident(replay.survival, threshold)) + 1
         committed = np.minimum(replay.accepted.astype(np.int64) + 1, verified)
         steps = anchor_rows(replay, committed)
         rows.append(
@@ -110,14 +110,6 @@ def published_ends(model: AcceptanceModel) -> tuple[str, SweepEnds] | None:
         if model.name in (f"{prefix}/{dataset}", f"{prefix}/{domain}"):
             return dataset, sweeps.values[domain]
     return None
-
-
-def _single_draft(replay: Replay) -> NDArray[np.float32]:
-    """Confidence of each draft alone, [N, gamma]; 0 where the prefix has no chance left."""
-    before = np.concatenate([np.ones((replay.rows, 1), np.float32), replay.survival[:, :-1]], axis=1)
-    single: NDArray[np.float32] = np.zeros_like(before)
-    np.divide(replay.survival, before, out=single, where=before > 0)
-    return single
 
 
 def _leading(passes: NDArray[np.bool_]) -> NDArray[np.int64]:

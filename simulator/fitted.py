@@ -104,7 +104,7 @@ class Head(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class FittedModel:
-    """One drafter on one kind of text; realises as a sampled trace, the same for the same (seed, name).
+    """One drafter on one kind of text; realises as a sampled trace, the same for the same seed.
 
     levels: log-odds added per draft position; fitted so that acceptance is as published.
     level: a further shift of all positions, 0 as fitted (see ``shifted``).
@@ -133,9 +133,11 @@ class FittedModel:
     def trace(self, seed: int) -> AcceptanceTrace:
         """Draw a pool of blocks with their chances of acceptance and what the head says of them.
 
-        All models of a dataset see the same text, so that drafters are compared on common ground.
+        All models of a dataset, at any level, see the same text and the same uniforms, so that they are
+        compared on common ground.
         """
-        stream = random_stream(seed, f"text/{self.base.rpartition('/')[2]}")
+        dataset = self.base.rpartition("/")[2]
+        stream = random_stream(seed, f"text/{dataset}")
         logits = self._logits(self.predictability.draw(stream)).reshape(-1, len(self.levels))
         trace = AcceptanceTrace(
             name=self.name,
@@ -144,6 +146,7 @@ class FittedModel:
             provenance=self.provenance,
             acceptance_probability=expit(logits),
             temperatures=None if self.head is None else np.asarray(self.head.temperatures),
+            stream=f"outcomes/{dataset}",
         )
         return trace.truncated(self.gamma)
 

@@ -118,11 +118,12 @@ class ScaledTrace:
         replay = self.base.replay(seed, raw=raw)
         now = float(replay.accepted[anchor_rows(replay)].mean())
         goal = min(now * self.factor, 0.999 * self.gamma)
-        uniform = random_stream(seed, f"scaled {self.name}").random((replay.rows, self.gamma))
+        uniform = random_stream(seed, "altered drafts").random((replay.rows, self.gamma))
         alter = _with_rejections if goal < now else _with_acceptances
 
         def excess(chance: float) -> float:
-            return float(alter(replay.accepted, uniform, chance)[anchor_rows(replay)].mean()) - goal
+            altered = replace(replay, accepted=alter(replay.accepted, uniform, chance))
+            return float(altered.accepted[anchor_rows(altered)].mean()) - goal  # steps begin elsewhere now
 
         if now in (0.0, goal):
             return replay

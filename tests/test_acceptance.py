@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from simulator.acceptance import (
+    AcceptanceModel,
     AcceptanceTrace,
     Replay,
     draw_accepted,
@@ -23,6 +24,7 @@ from simulator.acceptance import (
 )
 from simulator.acceptance_inputs import Mix, Rates, conditional_rates, marginal_rates, mean_length
 from simulator.errors import BadInputError, UnwritableError
+from simulator.fitted import fitted_model
 from tests.strategies import SYNTHETIC, acceptance_traces
 
 FIELDS = (
@@ -308,6 +310,32 @@ def test_a_mix_draws_requests_in_the_given_shares() -> None:
     for start, end in zip(replay.sequence_start[:-1], replay.sequence_start[1:], strict=True):
         assert len(np.unique(replay.accepted[start:end])) == 1
     assert_array_equal(replay.survival[:, 1] * 2, replay.accepted)
+
+
+def test_a_component_given_twice_is_as_much_text_again() -> None:
+    rates = conditional_rates([0.5, 0.5, 0.5, 0.5])
+    replay = Mix((rates, rates), (0.5, 0.5)).replay(seed=3)
+    sequences = {replay.accepted[start : start + 512].tobytes() for start in replay.sequence_start[:-1]}
+    assert len(sequences) == 256
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (conditional_rates([0.7, 0.7]), conditional_rates([0.701, 0.7])),
+        (fitted_model("qwen3-4b-chat"), fitted_model("qwen3-4b-chat").shifted(0.002)),
+        (Mix((conditional_rates([0.7]),), (1.0,)), Mix((conditional_rates([0.701]),), (1.0,))),
+        (mean_length(3.0, 5), mean_length(3.003, 5)),
+    ],
+    ids=["rates", "fitted", "mix", "mean length"],
+)
+def test_a_parameter_that_moves_a_little_moves_few_outcomes(
+    one: AcceptanceModel, other: AcceptanceModel
+) -> None:
+    """Common random numbers: at one uniform per draft, a chance raised by e turns a share e of the drafts."""
+    before, after = one.replay(4).accepted.astype(int), other.replay(4).accepted.astype(int)
+    assert np.all(after >= before)
+    assert 0 < np.mean(after != before) < 0.004
 
 
 def test_a_mix_of_unlike_models_is_headless_and_reuses_short_traces() -> None:

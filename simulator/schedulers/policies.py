@@ -17,6 +17,7 @@ from simulator.cost import CostModel
 from simulator.errors import BadInputError
 from simulator.schedulers.search import (
     admit,
+    confident,
     first_descent,
     global_maximum,
     namespace,
@@ -118,11 +119,10 @@ class Threshold:
             raise BadInputError("must be between 0 and 1", field="threshold", value=self.threshold)
 
     def schedule(self, survival: Array, batch: Batch) -> Array:
-        """Length of the prefix in which each token's confidence a[k] / a[k-1] reaches the threshold."""
+        """Length of the prefix in which each token's own confidence reaches the threshold."""
         xp = namespace(survival)
-        before = xp.concat([xp.ones_like(survival[:, :1]), survival[:, :-1]], axis=1)
-        confident = xp.astype(survival >= self.threshold * before, xp.int64)
-        return xp.sum(xp.cumulative_prod(confident, axis=1), axis=1)
+        reached = xp.astype(confident(survival, self.threshold), xp.int64)
+        return xp.sum(xp.cumulative_prod(reached, axis=1), axis=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,16 @@ from numpy.typing import NDArray
 GRID = 2**30
 """Survival 1.0 in grid units; the finest power of two that fits int32 and keeps float32 above 2**-7 exact."""
 
+TIE = 2.0**-42
+"""Throughputs this close, relatively, are a tie: float64 division rounds at 2**-53, a survival at 2**-30."""
+
+UNDECIDED = 2.0**-22
+"""Relative error of a confidence told from two survivals: four roundings of float32, 2**-24 each (the
+confidence itself, the two products, and the threshold's own). Closer to a threshold float32 cannot tell."""
+
+FAINT = 2.0**-126
+"""Smallest survival that float32 holds to 24 bits, and that no device flushes to 0."""
+
 Array = Any  # an array of any array-API namespace: NumPy or torch
 
 
@@ -30,6 +40,21 @@ def on_grid(survival: Array) -> Array:
     """Survival [R, gamma] in [0, 1] as int32 in 0..GRID."""
     xp, scaled = namespace(survival), survival * GRID
     return scaled.astype(np.int32) if xp is np else xp.astype(scaled, xp.int32)
+
+
+def confident(survival: Array, threshold: float) -> Array:
+    """Whether each token's own confidence reaches a threshold, from survival [R, gamma]; bool [R, gamma].
+
+    The confidence c[k] = a[k] / a[k-1] is known to ``UNDECIDED`` only, and a confidence that is written as
+    0.7 must reach a threshold written as 0.7: what cannot be told from the threshold reaches it. So does
+    what follows a survival below ``FAINT``, of which nothing is known. The products are of two float32 and
+    exact in float64 but for one rounding, the same on every device.
+    """
+    xp = namespace(survival)
+    survival = xp.astype(survival, xp.float64)
+    before = xp.concat([xp.ones_like(survival[:, :1]), survival[:, :-1]], axis=1)
+    reached: Array = survival >= before * (threshold * (1 - UNDECIDED)) - FAINT
+    return reached
 
 
 def throughput_of_budget(grid: Array, base_tokens: int, step_time_s: NDArray[np.float64]) -> Array:
@@ -49,9 +74,13 @@ def throughput_of_budget(grid: Array, base_tokens: int, step_time_s: NDArray[np.
 
 
 def first_descent(theta: Array) -> int:
-    """Budget of Algorithm 1: admit while Theta strictly improves, stop at the first that does not."""
+    """Budget of Algorithm 1: admit while Theta strictly improves, stop at the first that does not.
+
+    An improvement within ``TIE`` is none: where every draft is certain and a row costs what a bonus costs,
+    rounding would decide otherwise.
+    """
     xp = namespace(theta)
-    stops = xp.astype(theta[1:] <= theta[:-1], xp.int8)
+    stops = xp.astype(theta[1:] <= theta[:-1] * (1 + TIE), xp.int8)
     if not stops.shape[0]:
         return 0
     first = int(xp.argmax(stops))
@@ -59,8 +88,9 @@ def first_descent(theta: Array) -> int:
 
 
 def global_maximum(theta: Array) -> int:
-    """The budget with the largest Theta anywhere, the smallest such budget on ties."""
-    return int(theta.argmax())
+    """The budget with the largest Theta anywhere, the smallest such budget on ties (within ``TIE``)."""
+    best = theta >= theta.max() * (1 - TIE)
+    return int(best.argmax()) if type(best) is np.ndarray else int(namespace(best).argmax(_as_numbers(best)))
 
 
 def admit(grid: Array, budget: int) -> Array:
@@ -85,6 +115,11 @@ def admit(grid: Array, budget: int) -> Array:
     rank = xp.permute_dims(xp.reshape(order, (gamma, requests)), (1, 0))
     room = budget - xp.sum(xp.astype(above, xp.int64))
     return xp.sum(xp.astype(above | (tied & (rank <= room)), xp.int64), axis=1)
+
+
+def _as_numbers(flags: Array) -> Array:
+    xp = namespace(flags)
+    return xp.astype(flags, xp.int8)  # torch has no argmax of booleans
 
 
 @cache

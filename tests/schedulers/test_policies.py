@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
@@ -190,6 +190,67 @@ def test_threshold_stops_at_the_first_confidence_below_it(eighths: list[list[int
         expected.append(below[0] if below else len(row))
     lengths = Threshold(threshold / 8).schedule(survival, Batch(golden_cost("linear")))
     assert_array_equal(lengths, expected)
+
+
+@given(
+    st.sampled_from([0.05, 0.1, 0.3, 0.35, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]),
+    st.integers(1, 255),
+    st.booleans(),
+)
+def test_a_confidence_that_is_the_threshold_reaches_it_at_every_depth(
+    threshold: float, gamma: int, in_float32: bool
+) -> None:
+    """Survival is rounded to float32 and underflows; what is written alike must still compare alike."""
+    if in_float32:
+        survival = np.cumprod(np.full((2, gamma), threshold, np.float32), axis=1, dtype=np.float32)
+    else:
+        survival = np.cumprod(np.full((2, gamma), threshold), axis=1).astype(np.float32)
+    batch = Batch(golden_cost("linear"))
+    assert_array_equal(Threshold(threshold).schedule(survival, batch), [gamma, gamma])
+    if threshold < 1:
+        above = min(threshold + 1e-6, 1.0)
+        assert_array_equal(Threshold(above).schedule(survival, batch), [0, 0])
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12), st.floats(0, 1))
+def test_threshold_compares_the_confidences_that_made_the_survival(
+    confidences: list[float], threshold: float
+) -> None:
+    """Against a loop over the confidences themselves, wherever they are not within rounding of P."""
+    row = np.array(confidences, dtype=np.float32)
+    survival = np.cumprod(row, dtype=np.float32)
+    assume(threshold == 0 or threshold > 1e-30)  # below, float32 itself cannot say it
+    assume(all(abs(float(c) - threshold) > 1e-6 * max(float(c), threshold) for c in row))
+    expected = next((k for k, c in enumerate(row) if float(c) < threshold), len(row))
+    assume(expected == 0 or survival[expected - 1] > 1e-30)  # else float32 has lost them
+    found = Threshold(threshold).schedule(survival[None], Batch(golden_cost("linear")))
+    assert_array_equal(found, [expected])
+
+
+@settings(deadline=None)  # the first call imports torch
+@given(survivals(3, 5), st.sampled_from([0.0, 0.3, 0.6, 0.7, 0.95, 1.0]))
+def test_threshold_is_the_same_on_torch(survival: NDArray[np.float32], threshold: float) -> None:
+    torch = pytest.importorskip("torch")
+    survival[0] = np.cumprod(np.full(5, threshold, np.float32), dtype=np.float32)
+    batch = Batch(golden_cost("linear"))
+    expected = Threshold(threshold).schedule(survival, batch)
+    assert expected[0] == 5
+    assert_array_equal(Threshold(threshold).schedule(torch.from_numpy(survival), batch).numpy(), expected)
+
+
+@pytest.mark.parametrize("requests", [1, 7, 11, 17, 25, 28, 33])
+@pytest.mark.parametrize("scheduler", [DSpark(), DSparkAsync(), Tiered((0, 1, 3, 5)), Oracle()])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_tie_that_rounding_would_decide_goes_to_the_smaller_budget(
+    requests: int, scheduler: Scheduler, library: str
+) -> None:
+    """Certain drafts at a price per row: every budget is worth 1 / 1.3 ms, so none is admitted."""
+    survival = np.ones((requests, 5), np.float32)
+    if library == "torch":
+        survival = pytest.importorskip("torch").from_numpy(survival)
+    price_per_row = AdditiveCost(0.0013, [1, 2], [0, 0], [1, 401], [0, 0.52])
+    lengths = scheduler.schedule(survival, Batch(price_per_row))
+    assert int(lengths.sum()) == 0
 
 
 def test_tiers_that_no_block_holds_are_refused_with_the_block_size() -> None:

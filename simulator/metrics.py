@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from simulator.cost import Floats
 from simulator.errors import BadInputError
-from simulator.serving import IN_FLIGHT, WAITS, Engine, Step
+from simulator.serving import WAITS, Engine, Step
 from simulator.statistics import BATCHES, divide, divide_each, quantile, rate_interval, weighted_quantile
 
 
@@ -78,8 +78,7 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
     first_gap_s: from its first token to its next delivery, NaN where there was none. waited_*_s: see
     ``serving.WAITS``.
     """
-    empty = np.empty((len(IN_FLIGHT), 0))
-    table = dict(zip(IN_FLIGHT, np.concatenate([empty, *engine.finished], axis=1), strict=True))
+    table = engine.finished()
     request = table["request"].astype(np.int64)
     first_step = table["first_step"].astype(np.int64)
     steps = table["last_step"].astype(np.int64) - first_step
@@ -118,11 +117,12 @@ def first_gaps(engine: Engine) -> tuple[NDArray[np.int64], Floats]:
     Requests that are still under way count, unlike in ``requests_frame``: a run cut short would otherwise
     see only those that were quick.
     """
-    first_step, first_token_s, tokens = (
-        np.concatenate([engine.decoding()[row], *(left[row] for left in engine.finished)])
-        for row in (IN_FLIGHT.index(name) for name in ("first_step", "first_token_s", "decode_tokens"))
+    finished, under_way = engine.finished(), engine.decoding()
+    step, first_token_s, tokens = (
+        np.concatenate([finished[name], under_way[name]])
+        for name in ("first_step", "first_token_s", "decode_tokens")
     )
-    delivery_s, step = engine.delivery_s(), first_step.astype(np.int64)
+    delivery_s, step = engine.delivery_s(), step.astype(np.int64)
     served = (tokens > 0) & (step < delivery_s.size)
     return step[served], delivery_s[step[served]] - first_token_s[served]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from array import array
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -137,14 +138,14 @@ until the first chunk of its own prompt.
 """
 _SLOT, _KV, _STEP = range(3)
 
-# What is known of a request in flight: one column of the batch table each, kept as float64.
-IN_FLIGHT = (
-    "request", "queued_s", "admitted_s", "first_token_s", *WAITS, "first_step", "decode_tokens",
-    "remaining", "finished_s", "last_step",
+ADMITTED = (
+    "request", "queued_s", "admitted_s", "first_token_s", *WAITS, "first_step", "decode_tokens"
 )  # fmt: skip
-_FIRST_TOKEN_S, _REMAINING, _FINISHED_S, _LAST_STEP = (
-    IN_FLIGHT.index(name) for name in ("first_token_s", "remaining", "finished_s", "last_step")
-)
+"""What is known of a request when it joins the batch."""
+
+# A row of the batch, kept as float64: where ``ADMITTED`` lies, whose it is, and what changes.
+_BATCH_ROW = ("entry", "request", "remaining", "finished_s", "last_step")
+_REQUEST, _REMAINING, _FINISHED_S, _LAST_STEP = range(1, len(_BATCH_ROW))
 
 
 class Engine:
@@ -171,7 +172,8 @@ class Engine:
         self.environment, self.workload, self.executor = environment, workload, executor
         self.scheduler, self.believed, self.limits = scheduler, believed, limits
         self.steps: list[Step] = []
-        self.finished: list[Floats] = []  # each [len(IN_FLIGHT), n], in order of completion
+        self._joined = array("d")  # ``ADMITTED`` of one request after the other, in order of joining
+        self._finished: list[Floats] = []  # each [len(_BATCH_ROW), n], in order of completion
         self.completed = 0
         self.kv_reserved = 0
         self._kv_need = workload.prompt_tokens + workload.output_tokens + executor.gamma
@@ -265,24 +267,33 @@ class Engine:
 
     def _watch_queue(self) -> None:
         """Add up the time in line so far; called before the line changes."""
-        now, seen_s = self.environment.now, self._queue_seen_s
-        if now == seen_s:
-            return
+        seen_s, now = self._queue_seen_s, self.environment.now
+        self._queue_seen_s = now
         in_line, starts = len(self._waiting), self._pool_starts
+        if not (in_line or starts or self._unstarted):
+            return
         if in_line:
             self._kept_out_s[self._cause] += now - seen_s
         while starts and starts[0] <= now:
             self._queued_s += starts.popleft() - seen_s
         self._queued_s += (in_line + self._unstarted + len(starts)) * (now - seen_s)
-        self._queue_seen_s = now
 
     def delivery_s(self) -> Floats:
         """When each decode step so far delivered its tokens, [decode steps]."""
         return np.array([step.end_s for step in self.steps if step.requests])
 
-    def decoding(self) -> Floats:
-        """What is known of the requests now in the batch, [len(IN_FLIGHT), n]."""
-        return np.delete(self._rows.table[:, : self._rows.count], self._rows.holes, axis=1)
+    def finished(self) -> dict[str, Floats]:
+        """Requests that have finished, in that order: ``ADMITTED``, ``finished_s``, ``last_step``."""
+        return self._described(np.concatenate([np.empty((len(_BATCH_ROW), 0)), *self._finished], axis=1))
+
+    def decoding(self) -> dict[str, Floats]:
+        """The same of requests now in the batch, which have not finished."""
+        return self._described(np.delete(self._rows.table[:, : self._rows.count], self._rows.holes, axis=1))
+
+    def _described(self, rows: Floats) -> dict[str, Floats]:
+        joined = np.array(self._joined).reshape(-1, len(ADMITTED))[rows[0].astype(np.int64)]
+        table = dict(zip(ADMITTED, joined.T, strict=True))
+        return table | {"finished_s": rows[_FINISHED_S], "last_step": rows[_LAST_STEP]}
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         """The step loop: one event a step."""
@@ -366,12 +377,12 @@ class Engine:
         self.steps.append(Step(now, duration_s, gap_s, *tokens, waiting, decoding_s, queued_s, handover_s))
 
     def _leave(self, left: Floats) -> None:
-        """Requests whose output is complete leave, with what is known of them ([columns, n])."""
+        """Requests whose output is complete leave, with their batch rows ([columns, n])."""
         left[_FINISHED_S] = self.environment.now
         left[_LAST_STEP] = self._decode_steps
-        self.finished.append(left)
+        self._finished.append(left)
         self.completed += left.shape[1]
-        needed = int(np.add.reduce(self._kv_need[left[0].astype(np.int64)]))
+        needed = int(np.add.reduce(self._kv_need[left[_REQUEST].astype(np.int64)]))
         self.kv_reserved -= needed
         self._context_tokens -= needed - left.shape[1] * self.executor.gamma
 
@@ -442,28 +453,30 @@ class Engine:
     def _join(self, prompts: list[_Prompt]) -> None:
         """Prefilled requests get batch rows; prefill has given each its first output token."""
         now, step, outputs = self.environment.now, self._decode_steps, self.workload.output_tokens
-        entries, context = [], []
+        rows_held, context, width = [], [], len(ADMITTED)
         for prompt in prompts:  # one or two as a rule: plain numbers beat arrays
             tokens = int(outputs[prompt.request]) - 1
             if self._phase:
                 tokens = math.ceil(tokens * self._phase.pop())
             held = int(self._kv_need[prompt.request]) - self.executor.gamma - tokens
             self._context_tokens += held
-            entry = (prompt.request, *prompt.times(now), step, tokens, tokens, 0.0, 0.0)
+            first_token_s = now if math.isnan(prompt.first_token_s) else prompt.first_token_s
+            entry = len(self._joined) // width
+            self._joined.extend(prompt.described(first_token_s, step, tokens))
             if tokens:
-                self._handover_s += now - entry[_FIRST_TOKEN_S]
-                entries.append(entry)
+                self._handover_s += now - first_token_s
+                rows_held.append((entry, prompt.request, tokens, 0.0, 0.0))
                 context.append(held)
             else:
-                self._leave(np.array(entry)[:, None])
-        if not entries:
+                self._leave(np.array((entry, prompt.request, 0.0, 0.0, 0.0))[:, None])
+        if not rows_held:
             return
         self._delivered_s = now if math.isnan(self._delivered_s) else self._delivered_s
-        self._joined_late_s += len(entries) * (now - self._delivered_s)
-        table = np.array(entries).T
+        self._joined_late_s += len(rows_held) * (now - self._delivered_s)
+        table = np.array(rows_held).T
         rows = self._rows.take(table)
         self._history.place(rows)
-        self.executor.place(rows, table[0].astype(np.int64), np.array(context))
+        self.executor.place(rows, table[_REQUEST].astype(np.int64), np.array(context))
 
     def _check_closed_loop_advances(self) -> None:
         workload, prefilled = self.workload, self.limits.prefill == "elsewhere"
@@ -508,18 +521,19 @@ class _Prompt:
             after - before for before, after in zip(self.kept_out_s, kept_out_s, strict=True)
         )
 
-    def times(self, now: float) -> tuple[float, ...]:
-        """From ``queued_s`` to the last of ``WAITS``, as in ``IN_FLIGHT``."""
-        first = now if math.isnan(self.first_token_s) else self.first_token_s
-        waits = (self.waited_pool_s, *self.kept_out_s, self.waited_prefill_s)
-        return self.queued_s, self.admitted_s, first, *waits
+    def described(self, first_token_s: float, first_step: int, tokens: int) -> tuple[float, ...]:
+        """``ADMITTED`` of it, now that it joins the batch with so many tokens to decode."""
+        return (
+            self.request, self.queued_s, self.admitted_s, first_token_s, self.waited_pool_s, *self.kept_out_s,
+            self.waited_prefill_s, first_step, tokens,
+        )  # fmt: skip
 
 
 class _BatchRows:
     """The table of requests in flight, one dense column range 0..count-1, holes only between steps."""
 
     def __init__(self, capacity: int) -> None:
-        self.table = np.zeros((len(IN_FLIGHT), capacity))
+        self.table = np.zeros((len(_BATCH_ROW), capacity))
         self.count = 0
         self.holes: Rows = np.empty(0, dtype=np.int64)
 

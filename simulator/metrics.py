@@ -17,7 +17,8 @@ Definitions, once:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,18 @@ class Metrics:
         """Column name to value."""
         return asdict(self)
 
+    def without_waiting(self, *, decoding_waits: bool) -> Metrics:
+        """The same without what contains a wait in a queue that grows: NaN instead.
+
+        Such a number would only say how long one looked. decoding_waits: requests wait between their first
+        and their second token as well (behind a prefill pool), so speeds and gaps contain it too.
+        """
+        names = ["ttft_mean_s", "ttft_p50_s", "ttft_p99_s", "queue_mean"]
+        if decoding_waits:
+            names += ["tps_mean", "tps_p10", "tps_p50", "itl_p50_s", "itl_p99_s", "tpot_p50_s", "tpot_p99_s"]
+        unknown: dict[str, Any] = dict.fromkeys(names, float("nan"))
+        return replace(self, **unknown)
+
 
 def steps_frame(engine: Engine) -> pd.DataFrame:
     """One row per engine step, columns as in ``serving.Step``."""
@@ -76,7 +89,7 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
     """One row per finished request in order of completion: its times, tokens, waits and derived speeds.
 
     first_gap_s: from its first token to its next delivery, NaN where there was none. waited_*_s: see
-    ``serving.WAITS``.
+    ``serving.WAITS``. ttft_s: NaN in a closed loop whose prompts are prefilled elsewhere, which nobody timed.
     """
     table = engine.finished()
     request = table["request"].astype(np.int64)
@@ -88,6 +101,9 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
     decoded = steps > 0
     first_gap_s[decoded] = engine.delivery_s()[first_step[decoded]] - table["first_token_s"][decoded]
     workload = engine.workload
+    ttft_s = table["first_token_s"] - table["queued_s"]
+    if workload.is_closed_loop and engine.limits.prefill == "elsewhere":
+        ttft_s = np.full(len(request), np.nan)  # its next request is there, prefilled, when a slot frees
     return pd.DataFrame(
         {
             "request": request,
@@ -101,7 +117,7 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
             "decode_tokens": tokens,
             "first_step": first_step,
             "decode_steps": steps,
-            "ttft_s": table["first_token_s"] - table["queued_s"],
+            "ttft_s": ttft_s,
             "first_gap_s": first_gap_s,
             "tpot_s": divide_each(decode_s, tokens),
             "tps": divide_each(tokens, decode_s),

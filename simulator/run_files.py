@@ -26,7 +26,8 @@ def write_run(run: Run, directory: Path, description: Mapping[str, object], **mo
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in run.metrics.as_row().items()
     }
-    write_json(directory / "run.json", {"schema": 1, **description, "metrics": metrics})
+    outcome = {"saturated": run.saturated, "metrics": metrics}
+    write_json(directory / "run.json", {"schema": 1, **description, **outcome})
 
 
 def write_unfinished(engine: Engine, directory: Path, reason: str) -> None:

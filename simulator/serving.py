@@ -185,7 +185,7 @@ class Engine:
         self._unstarted = 0  # admitted, their prefill not begun
         self._pool = limits.pool() if pool is None else pool
         self._pool_starts: deque[float] = deque()  # of prompts in the pool's line: when they leave it
-        self._in_pool = 0
+        self._in_pool: dict[int, _Prompt] = {}  # by request: queued or prefilled there
         self._rows = _BatchRows(limits.concurrency)
         self._history = _History(scheduler.lag, limits.concurrency, executor.gamma)
         self._context_tokens = 0
@@ -207,7 +207,7 @@ class Engine:
     def load(self) -> int:
         """Requests on this replica, waiting or running: what a router balances."""
         admitted = len(self._prefilling) + len(self._completing) + self._rows.occupied
-        return self._in_pool + len(self._waiting) + admitted
+        return len(self._in_pool) + len(self._waiting) + admitted
 
     def submit(self, request: int, *, cached_tokens: int = 0) -> None:
         """A request has arrived now; with a prefill pool it first queues there.
@@ -222,7 +222,7 @@ class Engine:
             return
         start_s, end_s = self._pool.take(prompt.left, now)
         prompt.left, prompt.waited_pool_s = 0, start_s - now
-        self._in_pool += 1
+        self._in_pool[request] = prompt
         if start_s > now:
             self._watch_queue()
             self._pool_starts.append(start_s)
@@ -231,7 +231,7 @@ class Engine:
 
     def _hand_over(self, prompt: _Prompt) -> None:
         """The pool has emitted a first token: the request gets in line, or is done if it wanted no more."""
-        self._in_pool -= 1
+        del self._in_pool[prompt.request]
         prompt.first_token_s = self.environment.now
         if int(self.workload.output_tokens[prompt.request]) > 1:
             self._enqueue(prompt)
@@ -289,6 +289,22 @@ class Engine:
     def decoding(self) -> dict[str, Floats]:
         """The same of requests now in the batch, which have not finished."""
         return self._described(np.delete(self._rows.table[:, : self._rows.count], self._rows.holes, axis=1))
+
+    def served_s(self) -> tuple[Floats, Floats]:
+        """Of each request that has arrived, [n]: when, and when all that it waited for was over.
+
+        As if all of it had come in one piece: arrival plus the sum of ``WAITS``; infinite for those who wait
+        now. This is what ``sla.is_saturated`` reads.
+        """
+        joined = np.array(self._joined).reshape(-1, len(ADMITTED))
+        waits = [ADMITTED.index(name) for name in WAITS]
+        started = [prompt for prompt in self._prefilling if prompt.started]
+        served = [*self._in_pool.values(), *self._completing, *started]
+        waiting = [*self._waiting, *(prompt for prompt in self._prefilling if not prompt.started)]
+        under_way = [prompt.queued_s for prompt in (*served, *waiting)]
+        arrived_s = np.concatenate([joined[:, ADMITTED.index("queued_s")], under_way])
+        waited = [prompt.waited_s for prompt in served] + [np.inf] * len(waiting)
+        return arrived_s, arrived_s + np.concatenate([joined[:, waits].sum(axis=1), waited])
 
     def _described(self, rows: Floats) -> dict[str, Floats]:
         joined = np.array(self._joined).reshape(-1, len(ADMITTED))[rows[0].astype(np.int64)]
@@ -520,6 +536,11 @@ class _Prompt:
         self.kept_out_s = tuple(
             after - before for before, after in zip(self.kept_out_s, kept_out_s, strict=True)
         )
+
+    @property
+    def waited_s(self) -> float:
+        """All that it has waited for, if it is waiting no more."""
+        return self.waited_pool_s + sum(self.kept_out_s) + self.waited_prefill_s
 
     def described(self, first_token_s: float, first_step: int, tokens: int) -> tuple[float, ...]:
         """``ADMITTED`` of it, now that it joins the batch with so many tokens to decode."""

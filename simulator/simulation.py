@@ -16,16 +16,27 @@ from simulator.executors import Executor, SimulatedExecutor
 from simulator.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame
 from simulator.schedulers import Scheduler
 from simulator.serving import Engine, EngineLimits
+from simulator.sla import is_saturated
 from simulator.workload import Workload
+
+SATURATED = (
+    "Saturated: requests arrive faster than they are served, and ever more of them wait. Whatever contains "
+    "the wait has no value; throughput is the most that this engine delivers."
+)
+"""What is said beside the metrics of such a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What happened: one row per finished request, one per engine step, and the metrics over them."""
+    """What happened: one row per finished request, one per engine step, and the metrics over them.
+
+    saturated: requests arrived faster than they were served; whatever contains their wait is NaN.
+    """
 
     requests: pd.DataFrame
     steps: pd.DataFrame
     metrics: Metrics
+    saturated: bool = False
 
 
 def simulate(
@@ -95,7 +106,19 @@ def summarise(engine: Engine, *, warmup: float = 0.2, steps_outside: int = 0) ->
     """Frames and metrics of an engine that has run."""
     requests, steps = requests_frame(engine), steps_frame(engine)
     metrics = measure(steps, requests, first=first_gaps(engine), warmup=warmup, steps_outside=steps_outside)
-    return Run(requests, steps, metrics)
+    if not is_overloaded(engine, warmup=warmup):
+        return Run(requests, steps, metrics)
+    metrics = metrics.without_waiting(decoding_waits=engine.limits.has_pool)
+    return Run(requests, steps, metrics, saturated=True)
+
+
+def is_overloaded(engine: Engine, *, warmup: float = 0.2) -> bool:
+    """Whether more and more requests wait while they arrive, after a share of that time as warm-up."""
+    arrival_s = engine.workload.arrival_s
+    if arrival_s is None or not arrival_s.size:
+        return False
+    start_s, end_s = float(arrival_s[0]), min(float(arrival_s[-1]), float(engine.environment.now))
+    return is_saturated(*engine.served_s(), start_s + warmup * (end_s - start_s), end_s)
 
 
 def arrivals(

@@ -15,7 +15,7 @@ from simulator.options import say_how_read
 from simulator.run_files import write_run
 from simulator.schedulers import parse_policy
 from simulator.serving import Prefill
-from simulator.simulation import Run, simulate
+from simulator.simulation import SATURATED, Run, simulate
 from simulator.traffic import draw_workload, parse_traffic
 
 CLOSED_LOOP_STEPS = 2000
@@ -87,4 +87,7 @@ def write_single_run(deployment: Deployment, asked: SingleRun, out: Path) -> Non
     table.add_column("value", justify="right")
     for name, value in run.metrics.as_row().items():
         table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if run.saturated:
+        console.print(SATURATED)

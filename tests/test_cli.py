@@ -112,6 +112,18 @@ def test_simulate_leaves_requests_steps_and_a_description(
     assert "throughput_tok_per_s" in capsys.readouterr().out
 
 
+def test_simulate_says_when_the_queue_only_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sixteen at a time carry a few requests of 300 tokens a second, not sixty."""
+    what = ("--policy", "mtp1", "--concurrency", 16, "--lengths", "fixed:10/300", "--requests", 300)
+    for rate, saturated in ((60, True), (2, False)):
+        out = tmp_path / str(rate)
+        assert run("simulate", "--profile", FLASH, *what, "--traffic", f"poisson:{rate}/s", "--out", out) == 0
+        assert ("Saturated: requests arrive faster" in capsys.readouterr().out) == saturated
+        description = json.loads((out / "run.json").read_text())
+        assert description["saturated"] == saturated
+        assert (description["metrics"]["ttft_p99_s"] is None) == saturated
+
+
 def test_acceptance_show_continues_a_list_of_thresholds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from simulator.capacity import Search, Server, Trial, find_rate, try_rate
-from simulator.cost import ThroughputCurve
+from simulator.cost import AdditiveCost, ThroughputCurve
 from simulator.deployment import Deployment, Plan
 from simulator.errors import BadInputError
 from simulator.fleet import Fleet, simulate_fleet
@@ -197,3 +197,48 @@ def test_inter_token_latencies_are_each_requests_own() -> None:
     assert_allclose(first[1::2], 0.0002, rtol=1e-9)  # ... and two rows 0.2 ms
     assert run.metrics.itl_p50_s == pytest.approx(0.0002, rel=1e-6)
     assert run.metrics.itl_p99_s == pytest.approx(0.0002, rel=1e-6)
+
+
+# --- one run of one engine, overloaded ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "rate_per_s", "cause"),
+    [
+        (EngineLimits(8), 40.0, "waited_slot_s"),
+        (EngineLimits(64, kv_tokens=8 * 130), 40.0, "waited_kv_s"),
+        (EngineLimits(8, prefill_tokens_per_s=1e6), 40.0, "waited_slot_s"),
+        (EngineLimits(64, prefill_tokens_per_s=1000.0), 20.0, "waited_pool_s"),
+        (EngineLimits(999, prefill="chunked", chunk_tokens=50), 20.0, "waited_prefill_s"),
+    ],
+)
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_overloaded_run_says_so_and_gives_no_latency(
+    limits: EngineLimits, rate_per_s: float, cause: str, cut: bool
+) -> None:
+    """Eight at a time of 20 steps of 20 ms are 20 requests/s, the pool does 10/s, chunks of 50 about 14/s."""
+    cost = AdditiveCost(0.02, [1, 2], [0, 0], [50, 100], [0, 0.08], beyond="last-slope")
+    load = chat(rate_per_s, "fixed:100/21")
+    steps = 150 if cut else None
+    run = simulate(load, [constant_replay(2, 0)], Fixed(0), cost, limits, steps=steps)
+    assert run.saturated
+    assert len(run.requests) < len(load) if cut else len(run.requests) == len(load)
+    assert run.requests[list(WAITS)].sum().idxmax() == cause
+    row = run.metrics.as_row()
+    waiting = {name for name in row if "ttft" in name} | {"queue_mean"}
+    if limits.has_pool:
+        waiting |= {name for name in row if name.startswith(("tps", "itl", "tpot"))}
+    assert {name for name, value in row.items() if np.isnan(value)} == waiting
+
+
+def test_a_stable_run_a_burst_and_a_closed_loop_are_not_saturated() -> None:
+    cost = constant_cost(0.02)
+    for load, limits, steps in (
+        (chat(10.0, "fixed:100/21"), EngineLimits(8), None),
+        (open_loop([0.0] * 200, [21] * 200), EngineLimits(8), None),
+        (open_loop([0.0] * 200, [21] * 200), EngineLimits(8), 100),
+        (Workload.single_class(None, [1] * 20, [21] * 20), EngineLimits(8), 100),
+    ):
+        run = simulate(load, [constant_replay(2, 0)], Fixed(0), cost, limits, steps=steps)
+        assert not run.saturated
+        assert np.isnan(run.metrics.ttft_mean_s) == load.is_closed_loop

@@ -157,6 +157,7 @@ def live(
     from simulator.live.validation import run_live
     from simulator.run_files import write_run, write_unfinished
     from simulator.serving import Engine
+    from simulator.simulation import SATURATED
     from simulator.traffic import draw_workload, names_process, parse_traffic
 
     check_writable_directory(out)
@@ -196,7 +197,10 @@ def live(
     for name, value in result.run.metrics.as_row().items():
         table.add_row(name, f"{value:,.4g}")
     table.add_row("visible_schedule_share", f"{description['visible_schedule_share']:.2%}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if result.run.saturated:
+        console.print(SATURATED)
 
 
 def validate(

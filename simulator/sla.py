@@ -5,6 +5,8 @@ A quantile is a promise to a share of requests (``ttft_p99<=2s``: at least 99% o
 ``tps_p10>=60``: at least 90% of them at 60 tokens/s or more), and is judged as that share, whose
 sampling error is known. A mean is judged as it is, and promises nothing to any one request.
 
+``ttft+16*tpot_p99<=500ms`` bounds a sum, taken request by request: here the time to a burst of 17 tokens.
+
 Inter-token latency is counted per delivery, not per request: ``itl_p99<=50ms`` asks that 99% of all
 deliveries come within 50 ms, and a request has kept it when 99% of its own did.
 """
@@ -39,6 +41,9 @@ REQUEST_METRICS: dict[str, tuple[str, Comparison]] = {
 }
 """Metrics of a request: its column in seconds or tokens/s, and the side on which a promise bounds it."""
 
+SUMMABLE = ("ttft", "tpot", "e2e")
+"""Times of a request that can be added up with weights, as in ttft+16*tpot."""
+
 SYSTEM_METRICS = tuple(field.name for field in fields(Metrics))
 """Metrics of the whole system, under the names in which ``metrics.Metrics`` reports them."""
 
@@ -48,8 +53,12 @@ GAP_RESOLUTION = 1.005
 ROUNDING = 1e-9
 """Relative amount by which differences of clock times may miss a gap that equals its bound."""
 
-_TERM = re.compile(r"\s*(?:([^:<>=]+):)?\s*([a-z0-9_.]+?)\s*(>=|<=)\s*(\S.*?)\s*")
-_STATISTIC = re.compile(r"(.+)_(mean|p\d{1,2}(?:\.\d+)?)")
+LONGEST_TERM = 200
+"""Characters of a term; matching time grows with their cube where blanks are many."""
+
+_TERM = re.compile(r"\s*(?:([^:<>=]+):)?\s*([a-z0-9_.+* ]+?)\s*(>=|<=)\s*(\S.*?)\s*")
+_STATISTIC = re.compile(r"(.+)_(mean|p[0-9]{1,2}(?:\.[0-9]+)?)")
+_SUMMAND = re.compile(r"(?:([^*]+)\*)?([a-z0-9_]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +120,10 @@ class Sla:
             for other in self.terms[:position]:
                 _refuse_contradiction(other, one)
         for term in self.terms:
-            natural = REQUEST_METRICS.get(term.metric)
-            if natural and natural[1] != term.comparison:
+            natural = "<=" if "*" in term.metric else REQUEST_METRICS.get(term.metric, (None, None))[1]
+            if natural and natural != term.comparison:
                 raise BadInputError(
-                    "bounds the good side", source="sla", value=term.text, remedy=f"write {natural[1]}"
+                    "bounds the good side", source="sla", value=term.text, remedy=f"write {natural}"
                 )
 
     def check_classes(self, classes: Sequence[str]) -> None:
@@ -137,7 +146,7 @@ def parse_sla(texts: Sequence[str]) -> Sla:
 
 def parse_term(text: str) -> Term:
     """One term; ``BadInputError`` names what is wrong with it and what would be right."""
-    match = _TERM.fullmatch(text)
+    match = _TERM.fullmatch(text) if len(text) <= LONGEST_TERM else None
     if match is None:
         raise _bad("is not a term", text, "write METRIC>=BOUND, as in tps_p10>=60 or chat:ttft_p99<=2s")
     traffic_class, name, comparison, bound_text = match.groups()
@@ -156,26 +165,49 @@ def parse_term(text: str) -> Term:
 
 
 def _is_time(metric: str) -> bool:
+    if "*" in metric:
+        return True
     column = REQUEST_METRICS.get(metric, (metric,))[0]
     return column.endswith("_s") and not column.endswith("_per_s")
 
 
 def _metric(name: str, text: str) -> tuple[str, float | None]:
     match = _STATISTIC.fullmatch(name)
-    if match and match[1] in REQUEST_METRICS:
+    if match and (match[1] in REQUEST_METRICS or "+" in match[1] or "*" in match[1]):
+        metric = match[1] if match[1] in REQUEST_METRICS else _sum(match[1], text)
         if match[2] == "mean":
-            return match[1], None
+            return metric, None
         quantile = float(match[2][1:]) / 100
         if not 0 < quantile < 1:
             raise _bad("has no such quantile", text, "p1 to p99.9")
-        return match[1], quantile
+        return metric, quantile
     for known in (name, f"{name}_s"):
         if known in SYSTEM_METRICS:
             return known, None
     raise _bad(
         f"names no metric ({name!r})", text,
-        f"use {', '.join(REQUEST_METRICS)} with _mean or _p1 to _p99.9, or {', '.join(SYSTEM_METRICS)}",
+        f"use {', '.join(REQUEST_METRICS)} with _mean or _p1 to _p99.9, a sum of times as in "
+        f"ttft+16*tpot_p99, or {', '.join(SYSTEM_METRICS)}",
     )  # fmt: skip
+
+
+def _sum(name: str, text: str) -> str:
+    """A sum of times in one spelling, so that equal sums are seen to be equal: 1*ttft+16*tpot."""
+    weights: dict[str, float] = {}
+    for part in name.split("+"):
+        match = _SUMMAND.fullmatch(part.strip())
+        metric = match[2] if match else part.strip()
+        if metric not in SUMMABLE or metric in weights:
+            raise _bad(
+                f"adds up {metric!r}", text,
+                f"sums take each of {', '.join(SUMMABLE)} once, with weights, as in ttft+16*tpot_p99; "
+                "every other metric needs a term of its own",
+            )  # fmt: skip
+        weight = parse_number(match[1] or "1" if match else "1", field=f"sla term {text!r}")
+        if not 0 < weight <= 1e9:
+            raise _bad(f"weighs {metric} by {weight:g}", text, "use weights above 0, at most 1e9")
+        weights[metric] = weight
+    return "+".join(f"{weights[metric]:.17g}*{metric}" for metric in SUMMABLE if metric in weights)
 
 
 def _refuse_contradiction(one: Term, other: Term) -> None:
@@ -356,7 +388,7 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
         estimate = _gap_quantile(term, observed)
         good, of = mine[f"on_time {term.bound:g}"].to_numpy(), mine["deliveries"].to_numpy()
     else:
-        values = mine[REQUEST_METRICS[term.metric][0]].dropna().to_numpy()
+        values = _values(term.metric, mine).dropna().to_numpy()
         estimate = float(np.quantile(values, term.quantile)) if values.size else float("nan")
         good, of = term.holds(values), np.ones(values.size)
     share, half = ratio_interval(good, of)
@@ -375,8 +407,20 @@ def _mean_parts(metric: str, requests: pd.DataFrame) -> tuple[NDArray[Any], NDAr
         return decode_s, steps
     if metric == "accepted_length":
         return tokens, steps
-    values = requests[REQUEST_METRICS[metric][0]].dropna().to_numpy()
+    values = _values(metric, requests).dropna().to_numpy()
     return values, np.ones(values.size)
+
+
+def _values(metric: str, requests: pd.DataFrame) -> pd.Series[float]:
+    """A metric of every request. A request of one token has no TPOT, which then adds nothing to a sum."""
+    if "*" not in metric:
+        return requests[REQUEST_METRICS[metric][0]]
+    total = pd.Series(0.0, requests.index)
+    for part in metric.split("+"):
+        weight, _, name = part.partition("*")
+        column = requests[REQUEST_METRICS[name][0]]
+        total = total + float(weight) * (column.fillna(0.0) if name == "tpot" else column)
+    return total
 
 
 def _kept(term: Term, requests: pd.DataFrame) -> NDArray[np.bool_]:
@@ -384,7 +428,7 @@ def _kept(term: Term, requests: pd.DataFrame) -> NDArray[np.bool_]:
     if term.metric == "itl":
         kept = requests[f"on_time {term.bound:g}"] >= term.required_share * requests["deliveries"]
     else:
-        values = requests[REQUEST_METRICS[term.metric][0]]
+        values = _values(term.metric, requests)
         kept = term.holds(values) | values.isna()
     if term.traffic_class is not None:
         kept |= requests["traffic_class"] != term.traffic_class

@@ -74,6 +74,50 @@ def test_quantile_terms(text: str, metric: str, quantile: float, bound: float, s
     assert (term.traffic_class == "chat") == text.startswith("chat")
 
 
+def test_sums_of_times_are_taken_request_by_request() -> None:
+    """The p99 of a sum is not the sum of p99s: TTFT of 0.1 to 1.0 s, TPOT the lower the higher TTFT."""
+    requests = served(np.tile(np.arange(1, 11) / 10, 10), tps=100.0)
+    # The slow to start are the quick to continue: their sum is below the sum of either one's worst.
+    requests["tpot_s"] = (1.1 - requests["ttft_s"]) / 10
+    gap = np.full(1000, 0.02)
+
+    def judged(text: str) -> tuple[bool, float, float]:
+        sla = parse_sla([text])
+        result = assess(sla, observe(requests, gap, sla), metrics(), 100.0).terms[0]
+        return result.met, result.estimate, result.share
+
+    # x + 10 * (1.1 - x) / 10 = 1.1 s for every request; the p99s apart add up to 2 s.
+    assert judged("ttft+10*tpot_p99<=1101ms") == (True, pytest.approx(1.1), 1.0)
+    assert judged("10*tpot + ttft_p50 <= 1099ms") == (False, pytest.approx(1.1), 0.0)
+    assert judged("ttft+10*tpot_mean<=2s")[1] == pytest.approx(1.1)
+    # x + 5 * (1.1 - x) / 10 <= 0.85 s where x <= 0.6: six in ten.
+    assert judged("ttft+5*tpot_p60<=851ms")[2] == pytest.approx(0.6)
+    # A request of one token has a TTFT all the same.
+    requests["tpot_s"] = np.nan
+    assert judged("ttft+16*tpot_p90<=0.71s")[2] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        (["ttft+16*tps_p99<=500ms"], r"adds up 'tps'.*each of ttft, tpot, e2e once"),
+        (["ttft+itl_p99<=500ms"], r"adds up 'itl'"),
+        (["ttft+ttft_p99<=500ms"], r"adds up 'ttft'"),
+        (["ttft+0*tpot_p99<=500ms"], "weighs tpot by 0"),
+        (["ttft+x*tpot_p99<=500ms"], "is not a number"),
+        (["ttft+_p99<=500ms"], "adds up ''"),
+        ([" " * 100_000 + "ttft_p99<=1s"], "is not a term"),
+        (["ttft+16*tpot<=500ms"], r"names no metric .*a sum of times as in ttft\+16\*tpot_p99"),
+        (["ttft+16*tpot_p99>=500ms"], "bounds the good side"),
+        (["ttft+16*tpot_p99<=500"], "no unit of time"),
+        (["ttft+16*tpot_p99<=1s", "16*tpot + ttft_p99<=2s"], "keep one"),
+    ],
+)
+def test_sums_that_say_what_is_wrong(terms: list[str], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        parse_sla(terms)
+
+
 def test_means_and_system_metrics() -> None:
     assert parse_term("tps_mean>=80 tok/s").bound == 80
     assert parse_term("throughput_tok_per_s>=5000").metric == "throughput_tok_per_s"

@@ -21,8 +21,15 @@ from simulator.errors import BadInputError
 from simulator.provenance import Provenance
 from simulator.traffic_files import read_lengths
 from simulator.units import parse_number
+from simulator.workload import MAX_TOKENS
 
 Tokens = NDArray[np.int64]
+
+MAX_MEAN_TOKENS = 1e8
+"""Largest mean of a distribution with a tail, which reaches some 1e9 times its mean within 64 bits."""
+
+CV_RANGE = (1e-4, 100.0)
+"""Coefficients of variation of a lognormal: below, use fixed:N; above, a sample never shows its mean."""
 
 
 class Marginal(Protocol):
@@ -53,8 +60,10 @@ class Fixed:
     tokens: int
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise BadInputError("must be at least 1", field="fixed length", value=self.tokens)
+        if not 1 <= self.tokens <= MAX_TOKENS:
+            raise BadInputError(
+                f"must lie in 1..{MAX_TOKENS:,} tokens", field="fixed length", value=self.tokens
+            )
 
     @property
     def mean(self) -> float:
@@ -71,8 +80,10 @@ class Geometric:
     mean: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and self.mean >= 1):
-            raise BadInputError("must be at least 1 token", field="geometric mean", value=self.mean)
+        if not 1 <= self.mean <= MAX_MEAN_TOKENS:
+            raise BadInputError(
+                f"must lie in 1..{MAX_MEAN_TOKENS:g} tokens", field="geometric mean", value=self.mean
+            )
 
     def quantile(self, uniform: NDArray[np.float64]) -> Tokens:
         if self.mean == 1:
@@ -96,11 +107,22 @@ class Lognormal:
     _log_median: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and self.mean > 1):
-            raise BadInputError("must be above 1 token", field="lognormal mean", value=self.mean)
-        if not (math.isfinite(self.cv) and self.cv > 0):
+        if not 1 < self.mean <= MAX_MEAN_TOKENS:
             raise BadInputError(
-                "must be positive", field="lognormal cv", value=self.cv, remedy="or use fixed:N"
+                f"must be above 1 and at most {MAX_MEAN_TOKENS:g} tokens",
+                field="lognormal mean",
+                value=self.mean,
+            )
+        if not CV_RANGE[0] <= self.cv <= CV_RANGE[1]:
+            raise BadInputError(
+                f"must lie in {CV_RANGE[0]:g}..{CV_RANGE[1]:g}",
+                field="lognormal cv",
+                value=self.cv,
+                remedy="or use fixed:N",
+            )
+        if self.max_tokens is not None and not 1 <= self.max_tokens <= MAX_TOKENS:
+            raise BadInputError(
+                f"must lie in 1..{MAX_TOKENS:,} tokens", field="lognormal max", value=self.max_tokens
             )
         object.__setattr__(self, "_log_median", self._solve_log_median())
 
@@ -282,7 +304,10 @@ def _parse_marginal(spec: str, name: str) -> Marginal:
     kind, _, rest = spec.partition(":")
     mean_text, *option_texts = rest.split(",")
     mean = parse_number(mean_text, field=name)
-    options = dict(_parse_option(text, name) for text in option_texts)
+    given = [_parse_option(text, name) for text in option_texts]
+    options = dict(given)
+    if len(options) < len(given):
+        raise BadInputError("gives an option twice", field=name, value=spec, remedy="keep one")
     match kind, sorted(options):
         case "fixed", []:
             return Fixed(_whole(mean, name))
@@ -306,6 +331,8 @@ def _parse_option(text: str, name: str) -> tuple[str, float]:
 
 
 def _whole(value: float, name: str) -> int:
-    if not value.is_integer():
-        raise BadInputError("must be a whole number of tokens", field=name, value=value)
+    if not value.is_integer() or abs(value) > MAX_TOKENS:
+        raise BadInputError(
+            f"must be a whole number of tokens, at most {MAX_TOKENS:,}", field=name, value=value
+        )
     return int(value)

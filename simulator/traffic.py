@@ -29,7 +29,7 @@ from simulator.lengths import DEFAULT_LENGTHS, Lengths, Tokens, parse_lengths
 from simulator.replay import copied, resampled, untied
 from simulator.traffic_files import ReadReport, read_workload
 from simulator.units import parse_duration_s, parse_number, parse_rate_per_s, parse_whole
-from simulator.workload import PrefixBlocks, Workload, merge
+from simulator.workload import MAX_CLASSES, MAX_REQUESTS, PrefixBlocks, Workload, merge
 
 __all__ = [
     "Arrivals",
@@ -57,6 +57,18 @@ __all__ = [
 ]
 
 Times = NDArray[np.float64]
+
+RATES_PER_S = (1e-9, 1e9)
+"""Mean arrival rates of a process: one in 30 years to a billion a second."""
+
+GAMMA_CVS = (1e-3, 100.0)
+"""Coefficients of variation of gamma gaps. Beyond, a double cannot tell gaps apart or from nothing."""
+
+PERIODS_S = (1.0, 1e9)
+"""Periods of a diurnal process: one second to 30 years."""
+
+SHARES = (1e-12, 1e12)
+"""Shares of a traffic class, relative to one another."""
 
 
 class Traffic(Protocol):
@@ -102,7 +114,7 @@ class PoissonArrivals:
     rate_per_s: float
 
     def __post_init__(self) -> None:
-        _require_positive(self.rate_per_s, "arrival rate")
+        _require_within(self.rate_per_s, RATES_PER_S, "arrival rate")
 
     def times_s(self, rng: np.random.Generator, *, requests: int | None, duration_s: float | None) -> Times:
         horizon = None if duration_s is None else duration_s * self.rate_per_s
@@ -124,8 +136,8 @@ class GammaArrivals:
     cv: float
 
     def __post_init__(self) -> None:
-        _require_positive(self.rate_per_s, "arrival rate")
-        _require_positive(self.cv, "gamma cv")
+        _require_within(self.rate_per_s, RATES_PER_S, "arrival rate")
+        _require_within(self.cv, GAMMA_CVS, "gamma cv")
 
     def times_s(self, rng: np.random.Generator, *, requests: int | None, duration_s: float | None) -> Times:
         shape = self.cv**-2
@@ -158,12 +170,16 @@ class DiurnalArrivals:
     peak_at_s: float | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self.rate_per_s, "arrival rate")
-        _require_positive(self.period_s, "diurnal period")
+        _require_within(self.rate_per_s, RATES_PER_S, "arrival rate")
+        _require_within(self.period_s, PERIODS_S, "diurnal period")
         if not 1 <= self.peak_to_mean <= 100:
             raise BadInputError("must lie in 1..100", field="diurnal peak to mean", value=self.peak_to_mean)
-        if self.peak_at_s is not None and not math.isfinite(self.peak_at_s):
-            raise BadInputError("must be finite", field="diurnal peak time", value=self.peak_at_s)
+        if self.peak_at_s is not None and not abs(self.peak_at_s) <= PERIODS_S[1]:
+            raise BadInputError(
+                f"must lie within {PERIODS_S[1]:g} s of time 0",
+                field="diurnal peak time",
+                value=self.peak_at_s,
+            )
 
     def rate_at(self, time_s: Times) -> Times:
         """Arrivals per second at the given times."""
@@ -210,7 +226,7 @@ class TrafficClass:
     def __post_init__(self) -> None:
         if not self.name:
             raise BadInputError("must not be empty", field="traffic class name")
-        _require_positive(self.share, f"share of class {self.name}")
+        _require_within(self.share, SHARES, f"share of class {self.name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +242,8 @@ class SyntheticTraffic:
             raise BadInputError(
                 "must be at least one, with distinct names", field="traffic classes", value=names
             )
+        if len(names) > MAX_CLASSES:
+            raise BadInputError(f"must be at most {MAX_CLASSES:,}", field="traffic classes", value=len(names))
 
     @property
     def rate_per_s(self) -> float | None:
@@ -353,6 +371,13 @@ def _accumulate(
 
     Gaps are drawn in blocks of one size, so that a longer run begins with the events of a shorter one.
     """
+    expected = min(math.inf if requests is None else requests, math.inf if horizon is None else horizon)
+    if expected > MAX_REQUESTS:
+        raise BadInputError(
+            f"asks for {expected:.3g} requests, {MAX_REQUESTS:g} are possible",
+            field="traffic",
+            remedy="shorten it or lower its rate",
+        )
     block = 4096
     head = [] if first is None else [np.array([first])]
     drawn, reached = len(head), first or 0.0
@@ -367,10 +392,15 @@ def _accumulate(
 
 
 def _check_limits(requests: int | None, duration_s: float | None) -> None:
-    if requests is not None and requests < 1:
-        raise BadInputError("must be at least 1", field="requests", value=requests)
+    if requests is not None and not 1 <= requests <= MAX_REQUESTS:
+        raise BadInputError(f"must lie in 1..{MAX_REQUESTS:,}", field="requests", value=requests)
     if duration_s is not None:
         _require_positive(duration_s, "duration_s")
+
+
+def _require_within(value: float, bounds: tuple[float, float], name: str) -> None:
+    if not bounds[0] <= value <= bounds[1]:
+        raise BadInputError(f"must lie in {bounds[0]:g}..{bounds[1]:g}", field=name, value=value)
 
 
 def _require_positive(value: float, name: str) -> None:
@@ -436,7 +466,10 @@ def parse_arrivals(spec: str) -> Arrivals | ClosedLoop:
     if kind == "closed" and not rest:
         return ClosedLoop()
     rate_text, *option_texts = rest.split(",")
-    options = dict(_key_and_value(text) for text in option_texts)
+    given = [_key_and_value(text) for text in option_texts]
+    options = dict(given)
+    if len(options) < len(given):
+        raise BadInputError("gives an option twice", field="traffic", value=spec, remedy="keep one")
     builders: Mapping[str, Callable[[float, dict[str, str]], Arrivals]] = {
         "poisson": lambda rate_per_s, _: PoissonArrivals(rate_per_s),
         "gamma": lambda rate_per_s, given: GammaArrivals(

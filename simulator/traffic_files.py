@@ -30,7 +30,7 @@ from simulator.traffic_clocks import (
 )
 from simulator.traffic_tables import MalformedRow, Table, read_table
 from simulator.units import number_or_nan
-from simulator.workload import MAX_CLASSES, PrefixBlocks, Workload
+from simulator.workload import MAX_CLASSES, MAX_TOKENS, PrefixBlocks, Workload
 
 MOONCAKE_BLOCK_TOKENS = 512
 """Tokens per hash id in the published Mooncake traces, and the default of Dynamo and AIPerf."""
@@ -51,9 +51,6 @@ _OUTPUT_COLUMNS = (
 )  # fmt: skip
 _MOONCAKE_PROMPTS = ("input_length", "input_tokens")  # the second is Dynamo's alias
 _CLASS_COLUMNS = ("class", "class_name", "traffic_class", "request_class")
-MAX_TOKENS = 10**9
-"""Longest prompt or output that is believed: a thousand times the longest context that any model has."""
-
 MAX_PREFIX_ID = 2**40
 """Ids of prefix blocks from here on (hashes) are numbered anew, which leaves room for those of copies."""
 

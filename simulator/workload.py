@@ -16,6 +16,12 @@ from simulator.errors import BadInputError
 
 _Integer = TypeVar("_Integer", bound=np.signedinteger[Any])
 
+MAX_TOKENS = 10**9
+"""Longest prompt or output that is believed: a thousand times the longest context that any model has."""
+
+MAX_REQUESTS = 10**8
+"""Requests of one workload: a day at 1,000 a second, 3 GB of arrays."""
+
 MAX_CLASSES = 2**15
 """Classes that a workload can hold: their indices are 16 bits wide."""
 

@@ -96,6 +96,13 @@ def test_prompt_and_output_do_not_share_a_stream() -> None:
     assert abs(stats.spearmanr(prompts, outputs).statistic) < 4 / np.sqrt(20_000)
 
 
+@pytest.mark.parametrize("spec", ["geometric:1e8/1e8", "lognormal:1e8,cv=100/2,cv=100", "fixed:1e9/1"])
+def test_the_largest_lengths_still_fit(spec: str) -> None:
+    for tokens in parse_lengths(spec).sample(0, "x", 100_000):
+        assert tokens.min() >= 1
+        assert tokens.max() < 2**60
+
+
 def test_empirical_pairs_stay_together() -> None:
     observed = EmpiricalLengths(np.array([10, 20, 30]), np.array([1, 2, 3]))
     prompts, outputs = observed.sample(0, "x", 30_000)
@@ -157,6 +164,15 @@ def test_lengths_from_a_file(tmp_path: Path) -> None:
         ("lognormal:1500,cv=1,maximum=9/300,cv=1", "not a length distribution"),
         ("normal:1500/300", "fixed:N, geometric:MEAN or lognormal:MEAN,cv=CV"),
         ("lognormal:nan,cv=1/300,cv=1", "not a number"),
+        ("geometric:1e300/5", r"geometric mean: must lie in 1\.\.1e\+08 tokens"),
+        ("lognormal:1500,cv=1,max=0/300,cv=1", r"lognormal max: must lie in 1\.\.1,000,000,000"),
+        ("lognormal:1500,cv=1e-300/300,cv=1", r"lognormal cv: must lie in 0\.0001\.\.100 .*fixed:N"),
+        ("lognormal:1500,cv=1e300/300,cv=1", "lognormal cv: must lie in"),
+        ("lognormal:1e300,cv=1/300,cv=1", "lognormal mean: must be above 1 and at most"),
+        ("fixed:1e12/3", "at most 1,000,000,000"),
+        ("fixed:1_000/3", "prompt length: takes a plain number"),
+        ("fixed:\u0661/3", "prompt length: is not a number"),
+        ("lognormal:100,cv=1,cv=2/3,cv=1", "prompt length: gives an option twice"),
     ],
 )
 def test_length_specs_that_say_what_is_wrong(spec: str, message: str) -> None:

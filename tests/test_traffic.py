@@ -207,6 +207,12 @@ def test_parameters_out_of_range_are_refused(build: object) -> None:
         build()  # type: ignore[operator]
 
 
+def test_more_requests_than_memory_holds_are_refused_at_once() -> None:
+    for limits in ({"requests": 10**9}, {"duration_s": 1e6}):
+        with pytest.raises(BadInputError, match="requests"):
+            traffic(PoissonArrivals(1e5)).workload(0, **limits)  # type: ignore[arg-type]
+
+
 # --- replay -------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +341,15 @@ def test_traffic_specs_that_name_a_file(tmp_path: Path) -> None:
         ("diurnal:12/s", "needs peak"),
         ("diurnal:12/s,peak=2,period=24", "diurnal period: has no unit of time"),
         ("diurnal:12/s,peak=2,period=24hours", "unknown unit of time, 'hours'"),
+        ("gamma:1/s,cv=1e-300", r"gamma cv: must lie in 0\.001\.\.100"),
+        ("gamma:1/s,cv=2,cv=3", "gives an option twice"),
+        ("poisson:1e300/s", r"arrival rate: must lie in 1e-09\.\.1e\+09"),
+        ("diurnal:1/s,peak=2,period=1e300s", "diurnal period: must lie in"),
+        ("diurnal:1/s,peak=2,peak_at=1e300s", "diurnal peak time: must lie within"),
+        ("missing.jsonl@1e9x", "rate scale: must lie above 0 and at most 1e6"),
+        ("missing.jsonl@-1x", "rate scale: must lie above 0"),
+        ("missing.jsonl@block=1e300", "block: must be a whole number in"),
+        ("missing.jsonl@turn-speed=", "turn-speed: is not a number"),
         ("closed:8", "is not an arrival process"),
         ("poison:12/s", "is neither traffic nor a file"),
         ("", "is neither traffic nor a file"),

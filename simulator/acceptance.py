@@ -37,11 +37,13 @@ class Replay:
     survival: float32 [N, gamma], cumulative product of the (calibrated) confidences.
     accepted: uint8 [N], draft tokens the target accepts under full verification, 0..gamma.
     sequence_start: int64 [S + 1], first row of each sequence, then N.
+    drawn: whether the outcomes are a sample drawn for one seed; a recording gives every seed the same.
     """
 
     survival: NDArray[np.float32]
     accepted: NDArray[np.uint8]
     sequence_start: NDArray[np.int64]
+    drawn: bool = True
 
     @property
     def gamma(self) -> int:
@@ -178,7 +180,7 @@ class AcceptanceTrace:
         else:
             scale = 1.0 if raw or self.temperatures is None else self.temperatures.astype(np.float32)
             survival = np.cumprod(expit(self.confidence_logits / np.float32(scale)), axis=1, dtype=np.float32)
-        return Replay(survival, accepted, self.sequence_start)
+        return Replay(survival, accepted, self.sequence_start, drawn=self.accepted is None)
 
     def truncated(self, gamma: int) -> AcceptanceTrace:
         """The same trace with blocks cut to ``gamma``; ``BadInputError`` if that is more than was drafted."""

@@ -126,6 +126,29 @@ class TraceCursors:
         self._traces = None if one_long else np.stack([np.cumsum(rows) - rows, rows])
         self._walked = np.zeros((2, capacity), dtype=np.int64)
         self._class_index = workload.class_index
+        self._replays = replays
+
+    def reuse(self, requests: Rows, tokens: Rows) -> float:
+        """Design effect of reading the same outcomes again: 1 where each was read once.
+
+        requests, tokens: [n], who walked and how far. Over a pool of independent rows read n[i] times each,
+        the mean scatters sum(n**2) / sum(n) times as much as over as many rows read once (Kish, Survey
+        Sampling, 1965). Recordings and empty blocks draw nothing and add nothing.
+        """
+        weighted, total = 0.0, 0
+        offset = np.cumsum([0, *(replay.rows for replay in self._replays)])
+        visits: dict[int, Rows] = {}
+        for index, replay in enumerate(self._replays):
+            mine = self._class_index[requests] == index
+            first, far = self._first_row[requests[mine]] - offset[index], tokens[mine]
+            total += int(far.sum())
+            if not replay.drawn or not replay.gamma:
+                weighted += float(far.sum())
+                continue
+            counted = visits.setdefault(id(replay), np.zeros(replay.rows, dtype=np.int64))
+            counted += _visits(first, far, replay.rows)
+        weighted += sum(float((count.astype(np.float64) ** 2).sum()) for count in visits.values())
+        return max(1.0, weighted / total) if total else 1.0
 
     def place(self, rows: Rows, requests: Rows) -> None:
         """Put each request's cursor at the start of its sequence."""
@@ -243,6 +266,15 @@ def check_lengths(lengths: Rows, count: int, gamma: int) -> None:
 
 class SchedulerError(SimulatorError):
     """A scheduler broke its contract; the message says how, the serving model adds the step."""
+
+
+def _visits(first: Rows, tokens: Rows, rows: int) -> Rows:
+    """How often each of ``rows`` rows is passed by walks from ``first`` on, past the last row and round."""
+    laps, rest = np.divmod(tokens, rows)
+    end = first + rest
+    change = np.bincount(first, minlength=2 * rows + 1) - np.bincount(end, minlength=2 * rows + 1)
+    passed = np.cumsum(change)[: 2 * rows].reshape(2, rows).sum(axis=0)
+    return np.asarray(passed + laps.sum(), dtype=np.int64)
 
 
 def _first_rows(replays: Sequence[Replay], workload: Workload, seed: int) -> Rows:

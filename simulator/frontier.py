@@ -59,7 +59,7 @@ def sweep_frontier(
     """Every policy at every concurrency in a closed loop, prefill elsewhere: one row each.
 
     Policies meet common random numbers: the same seeds give the same requests and drafts. Means are
-    over seeds; ``throughput_ci95`` is the half-width over seeds, or by batch means for a single one.
+    over seeds; ``throughput_ci95`` is the half-width over seeds, or the run's own for a single one.
     ``steps`` fixes the engine steps per run; by default they follow from ``REQUEST_STEPS``.
     Raises ``BadInputError`` for a policy or a load given twice: it would count as new data.
     workers, backend, address, directory: how the cells run and where they are kept; see ``sweep.run_cells``.

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from simulator.cost import Floats
 from simulator.errors import BadInputError
+from simulator.executors import TraceCursors
 from simulator.serving import WAITS, Engine, Step
 from simulator.statistics import BATCHES, divide, divide_each, quantile, rate_interval, weighted_quantile
 
@@ -143,17 +144,68 @@ def first_gaps(engine: Engine) -> tuple[NDArray[np.int64], Floats]:
     return step[served], delivery_s[step[served]] - first_token_s[served]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Walks:
+    """What each request, finished or not, did so far, [n] each.
+
+    first_step, last_step: decode steps in which it took part, the last one excluded. tokens: delivered in
+    these. reuse: how much the outcomes read scatter beyond as many read once (``TraceCursors.reuse``).
+    """
+
+    request: NDArray[np.int64]
+    first_step: NDArray[np.int64]
+    last_step: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    reuse: float = 1.0
+
+    def residuals(self, rate: float, elapsed: Floats, rows: NDArray[Any], begin: int) -> Floats:
+        """Tokens of each request from step ``begin`` on, less ``rate`` times its share of the time.
+
+        elapsed, rows: [decode steps], time from delivery to delivery, s, and requests that share it. Tokens
+        of a request that was under way before count in proportion to its steps.
+        """
+        share = np.concatenate([[0.0], np.cumsum(elapsed / rows)])
+        entered = np.maximum(self.first_step, begin)
+        here = self.last_step > entered
+        first, last, entered = self.first_step[here], self.last_step[here], entered[here]
+        tokens = self.tokens[here] * (last - entered) / (last - first)
+        residual = tokens - rate * (share[last] - share[entered])
+        residual[np.abs(residual) < 1e-9] = 0.0  # tokens: rounding, where every request is alike
+        # A closed loop may meet a request again, with the same lengths and drafts: one cluster.
+        _, cluster = np.unique(self.request[here], return_inverse=True)
+        summed: Floats = np.bincount(cluster, weights=residual).astype(np.float64)
+        return summed
+
+
+def walks(engine: Engine) -> Walks:
+    """Who read how much of the recorded acceptance, in a run so far."""
+    finished, under_way = engine.finished(), engine.decoding()
+    decode_steps = engine.delivery_s().size
+    last_step = np.concatenate([finished["last_step"], np.full(under_way["request"].size, decode_steps)])
+    request, first_step, tokens, remaining = (
+        np.concatenate([finished[name], under_way[name]]).astype(np.int64)
+        for name in ("request", "first_step", "decode_tokens", "remaining")
+    )
+    tokens = tokens - remaining
+    cursors = getattr(engine.executor, "traces", None)
+    reuse = cursors.reuse(request, tokens) if isinstance(cursors, TraceCursors) else 1.0
+    return Walks(request, first_step, last_step.astype(np.int64), tokens, reuse)
+
+
 def measure(
     steps: pd.DataFrame,
     requests: pd.DataFrame,
     *,
     first: tuple[NDArray[np.int64], Floats] | None = None,
+    walked: Walks | None = None,
     warmup: float = 0.2,
     steps_outside: int = 0,
 ) -> Metrics:
     """Metrics over the run without its first ``warmup`` share of steps.
 
     first: ``first_gaps`` of the engine; None where every request had a delivery before these steps.
+    walked: ``walks`` of an engine in a closed loop, whose throughput is its requests' own; in an open loop it
+        is what arrives, and only batches of steps know how that scatters.
 
     The rule is a fixed share, the same for every policy compared: it depends on no outcome, so it
     cannot favour one. Raises ``BadInputError`` if less than two steps per batch remain.
@@ -178,7 +230,7 @@ def measure(
     tpot = done.loc[done["decode_tokens"] > 0, "tpot_s"].to_numpy()
     ttft = done["ttft_s"].to_numpy()
     elapsed = np.diff(window["end_s"].to_numpy(), prepend=start_s)
-    mean, half = rate_interval(window["committed_tokens"].to_numpy(), elapsed)
+    mean, half = _throughput(window, elapsed, decode, steps, begin, walked)
     rows, drafts = decode["requests"].sum(), decode["draft_tokens"].sum()
     accepted, decoding_s = decode["accepted_tokens"].sum(), float(decode["decoding_s"].sum())
     batch = decode["requests"] + decode["draft_tokens"] + decode["prefill_tokens"]
@@ -212,6 +264,29 @@ def measure(
         steps_outside_fraction=min(steps_outside / len(steps), 1.0),
         window_s=float(elapsed.sum()),
     )  # fmt: skip
+
+
+def _throughput(
+    window: pd.DataFrame,
+    elapsed: Floats,
+    decode: pd.DataFrame,
+    steps: pd.DataFrame,
+    begin: int,
+    walked: Walks | None,
+) -> tuple[float, float]:
+    """Tokens per second over the window and its half-width."""
+    tokens = window["committed_tokens"].to_numpy()
+    if walked is None or decode.empty:
+        return rate_interval(tokens, elapsed)
+    decoding = steps["requests"].to_numpy() > 0
+    before = int(decoding[:begin].sum())
+    # Time from delivery to delivery, so that prefill in between is shared by those who waited for it.
+    ends = steps["end_s"].to_numpy()[decoding]
+    gap = np.diff(ends, prepend=0.0)
+    gap[before] = ends[before] - (float(window["end_s"].iloc[0]) - elapsed[0])
+    rate = float(tokens.sum() / elapsed.sum())
+    residual = walked.residuals(rate, gap, steps["requests"].to_numpy()[decoding], before)
+    return rate_interval(tokens, elapsed, by_request=residual, reuse=walked.reuse)
 
 
 def _gaps(

@@ -283,7 +283,7 @@ class Engine:
         return np.array([step.end_s for step in self.steps if step.requests])
 
     def finished(self) -> dict[str, Floats]:
-        """Requests that have finished, in that order: ``ADMITTED``, ``finished_s``, ``last_step``."""
+        """Finished requests, in that order: ``ADMITTED``, ``remaining``, ``finished_s``, ``last_step``."""
         return self._described(np.concatenate([np.empty((len(_BATCH_ROW), 0)), *self._finished], axis=1))
 
     def decoding(self) -> dict[str, Floats]:
@@ -309,7 +309,8 @@ class Engine:
     def _described(self, rows: Floats) -> dict[str, Floats]:
         joined = np.array(self._joined).reshape(-1, len(ADMITTED))[rows[0].astype(np.int64)]
         table = dict(zip(ADMITTED, joined.T, strict=True))
-        return table | {"finished_s": rows[_FINISHED_S], "last_step": rows[_LAST_STEP]}
+        changing = {"remaining": _REMAINING, "finished_s": _FINISHED_S, "last_step": _LAST_STEP}
+        return table | {name: rows[row] for name, row in changing.items()}
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         """The step loop: one event a step."""

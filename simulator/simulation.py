@@ -13,7 +13,7 @@ from simulator.acceptance import Replay
 from simulator.cost import CostModel
 from simulator.errors import BadInputError
 from simulator.executors import Executor, SimulatedExecutor
-from simulator.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame
+from simulator.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame, walks
 from simulator.schedulers import Scheduler
 from simulator.serving import Engine, EngineLimits
 from simulator.sla import is_saturated
@@ -105,7 +105,10 @@ def advance(engine: Engine, steps: int | None) -> None:
 def summarise(engine: Engine, *, warmup: float = 0.2, steps_outside: int = 0) -> Run:
     """Frames and metrics of an engine that has run."""
     requests, steps = requests_frame(engine), steps_frame(engine)
-    metrics = measure(steps, requests, first=first_gaps(engine), warmup=warmup, steps_outside=steps_outside)
+    metrics = measure(
+        steps, requests, first=first_gaps(engine), warmup=warmup, steps_outside=steps_outside,
+        walked=walks(engine) if engine.workload.is_closed_loop else None,
+    )  # fmt: skip
     if not is_overloaded(engine, warmup=warmup):
         return Run(requests, steps, metrics)
     metrics = metrics.without_waiting(decoding_waits=engine.limits.has_pool)

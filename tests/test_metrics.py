@@ -12,12 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from simulator.acceptance import Replay
+from simulator.acceptance_inputs import mean_length
 from simulator.errors import BadInputError
-from simulator.metrics import Metrics, measure, requests_frame, steps_frame
+from simulator.lengths import parse_lengths
+from simulator.metrics import Metrics, Walks, measure, requests_frame, steps_frame
 from simulator.schedulers import DSpark, Fixed
 from simulator.serving import EngineLimits
 from simulator.simulation import simulate
 from simulator.statistics import BATCHES, mean_interval, weighted_quantile
+from simulator.traffic import ClosedLoop, SyntheticTraffic, TrafficClass
 from tests.engines import (
     closed_loop,
     constant_cost,
@@ -269,3 +273,66 @@ def test_speeds_of_a_request_come_from_its_own_times() -> None:
 def test_a_row_has_a_column_for_every_metric() -> None:
     metrics = measure(steps_of(), requests_of(finished_s=[1.0]), warmup=0)
     assert Metrics(**metrics.as_row()) == metrics
+
+
+def test_two_classes_in_few_slots_cover_the_mean_of_all_seeds() -> None:
+    """Slow short requests and fast long ones: which of them the 8 slots hold outlasts a twentieth of the run.
+
+    With true coverage 95% fewer than 24 of 30 has probability below 1 in 300; batches of a twentieth of the
+    run, shorter than a request's life, covered 21.
+    """
+    classes = (
+        TrafficClass("slow", parse_lengths("fixed:100/lognormal:300,cv=1"), 0.5),
+        TrafficClass("fast", parse_lengths("fixed:100/lognormal:600,cv=1"), 0.5),
+    )
+    models = [mean_length(2.0, 5), mean_length(4.5, 5)]
+    intervals = []
+    for seed in range(30):
+        workload = SyntheticTraffic(ClosedLoop(), classes).workload(seed, requests=2048)
+        run = simulate(
+            workload, [model.replay(seed) for model in models], Fixed(5), rising_cost(), EngineLimits(8),
+            seed=seed, steps=1500,
+        )  # fmt: skip
+        intervals.append((run.metrics.throughput_tok_per_s, run.metrics.throughput_ci95))
+    assert coverage(intervals, float(np.mean([mean for mean, _ in intervals]))) >= 0.8
+
+
+def test_rereading_a_small_pool_widens_the_interval_as_the_pool_scatters() -> None:
+    """A pool of 500 drawn rows read 23 times over scatters as 500 rows do, not as 11,500.
+
+    By hand: steps advance by 1 or 2 rows alike, so a lap takes 500 / 1.5 of them, whose number has relative
+    standard deviation 0.5 / 1.5 / sqrt(500 / 1.5) = 1.8%, and with it the rate. 11,500 rows would have 0.4%.
+    """
+    intervals = []
+    for seed in range(40):
+        draw = np.random.default_rng(seed)
+        pool = Replay(
+            np.full((500, 1), 0.5, np.float32), draw.integers(0, 2, 500).astype(np.uint8), np.arange(501)
+        )
+        run = simulate(
+            closed_loop([200] * 400),
+            [pool],
+            Fixed(1),
+            constant_cost(),
+            EngineLimits(5),
+            seed=seed,
+            steps=2000,
+        )
+        intervals.append((run.metrics.throughput_tok_per_s, run.metrics.throughput_ci95))
+    means, halves = np.array(intervals).T
+    assert coverage(intervals, float(means.mean())) >= 0.85
+    assert means.std() / means.mean() == pytest.approx(0.5 / 1.5 / np.sqrt(500 / 1.5), rel=0.35)
+    assert 1.5 < halves.mean() / means.std() < 4
+
+
+def test_residuals_of_requests_by_hand() -> None:
+    """Three steps of 1, 1 and 2 s; request 7 in all, 8 in the last two and again, as a new cycle of 7.
+
+    From step 1 on at 3 tokens/s: request 7 has 2/3 of its 6 tokens and shares of 1/2 and 1 s, so
+    4 - 3 * 1.5 = -0.5; the second 7 has no step; 8 has 5 tokens, 5 - 4.5 = 0.5.
+    """
+    walked = Walks(
+        np.array([7, 8, 7]), np.array([0, 1, 3]), np.array([3, 3, 3]), np.array([6, 5, 0])
+    )  # fmt: skip
+    found = walked.residuals(3.0, np.array([1.0, 1.0, 2.0]), np.array([1, 2, 2]), 1)
+    np.testing.assert_allclose(found, [-0.5, 0.5])

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from simulator.deployment import Plan
 from simulator.errors import BadInputError
+from simulator.executors import SimulatedExecutor
 from simulator.fleet import Fleet, FleetRun, simulate_fleet
+from simulator.metrics import steps_frame
 from simulator.serving import WAITS, EngineLimits
-from simulator.simulation import simulate
-from simulator.sla import Assessment, Sla
+from simulator.simulation import run_engine
+from simulator.sla import MATERIAL_GROWTH, Assessment, Sla, Term, saturated_assessment
+from simulator.statistics import BATCHES, mean_interval, rate_interval
+from simulator.sweep import content_hash
 from simulator.traffic import (
     ClosedLoop,
     DiurnalArrivals,
@@ -26,10 +31,19 @@ from simulator.traffic import (
 from simulator.workload import Workload
 
 LIGHTEST = 0.02
-"""Share of the closed-loop capacity below which no rate is tried: requests are then served alone."""
+"""Share of the capacity below which no rate is tried: requests are then served alone."""
 
-CAPACITY_STEPS = 400
-"""Engine steps of the closed-loop run that gives the search its scale; it decides nothing."""
+ALONE = 200
+"""Requests of the first trial at the lightest load. It only has to say that an SLA is out of reach."""
+
+REPLICATIONS = 5
+"""Independent trials behind a rate that is reported: the fewest for which a t interval is not mostly t."""
+
+MOST_STEPS_DOWN = 20
+"""Steps of the precision from the mean of the replications down to a rate that all of them keep together."""
+
+STEP, GUESSED_STEP = 1.25, 1.06
+"""First step of the search away from its first rate, without and with a rate known to be near the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +63,38 @@ class Server:
         """Name of the policy."""
         return self.plans[0].policy.name
 
+    def replication(self, index: int) -> Server:
+        """The same with other random numbers; number 0 is the server itself."""
+        return replace(self, seed=replication_seed(self.seed, index))
+
+
+def replication_seed(seed: int, index: int) -> int:
+    """Seed of a replication, unrelated to any other; number 0 has the seed itself."""
+    return seed if index == 0 else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A server at one rate: a cell of a sweep."""
+    """A server at one rate, in so many independent replications: a cell of a sweep."""
 
     server: Server
     rate_per_s: float
+    replications: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """Look for the highest sustainable rate to a relative precision: a cell of a sweep.
 
-    guess_per_s: a rate near the answer, where one is known.
+    guess_per_s: a rate near the answer, where one is known. replications: independent searches, from which
+    the rate and its interval come.
     """
 
     server: Server
     precision: float
     variant: str = "base"
     guess_per_s: float | None = None
+    replications: int = 1
 
     def __post_init__(self) -> None:
         if not 0.001 <= self.precision <= 0.5:
@@ -79,63 +105,211 @@ def try_rate(trial: Trial) -> dict[str, Any]:
     """Serve one replica's share of the traffic at a rate, and judge it: one row.
 
     Columns: rate_per_s, met, saturated, attainment and its interval, goodput, a mapping of every term's
-    estimate, share and interval, the run's metrics, and what waiting requests waited for.
+    estimate, share and interval, the run's metrics, what waiting requests waited for, and the trend of the
+    queue with its interval. Of several replications: the means, and t intervals over the replications.
     """
-    server = trial.server
-    workload = share_at_rate(server.traffic, trial.rate_per_s, server.requests, server.seed)
+    servers = [trial.server.replication(index) for index in range(trial.replications)]
+    return together(
+        [_one_trial(each, trial.rate_per_s, capacity(each)) for each in servers], trial.server.sla
+    )
+
+
+def _one_trial(
+    server: Server, rate_per_s: float, most: Capacity, requests: int | None = None
+) -> dict[str, Any]:
+    """One replication. What lies above physical capacity is saturated, however calm a short trial looks."""
+    workload = share_at_rate(server.traffic, rate_per_s, requests or server.requests, server.seed)
     fleet = Fleet(1, server.limits, prefix_cache_tokens=server.prefix_cache_tokens)
     run = simulate_fleet(workload, server.plans, fleet, server.sla, seed=server.seed)
-    return {"policy": server.policy, "rate_per_s": trial.rate_per_s} | _row(run)
+    if rate_per_s > most.ceiling_per_s and not run.assessment.saturated:
+        run = replace(run, assessment=saturated_assessment(server.sla, run.assessment.requests), metrics=None)
+    return {"policy": server.policy, "rate_per_s": rate_per_s} | _row(run)
 
 
 def find_rate(search: Search) -> dict[str, Any]:
     """The highest rate at which every term holds, by bisection on simulated attainment.
 
-    The same requests arrive at every rate, faster or slower, so that attainment hardly wanders. Returns
-    the highest rate that held and the lowest above it that did not, at most ``precision`` apart, with
-    their trials, and all trials made. ``rate_per_s`` is 0 when not even the lightest load holds.
+    Within a replication the same requests arrive at every rate, faster or slower, so that attainment hardly
+    wanders. Each replication is searched by itself; ``seed_rates`` are their answers, the middle of the last
+    bracket each. The rate reported is the highest, in steps of the precision from their mean, at which all
+    replications together keep the SLA: a queue's tail is skewed, so most single trials see less of it than
+    there is. ``rate_low_per_s`` to ``rate_high_per_s`` is the 95% t interval of the seeds' rates, about the
+    mean and about the rate reported. With one replication the rate is the highest that held, and there is no
+    interval.
+
+    Returns also the first replication's bracket with its trials. ``rate_per_s`` is 0 when not even the
+    lightest load holds.
     """
-    server, trials = search.server, []
+    first = _search(search.server, search.precision, search.guess_per_s)
+    row = {"policy": search.server.policy, "variant": search.variant} | first
+    low = float(first["rate_per_s"])
+    if low == 0 or search.replications == 1:
+        return row | {"seed_rates": [low], "rate_low_per_s": math.nan, "rate_high_per_s": math.nan}
+    ceiling = capacity(search.server).ceiling_per_s
+    others = [
+        _search(search.server.replication(index), 1.5 * search.precision, low)
+        for index in range(1, search.replications)
+    ]
+    rates = [math.sqrt(each["rate_per_s"] * each["failing_rate_per_s"]) for each in (first, *others)]
+    mean, half = mean_interval(np.minimum(rates, ceiling))
+    at_rate, beyond = _all_together(search, min(mean, ceiling))
+    rate = at_rate["rate_per_s"] if at_rate["met"] else 0.0
+    return row | {
+        "rate_per_s": rate,
+        "failing_rate_per_s": beyond["rate_per_s"],
+        "rate_low_per_s": max(min(mean, rate) - half, 0.0),
+        "rate_high_per_s": min(max(mean, rate) + half, max(ceiling, rate)),
+        "seed_rates": rates,
+        "at_rate": at_rate,
+        "beyond": beyond,
+    }
+
+
+def _all_together(search: Search, rate: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The highest rate at which all replications together hold, and the one a precision above that fails."""
+
+    def trial(rate: float) -> dict[str, Any]:
+        return try_rate(Trial(search.server, rate, search.replications))
+
+    row = trial(rate)
+    if row["met"]:
+        while True:
+            # Beyond capacity there is nothing to try, but what fails there is worth knowing.
+            higher = trial(row["rate_per_s"] * (1 + search.precision))
+            if not higher["met"]:
+                return row, higher
+            row = higher
+    for _ in range(MOST_STEPS_DOWN):
+        lower = trial(row["rate_per_s"] * (1 - search.precision))
+        if lower["met"]:
+            return lower, row
+        row = lower
+    return row, row
+
+
+def _search(server: Server, precision: float, guess_per_s: float | None) -> dict[str, Any]:
+    """One replication's bracket: the highest rate that held, and the lowest above it that did not."""
+    trials: list[dict[str, Any]] = []
+    most = capacity(server)
 
     def holds(rate: float) -> bool:
-        trials.append(try_rate(Trial(server, rate)))
+        trials.append(_one_trial(server, rate, most))
         return bool(trials[-1]["met"])
 
-    capacity = closed_loop_capacity(server)
-    low, high = _bracket(holds, search.guess_per_s or 0.7 * capacity, LIGHTEST * capacity)
-    while low > 0 and (high - low) > search.precision * high:
+    guess, lightest = guess_per_s or 0.7 * most.rate_per_s, LIGHTEST * most.rate_per_s
+    if guess_per_s is None and not holds(guess):
+        alone = _one_trial(server, lightest, most, min(ALONE, server.requests))
+        if _out_of_reach(alone, server.sla):
+            trials.append(alone)
+            return _bracketed(trials, 0.0, lightest, most)
+    low, high = _bracket(holds, guess, lightest, STEP if guess_per_s is None else GUESSED_STEP)
+    while low > 0 and (high - low) > precision * high:
         middle = math.sqrt(low * high) if high > 2 * low else (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
+    return _bracketed(trials, low, high, most)
+
+
+def _bracketed(trials: list[dict[str, Any]], low: float, high: float, most: Capacity) -> dict[str, Any]:
     by_rate = {trial["rate_per_s"]: trial for trial in trials}
     return {
-        "policy": server.policy,
-        "variant": search.variant,
         "rate_per_s": low,
         "failing_rate_per_s": high,
-        "closed_loop_per_s": capacity,
+        "capacity_per_s": most.rate_per_s,
         "at_rate": by_rate.get(low),
         "beyond": by_rate[high],
         "trials": trials,
     }
 
 
+def _out_of_reach(alone: dict[str, Any], sla: Sla) -> bool:
+    """Whether requests served alone miss a term by more than chance."""
+    if alone["saturated"]:
+        return False  # something else than load: let the search find out
+    for term in sla.terms:
+        found = alone["terms"][term.text]
+        promised, got = (
+            (term.required_share, found["share"]) if term.per_request else (term.bound, found["estimate"])
+        )
+        half = 0.0 if math.isnan(found["ci95"]) else found["ci95"]
+        missed = (
+            got + half < promised if term.per_request or term.comparison == ">=" else got - half > promised
+        )
+        if missed:
+            return True
+    return False
+
+
+# --- physical capacity --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Requests per second that one replica can serve at most, by stage.
+
+    decode_per_s: the engine with its line never empty, so with every slot, all KV cache or every chunk of
+    prompts in use, whichever ends first; ``decode_ci95`` is its half-width. pool_per_s: the prefill pool.
+    """
+
+    decode_per_s: float
+    decode_ci95: float
+    pool_per_s: float
+
+    @property
+    def rate_per_s(self) -> float:
+        """The narrowest stage."""
+        return min(self.decode_per_s, self.pool_per_s)
+
+    @property
+    def ceiling_per_s(self) -> float:
+        """A rate that is beyond capacity for sure."""
+        return min(self.decode_per_s + self.decode_ci95, self.pool_per_s)
+
+
+_KNOWN: dict[str, Capacity] = {}
+
+
+def capacity(server: Server) -> Capacity:
+    """Mean service rate of every stage, for the very requests that the server's trials have.
+
+    All requests are there at once, and the engine is measured while some of them wait: from the first fifth
+    of that time, when the batch has mixed, to its end. The pool's rate is its prompt tokens per second over
+    the mean prompt; where a prefix cache saves an unknown part of the prompts, prefill bounds nothing.
+    """
+    key = content_hash(capacity, server)
+    if key not in _KNOWN:
+        _KNOWN[key] = _measured_capacity(server)
+    return _KNOWN[key]
+
+
+def _measured_capacity(server: Server) -> Capacity:
+    sample = share_at_rate(server.traffic, 1.0, server.requests, server.seed)
+    limits, pool_per_s = server.limits, math.inf
+    if server.prefix_cache_tokens is None:
+        pool_per_s = limits.pool_tokens_per_s / float(sample.prompt_tokens.mean())
+        limits = replace(limits, prefill_tokens_per_s=None)
+    else:
+        limits = replace(limits, prefill="elsewhere", prefill_tokens_per_s=None)
+    steps = _overloaded_steps(server, replace(sample, arrival_s=np.zeros(len(sample))), limits)
+    tokens = max(float(sample.output_tokens.mean()) - 1, 1.0)
+    waiting = steps.iloc[: int((steps["waiting"] > 0).sum())]
+    full = waiting.iloc[len(waiting) // 5 :]
+    if len(full) < 2 * BATCHES:  # too few requests to fill the engine: how long they took is all there is
+        return Capacity(len(sample) / float(steps["end_s"].iloc[-1]), math.inf, pool_per_s)
+    committed, elapsed = full["committed_tokens"].to_numpy()[1:], np.diff(full["end_s"].to_numpy())
+    rate, half = rate_interval(committed, elapsed)
+    return Capacity(rate / tokens, half / tokens, pool_per_s)
+
+
+def _overloaded_steps(server: Server, workload: Workload, limits: EngineLimits) -> pd.DataFrame:
+    plan, replays = server.plans[0], [each.replay(server.seed) for each in server.plans]
+    executor = SimulatedExecutor(replays, workload, plan.cost, capacity=limits.concurrency, seed=server.seed)
+    engine = run_engine(workload, executor, plan.scheduler, plan.believed, limits, seed=server.seed)
+    return steps_frame(engine)
+
+
 def closed_loop_capacity(server: Server) -> float:
-    """Requests per second of one replica whose slots are always full: a scale for rates, not a promise."""
-    sample = share_at_rate(server.traffic, 1.0, min(server.requests, 1000), server.seed)
-    plan = server.plans[0]
-    run = simulate(
-        replace(sample, arrival_s=None),
-        [each.replay(server.seed) for each in server.plans],
-        plan.scheduler,
-        plan.cost,
-        replace(server.limits, prefill_tokens_per_s=None),
-        believed=plan.believed,
-        seed=server.seed,
-        steps=CAPACITY_STEPS,
-    )
-    tokens_per_s, limits = run.metrics.throughput_tok_per_s, server.limits
-    decode = tokens_per_s / max(float(sample.output_tokens.mean()) - 1, 1.0)
-    return min(decode, limits.pool_tokens_per_s / float(sample.prompt_tokens.mean()))
+    """Requests per second of one replica that always has more to do: a scale for rates, not a promise."""
+    return capacity(server).rate_per_s
 
 
 def share_at_rate(traffic: Traffic, rate_per_s: float, requests: int, seed: int) -> Workload:
@@ -177,22 +351,24 @@ def binding(found: dict[str, Any], limits: EngineLimits) -> str:
     return f"{broken}; requests wait for {reasons[longest]}" if reasons[longest] else f"{broken}; step time"
 
 
-def _bracket(holds: Any, guess: float, lightest: float) -> tuple[float, float]:
+def _bracket(
+    holds: Callable[[float], bool], guess: float, lightest: float, step: float
+) -> tuple[float, float]:
     """A rate that holds and a higher one that does not; (0, lightest) when none above it holds."""
-    rate, factor = guess, 1.25
+    rate, factor = guess, step
     if holds(rate):
         while True:
             low, rate = rate, rate * factor
             if not holds(rate):
                 return low, rate
-            factor *= 1.25
+            factor *= step
     while True:
         high, rate = rate, rate / factor
         if rate < lightest:
             return (lightest, high) if high > lightest and holds(lightest) else (0.0, high)
         if holds(rate):
             return rate, high
-        factor *= 1.25
+        factor *= step
 
 
 def _row(run: FleetRun) -> dict[str, Any]:
@@ -212,8 +388,67 @@ def _row(run: FleetRun) -> dict[str, Any]:
         },
         "metrics": run.metrics.as_row() if run.metrics else None,
         "steps_outside_fraction": float(run.replicas["steps_outside_fraction"].mean()),
+        "queue_trend_per_s": float(run.replicas["queue_trend_per_s"].mean()),
+        "queue_trend_ci95": float(np.sqrt((run.replicas["queue_trend_ci95"] ** 2).sum()) / len(run.replicas)),
+        "replications": 1,
+        "seed_tps": [run.metrics.tps_mean if run.metrics else math.nan],
         **{name: float(run.replicas[name].mean()) for name in WAITS},
     }  # fmt: skip
+
+
+def together(rows: Sequence[dict[str, Any]], sla: Sla) -> dict[str, Any]:
+    """Replications of one trial as one row: means, t intervals over replications, judged together.
+
+    A single one comes back as it is. Saturated when any is, or when their queues grow by more than chance:
+    a queue that grows slowly shows only in all of them. seed_tps: mean speed of each replication.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    trend, trend_half = mean_interval(np.array([row["queue_trend_per_s"] for row in rows]))
+    saturated = any(row["saturated"] for row in rows) or bool(
+        trend - trend_half > 0 and trend > MATERIAL_GROWTH * rows[0]["rate_per_s"]
+    )
+    kept, half = mean_interval(np.array([row["attainment"] for row in rows]))
+    terms = {term.text: _term_together(term, [row["terms"][term.text] for row in rows]) for term in sla.terms}
+    means = ("goodput_per_s", "steps_outside_fraction", *WAITS)
+    known = [row["metrics"] for row in rows if row["metrics"]]
+    return rows[0] | {
+        "met": not saturated and all(each["met"] for each in terms.values()),
+        "saturated": saturated,
+        "attainment": math.nan if saturated else kept,
+        "attainment_ci95": max(half, _unseen(kept, sum(row["requests"] for row in rows))),
+        "requests": sum(row["requests"] for row in rows),
+        "terms": terms,
+        "metrics": {name: _mean([each[name] for each in known]) for name in known[0]} if known else None,
+        "queue_trend_per_s": trend,
+        "queue_trend_ci95": trend_half,
+        "replications": len(rows),
+        "seed_tps": [row["metrics"]["tps_mean"] if row["metrics"] else math.nan for row in rows],
+        **{name: _mean([row[name] for row in rows]) for name in means},
+    }
+
+
+def _term_together(term: Term, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A term over replications: judged by its mean share, or by its mean estimate where it has no share."""
+    share, share_half = mean_interval(np.array([part["share"] for part in parts]))
+    estimate, half = mean_interval(np.array([part["estimate"] for part in parts]))
+    if term.per_request:
+        met = bool(share >= term.required_share - 1e-12) or all(part["met"] for part in parts)
+        return {"met": met, "estimate": estimate, "share": share, "ci95": share_half}
+    return {"met": bool(term.holds(estimate)), "estimate": estimate, "share": math.nan, "ci95": half}
+
+
+def _unseen(kept: float, requests: int) -> float:
+    """Half-width below which an interval of a share near 1 must not fall: failures too rare to be seen.
+
+    None among n says no more than that at most 3 in n fail (95%).
+    """
+    return 3 / requests if kept == 1 and requests else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def interpolated_rate(trials: Sequence[dict[str, Any]], sla: Sla) -> float:

@@ -12,6 +12,7 @@ joins the one line of its pod's pool. Replicas of a shared pool are in one pod, 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -30,7 +31,17 @@ from simulator.errors import BadInputError
 from simulator.executors import SimulatedExecutor
 from simulator.metrics import Metrics, first_gaps, measure, requests_frame
 from simulator.serving import WAITS, Engine, EngineLimits, PrefillPool, Step
-from simulator.sla import Assessment, Observed, Sla, assess, is_saturated, observe, pool, saturated_assessment
+from simulator.sla import (
+    Assessment,
+    Observed,
+    Sla,
+    Trend,
+    assess,
+    observe,
+    pool,
+    queue_trend,
+    saturated_assessment,
+)
 from simulator.sweep import Backend, run_cells
 from simulator.workload import PrefixBlocks, Workload
 
@@ -473,14 +484,21 @@ def _fold(environment: simpy.Environment, replicas: Sequence[Replica]) -> Genera
 def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
     """Measure every replica, and free its steps before the next is looked at."""
     served = [requests_frame(replica) for replica in replicas]
-    saturated = _is_saturated(pod, served)
+    trend = _trend(pod, served)
+    saturated = trend.grows
     observed, measured, rows = [], [], []
     from_s, to_s = pod.measured_s
     for replica, requests in zip(replicas, served, strict=True):
         steps, first, delivery_s = replica.steps_frame(), first_gaps(replica), replica.delivery_s()
         replica.packed.clear()
         outside = replica.executor.steps_outside if isinstance(replica.executor, SimulatedExecutor) else 0
-        rows.append(_replica_row(pod, replica, steps, requests, outside))
+        row = _replica_row(pod, replica, steps, requests, outside)
+        # The pod's queue is its replicas' together: each has an equal share of its trend.
+        shares = {
+            "queue_trend_per_s": trend.slope_per_s / len(replicas),
+            "queue_trend_ci95": trend.ci95 / len(replicas),
+        }
+        rows.append(row | shares)
         if not saturated:
             gap = np.diff(delivery_s, prepend=0.0)
             mine = requests[requests["queued_s"].between(from_s, to_s, inclusive="left")]
@@ -491,12 +509,14 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
     return PodRun(saturated, len(pod.workload), pooled, tuple(measured), tuple(rows))
 
 
-def _is_saturated(pod: Pod, served: Sequence[pd.DataFrame]) -> bool:
+def _trend(pod: Pod, served: Sequence[pd.DataFrame]) -> Trend:
+    """Trend of the requests waiting anywhere in the pod."""
     requests = pd.concat(served)
     if requests.empty:
-        return False
+        return Trend(0.0, 0.0, math.inf)
     arrived_s = requests["queued_s"].to_numpy()
-    return is_saturated(arrived_s, arrived_s + requests[list(WAITS)].to_numpy().sum(axis=1), *pod.measured_s)
+    served_s = arrived_s + requests[list(WAITS)].to_numpy().sum(axis=1)
+    return queue_trend(arrived_s, served_s, *pod.measured_s)
 
 
 def _replica_row(

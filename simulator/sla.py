@@ -53,6 +53,9 @@ GAP_RESOLUTION = 1.005
 ROUNDING = 1e-9
 """Relative amount by which differences of clock times may miss a gap that equals its bound."""
 
+MATERIAL_GROWTH = 0.005
+"""Growth of a queue, as a share of the arrivals, that is called saturation once chance is ruled out."""
+
 LONGEST_TERM = 200
 """Characters of a term; matching time grows with their cube where blanks are many."""
 
@@ -350,27 +353,52 @@ def saturated_assessment(sla: Sla, requests: int) -> Assessment:
     return Assessment(False, True, nan, nan, nan, requests, results)
 
 
-def is_saturated(arrived_s: Floats, served_s: Floats, from_s: float, to_s: float) -> bool:
-    """Whether the number of requests that have arrived and are not being served grows without bound.
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """By how many requests per second a queue grows. ci95: half-width of the 95% interval of that.
+
+    material_per_s: the least growth that matters: ``MATERIAL_GROWTH`` of the arrivals, and 5 requests in all.
+    """
+
+    slope_per_s: float
+    ci95: float
+    material_per_s: float
+
+    @property
+    def grows(self) -> bool:
+        """Whether the queue grows by more than chance explains, and by enough to matter."""
+        return self.slope_per_s - self.ci95 > 0 and self.slope_per_s >= self.material_per_s
+
+
+def queue_trend(arrived_s: Floats, served_s: Floats, from_s: float, to_s: float) -> Trend:
+    """Trend of the number of requests that have arrived and are not being served.
 
     arrived_s: [n] seconds. served_s: [n] when each would have been served had all that it waited for come
     in one piece: arrival plus the sum of ``serving.WAITS``, infinite if it is still waiting. The number
-    waiting is averaged over ``BATCHES`` spans of [from_s, to_s], while requests arrive. It is called growing
-    when a straight line through these averages gains more than 5% of the requests arriving meanwhile (and
-    at least 5), and the averages rank almost in order of time (Kendall's tau above 0.5): a stable queue
-    wanders, but neither stays one-sided nor keeps pace with the arrivals.
+    waiting is averaged over ``BATCHES`` spans of [from_s, to_s], while requests arrive, and a straight line
+    is laid through the averages. Neighbouring averages share a busy spell, so the variance of the slope is
+    widened by (1 + r) / (1 - r), r being the correlation of a residual with the next one.
     """
+    nothing = Trend(0.0, 0.0, np.inf)
     if not to_s > from_s:
-        return False  # all came at once: a line that can only shrink
+        return nothing  # all came at once: a line that can only shrink
     edges = np.linspace(from_s, to_s, BATCHES + 1)
-    middle = (edges[1:] + edges[:-1]) / 2
+    middle = (edges[1:] + edges[:-1]) / 2 - (from_s + to_s) / 2
     entered, left = np.sort(arrived_s), np.sort(served_s[np.isfinite(served_s)])
     line = _mean_count(entered, edges) - _mean_count(left, edges)
-    gain = np.polyfit(middle - middle[0], line, 1)[0] * (to_s - from_s)
-    arrivals = np.searchsorted(entered, to_s) - np.searchsorted(entered, from_s)
-    if gain < max(5.0, 0.05 * arrivals):
-        return False
-    return bool(stats.kendalltau(middle, line).statistic > 0.5)
+    slope = float(middle @ line / (middle @ middle))
+    residual = line - line.mean() - slope * middle
+    square = float(residual @ residual)
+    r = float(np.clip(residual[1:] @ residual[:-1] / square, 0.0, 0.9)) if square > 0 else 0.0
+    spread = np.sqrt(square / (BATCHES - 2) / (middle @ middle) * (1 + r) / (1 - r))
+    arrivals = int(np.searchsorted(entered, to_s) - np.searchsorted(entered, from_s))
+    material = max(5.0, MATERIAL_GROWTH * arrivals) / (to_s - from_s)
+    return Trend(slope, float(spread * stats.t.ppf(0.975, BATCHES - 2)), material)
+
+
+def is_saturated(arrived_s: Floats, served_s: Floats, from_s: float, to_s: float) -> bool:
+    """Whether the number of requests that have arrived and are not being served grows without bound."""
+    return queue_trend(arrived_s, served_s, from_s, to_s).grows
 
 
 def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:

@@ -17,6 +17,7 @@ from simulator.sla import (
     parse_sla,
     parse_term,
     pool,
+    queue_trend,
     saturated_assessment,
     tally,
 )
@@ -236,6 +237,24 @@ def test_a_growing_line_is_saturation_and_a_long_one_is_not() -> None:
     assert not is_saturated(arrived, arrived + 100.0, 200.0, 950.0)
     stable = arrived + 50 * (1 + np.sin(arrived / 40))
     assert not is_saturated(arrived, stable, 200.0, 950.0)
+
+
+def test_a_trend_comes_with_an_interval() -> None:
+    """A queue that gains one request in 50 seconds; a queue that wanders about its mean and gains nothing."""
+    arrived = np.linspace(0, 1000, 4000)
+    slow = queue_trend(arrived, arrived + 0.005 * arrived, 0.0, 1000.0)
+    assert slow.slope_per_s == pytest.approx(0.02, rel=0.05)  # 0.5% of four a second
+    assert slow.grows == (slow.slope_per_s >= slow.material_per_s)
+    found = []
+    for seed in range(200):
+        steps = np.random.default_rng(seed).normal(size=4000)
+        wander = np.zeros(4000)
+        for index in range(1, 4000):  # remembers for 100 requests, 25 s
+            wander[index] = 0.99 * wander[index - 1] + steps[index]
+        served = np.maximum.accumulate(arrived + np.maximum(20 + wander, 0))
+        found.append(queue_trend(arrived, served, 0.0, 1000.0))
+    assert np.mean([abs(each.slope_per_s) <= each.ci95 for each in found]) > 0.88
+    assert np.mean([each.grows for each in found]) <= 0.1
 
 
 def test_saturation_reports_no_number() -> None:

@@ -198,7 +198,7 @@ def profile_without_acceptance(directory: Path) -> Path:
         (("--seeds", "0"), "seeds: must be at least 1"),
         (("--steps", "0"), "steps: must be at least 1"),
         (("--workers", "0"), "workers"),
-        (("--lengths", "fixed:0/10"), "fixed length: must be at least 1 (got 0)"),
+        (("--lengths", "fixed:0/10"), "fixed length: must lie in 1..1,000,000,000 tokens (got 0)"),
         (("--believed", "deepseek-v5"), "is not a profile"),
         (("--plot", "figure.docx"), "is not a picture's name"),
     ],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from simulator.errors import BadInputError, SimulatorError
+from simulator.errors import BadInputError, Interrupted, SimulatorError
 from simulator.options import (
     AddressOption,
     BackendOption,
@@ -284,18 +287,79 @@ def _register_elsewhere() -> None:
 
 
 def main() -> None:
-    """Entry point: errors become one line on standard error and an exit code."""
+    """Entry point: whatever ends a command becomes one line on standard error and an exit code.
+
+    0 done, 1 infeasible or a check failed, 2 bad input or an output that cannot be written, 70 a fault of
+    this program, 130 interrupted. ``DSPARK_DEBUG=1`` shows where a fault happened.
+    """
+    from simulator.interruption import interruptible
+
+    shown, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
-        _register_elsewhere()
-        app()
-    except SimulatorError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        with interruptible():
+            _register_elsewhere()
+            app()
+    except (SimulatorError, Interrupted) as error:
+        said = f"error: {error}" if isinstance(error, SimulatorError) else f"interrupted by {error}"
+        _end(error.exit_code, said, *_notes(error))
+    except SystemExit:
+        _flush()
+        raise
     except ModuleNotFoundError as error:
         if error.name not in _LIVE_PACKAGES:
-            raise
-        typer.echo(f"error: this command needs {error.name}; pip install 'dspark-simulator[live]'", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+            _fault(error)
+        _end(2, f"error: this command needs {error.name}; pip install 'dspark-simulator[live]'")
+    except MemoryError as error:
+        _end(2, f"error: out of memory{f' ({error})' if str(error) else ''}; ask for less at once")
+    except Exception as error:
+        _fault(error)
+    finally:
+        warnings.formatwarning = shown
+
+
+def _notes(error: BaseException) -> list[str]:
+    notes = list(getattr(error, "__notes__", ()))
+    if not notes and isinstance(error, Interrupted):
+        return ["nothing is half-written: the same command starts over"]
+    return notes
+
+
+def _end(code: int, *lines: str) -> NoReturn:
+    typer.echo("; ".join(lines), err=True)
+    sys.exit(code)
+
+
+def _fault(error: Exception) -> NoReturn:
+    """One line for an error that is this program's own; the traceback goes to a file."""
+    from tempfile import NamedTemporaryFile
+    from traceback import format_exception
+
+    details = "".join(format_exception(error))
+    if os.environ.get("DSPARK_DEBUG"):
+        typer.echo(details, err=True)
+    try:
+        with NamedTemporaryFile("w", prefix="dspark-sim-", suffix=".txt", delete=False) as file:
+            file.write(f"{shlex.join(sys.argv)}\n{details}")
+        where = f"details in {file.name}"
+    except OSError:
+        where = "repeat the command with DSPARK_DEBUG=1 for details"
+    reason = (str(error) or "no message").splitlines()[0][:300]
+    _end(
+        70,
+        f"error: this is a fault of dspark-sim, please report it: {type(error).__name__}: {reason}; {where}",
+    )
+
+
+def _flush() -> None:
+    """Write what standard output still holds while it can be said that it could not be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter tries again, with a traceback
+        _end(2, f"error: standard output: cannot be written: {error.strerror}")
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"warning: {message}\n"

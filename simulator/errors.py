@@ -52,6 +52,12 @@ class UnwritableError(BadInputError):
     """An output cannot be written: no permission, no room, a device that takes no bytes."""
 
 
+class Interrupted(BaseException):
+    """A signal asked the program to end; its notes say what is kept and how the run goes on."""
+
+    exit_code = 130
+
+
 class InfeasibleError(SimulatorError):
     """The question was well-posed and the answer is no; the message says what is nearest."""
 

@@ -1,43 +1,38 @@
 """Sweeps: independent cells, run in parallel on one machine or a cluster, in order, with progress.
 
-A cell is a plain value; its result depends on nothing else. So a sweep gives the same bytes on every
-backend and with any number of workers. With a run directory, each worker writes its own cells as
-they finish, under a name derived from their content: whatever dies, what was finished is not done again.
+A cell is a plain value; its result depends on it and the code alone. So a sweep gives the same bytes on every
+backend and with any number of workers. With a run directory, each worker writes its own cells as they finish,
+under a name derived from their content and the code: whatever dies, what was finished is not done again.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
-import numpy as np
-from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky.process_executor import TerminatedWorkerError
-from pydantic import BaseModel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
-from simulator.errors import BadInputError, SimulatorError
-from simulator.files import atomic_path, read_json, write_json
+from simulator.backends import RETRIES, Backend, Run, Task, WorkerDiedError, WorkersLost, check, runner
+from simulator.cell_store import MANIFEST, CellStore, open_store
+from simulator.errors import BadInputError, UnwritableError
+from simulator.hashing import code_digest, content_hash
+from simulator.interruption import noting
+
+__all__ = ["MANIFEST", "RETRIES", "Backend", "WorkerDiedError", "content_hash", "run_cells"]
 
 Cell = TypeVar("Cell")
 Result = TypeVar("Result")
-Backend = Literal["loky", "dask", "ray"]
-
-RETRIES = 3
-"""How often a sweep goes on after workers died, before it concludes that its cells kill them."""
-
-MANIFEST = "sweep.json"
-
-
-class WorkerDiedError(SimulatorError):
-    """Workers died again and again (killed, out of memory); cells in a run directory are kept."""
 
 
 def run_cells(
@@ -56,239 +51,135 @@ def run_cells(
     function: importable, and depending on nothing but its cell. backend: ``loky`` (processes here),
     ``dask`` or ``ray``, on the cluster at ``address`` or on a local one of ``workers`` where that is
     None. directory: where finished cells are kept as parquet, so that the same sweep resumes; results
-    must then be dicts of numbers, text, and lists or dicts of these, and come back as such.
+    must then be dicts of numbers, text, and lists or dicts of these, and come back as such. It is for one
+    process at a time. Cells that other code computed are not used; a cell that cannot be identified by its
+    content runs every time; both are warned about.
 
-    A worker that dies is reported as a warning and its unfinished cells run again, ``RETRIES`` times at
-    most. Raises ``BadInputError`` for a directory that is not writable or holds another sweep.
+    A worker that dies is reported as a warning and its unfinished cells run again, ``RETRIES`` times in a
+    row at most without a finished cell. Raises ``BadInputError`` for a directory that is not writable,
+    holds another sweep or is in use.
     """
-    _check(workers, backend)
-    task: Callable[[Any], Any] = function
-    pending: list[tuple[int, Any]] = list(enumerate(cells))
-    found: dict[int, Any] = {}
-    if directory is not None:
-        keys = [content_hash(function, cell) for cell in cells]
-        store = _open_store(Path(directory), keys)
-        found = {i: row for i, key in enumerate(keys) if (row := store.read(key)) is not None}
-        pending = [(i, (keys[i], cells[i])) for i in range(len(cells)) if i not in found]
-        task = _Kept(function, store)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not progress) as bar, _cluster(backend, address, workers):
-        shown = bar.add_task(label, total=len(cells), completed=len(found))
-        for position, result in _surviving(task, pending, workers if backend == "loky" else -1):
-            found[position] = result
-            bar.advance(shown)
+    check(backend, address, workers)
+    with ExitStack() as stack:
+        plan = _Plan(function, [None] * len(cells), None)
+        if directory is not None:
+            plan = _Plan.kept(function, cells, Path(directory), stack)
+        found = plan.finished()
+        pending = [(i, (plan.keys[i], cell)) for i, cell in enumerate(cells) if i not in found]
+        if pending:
+            plan.check_writable(sum(key is not None for _, (key, _) in pending))
+            bar = stack.enter_context(Progress(*_columns(), transient=True, disable=not progress))
+            shown = bar.add_task(label, total=len(cells), completed=len(found))
+
+            stack.enter_context(
+                noting(lambda: _kept(len(found), len(cells), directory), WorkerDiedError, UnwritableError)
+            )
+            run = stack.enter_context(runner(backend, address, workers))
+            for position, result in _surviving(run, plan.task, pending):
+                found[position] = result
+                bar.advance(shown)
     return [found[i] for i in range(len(cells))]
 
 
-def content_hash(*parts: object) -> str:
-    """32 hex digits that depend on the values within and on nothing else.
-
-    Functions and classes count by name, dataclasses by their compared fields, so that caches which fill
-    in passing change nothing. Raises ``TypeError`` for a value whose content cannot be read.
-    """
-    digest = hashlib.sha256()
-    for piece in _pieces(parts):
-        digest.update(len(piece).to_bytes(8, "little") + piece)
-    return digest.hexdigest()[:32]
-
-
-def _pieces(value: Any) -> Iterator[bytes]:
-    if value is None or isinstance(value, bool | int | float | str | bytes):
-        yield f"{type(value).__name__} {value!r}".encode()
-    elif isinstance(value, np.ndarray | np.generic):
-        array = np.asarray(value)
-        if array.dtype.hasobject:
-            raise TypeError("an array of objects has no content to hash")
-        yield f"array {array.dtype.str} {array.shape}".encode()
-        yield np.ascontiguousarray(array).tobytes()
-    elif isinstance(value, Path):
-        yield f"path {value}".encode()
-    elif isinstance(value, Mapping):
-        yield f"mapping {len(value)}".encode()
-        for key in sorted(value, key=str):
-            yield from _pieces((key, value[key]))
-    elif isinstance(value, list | tuple):
-        yield f"sequence {len(value)}".encode()
-        for item in value:
-            yield from _pieces(item)
-    elif isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        yield f"name {value.__module__}.{value.__qualname__}".encode()
-    elif isinstance(value, BaseModel):
-        yield from _pieces((type(value), dict(value)))
-    elif dataclasses.is_dataclass(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
-        yield from _pieces((type(value), fields))
-    else:
-        raise TypeError(f"a cell may not hold a {type(value).__qualname__}: its content cannot be hashed")
-
-
-# --- running ------------------------------------------------------------------------------------------------
-
-
-def _surviving(
-    task: Callable[[Any], Any], pending: list[tuple[int, Any]], workers: int
-) -> Iterator[tuple[int, Any]]:
-    """Results as they come, in any order of arrival; what was lost with a worker runs again."""
-    for attempt in range(RETRIES + 1):
-        done: set[int] = set()
-        try:
-            run = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
-            for position, result in run(delayed(_at)(task, each) for each in pending):
-                done.add(position)
-                yield position, result
-            return
-        except Exception as error:
-            if not _is_death(error):
-                raise
-            pending = [each for each in pending if each[0] not in done]
-            left = f"{len(pending)} cells were unfinished"
-            if attempt == RETRIES:
-                raise WorkerDiedError(
-                    f"workers died {attempt + 1} times and {left}: use fewer workers or more memory"
-                ) from error
-            warnings.warn(f"a worker died ({type(error).__name__}); {left} and run again", stacklevel=3)
-
-
-def _at(task: Callable[[Any], Any], positioned: tuple[int, Any]) -> tuple[int, Any]:
-    return positioned[0], task(positioned[1])
-
-
-def _is_death(error: Exception) -> bool:
-    # Dask's and Ray's errors go by name: neither library needs to be installed to run elsewhere.
-    return isinstance(error, TerminatedWorkerError) or type(error).__name__ in (
-        "KilledWorker", "WorkerCrashedError", "OutOfMemoryError",
-    )  # fmt: skip
-
-
-@contextmanager
-def _cluster(backend: Backend, address: str | None, workers: int) -> Iterator[None]:
-    """joblib configured for the backend; a cluster started here is closed again."""
-    if backend == "loky":
-        if address is not None:
-            raise BadInputError("has no cluster", field="backend", value=backend, remedy="use dask or ray")
-        yield
-        return
-    try:
-        with (_dask if backend == "dask" else _ray)(address, workers), parallel_config(backend):
-            yield
-    except ImportError as error:
-        raise BadInputError(
-            f"needs the package {error.name}", field="backend", value=backend,
-            remedy=f"pip install {'dspark-simulator[cluster]' if backend == 'dask' else 'ray'}",
-        ) from error  # fmt: skip
-
-
-@contextmanager
-def _dask(address: str | None, workers: int) -> Iterator[None]:
-    distributed: Any = import_module("dask.distributed")
-    if address is not None:
-        try:
-            client = distributed.Client(address, timeout=10)
-        except OSError as error:
-            raise BadInputError(
-                "no scheduler answers", field="address", value=address, remedy="start one or correct it"
-            ) from error
-        with client:
-            yield
-        return
-    local = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-    with local as cluster, distributed.Client(cluster):
-        yield
-
-
-@contextmanager
-def _ray(address: str | None, workers: int) -> Iterator[None]:
-    ray: Any = import_module("ray")
-    ray.init(address=address, num_cpus=workers if address is None else None, log_to_driver=False)
-    import_module("ray.util.joblib").register_ray()
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check(workers: int, backend: str) -> None:
-    if workers == 0 or workers < -1:
-        raise BadInputError("must be at least 1, or -1 for all cores", field="workers", value=workers)
-    if backend not in get_args(Backend):
-        raise BadInputError("is not known", field="backend", value=backend, remedy="loky, dask or ray")
-
-
-# --- the run directory --------------------------------------------------------------------------------------
+def _columns() -> tuple[ProgressColumn, ...]:
+    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
 
 
 @dataclass(frozen=True, slots=True)
-class _Store:
-    """Finished cells, one parquet file of one row each, named by the hash of function and cell."""
+class _Plan:
+    """A function, the key under which each cell is kept (None: it is not), and where."""
 
-    directory: Path
+    function: Callable[[Any], Any]
+    keys: list[str | None]
+    store: CellStore | None
 
-    def path(self, key: str) -> Path:
-        return self.directory / "cells" / f"{key}.parquet"
+    @classmethod
+    def kept(
+        cls, function: Callable[[Any], Any], cells: Sequence[Any], directory: Path, stack: ExitStack
+    ) -> _Plan:
+        """Keys for cells that can be identified, and the run directory, held until ``stack`` closes."""
+        identities: list[str | None] = []
+        reasons: list[str] = []
+        for cell in cells:
+            try:
+                identities.append(content_hash(function, cell))
+            except TypeError as error:
+                identities.append(None)
+                reasons.append(str(error))
+        if reasons:
+            warnings.warn(
+                f"{len(reasons)} of {len(cells)} cells are not kept and run every time: {reasons[0]}",
+                stacklevel=4,
+            )
+        sweep = content_hash([each or f"cell {place}" for place, each in enumerate(identities)])
+        store = stack.enter_context(open_store(directory, sweep, len(cells)))
+        return cls(function, [each and content_hash(code_digest(), each) for each in identities], store)
 
-    def read(self, key: str) -> dict[str, Any] | None:
-        """A finished cell's result; None where there is none, or only an unreadable file."""
-        from pyarrow import ArrowException, parquet
+    def finished(self) -> dict[int, Any]:
+        """Results that are there already, by position."""
+        if self.store is None:
+            return {}
+        rows = {i: self.store.read(key) for i, key in enumerate(self.keys) if key is not None}
+        return {i: row for i, row in rows.items() if row is not None}
 
-        if not self.path(key).exists():
-            return None
-        try:
-            row: dict[str, Any] = parquet.read_table(self.path(key)).to_pylist()[0]
-        except (ArrowException, OSError, IndexError):
-            warnings.warn(f"{self.path(key)} is damaged; its cell runs again", stacklevel=3)
-            return None
-        return row
+    def check_writable(self, pending: int) -> None:
+        """Refuse to compute what could not be kept."""
+        if self.store is not None and pending and not self.store.writable:
+            raise UnwritableError(
+                f"is read-only and lacks {pending} of {len(self.keys)} cells",
+                source=str(self.store.directory), remedy="make it writable, or copy it to where it is",
+            )  # fmt: skip
 
-    def write(self, key: str, row: Mapping[str, Any]) -> None:
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        with atomic_path(self.path(key)) as temporary:
-            parquet.write_table(pa.Table.from_pylist([_plain(row)]), temporary)
+    @property
+    def task(self) -> Task:
+        """What a worker does with a cell and its key."""
+        return _Work(self.function, self.store, code_digest() if self.store else "")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _Work:
     """Runs a cell and keeps its result before handing it on; runs inside the worker."""
 
     function: Callable[[Any], Any]
-    store: _Store
+    store: CellStore | None
+    code: str
 
-    def __call__(self, keyed: tuple[str, Any]) -> dict[str, Any]:
+    def __call__(self, keyed: tuple[str | None, Any]) -> Any:
         key, cell = keyed
-        self.store.write(key, self.function(cell))
-        row = self.store.read(key)
-        assert row is not None
-        return row
-
-
-def _open_store(directory: Path, keys: Sequence[str]) -> _Store:
-    """A new run directory, or the one that holds this very sweep."""
-    sweep = {"schema": 1, "cells": len(keys), "sweep": content_hash(tuple(keys))}
-    manifest = directory / MANIFEST
-    if manifest.exists():
-        if read_json(manifest) != sweep:
+        if self.store is None or key is None:
+            return self.function(cell)
+        if code_digest() != self.code:
             raise BadInputError(
-                "holds another sweep", source=str(directory),
-                remedy="choose another directory, or delete this one to start over",
+                f"runs other code ({code_digest()}) than what asked it ({self.code})", source="worker",
+                remedy="install one version everywhere and start the cluster again",
             )  # fmt: skip
-    elif directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir()):
-        raise BadInputError(
-            f"is neither empty nor a run directory: it has no {MANIFEST}", source=str(directory),
-            remedy="choose another directory; what is there was left as it is",
-        )  # fmt: skip
-    write_json(manifest, sweep)
-    for leftover in (directory / "cells").glob(".*.parquet"):
-        leftover.unlink(missing_ok=True)  # half-written by a worker that was killed
-    return _Store(directory)
+        row = self.store.read(key)  # by a worker that died before it could tell
+        return self.store.write(key, self.function(cell)) if row is None else row
 
 
-def _plain(value: Any) -> Any:
-    """Python's own types in place of NumPy's."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
+def _surviving(run: Run, task: Task, pending: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Results as they come, in any order of arrival; what was lost with a worker runs again."""
+    failures = 0
+    while pending:
+        done: set[int] = set()
+        try:
+            for position, result in run(task, pending):
+                done.add(position)
+                yield position, result
+            return
+        except WorkersLost as error:
+            pending = [each for each in pending if each[0] not in done]
+            failures = 1 if done else failures + 1
+            left = f"{len(pending)} cells were unfinished"
+            if failures > RETRIES:
+                raise WorkerDiedError(
+                    f"workers died {failures} times in a row and {left}: use fewer workers or more memory"
+                ) from error
+            warnings.warn(f"a worker died ({error}); {left} and run again", stacklevel=3)
+
+
+def _kept(finished: int, total: int, directory: Path | None) -> str:
+    """What is left of a sweep that ends early."""
+    if directory is None:
+        return f"none of {total} cells is kept without a directory for them: the same command starts over"
+    return f"{finished} of {total} cells are finished and kept in {directory}: the same command resumes"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simulator.acceptance import random_stream
+from simulator.errors import BadInputError
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,8 @@ def always_fatal(cell: Draw) -> dict[str, object]:
     """Kills every worker that touches it."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
+
+
+def refuse(cell: Draw) -> dict[str, object]:
+    """Finds every cell at fault."""
+    raise BadInputError("is bad", source="sample", field="number", value=cell.number, remedy="mend it")

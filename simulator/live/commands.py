@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from simulator.files import check_writable_directory
+from simulator.interruption import noting
 
 Text = Annotated[
     Path | None,
@@ -60,7 +61,8 @@ def train(
                 bars[progress.stage] = display.add_task(progress.stage, total=progress.steps, loss=loss)
             display.update(bars[progress.stage], completed=progress.step, loss=loss)
 
-        training.train(preset, text, out, device=device, seed=seed, on_step=show)
+        with noting(lambda: f"checkpoints are kept in {out}: the same command resumes"):
+            training.train(preset, text, out, device=device, seed=seed, on_step=show)
     Console().print(f"{out}: trained; record its traces with `dspark-sim trace {out}`", soft_wrap=True)
 
 

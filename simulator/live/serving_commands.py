@@ -17,6 +17,7 @@ from rich.table import Table
 
 from simulator.errors import BadInputError
 from simulator.files import check_writable_directory, write_csv
+from simulator.interruption import noting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +109,8 @@ def profile(
     log = CellLog(folder / f"{name}.cells.jsonl", settings)
     if log.resumed:
         console.print(f"continuing: {log.resumed} cells are measured already")
-    drift = profiler.Profiler(model, drafters, log, options, console.print).run()
+    with noting(lambda: f"{len(log.cells)} measured cells are kept in {log.path}: the same command resumes"):
+        drift = profiler.Profiler(model, drafters, log, options, console.print).run()
     result = profiler.profile_from(log, model, drafters, options, drift)
     result.profile.save(folder / f"{name}.json")
     ceilings = measure_ceilings(model.device, model.dtype)
@@ -251,7 +253,8 @@ def validate(
         attention, graphs,
     )  # fmt: skip
     console = Console(stderr=True)
-    result = run(scenario, out, console.print, runs=runs)
+    with noting(lambda: f"finished runs are kept in {out}: the same command resumes"):
+        result = run(scenario, out, console.print, runs=runs)
     for name, frame in (("errors", result.errors), ("lengths", result.lengths), ("parity", result.parity)):
         write_csv(out / f"{name}.csv", frame)
     title = f"{label(model)} on {scenario.settings()['device']}"

@@ -292,6 +292,7 @@ def main() -> None:
     0 done, 1 infeasible or a check failed, 2 bad input or an output that cannot be written, 70 a fault of
     this program, 130 interrupted. ``DSPARK_DEBUG=1`` shows where a fault happened.
     """
+    from simulator.files import DISK_FAULTS
     from simulator.interruption import interruptible
 
     shown, warnings.formatwarning = warnings.formatwarning, _one_line
@@ -311,6 +312,10 @@ def main() -> None:
         _end(2, f"error: this command needs {error.name}; pip install 'dspark-simulator[live]'")
     except MemoryError as error:
         _end(2, f"error: out of memory{f' ({error})' if str(error) else ''}; ask for less at once")
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            _fault(error)
+        _unwritable(error)
     except Exception as error:
         _fault(error)
     finally:
@@ -355,8 +360,13 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
+        _unwritable(error)
+
+
+def _unwritable(error: OSError) -> NoReturn:
+    if error.filename is None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter tries again, with a traceback
-        _end(2, f"error: standard output: cannot be written: {error.strerror}")
+    _end(2, f"error: {error.filename or 'standard output'}: cannot be written: {error.strerror}")
 
 
 def _one_line(

@@ -32,7 +32,8 @@ STANDARD_OUTPUT = Path("-")
 PARTIAL = ".partial-"
 """How the names of unfinished files begin; whoever finds one that nobody writes may delete it."""
 
-_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What the system says when the output itself is fine and there is no room for it, or no way to it."""
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _DESCRIPTOR = re.compile(r"/dev/fd/(\d+)|/proc/(?:self|\d+)/fd/(\d+)")
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -303,11 +304,13 @@ def _faults_named(target: Path) -> Iterator[None]:
             if "null byte" not in str(error) and "null character" not in str(error):
                 raise
             raise UnwritableError("is not a file's name", source=repr(str(target))) from error
-        raise _unwritable(target, error.errno, error.strerror or str(error)) from error
+        # By number: Arrow puts a story of its own into strerror.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise _unwritable(target, error.errno, reason) from error
     except Exception as error:
         # safetensors and tokenizers write in Rust, whose errors are no OSError.
         found = _RUST_ERROR.search(str(error))
-        if found is None or int(found[1]) not in _DISK_FAULTS:
+        if found is None or int(found[1]) not in DISK_FAULTS:
             raise
         raise _unwritable(target, int(found[1]), os.strerror(int(found[1]))) from error
 

@@ -48,3 +48,8 @@ def always_fatal(cell: Draw) -> dict[str, object]:
 def refuse(cell: Draw) -> dict[str, object]:
     """Finds every cell at fault."""
     raise BadInputError("is bad", source="sample", field="number", value=cell.number, remedy="mend it")
+
+
+def growing(cell: Draw) -> dict[str, object]:
+    """A row that needs more room the larger the cell's number."""
+    return draw(cell) | {"values": random_stream(cell.number, "cell").random(100 * cell.number).tolist()}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from joblib import Parallel, cpu_count, delayed
@@ -185,26 +188,93 @@ def _local_dask(distributed: Any, workers: int) -> Iterator[Any]:
 
 @contextmanager
 def _ray(address: str | None, workers: int) -> Iterator[Run]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray: Any = import_module("ray")
-    begun = not ray.is_initialized()
-    if begun:
-        here: dict[str, Any] = {
-            "num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1",
-            "object_store_memory": _OBJECT_STORE_BYTES,
-        }  # fmt: skip
-        try:
-            ray.init(
-                address=address or "local", log_to_driver=False, logging_level=logging.CRITICAL,
-                **({} if address else here),
-            )  # fmt: skip
-        except (OSError, ValueError, RuntimeError) as error:
-            raise _no_answer(address, error) from error
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(_environment(_RAY_EVERYWHERE if address else _RAY_EVERYWHERE | _RAY_HERE))
+        ray: Any = import_module("ray")
+        if not ray.is_initialized():
+            before = _handlers()
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+            here: dict[str, Any] = {
+                "num_cpus": workers, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES,
+            }  # fmt: skip
+            if address is None:
+                # It was read when Ray was imported, which may have been before this block.
+                constants: Any = import_module("ray._private.ray_constants")
+                stack.callback(setattr, constants, "ENABLE_RAY_CLUSTER", constants.ENABLE_RAY_CLUSTER)
+                constants.ENABLE_RAY_CLUSTER = False
+            try:
+                ray.init(address=address or "local", **quiet, **({} if address else here))
+            except (OSError, ValueError, RuntimeError) as error:
+                raise _no_answer(address, error) from error
+            stack.callback(ray.shutdown)
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+            stack.enter_context(_outlived_by_nothing())
         yield lambda task, pending: _on_ray(ray, task, pending)
+
+
+_RAY_EVERYWHERE = {"RAY_USAGE_STATS_ENABLED": "0"}
+_RAY_HERE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Where Ray makes no cluster of several machines it binds to the loopback address, on Linux too."""
+
+
+@contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """Variables for this block; those that are set already stay as they are."""
+    mine = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
     finally:
-        if begun:
-            ray.shutdown()
+        for name in mine:
+            del os.environ[name]
+
+
+def _handlers() -> dict[int, Any]:
+    """How this process answers signals; Ray's own answer to SIGTERM is to end without a word."""
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+
+_GUARD = """
+import os, sys
+sys.stdin.read()  # ends when whoever holds the other end has ended
+for pid in sys.argv[1:]:
+    try:
+        os.kill(int(pid), 9)
+    except OSError:
+        pass
+"""
+
+
+@contextmanager
+def _outlived_by_nothing() -> Iterator[None]:
+    """End what Ray has started here when this process is killed: its agents would stay for a minute."""
+    pids = _descendants(os.getpid())
+    guard = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _GUARD, *map(str, pids)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.wait()
+        assert guard.stdin is not None
+        guard.stdin.close()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes that ``pid`` has started, and theirs; none where there is no /proc."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found[1:]
 
 
 def _on_ray(ray: Any, task: Task, pending: list[Positioned]) -> Iterator[Positioned]:

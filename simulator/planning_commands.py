@@ -41,6 +41,7 @@ def plan(
             "needs a scenario and --out DIR", source="plan", remedy="`dspark-sim plan --init scenario.yaml`"
         )
     from simulator.files import check_writable_directory
+    from simulator.interruption import noting
     from simulator.planner import Sweeping, write_tables
     from simulator.planner import plan as make_plan
     from simulator.report import check_library, write_figures, write_report
@@ -50,7 +51,8 @@ def plan(
     check_writable_directory(out)
     check_library()
     sweeping = Sweeping(out / "cells", workers, backend, address, progress=True)
-    result = make_plan(loaded, base=scenario.parent, sweeping=sweeping)
+    with noting(lambda: f"finished rate searches are kept in {out / 'cells'}: the same command resumes"):
+        result = make_plan(loaded, base=scenario.parent, sweeping=sweeping)
     write_tables(result, out)
     write_figures(result, out)
     write_report(result, out / "report.html")

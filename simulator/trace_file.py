@@ -112,7 +112,10 @@ def read(path: Path) -> AcceptanceTrace:
 
 def _read_table(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+        str(table.schema), table.column_names  # names are decoded only when they are asked for
+        return table
     except FileNotFoundError as error:
         raise BadInputError("no such file", source=str(path), remedy="check the path") from error
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:

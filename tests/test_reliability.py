@@ -211,6 +211,36 @@ def test_ignored_signals_stay_ignored_and_handlers_are_put_back() -> None:
             signal.signal(number, handler)
 
 
+@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+def test_a_local_ray_cluster_listens_to_this_machine_only_and_ends_with_its_parent(
+    name: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    psutil = pytest.importorskip("psutil", reason="needs the extra 'cluster'")
+    cells = tmp_path / "cells"
+    child = start(
+        "-m", "simulator", *FRONTIER, "--backend", "ray", "--cells", cells, "--out", tmp_path / "a.csv"
+    )
+    wait_for(lambda: len(finished(cells)) >= 1)
+    started = psutil.Process(child.pid).children(recursive=True)
+    addresses = {
+        each.laddr.ip
+        for process in started
+        for each in process.net_connections()
+        if each.status == psutil.CONN_LISTEN
+    }
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    ended = time.monotonic()
+    os.kill(child.pid, getattr(signal, name))
+    child.wait(60)
+    _, alive = psutil.wait_procs(started, timeout=60)
+    print(f"{name}: {len(started)} processes of Ray ended within {time.monotonic() - ended:.1f} s")
+    assert not alive
+    assert time.monotonic() - ended < 20  # agents alone stay for more than a minute
+    assert child.returncode == (-signal.SIGKILL if name == "SIGKILL" else 130)
+
+
 # --- disks that fill up -------------------------------------------------------------------------------------
 
 

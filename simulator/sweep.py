@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -68,9 +69,13 @@ def run_cells(
         pending = [(i, (plan.keys[i], cell)) for i, cell in enumerate(cells) if i not in found]
         if pending:
             plan.check_writable(sum(key is not None for _, (key, _) in pending))
-            bar = stack.enter_context(Progress(*_columns(), transient=True, disable=not progress))
+            # On standard error, and only where somebody looks: standard output may be the result.
+            screen = Console(stderr=True)
+            shows = progress and screen.is_terminal
+            bar = stack.enter_context(
+                Progress(*_columns(), console=screen, transient=True, disable=not shows)
+            )
             shown = bar.add_task(label, total=len(cells), completed=len(found))
-
             stack.enter_context(
                 noting(lambda: _kept(len(found), len(cells), directory), WorkerDiedError, UnwritableError)
             )

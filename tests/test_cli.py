@@ -356,7 +356,9 @@ def test_a_minus_writes_one_table_to_standard_output(
         (("regret", "--profile", FLASH, *regret), "belief"),
     ):
         assert run(*command, "--out", "-") == 0
-        table = pd.read_csv(StringIO(capfd.readouterr().out))
+        shown = capfd.readouterr().out
+        table = pd.read_csv(StringIO(shown))
+        assert shown.count("\n") == len(table) + 1
         assert column in table.columns
         assert len(table) > 0
     assert run("plan", "--init", "-") == 0

@@ -279,10 +279,11 @@ def parse_acceptance(spec: str | None) -> AcceptanceModel:
     """The acceptance model that a command line names; there is no default.
 
     ``qwen3-4b-chat`` or ``target/drafter/dataset``: a fitted model of the catalogue.
-    ``FILE.parquet``: a recorded trace.
+    ``FILE.parquet``: a recorded trace. ``FILE[@5]``: an engine's log, counters or benchmark result.
     ``conditional:0.9,0.88,0.85``: P(draft k accepted | drafts before it accepted).
     ``marginal:0.9,0.8,0.7``: P(draft k and all before it accepted).
     ``length:3.5@5``: mean accepted length, bonus included, at block size 5.
+    ``rate:0.34@7``: accepted over drafted tokens at block size 7: a mean accepted length of 1 + 7 * 0.34.
     ``0.6*qwen3-4b-chat+0.4*qwen3-4b-code``: shares of requests.
     """
     from simulator import acceptance_inputs  # it builds on this module

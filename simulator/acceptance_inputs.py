@@ -20,7 +20,6 @@ from simulator.acceptance import (
     constant_rows,
     derived_seed,
     draw_accepted,
-    load_trace,
     random_stream,
 )
 from simulator.errors import BadInputError
@@ -29,8 +28,12 @@ from simulator.provenance import Provenance
 
 _HOW_TO = (
     "pass a name that `dspark-sim list` shows (qwen3-4b-chat, qwen3-8b/dspark/gsm8k), a trace FILE.parquet, "
-    "conditional:0.9,0.88, marginal:0.9,0.8, length:3.5@5, or a mix 0.6*NAME+0.4*NAME"
+    "an engine's log FILE[@BLOCK], conditional:0.9,0.88, marginal:0.9,0.8, length:3.5@5, rate:0.34@7, or a "
+    "mix 0.6*NAME+0.4*NAME"
 )
+_FILE_SUFFIXES = (".parquet", ".log", ".json", ".jsonl", ".txt")
+"""Names that end so are files even where there is none: the error then says that the file is missing."""
+
 _GIVEN = Provenance(kind="synthetic", source="given by the user", date="undated")
 
 
@@ -112,6 +115,18 @@ def mean_length(accepted_length: float, gamma: int) -> Rates:
         return 1.0 + float(np.sum(rate ** np.arange(1, gamma + 1))) - accepted_length
 
     return Rates(name, (float(brentq(excess, 0.0, 1.0, xtol=1e-12)),) * gamma)
+
+
+def mean_rate(rate: float, gamma: int) -> Rates:
+    """One rate at every position such that a share ``rate`` of all drafted tokens is accepted.
+
+    It is the "draft acceptance rate" that engines print, accepted over drafted tokens, under which blocks of
+    ``gamma`` commit 1 + gamma * rate tokens: not P(a draft is accepted), which is higher.
+    """
+    name = f"rate:{rate:g}@{gamma}"
+    if not 0 <= rate <= 1:
+        raise _bad("must be within 0..1, accepted over drafted tokens", name, rate)
+    return replace(mean_length(1 + gamma * rate, gamma), name=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,20 +231,30 @@ def _parse_mix(text: str) -> Mix:
 
 
 def _parse_named(text: str) -> AcceptanceModel:
-    """A catalogue name or a parquet path, optionally cut to a smaller block by ``@GAMMA``."""
+    """A file or a catalogue name, optionally with ``@GAMMA``, a block size to cut it to."""
     name, at, size = text.rpartition("@")
-    if at and size.isdigit():
-        return _parse_named(name).truncated(int(size))
-    if text.endswith(".parquet") or Path(text).is_file():
-        return load_trace(text)
-    return fitted_model(text)
+    cut = int(size) if at and size.isdigit() and not Path(text).is_file() else None
+    name = text if cut is None else name
+    if Path(name).suffix in _FILE_SUFFIXES or Path(name).is_file():
+        from simulator.interop.acceptance_files import load_acceptance  # it builds on this module
+
+        return load_acceptance(name, cut)
+    return fitted_model(name) if cut is None else _parse_named(name).truncated(cut)
 
 
 def _parse_length(rest: str) -> Rates:
-    length, at, size = rest.partition("@")
+    return mean_length(*_number_at_block(rest, "length", "MEAN", "3.5@5"))
+
+
+def _parse_rate(rest: str) -> Rates:
+    return mean_rate(*_number_at_block(rest, "rate", "RATE", "0.34@7"))
+
+
+def _number_at_block(rest: str, kind: str, what: str, example: str) -> tuple[float, int]:
+    number, at, size = rest.partition("@")
     if not at or not size.strip().isdigit():
-        raise _bad("must read length:MEAN@GAMMA, for instance length:3.5@5", f"length:{rest}")
-    return mean_length(_number(length, f"length:{rest}"), int(size))
+        raise _bad(f"must read {kind}:{what}@GAMMA, for instance {kind}:{example}", f"{kind}:{rest}")
+    return _number(number, f"{kind}:{rest}"), int(size)
 
 
 def _numbers(rest: str) -> list[float]:
@@ -240,6 +265,7 @@ _PLAIN: dict[str, Callable[[str], Rates]] = {
     "conditional": lambda rest: conditional_rates(_numbers(rest)),
     "marginal": lambda rest: marginal_rates(_numbers(rest)),
     "length": _parse_length,
+    "rate": _parse_rate,
 }
 
 

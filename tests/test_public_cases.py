@@ -40,8 +40,7 @@ pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the folder of public
 
 PENDING: dict[str, str] = {
     **dict.fromkeys(("C14", "N04"), "one door; answers beyond what was measured"),
-    **dict.fromkeys(("C15", "L05", "L06", "L07"), "acceptance out of engines' files"),
-    **dict.fromkeys(("S02", "S03", "S05"), "tables as engines look them up; tables and dumps that mislead"),
+    **dict.fromkeys(("S02", "S03"), "tables as engines look them up; tables and dumps that mislead"),
     **dict.fromkeys(("S09", "S10", "S11"), "length by batch size; limits in words"),
 }
 """Rows whose mend has not landed, and what is missing: expected to fail, and to be taken out of here."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from simulator.acceptance_inputs import Rates, conditional_rates
 from simulator.errors import BadInputError
+from simulator.interop.forms import refuse_unreal
 from simulator.interop.records import Record, read_record
 from simulator.provenance import Provenance
 
@@ -132,9 +133,11 @@ def load_step_dump(path: Path | str) -> StepDump:
     """Read a saved ``/server_info`` answer, or one ``dspark_info_record`` out of it.
 
     All ranks are put together. Raises ``BadInputError`` for a dump without requests (the server must
-    record the component ``reqs``), ranks that differ in mode or block size, and impossible counts.
+    record the component ``reqs``), ranks that differ in mode or block size, impossible counts, simulated
+    acceptance (``simulate_acc_len``) and drafts in trees (``speculative_eagle_topk`` above 1).
     """
     top = read_record(Path(path))
+    refuse_unreal(top.values, top.source)
     dumps = [top] if "records" in top.values else _rank_dumps(top)
     mode, gamma = dumps[0].text("mode"), dumps[0].whole("gamma")
     if mode not in UNCENSORED_MODES + CENSORED_MODES:

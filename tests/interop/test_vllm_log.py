@@ -64,7 +64,7 @@ def test_the_short_form_without_counts(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (OTHER, "has no line with 'SpecDecoding metrics:'"),
-        (BUSY[:150], "line 1: has no acceptance length and per-position rates"),
+        (BUSY[:150], "line 1: SpecDecoding metrics: has no acceptance length and per-position rates"),
         (
             OTHER + BUSY.replace("3.49", "3.90"),
             "line 2: mean acceptance length: differs from one plus the sum",

@@ -173,7 +173,7 @@ def _llama_cpp_log(file: _File) -> Rates:
     if len({len(rates) for rates in positions}) > 1:
         raise file.error("differs between lines", name, remedy="keep lines of one draft length")
     drafts = [
-        int(line[1]) / sum(rates) if int(line[1]) and sum(rates) else int(line[2]) / len(rates)
+        int(line[1]) / sum(rates) if int(line[1]) > 0 and max(rates) > 0 else int(line[2]) / len(rates)
         for line, rates in zip(lines, positions, strict=True)
     ]
     vllm.refuse_shortened(generated, sum(drafts), len(positions[0]), file.source)

@@ -13,6 +13,9 @@ from simulator.cost import AdditiveCost, Floats
 from simulator.errors import BadInputError
 from simulator.files import read_json
 
+LARGEST = 2**53
+"""Integers beyond this are no counts: they would not even survive a conversion to float64."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -30,10 +33,7 @@ class Record:
 
     def whole(self, key: str) -> int:
         """An integer."""
-        value = self._value(key)
-        if type(value) is not int:
-            raise self.error(key, "must be an integer", value)
-        return value
+        return self._integer(key, self._value(key))
 
     def number(self, key: str) -> float:
         """A finite number."""
@@ -55,11 +55,7 @@ class Record:
 
     def wholes(self, key: str) -> list[int]:
         """A list of integers."""
-        items = self._items(key)
-        for index, item in enumerate(items):
-            if type(item) is not int:
-                raise self.error(f"{key}[{index}]", "must be an integer", item)
-        return [int(str(item)) for item in items]
+        return [self._integer(f"{key}[{index}]", item) for index, item in enumerate(self._items(key))]
 
     def numbers(self, key: str) -> list[float]:
         """A list of finite numbers."""
@@ -94,6 +90,13 @@ class Record:
         value = self._value(key)
         if not isinstance(value, list):
             raise self.error(key, "must be a list", value)
+        return value
+
+    def _integer(self, key: str, value: object) -> int:
+        if type(value) is not int:
+            raise self.error(key, "must be an integer", value)
+        if abs(value) > LARGEST:
+            raise self.error(key, f"must be at most {LARGEST}", remedy="export the file again")
         return value
 
     def _finite(self, key: str, value: object) -> float:

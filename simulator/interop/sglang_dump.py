@@ -22,6 +22,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.acceptance import MAX_GAMMA
 from simulator.acceptance_inputs import Rates, conditional_rates
 from simulator.errors import BadInputError
 from simulator.interop.forms import refuse_unreal
@@ -140,6 +141,8 @@ def load_step_dump(path: Path | str) -> StepDump:
     refuse_unreal(top.values, top.source)
     dumps = [top] if "records" in top.values else _rank_dumps(top)
     mode, gamma = dumps[0].text("mode"), dumps[0].whole("gamma")
+    if not 1 <= gamma <= MAX_GAMMA:
+        raise dumps[0].error("gamma", f"must be 1 to {MAX_GAMMA}", gamma, "export the file again")
     if mode not in UNCENSORED_MODES + CENSORED_MODES:
         raise dumps[0].error("mode", "is not known", mode, f"one of {UNCENSORED_MODES + CENSORED_MODES}")
     for dump in dumps:

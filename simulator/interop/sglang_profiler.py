@@ -108,7 +108,9 @@ def load_rounds(
     """
     rounds = [_round(line, record) for line, record in read_records(Path(path))]
     if not rounds:
-        raise BadInputError("has no rounds", source=str(path), remedy="run the profiler first")
+        raise BadInputError(
+            "has no rounds", source=str(path), field="rounds", remedy="run the profiler first"
+        )
     gamma = _block_size(rounds, str(path)) if gamma is None else gamma
     usable, rejected = [], []
     for each in rounds:
@@ -120,7 +122,10 @@ def load_rounds(
             rejected.append(RejectedRound(each.line, reason))
     if not usable:
         first = rejected[0]
-        raise BadInputError(f"has no steady round: line {first.line} {first.reason}", source=str(path))
+        raise BadInputError(
+            f"has no steady round: line {first.line} {first.reason}", source=str(path), field="rounds",
+            remedy="profile for longer, or lower the thresholds",
+        )  # fmt: skip
     return ProfilerRounds(gamma, tuple(usable), tuple(rejected))
 
 
@@ -154,8 +159,9 @@ def _block_size(rounds: list[Round], path: str) -> int:
         if each.fraction is None:
             return each.batch_tokens // each.requests - 1
     raise BadInputError(
-        "does not show the block size, as no round verifies everything", source=path, remedy="pass gamma"
-    )
+        "does not show the block size, as no round verifies everything",
+        source=path, field="frac", remedy="pass gamma",
+    )  # fmt: skip
 
 
 def _check_batch_tokens(each: Round, gamma: int, place: str) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression, nnls
 
 from simulator.acceptance import random_stream
+from simulator.believed_tables import table_warnings
 from simulator.cost import AdditiveCost, Beyond, Floats, Lookup, ThroughputCurve, axis, values
 from simulator.errors import BadInputError
 
@@ -50,6 +51,11 @@ class AdditiveFit:
     in_sample: RelativeError
     held_out: RelativeError
     folds: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes a scheduler that reads this cost decide badly, however well it fits the cells."""
+        return table_warnings(self.cost)
 
 
 def fit_additive(

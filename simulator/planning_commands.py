@@ -96,7 +96,7 @@ def regret(
     from simulator.deployment import deploy
     from simulator.files import beside, check_writable_file, is_standard_output, write_csv
     from simulator.lengths import parse_lengths
-    from simulator.regret import plot_regret
+    from simulator.regret import belief_warnings, plot_regret
     from simulator.regret import regret as measure_regret
     from simulator.schedulers import parse_policy
 
@@ -105,6 +105,8 @@ def regret(
     deployment = deploy(profile, acceptance or ())
     for note in deployment.notes:
         typer.echo(note, err=True)
+    for warning in belief_warnings(believed):
+        typer.echo(f"warning: {warning}", err=True)
     table = measure_regret(
         deployment, parse_policy(policy), believed, numbers(concurrency, int, "--concurrency"),
         seeds=seeds, lengths=parse_lengths(lengths), workers=workers,

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from simulator.believed_tables import table_warnings
 from simulator.cost import AdditiveCost, CostModel, Lookup, StepCost, ThroughputCurve
 from simulator.deployment import Deployment, Plan
 from simulator.errors import BadInputError, refuse_repeats
@@ -130,7 +131,7 @@ def probed(target: CostModel, probes: int, gamma: int, most_requests: int, looku
 
 
 def load_table(path: Path) -> CostModel:
-    """A cost table from any file this project reads: a profile, SGLang's, or TensorRT-LLM's."""
+    """A profile's, SGLang's or TensorRT-LLM's table as its engine looks it up, right or wrong."""
     from simulator.interop import sglang, tensorrt_llm
     from simulator.profiles import load_profile
 
@@ -139,12 +140,21 @@ def load_table(path: Path) -> CostModel:
     if "provenance" in keys:
         return load_profile(path).target_cost()
     if "token_counts" in keys:
-        return tensorrt_llm.load_table(path).cost
+        return tensorrt_llm.load_believed(path)
     if keys & {"sample_batch_tokens", "bias_seconds"}:
-        return sglang.load_table(path)
+        return sglang.load_believed(path)
     raise BadInputError(
-        "is no cost table", source=str(path), remedy="give a profile, an SGLang or a TensorRT-LLM table"
+        "is no cost table",
+        source=str(path),
+        field="believed",
+        remedy="give a profile, an SGLang or a TensorRT-LLM table",
     )
+
+
+def belief_warnings(beliefs: Sequence[str]) -> list[str]:
+    """What a reader should know of the tables among the beliefs; they are looked up as they are."""
+    files = [text for text in beliefs if text.endswith(".json")]
+    return [f"{text}: {warning}" for text in files for warning in table_warnings(load_table(Path(text)))]
 
 
 def plot_regret(table: pd.DataFrame, path: Path) -> None:

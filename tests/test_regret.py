@@ -9,7 +9,7 @@ import pytest
 from simulator.deployment import Deployment
 from simulator.errors import BadInputError
 from simulator.profiles import load_profile
-from simulator.regret import BELIEFS, believe, plot_regret, regret
+from simulator.regret import BELIEFS, belief_warnings, believe, plot_regret, regret
 from simulator.schedulers import parse_policy
 
 
@@ -42,6 +42,32 @@ def test_another_engines_table_is_believed(deployment: Deployment, tmp_path: Pat
     )
     plan = deployment.plan(parse_policy("dspark-async"))
     assert believe(str(path), plan, 10).step_time_s(1, 64) == pytest.approx(1 / 55)
+
+
+def test_a_table_that_falls_is_believed_as_the_engine_looks_it_up(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """One request, drafts of 1 to 6 rows. A rate ten times as high from 4 rows on must buy at least 4 rows in
+    every step; the true curve buys what it buys, and the loss is not a gain."""
+    path = tmp_path / "dip.json"
+    path.write_text(
+        '{"sample_batch_tokens":[1,2,4,6],"sample_steps_per_sec":[70.0,60.0,700.0,50.0],"max_batch_tokens":6}'
+    )
+    row = regret(deployment, parse_policy("dspark-async"), [str(path)], [1], seeds=2, steps=300).iloc[0]
+    assert row["verification_budget_mean"] == pytest.approx(5, abs=0.01)  # floor: 5 rows still look as fast
+    assert row["regret"] > 0
+    assert belief_warnings(["flat", str(path)]) == [
+        f"{path}: more work takes less time at 4 batch tokens (16.67 ms, then 1.429 ms): a scheduler jumps "
+        "over what lies between"
+    ]
+
+
+def test_a_flat_table_is_named_as_one_that_can_never_trim(tmp_path: Path) -> None:
+    path = tmp_path / "flat.json"
+    path.write_text('{"sample_batch_tokens":[8,64],"sample_steps_per_sec":[70.0,69.9],"max_batch_tokens":64}')
+    (warning,) = belief_warnings([str(path)])
+    assert "varies by 0.1%" in warning
+    assert "never trim" in warning
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from simulator.cost import AdditiveCost, Floats
+import numpy as np
+
+from simulator.believed_tables import NEVER_TRIMS, is_flat, row_spread
+from simulator.cost import AdditiveCost, Floats, ThroughputCurve
 from simulator.errors import BadInputError
 from simulator.files import read_json
 
@@ -157,6 +161,29 @@ def blaming(source: str) -> Iterator[None]:
         raise BadInputError(
             error.problem, source=source, field=error.field, value=error.value, remedy=error.remedy
         ) from error
+
+
+_Table = TypeVar("_Table", ThroughputCurve, AdditiveCost)
+
+
+def refuse_flat(cost: _Table, field: str) -> _Table:
+    """The cost, unless batch tokens hardly change it."""
+    if is_flat(cost):
+        raise BadInputError(
+            f"varies by {row_spread(cost):.1%} over all batch tokens: {NEVER_TRIMS}",
+            field=field, remedy="or pass allow_flat=True to see what it costs",
+        )  # fmt: skip
+    return cost
+
+
+def signed_values(points: list[float], name: str, like: Floats) -> Floats:
+    """One value per axis point; whether a negative one makes sense is for the cost model to say."""
+    if len(points) != len(like):
+        raise BadInputError(
+            f"needs {len(like)} values, one per axis point", field=name, value=len(points),
+            remedy="export the table again",
+        )  # fmt: skip
+    return np.array(points, dtype=np.float64)
 
 
 def whole_points(points: Floats, field: str) -> list[int]:

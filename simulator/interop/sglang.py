@@ -14,8 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from simulator.believed_tables import BelievedTable
 from simulator.calibration import TemperatureFit
-from simulator.cost import AdditiveCost, ThroughputCurve, axis, values
+from simulator.cost import AdditiveCost, Floats, ThroughputCurve, axis, values
 from simulator.errors import BadInputError
 from simulator.files import write_json
 from simulator.interop.records import (
@@ -24,24 +25,47 @@ from simulator.interop.records import (
     read_record,
     read_text,
     refuse_extra_terms,
+    refuse_flat,
+    signed_values,
     whole_points,
 )
 
 _ADDITIVE_MARK = '"bias_seconds"'
 
 
-def load_table(path: Path | str) -> ThroughputCurve | AdditiveCost:
+def load_table(path: Path | str, *, allow_flat: bool = False) -> ThroughputCurve | AdditiveCost:
     """Read a cost table of either kind, looked up as SGLang does.
 
     Raises ``BadInputError`` for what SGLang rejects (missing keys, ``8.0`` for an integer, NaN, probes
     that do not strictly increase, ``max_batch_tokens`` below the last probe), for a single probe, which
-    SGLang takes for a table not yet measured, and for points where more work takes less time.
+    SGLang takes for a table not yet measured, and for points where more work takes less time. A table whose
+    step times vary by less than 2% over batch tokens is refused unless ``allow_flat``: a scheduler that
+    reads it can never trim.
     """
-    path = Path(path)
-    is_additive = _ADDITIVE_MARK in read_text(path)
-    record = read_record(path)
-    with blaming(str(path)):
-        return _additive(record) if is_additive else _diagonal(record)
+    record, is_additive = _table_record(Path(path))
+    with blaming(record.source):
+        if is_additive:
+            cost = AdditiveCost(*_additive_parts(record), beyond="clamp")
+            return cost if allow_flat else refuse_flat(cost, "theta_seconds")
+        curve = ThroughputCurve(*_diagonal_parts(record), lookup="floor")
+        return curve if allow_flat else refuse_flat(curve, "sample_steps_per_sec")
+
+
+def load_believed(path: Path | str) -> BelievedTable:
+    """A table of either kind as SGLang's scheduler looks it up, also where more work takes less time.
+
+    It is for a scheduler to consult and not for a clock. Raises ``BadInputError`` for what SGLang rejects.
+    """
+    record, is_additive = _table_record(Path(path))
+    with blaming(record.source):
+        if is_additive:
+            return BelievedTable(*_additive_parts(record))
+        return BelievedTable.of_curve(*_diagonal_parts(record), lookup="floor")
+
+
+def _table_record(path: Path) -> tuple[Record, bool]:
+    """The table's fields, and whether SGLang takes it for an additive one."""
+    return read_record(path), _ADDITIVE_MARK in read_text(path)
 
 
 def save_table(
@@ -59,14 +83,15 @@ def save_table(
         write_json(Path(path), _diagonal_fields(cost, max_batch_tokens))
 
 
-def _diagonal(record: Record) -> ThroughputCurve:
+def _diagonal_parts(record: Record) -> tuple[Floats, Floats]:
+    """Batch tokens and steps per second."""
     tokens = axis(record.wholes("sample_batch_tokens"), "sample_batch_tokens")
     rates = values(record.numbers("sample_steps_per_sec"), "sample_steps_per_sec", like=tokens)
     largest = record.whole("max_batch_tokens")
     if largest < tokens[-1]:
         raise record.error("max_batch_tokens", f"must be at least the last probe, {tokens[-1]:g}", largest)
     _refuse_single_probe(len(tokens))
-    return ThroughputCurve(tokens, rates, lookup="floor")
+    return tokens, rates
 
 
 def _diagonal_fields(curve: ThroughputCurve, max_batch_tokens: int | None) -> dict[str, object]:
@@ -91,19 +116,19 @@ def _refuse_single_probe(probes: int) -> None:
         )
 
 
-def _additive(record: Record) -> AdditiveCost:
+def _additive_parts(record: Record) -> tuple[float, Floats, Floats, Floats, Floats]:
+    """Bias, requests and their part, batch tokens and theirs, in seconds."""
     requests = axis(record.wholes("bs_probes"), "bs_probes")
     tokens = axis(record.wholes("m_probes"), "m_probes")
     bias_s = record.number("bias_seconds")
     if bias_s <= 0:
         raise record.error("bias_seconds", "must be positive", bias_s)
-    return AdditiveCost(
+    return (
         bias_s,
         requests,
-        values(record.numbers("alpha_seconds"), "alpha_seconds", like=requests),
+        signed_values(record.numbers("alpha_seconds"), "alpha_seconds", requests),
         tokens,
-        values(record.numbers("theta_seconds"), "theta_seconds", like=tokens),
-        beyond="clamp",
+        signed_values(record.numbers("theta_seconds"), "theta_seconds", tokens),
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.believed_tables import FLAT, NEVER_TRIMS
 from simulator.cost import Lookup, ThroughputCurve
 from simulator.errors import BadInputError
 from simulator.interop.records import Record, read_records
@@ -98,13 +99,16 @@ def load_rounds(
     gamma: int | None = None,
     min_match_fraction: float = 0.9,
     min_steady_steps: int = 32,
+    allow_flat: bool = False,
 ) -> ProfilerRounds:
     """Read profiler rounds, check each against the rules of the format and set unsteady ones aside.
 
     ``gamma`` is the block size; rounds that verify everything imply it. Unsteady is a round that timed out
     before its target, had fewer than ``min_steady_steps`` steady steps, or ran less than
     ``min_match_fraction`` of them at the batch size it stands for (SGLang itself warns below 0.9).
-    Raises ``BadInputError`` for rounds that contradict themselves and when none is usable.
+    Raises ``BadInputError`` for rounds that contradict themselves, when none is usable and, unless
+    ``allow_flat``, where no round with fewer draft tokens is faster than one with more at equal requests:
+    the pinned budgets then were not honoured, or the batches were too small to tell.
     """
     rounds = [_round(line, record) for line, record in read_records(Path(path))]
     if not rounds:
@@ -126,6 +130,8 @@ def load_rounds(
             f"has no steady round: line {first.line} {first.reason}", source=str(path), field="rounds",
             remedy="profile for longer, or lower the thresholds",
         )  # fmt: skip
+    if not allow_flat:
+        _refuse_flat(usable, str(path))
     return ProfilerRounds(gamma, tuple(usable), tuple(rejected))
 
 
@@ -176,6 +182,23 @@ def _check_batch_tokens(each: Round, gamma: int, place: str) -> None:
             value=each.batch_tokens,
             remedy="pass the right gamma, or keep runs of different block sizes apart",
         )
+
+
+def _refuse_flat(rounds: list[Round], path: str) -> None:
+    """Refuse rounds in which draft tokens cost nothing, at any number of requests that has several sizes."""
+    times: dict[int, dict[int, list[float]]] = {}
+    for each in rounds:
+        times.setdefault(each.requests, {}).setdefault(each.batch_tokens, []).append(1 / each.steps_per_s)
+    spreads = []
+    for sizes in times.values():
+        medians = [float(np.median(repeats)) for repeats in sizes.values()]
+        if len(medians) > 1:
+            spreads.append(max(medians) / min(medians) - 1)
+    if spreads and max(spreads) < FLAT:
+        raise BadInputError(
+            f"changes the step time by at most {max(spreads):.1%} at equal requests: {NEVER_TRIMS}",
+            source=path, field="frac", remedy="or pass allow_flat=True to read them nevertheless",
+        )  # fmt: skip
 
 
 def _unsteady(each: Round, min_match_fraction: float, min_steady_steps: int) -> str | None:

@@ -11,9 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simulator.cost import AdditiveCost, axis, values
+from simulator.believed_tables import BelievedTable
+from simulator.cost import AdditiveCost, Floats, axis, values
 from simulator.files import write_json
-from simulator.interop.records import Record, blaming, read_record, refuse_extra_terms, whole_points
+from simulator.interop.records import (
+    Record,
+    blaming,
+    read_record,
+    refuse_extra_terms,
+    refuse_flat,
+    whole_points,
+)
 from simulator.interop.sglang import Calibration
 from simulator.interop.sglang import load_calibration as load_sglang_calibration
 
@@ -46,15 +54,25 @@ class EngineTable:
         )
 
 
-def load_table(path: Path | str) -> EngineTable:
+def load_table(path: Path | str, *, allow_flat: bool = False) -> EngineTable:
     """Read a cost table. Keys other than the table's and ``_meta`` are ignored, as the engine does.
 
     Raises ``BadInputError`` for axes that do not strictly increase, step times that are not positive and
-    finite, negative overheads, and points where more work takes less time.
+    finite, negative overheads, points where more work takes less time and, unless ``allow_flat``, step
+    times that vary by less than 2%, with which a scheduler can never trim.
     """
     record = read_record(Path(path))
     with blaming(record.source):
-        return EngineTable(_cost(record), _engine(record))
+        cost = AdditiveCost(*_parts(record), beyond="clamp")
+        return EngineTable(cost if allow_flat else refuse_flat(cost, "step_time_ms"), _engine(record))
+
+
+def load_believed(path: Path | str) -> BelievedTable:
+    """A table as the engine's scheduler looks it up, also where more work takes less time."""
+    record = read_record(Path(path))
+    with blaming(record.source):
+        _engine(record)
+        return BelievedTable(*_parts(record))
 
 
 def save_table(path: Path | str, cost: AdditiveCost, *, engine: Mapping[str, object] | None = None) -> None:
@@ -80,7 +98,8 @@ def load_calibration(path: Path | str) -> Calibration:
     return load_sglang_calibration(path, key="sts_temperatures" if is_own else "temperatures")
 
 
-def _cost(record: Record) -> AdditiveCost:
+def _parts(record: Record) -> tuple[float, Floats, Floats, Floats, Floats]:
+    """Bias, requests and their part, batch tokens and theirs, in seconds."""
     tokens = axis(record.numbers("token_counts"), "token_counts")
     step_ms = values(record.numbers("step_time_ms"), "step_time_ms", like=tokens)
     requests = axis(record.numbers("batch_sizes"), "batch_sizes")
@@ -90,14 +109,8 @@ def _cost(record: Record) -> AdditiveCost:
         raise record.error("step_time_ms", "must be positive", float(step_ms.min()))
     if fixed_ms < 0:
         raise record.error("fixed_overhead_ms", "must not be negative", fixed_ms)
-    return AdditiveCost(
-        (fixed_ms + step_ms[0]) * _MS,
-        requests,
-        overhead_ms * _MS,
-        tokens,
-        (step_ms - step_ms[0]) * _MS,
-        beyond="clamp",
-    )
+    bias_s = float(fixed_ms + step_ms[0]) * _MS
+    return bias_s, requests, overhead_ms * _MS, tokens, (step_ms - step_ms[0]) * _MS
 
 
 def _engine(record: Record) -> Mapping[str, object]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from simulator.errors import BadInputError
+from simulator.fit import fit_additive
 from simulator.interop.sglang_profiler import load_rounds
 
 GAMMA = 5
@@ -156,3 +157,25 @@ def test_a_larger_batch_that_steps_faster_is_refused_as_a_curve(write: Write) ->
     assert len(rounds.cells()) == 2
     with pytest.raises(BadInputError, match="monotone"):
         rounds.curve()
+
+
+def test_pinned_budgets_that_change_nothing_are_refused_unless_asked_for(write: Write) -> None:
+    """Full width whatever was pinned: 20 ms and 20.2 ms at 8 requests, 30 and 30.3 at 16; alpha moves."""
+    ignored = [round_of(8, 0.0200, frac=0.0), round_of(8, 0.0202)]
+    ignored += [round_of(16, 0.030, frac=0.5), round_of(16, 0.0303)]
+    path = write(*ignored)
+    with pytest.raises(BadInputError, match=r"rounds.jsonl: frac: changes .* at most 1.0% .*never trim"):
+        load_rounds(path)
+    rounds = load_rounds(path, allow_flat=True)
+    assert len(rounds.cells()) == 4
+    honoured = write(*ignored[:3], round_of(16, 0.040))
+    assert len(load_rounds(honoured).usable) == 4
+
+
+def test_a_fit_to_ignored_pins_says_that_it_can_never_trim(write: Write) -> None:
+    pins = [(size, frac) for size in (4, 8, 16) for frac in (0.0, 0.5, 1.0)]
+    path = write(*(round_of(size, 0.01 + size / 1000, frac=frac) for size, frac in pins))
+    cells = load_rounds(path, gamma=GAMMA, allow_flat=True).cells()
+    fit = fit_additive(cells, token_probes=[4, 24, 96], folds=3)
+    assert fit.in_sample.max < 0.01
+    assert any("never trim" in warning for warning in fit.warnings)

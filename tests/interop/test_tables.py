@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from simulator.believed_tables import table_warnings
 from simulator.calibration import SGLANG, TemperatureFit
 from simulator.cost import AdditiveCost, ThroughputCurve
 from simulator.errors import BadInputError
@@ -90,7 +91,7 @@ def additive_costs(draw: st.DrawFn) -> AdditiveCost:
 def test_diagonal_tables_read_back_bit_for_bit(tmp_path: Path, curve: ThroughputCurve, room: int) -> None:
     path = tmp_path / "table.json"
     sglang.save_table(path, curve, max_batch_tokens=int(curve.batch_tokens[-1]) + room)
-    loaded = sglang.load_table(path)
+    loaded = sglang.load_table(path, allow_flat=True)
     assert isinstance(loaded, ThroughputCurve)
     assert loaded.lookup == "floor"
     assert loaded.batch_tokens.tolist() == curve.batch_tokens.tolist()
@@ -104,7 +105,7 @@ def test_diagonal_tables_read_back_bit_for_bit(tmp_path: Path, curve: Throughput
 def test_additive_tables_read_back_bit_for_bit(tmp_path: Path, cost: AdditiveCost) -> None:
     path = tmp_path / "table.json"
     sglang.save_table(path, cost)
-    loaded = sglang.load_table(path)
+    loaded = sglang.load_table(path, allow_flat=True)
     assert isinstance(loaded, AdditiveCost)
     assert loaded.bias_s == cost.bias_s
     for part, expected in ((loaded.alpha, cost.alpha), (loaded.theta, cost.theta)):
@@ -124,6 +125,45 @@ def test_additive_lookup_is_linear_and_clamped(write: Write) -> None:
     assert table.step_time_s(1, 288) == pytest.approx(0.012 + 0.006)
     assert table.step_time_s(64, 512) == pytest.approx(0.012 + 0.006 + 0.011)
     assert table.step_time_s(1000, 10_000) == table.step_time_s(64, 512)
+
+
+def test_flat_tables_are_read_only_when_asked_for(write: Write) -> None:
+    """1% over all batch tokens; alpha may vary as it will, it is drafts that must cost something."""
+    flat = write({**DIAGONAL, "sample_steps_per_sec": [10.0, 9.95, 9.9]})
+    with pytest.raises(BadInputError, match=r"sample_steps_per_sec: varies by 1.0%.*never trim") as caught:
+        sglang.load_table(flat)
+    assert caught.value.source == str(flat)
+    assert sglang.load_table(flat, allow_flat=True).step_time_s(1, 8) == pytest.approx(0.1)
+    additive = write({**ADDITIVE, "theta_seconds": [0.0, 0.0, 0.0001]})
+    with pytest.raises(BadInputError, match=r"theta_seconds: varies by 0\.6%"):
+        sglang.load_table(additive)
+    with pytest.raises(BadInputError, match=r"step_time_ms: varies by 0\.1%"):  # 0.01 of 2.01 + 5 ms
+        tensorrt_llm.load_table(write({**TENSORRT, "step_time_ms": [2.0, 2.01, 2.01]}))
+
+
+def test_believed_tables_are_looked_up_as_the_engine_does_right_or_wrong(write: Write) -> None:
+    """A rate that rises from 60 to 80 and a negative alpha: floor there, linear and clamped here."""
+    falling = {
+        "sample_batch_tokens": [8, 32, 64], "sample_steps_per_sec": [100, 60, 80], "max_batch_tokens": 64,
+    }  # fmt: skip
+    with pytest.raises(BadInputError, match="rises from 60 to 80"):
+        sglang.load_table(write(falling))
+    table = sglang.load_believed(write(falling))
+    expected = [1 / 100, *([1 / 60] * 32), 1 / 80, 1 / 80]
+    assert table.step_time_s(3, range(31, 66)).tolist() == pytest.approx(expected)
+    assert [1 / table.step_time_s(3, size) for size in (1, 63, 64, 999)] == pytest.approx([100, 60, 80, 80])
+    assert "more work takes less time at 64 batch tokens (16.67 ms, then 12.5 ms)" in table_warnings(table)[0]
+    negative = {**ADDITIVE, "bs_probes": [1, 3], "alpha_seconds": [0.0, -0.002]}
+    with pytest.raises(BadInputError, match="alpha_s"):
+        sglang.load_table(write(negative))
+    # 12 ms, less half of 2 ms at two requests, and 1 ms at the second probe of batch tokens.
+    assert sglang.load_believed(write(negative)).step_time_s(2, 64) == pytest.approx(0.012 - 0.001 + 0.001)
+    with pytest.raises(BadInputError, match="positive time everywhere"):
+        sglang.load_believed(write({**negative, "alpha_seconds": [0.0, -0.02]}))
+    with pytest.raises(BadInputError, match="max_batch_tokens: must be at least the last probe, 64"):
+        sglang.load_believed(write({**falling, "max_batch_tokens": 63}))
+    dip = {**TENSORRT, "step_time_ms": [2.0, 4.0, 3.0]}
+    assert tensorrt_llm.load_believed(write(dip)).step_time_s(1, 192) == pytest.approx(0.0035 + 0.003)
 
 
 def test_unknown_keys_are_ignored(write: Write) -> None:
@@ -229,7 +269,7 @@ def test_tensorrt_tables_read_back_as_the_same_function(
 ) -> None:
     path = tmp_path / "table.json"
     tensorrt_llm.save_table(path, cost, engine={"tp": 8})
-    table = tensorrt_llm.load_table(path)
+    table = tensorrt_llm.load_table(path, allow_flat=True)
     expected = cost.step_time_s(requests, tokens)
     assert table.cost.step_time_s(requests, tokens) == pytest.approx(expected, rel=1e-9)
     assert table.engine == {"tp": 8}

@@ -9,7 +9,9 @@ unless a user makes them differ to see what a bad table costs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, Protocol, overload
 
 import numpy as np
@@ -335,19 +337,41 @@ class DraftCost:
         return block + self.block_size * float(self.sequential_time.span(requests, requests + 1)[0])
 
 
+@dataclass(frozen=True, slots=True)
+class LengthByRequests:
+    """Draft tokens per request by the number of requests in the batch: ``length[i]`` from ``first[i]`` on."""
+
+    first: tuple[int, ...]
+    length: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in pairwise(self.first))
+        if not self.first or len(self.first) != len(self.length) or self.first[0] != 1 or not rising:
+            raise BadInputError(
+                "must rise from 1, one length each", field="first", value=self.first, remedy="as in (1, 17)"
+            )
+        if min(self.length) < 0:
+            raise BadInputError("must not be negative", field="length", value=self.length, remedy="0 or more")
+
+    def __call__(self, requests: int) -> int:
+        """The length for a batch of at least one request."""
+        return self.length[bisect_right(self.first, requests) - 1]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StepCost(StepTime):
     """A whole engine step: the target's pass, the drafter's, and a fixed overhead per step.
 
     It is itself a ``CostModel``, so the clock and the scheduler both count drafting.
     ``draft`` is None when nothing is drafted, or when the target's curve was measured with drafting in it.
+    ``draft_tokens`` is what the drafter is asked for: None for its whole block. By batch size, 0 drafts none.
     jitter: equally likely multiples of the mean, by which single steps scatter on the clock; what the
     scheduler believes is the mean.
     """
 
     target: CostModel
     draft: DraftCost | None = None
-    draft_tokens: int | None = None
+    draft_tokens: int | LengthByRequests | None = None
     overhead_s: float = 0.0
     jitter: tuple[float, ...] = ()
 
@@ -358,7 +382,12 @@ class StepCost(StepTime):
         verify = self.target.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens)
         extra = self.overhead_s
         if self.draft is not None and requests:
-            extra += self.draft.time_s(requests, self.draft_tokens, context_tokens)
+            asked = self.draft_tokens
+            if isinstance(asked, LengthByRequests):
+                asked = asked(requests)
+                extra += self.draft.time_s(requests, asked, context_tokens) if asked else 0.0
+            else:
+                extra += self.draft.time_s(requests, asked, context_tokens)
         return verify + extra if extra else verify
 
     def outside(self, requests: int, batch_tokens: int) -> bool:

@@ -17,7 +17,7 @@ from simulator.acceptance import AcceptanceModel, Replay, parse_acceptance
 from simulator.cost import CostModel, StepCost
 from simulator.errors import BadInputError
 from simulator.profiles import Profile, load_profile
-from simulator.schedulers import Fixed, Policy, Scheduler
+from simulator.schedulers import BatchTable, Fixed, Policy, Scheduler
 from simulator.serving import EngineLimits, Prefill
 
 NO_DRAFT = Replay(np.zeros((1, 0), np.float32), np.zeros(1, np.uint8), np.array([0, 1], dtype=np.int64))
@@ -128,7 +128,9 @@ class Deployment:
         draft, jitter = profile.draft_cost(drafter), profile.jitter or ()
         if draft is None and not self.overhead_s and not jitter:
             return profile.target_cost()
-        return StepCost(profile.target_cost(), draft, policy.scheduler.draft_tokens, self.overhead_s, jitter)
+        scheduler = policy.scheduler
+        asked = scheduler.lengths if isinstance(scheduler, BatchTable) else scheduler.draft_tokens
+        return StepCost(profile.target_cost(), draft, asked, self.overhead_s, jitter)
 
 
 def deploy(
@@ -185,12 +187,13 @@ def parse_acceptances(specs: Sequence[str]) -> dict[str, AcceptanceModel]:
 
 def _check_scheduler(policy: Policy, model: AcceptanceModel | None) -> None:
     scheduler = policy.scheduler
-    if isinstance(scheduler, Fixed):
-        gamma = 0 if model is None else model.gamma
-        if scheduler.length > gamma:
+    if isinstance(scheduler, Fixed | BatchTable):
+        gamma, longest = 0 if model is None else model.gamma, scheduler.draft_tokens or 0
+        if longest > gamma:
+            most = f"fixed:{gamma}" if isinstance(scheduler, Fixed) else f"lengths of {gamma}"
             raise BadInputError(
-                f"verifies {scheduler.length} tokens but its drafter's block has {gamma}",
-                source="policy", value=policy.name, remedy=f"use at most fixed:{gamma}",
+                f"verifies {longest} tokens but its drafter's block has {gamma}",
+                source="policy", value=policy.name, remedy=f"use at most {most}",
             )  # fmt: skip
     elif model is None or not (model.has_confidence or scheduler.reads_outcome):
         raise BadInputError(

@@ -40,7 +40,6 @@ pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the folder of public
 
 PENDING: dict[str, str] = {
     **dict.fromkeys(("C14", "N04"), "one door; answers beyond what was measured"),
-    **dict.fromkeys(("S09", "S10", "S11"), "length by batch size; limits in words"),
 }
 """Rows whose mend has not landed, and what is missing: expected to fail, and to be taken out of here."""
 

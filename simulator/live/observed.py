@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from simulator.live.steps import Record
-from simulator.schedulers import Batch, Scheduler
+from simulator.schedulers import Batch, BatchTable, Scheduler
 from simulator.schedulers.search import admit, on_grid
 
 
@@ -50,6 +50,7 @@ class ObservedScheduler:
             lengths = admit(on_grid(survival), self.draft_budget)
         else:
             lengths = self.inner.schedule(survival, batch)
-            fixed = self.inner.draft_tokens
+            by_size = self.inner.lengths if isinstance(self.inner, BatchTable) and requests else None
+            fixed = self.inner.draft_tokens if by_size is None else by_size(requests)
             self.draft_budget = None if fixed is None else fixed * requests
         return lengths

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from simulator.errors import BadInputError
+from simulator.schedulers.batch_table import BatchTable
 from simulator.schedulers.policies import (
     Batch,
     DSpark,
@@ -19,6 +20,7 @@ from simulator.schedulers.policies import (
 
 __all__ = [
     "Batch",
+    "BatchTable",
     "DSpark",
     "DSparkAsync",
     "Fixed",
@@ -41,6 +43,7 @@ _HELP = {
     "dspark": "Algorithm 1: admit by survival while throughput strictly improves",
     "dspark-async[:LAG]": "budget by global search LAG (2) steps before, allocation by current survival",
     "tiered:N,N,...[:LAG]": "budget from captured sizes of N draft tokens a request (TensorRT-LLM)",
+    "batch-table:1-16=5,17-64=3,65-=1": "a length by how many requests decode, as vLLM takes it by hand",
     "oracle": "knows the outcome: in any one step no scheduler can do better",
 }
 
@@ -88,6 +91,8 @@ def _build(name: str, argument: str, text: str) -> Scheduler:
         return Threshold(_number(argument, float, text))
     if name == "dspark-async":
         return DSparkAsync(_number(argument, int, text)) if argument else DSparkAsync()
+    if name == "batch-table":
+        return BatchTable.parse(argument, text)
     if name == "tiered":
         sizes, _, lag = argument.partition(":")
         tiers = tuple(_number(size, int, text) for size in sizes.split(","))

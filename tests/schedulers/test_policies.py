@@ -17,10 +17,18 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from simulator.cost import AdditiveCost, CostModel, ThroughputCurve
+from simulator.cost import (
+    AdditiveCost,
+    CostModel,
+    DraftCost,
+    LengthByRequests,
+    StepCost,
+    ThroughputCurve,
+)
 from simulator.errors import BadInputError
 from simulator.schedulers import (
     Batch,
+    BatchTable,
     DSpark,
     DSparkAsync,
     Fixed,
@@ -96,6 +104,7 @@ def decisions(draw: st.DrawFn) -> tuple[NDArray[np.float32], Batch]:
 
 POLICIES = (
     Fixed(0), Fixed(1), Threshold(0.5), DSpark(), DSparkAsync(), DSparkAsync(0), Tiered((0, 1, 3)), Oracle(),
+    BatchTable(LengthByRequests((1, 2, 5), (1, 0, 1))),
 )  # fmt: skip
 
 
@@ -259,6 +268,31 @@ def test_tiers_that_no_block_holds_are_refused_with_the_block_size() -> None:
         Tiered((8, 9)).schedule(GOLDEN, Batch(golden_cost("linear")))
 
 
+def test_a_table_gives_every_request_the_length_of_its_batch_size() -> None:
+    """Inclusive ranges; a gap (65 to 127) and what lies beyond keep the length before, as in vLLM."""
+    scheduler = parse_policy("batch-table:1-16=5,17-64=3,128-256=0").scheduler
+    batch = Batch(golden_cost("linear"))
+    for requests, length in ((1, 5), (16, 5), (17, 3), (64, 3), (100, 3), (128, 0), (500, 0)):
+        survival = np.random.default_rng(requests).random((requests, 5))
+        assert scheduler.schedule(survival, batch).tolist() == [length] * requests
+    assert scheduler.draft_tokens == 5
+    with pytest.raises(BadInputError, match="longer than the block of 4 tokens"):
+        scheduler.schedule(np.ones((2, 4)), batch)
+
+
+def test_a_drafter_is_paid_for_what_the_table_asks_of_it() -> None:
+    """10 ms a step. An autoregressive drafter takes 1 ms a draft, a parallel one 2 ms a block, none at 0."""
+    lengths = LengthByRequests((1, 3, 5), (4, 1, 0))
+    flat = ThroughputCurve([1], [100.0])
+    one_by_one = StepCost(flat, DraftCost("autoregressive", 5, [1], [0.001]), lengths)
+    at_once = StepCost(flat, DraftCost("parallel", 5, [1], [0.002]), lengths)
+    sizes = (1, 2, 3, 4, 5, 9)
+    assert [one_by_one.step_time_s(n, n) for n in sizes] == pytest.approx(
+        [0.014] * 2 + [0.011] * 2 + [0.01] * 2
+    )
+    assert [at_once.step_time_s(n, n) for n in sizes] == pytest.approx([0.012] * 4 + [0.01] * 2)
+
+
 def test_tiered_takes_the_smaller_of_equal_tiers() -> None:
     """Nothing is ever accepted and tokens are free: every tier is worth the same."""
     flat = ThroughputCurve([1], [100.0])
@@ -355,6 +389,7 @@ def interval(tokens: list[int]) -> tuple[float, float]:
         Fixed(2),
         Threshold(0.5),
         Tiered((0, 2), lag=1),
+        BatchTable(LengthByRequests((1,), (2,))),
     ],
     ids=repr,
 )
@@ -399,6 +434,8 @@ def test_the_delayed_policies_do_speculate_in_that_simulation() -> None:
         ("dspark-async:0", DSparkAsync(0), None),
         ("tiered:1,3,7", Tiered((1, 3, 7)), None),
         ("tiered:1,3:1", Tiered((1, 3), 1), None),
+        ("batch-table:1-16=5,17-64=3,65-=1", BatchTable(LengthByRequests((1, 17, 65), (5, 3, 1))), None),
+        ("batch-table:1-4=2@eagle3", BatchTable(LengthByRequests((1,), (2,))), "eagle3"),
         ("oracle", Oracle(), None),
         (" fixed:5@eagle3 ", Fixed(5), "eagle3"),
         ("mtp1@other", Fixed(1), "other"),
@@ -428,6 +465,15 @@ def test_policies_as_written(text: str, scheduler: Scheduler, drafter: str | Non
         ("tiered:3,1", "tiers: must be increasing"),
         ("tiered:1,1", "tiers: must be increasing"),
         ("tiered", "needs a number"),
+        (
+            "batch-table",
+            "batch-table: needs ranges FIRST-LAST=LENGTH (got 'batch-table'); as in",
+        ),
+        ("batch-table:2-8=1", "must begin at 1 request"),
+        ("batch-table:1-8=2,8-9=1", "ranges must rise and not overlap, which 8-9=1 breaks"),
+        ("batch-table:1-8=2,9-7=1", "which 9-7=1 breaks"),
+        ("batch-table:1-=2,9-=1", "which 9-=1 breaks"),
+        ("batch-table:1-8=-1", "needs ranges"),
         ("tiered:1,3:0", "lag: must be at least 1 to be lossless"),
     ],
 )
@@ -445,4 +491,5 @@ def test_help_covers_every_form_and_every_form_parses() -> None:
         assert meaning
     assert {form.split(":")[0].split("[")[0] for form in policy_help()} == {
         "autoregressive", "mtp1", "fixed", "threshold", "dspark", "dspark-async", "tiered", "oracle",
+        "batch-table",
     }  # fmt: skip

@@ -58,7 +58,8 @@ AcceptanceOption = Annotated[
     typer.Option(
         "--acceptance",
         help="[DRAFTER=]MODEL, repeatable: a name from `dspark-sim list`, a trace FILE.parquet, "
-        "conditional:0.9,0.88, marginal:0.9,0.8, length:3.5@5, or a mix 0.6*A+0.4*B. "
+        "an engine's log FILE[@BLOCK] (docs/engine_files.md), conditional:0.9,0.88, marginal:0.9,0.8, "
+        "length:3.5@5, rate:0.34@7, or a mix 0.6*A+0.4*B. "
         "Default: what the profile carries.",
     ),
 ]

@@ -17,7 +17,8 @@ def print_listing() -> None:
     console.print(_policies())
     console.print(_acceptance())
     console.print(
-        "Also: a trace FILE.parquet, conditional:0.9,0.88, marginal:0.9,0.8, length:3.5@5, a mix "
+        "Also: a trace FILE.parquet, an engine's log FILE[@BLOCK], conditional:0.9,0.88, marginal:0.9,0.8, "
+        "length:3.5@5, rate:0.34@7, a mix "
         "0.6*NAME+0.4*NAME; qwen3-4b-chat is short for qwen3-4b/dspark/chat.",
         markup=False,
     )

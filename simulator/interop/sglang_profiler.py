@@ -62,6 +62,18 @@ class ProfilerRounds:
     usable: tuple[Round, ...]
     rejected: tuple[RejectedRound, ...]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the rounds hold that a curve does not: several ranks share a step and wait for the slowest."""
+        ranks = max(len(each.rank_step_time_s) for each in self.usable)
+        if ranks == 1:
+            return ()
+        worst = max(each.rank_imbalance for each in self.usable)
+        return (
+            f"{ranks} data-parallel ranks share a step that lasts as long as the slowest rank's (up to "
+            f"{worst:.2f} times the fastest's): the curve holds at such loads and not for uneven ranks",
+        )
+
     def points(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """(batch tokens, steps per second) of rounds that verify everything: the median over repeats."""
         rates: dict[int, list[float]] = {}

@@ -114,6 +114,13 @@ def test_imbalance_between_ranks_is_visible(write: Write) -> None:
     assert only.rank_imbalance == pytest.approx(1.5)
 
 
+def test_ranks_that_share_a_step_are_said(write: Write) -> None:
+    shared = write(round_of(8, 0.020, per_rank_median_step_time=[0.016, 0.024]))
+    assert "2 data-parallel ranks share a step" in load_rounds(shared).warnings[0]
+    assert "1.50 times" in load_rounds(shared).warnings[0]
+    assert load_rounds(write(round_of(8, 0.020, per_rank_median_step_time=[0.020]))).warnings == ()
+
+
 def test_a_file_without_sizes_per_rank_has_one_rank(write: Write) -> None:
     bare = round_of(8, 0.020, batch_size=8, per_rank_median_step_time=[0.020])
     del bare["batch_size_per_rank"]

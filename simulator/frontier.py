@@ -42,6 +42,17 @@ class Cell:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class MixCell:
+    """A policy with several classes of requests at one concurrency. plans: one per class, of one policy."""
+
+    plans: tuple[Plan, ...]
+    limits: EngineLimits
+    classes: tuple[TrafficClass, ...]
+    steps: int
+    seed: int
+
+
 def sweep_frontier(
     deployment: Deployment,
     policies: Sequence[Policy],
@@ -88,14 +99,19 @@ def steps_for(concurrency: int) -> int:
 
 def run_cell(cell: Cell) -> dict[str, object]:
     """Simulate one cell; the row names its policy, concurrency and seed."""
+    classes = (TrafficClass("default", cell.lengths),)
+    return run_mix(MixCell((cell.plan,), cell.limits, classes, cell.steps, cell.seed))
+
+
+def run_mix(cell: MixCell) -> dict[str, object]:
+    """Simulate a mix of classes in a closed loop: row as of ``run_cell``."""
     load = cell.limits.concurrency
-    traffic = SyntheticTraffic(ClosedLoop(), (TrafficClass("default", cell.lengths),))
     # More requests than slots by far, so that cycling through them shows no pattern.
-    workload = traffic.workload(cell.seed, requests=max(2048, 8 * load))
-    plan = cell.plan
+    workload = SyntheticTraffic(ClosedLoop(), cell.classes).workload(cell.seed, requests=max(2048, 8 * load))
+    plan = cell.plans[0]
     run = simulate(
         workload,
-        [plan.replay(cell.seed)],
+        [each.replay(cell.seed) for each in cell.plans],
         plan.scheduler,
         plan.cost,
         cell.limits,

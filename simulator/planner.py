@@ -24,14 +24,15 @@ from simulator.capacity import (
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.files import write_csv, write_json
 from simulator.fleet import Fleet, FleetRun, simulate_fleet
-from simulator.frontier import sweep_frontier
-from simulator.lengths import EmpiricalLengths, Lengths
+from simulator.frontier import MixCell, run_mix, steps_for
+from simulator.lengths import EmpiricalLengths
 from simulator.replay import replay_notes
 from simulator.scenario import Scenario, parse_percent
 from simulator.sensitivity import with_acceptance, with_cost
+from simulator.sizing import NO_SPEED, Sizing
 from simulator.sla import Sla, Term
 from simulator.sweep import Backend, run_cells
-from simulator.traffic import DiurnalArrivals, ReplayTraffic, SyntheticTraffic, Traffic
+from simulator.traffic import DiurnalArrivals, ReplayTraffic, SyntheticTraffic, Traffic, TrafficClass
 from simulator.workload import Workload
 
 DAY_S = 86400.0
@@ -62,8 +63,9 @@ class CapacityPlan:
     """The answer, as tables. Rates are requests per second; costs in the scenario's currency.
 
     plans: a row per policy. trials: every trial at a rate. sensitivity, growth, day, switches, cost: what
-    their columns say. frontier: closed loop, see ``frontier.sweep_frontier``. confirmation: the recommended
-    fleet simulated whole behind its router at the peak.
+    their columns say. frontier: the scenario's mix and limits in a closed loop, columns of
+    ``frontier.sweep_frontier`` and the plan's own cost. money: what turns a rate per replica into that cost.
+    confirmation: the recommended fleet simulated whole behind its router at the peak.
     """
 
     scenario: Scenario
@@ -76,6 +78,7 @@ class CapacityPlan:
     switches: pd.DataFrame
     cost: pd.DataFrame
     frontier: pd.DataFrame
+    money: Mapping[str, float]
     confirmation: Mapping[str, Any]
     assumptions: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
@@ -119,23 +122,27 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     traffic, sla = scenario.demand(base), scenario.parsed_sla()
     check_inputs(scenario, traffic, sla)
     demand = demand_profile(traffic)
-    sizing = _Sizing.of(scenario, traffic, demand)
+    sizing = Sizing.of(scenario, traffic, demand)
+    if sizing.pool is not None:
+        sizing.pool.check()
     servers = _servers(scenario, traffic, sla)
     precision = parse_percent(scenario.search.precision, "search.precision")
     found = sweep.run(find_rate, [Search(each, precision) for each in servers], "Sustainable rates")
     if not any(each["rate_per_s"] > 0 for each in found):
         raise InfeasibleError(_nearest_feasible(sla, found))
+    _check_fleet_size(scenario, sizing, found)
     variants = sweep.run(find_rate, _variants(servers, found, precision), "Sensitivity")
     best = max(each["rate_per_s"] for each in found)
     cells = [Trial(server, best * share) for server in servers for share in GRID]
     trials = sweep.run(try_rate, cells, "Rates")
-    plans = _plan_table(scenario, sizing, found)
+    peaks = sweep.run(try_rate, _at_peak(servers, found, sizing), "Peak")
+    plans = _plan_table(scenario, sizing, found, {each["policy"]: each for each in peaks})
     recommended = _recommend(plans)
-    everything = trials + [trial for each in found for trial in each["trials"]]
+    everything = trials + peaks + [trial for each in found for trial in each["trials"]]
     switches = _switches(trials, [s.policy for s in servers if s.policy != "oracle"])
     chosen = next(server for server in servers if server.policy == recommended)
     replicas = int(plans.loc[plans["policy"] == recommended, "replicas"].iloc[0])
-    confirmed, confirmation = _confirm(scenario, chosen, replicas, sizing.peak_per_s, sweep)
+    confirmed, confirmation = _confirm(scenario, chosen, replicas, sizing, sweep)
     return CapacityPlan(
         scenario=scenario,
         recommended=recommended,
@@ -146,7 +153,8 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
         day=_day(demand, sizing, plans, switches, replicas),
         switches=switches,
         cost=_cost_against_sla(sizing, sla, everything, [server.policy for server in servers]),
-        frontier=_frontier(scenario, traffic, sweep),
+        frontier=_frontier(scenario, traffic, sizing, sweep),
+        money=_money(sizing),
         confirmation=confirmation,
         assumptions=tuple(_assumptions(scenario, servers, traffic, sizing)),
         warnings=tuple(_warnings(scenario, servers, traffic, found, plans, confirmed)),
@@ -161,6 +169,7 @@ def write_tables(result: CapacityPlan, out: Path) -> None:
         "schema": 1,
         "scenario": result.scenario.model_dump(mode="json"),
         "recommended": result.recommended,
+        "money": _without_nan([dict(result.money)])[0],
         "plans": _without_nan(result.plans.to_dict(orient="records")),
         "confirmation": _without_nan([dict(result.confirmation)])[0],
         "warnings": list(result.warnings),
@@ -235,59 +244,40 @@ def demand_profile(traffic: Traffic) -> pd.DataFrame:
     return pd.DataFrame({"start_s": edges[:-1], "end_s": edges[1:], "rate_per_s": rates})
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizing:
-    """What turns a sustainable rate into replicas, hours and money."""
-
-    peak_per_s: float
-    headroom: float
-    gpus: int
-    gpu_hour: float
-    hours: float
-    output_tokens: float
-    profile: pd.DataFrame
-
-    @classmethod
-    def of(cls, scenario: Scenario, traffic: Traffic, demand: pd.DataFrame) -> _Sizing:
-        width_s = (demand["end_s"] - demand["start_s"]).to_numpy()
-        requests = float(demand["rate_per_s"].to_numpy() @ width_s)
-        sample = share_at_rate(traffic, 1.0, 20_000, scenario.search.seed).output_tokens
-        if isinstance(traffic, ReplayTraffic):
-            sample = traffic.workload(scenario.search.seed).output_tokens
-        return cls(
-            peak_per_s=float(demand["rate_per_s"].max()),
-            headroom=parse_percent(scenario.fleet.headroom, "fleet.headroom"),
-            gpus=scenario.replica_gpus(),
-            gpu_hour=scenario.price.gpu_hour,
-            hours=float(width_s.sum()) / 3600,
-            output_tokens=requests * float(sample.mean()),
-            profile=demand,
+def _check_fleet_size(scenario: Scenario, sizing: Sizing, found: Sequence[dict[str, Any]]) -> None:
+    """``InfeasibleError`` where every policy needs more replicas than the scenario allows."""
+    fewest, policy = min(
+        (sizing.replicas(each["rate_per_s"]), each["policy"]) for each in found if each["rate_per_s"] > 0
+    )
+    allowed = scenario.fleet.max_replicas
+    if fewest > allowed:
+        rate = next(each["rate_per_s"] for each in found if each["policy"] == policy)
+        raise InfeasibleError(
+            f"every policy needs more than the {allowed:,} replicas allowed; the fewest is {fewest:,} "
+            f"({policy}). The nearest feasible: fleet.max_replicas: {fewest}, or a peak of "
+            f"{allowed * rate / (1 + sizing.headroom):.4g} requests/s instead of {sizing.peak_per_s:.4g}"
         )
 
-    def replicas(self, rate_per_s: float, demanded_per_s: float | None = None) -> int:
-        """Replicas for a demanded rate (default: the peak) with headroom, when each sustains a rate."""
-        wanted = (self.peak_per_s if demanded_per_s is None else demanded_per_s) * (1 + self.headroom)
-        return max(1, math.ceil(wanted / rate_per_s - 1e-9))
 
-    def costs(self, rate_per_s: float) -> dict[str, float]:
-        """GPU hours and cost per million output tokens: the peak's fleet, and one that follows demand."""
-        width_h = (self.profile["end_s"] - self.profile["start_s"]).to_numpy() / 3600
-        following = [self.replicas(rate_per_s, demanded) for demanded in self.profile["rate_per_s"]]
-        fixed_h = self.replicas(rate_per_s) * self.gpus * self.hours
-        following_h = float(np.array(following) @ width_h) * self.gpus
-        millions = self.output_tokens / 1e6
-        return {
-            "gpu_hours": fixed_h,
-            "gpu_hours_following_demand": following_h,
-            "cost_per_million_output_tokens": fixed_h * self.gpu_hour / millions,
-            "cost_per_million_following_demand": following_h * self.gpu_hour / millions,
-        }
+def _at_peak(servers: Sequence[Server], found: Sequence[dict[str, Any]], sizing: Sizing) -> list[Trial]:
+    """One replica of each policy's planned fleet with its share of the peak: the load that will be run."""
+    return [
+        Trial(server, sizing.peak_per_s / sizing.replicas(each["rate_per_s"]))
+        for server, each in zip(servers, found, strict=True)
+        if each["rate_per_s"] > 0
+    ]
 
 
-def _plan_table(scenario: Scenario, sizing: _Sizing, found: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def _plan_table(
+    scenario: Scenario,
+    sizing: Sizing,
+    found: Sequence[dict[str, Any]],
+    peaks: Mapping[str, dict[str, Any]],
+) -> pd.DataFrame:
+    """A row per policy: its fleet, what that costs, and how it fares at the peak and at a replica's limit."""
     limits, rows = scenario.limits(), []
     for each in found:
-        rate, trial = each["rate_per_s"], each["at_rate"]
+        rate = each["rate_per_s"]
         row: dict[str, Any] = {
             "policy": each["policy"],
             "feasible": rate > 0,
@@ -295,36 +285,38 @@ def _plan_table(scenario: Scenario, sizing: _Sizing, found: Sequence[dict[str, A
             "fails_at_per_s": each["failing_rate_per_s"],
         }
         if rate > 0:
-            replicas = sizing.replicas(rate)
-            row |= {
-                "replicas": replicas,
-                "gpus": replicas * sizing.gpus,
-                **sizing.costs(rate),
-                "attainment": trial["attainment"],
-                "attainment_ci95": trial["attainment_ci95"],
-                "goodput_per_s": trial["goodput_per_s"],
-                "tps_mean": trial["metrics"]["tps_mean"],
-                "concurrency_mean": trial["metrics"]["concurrency_mean"],
-                "verification_budget_mean": trial["metrics"]["verification_budget_mean"],
-                "steps_outside_fraction": trial["steps_outside_fraction"],
-            }
+            peak, limit = peaks[each["policy"]], each["at_rate"]
+            row |= sizing.fleet(rate) | sizing.costs(rate)
+            row |= {"rate_at_peak_per_s": peak["rate_per_s"]}
+            row |= {f"{name}_at_peak": value for name, value in _fared(peak).items()}
+            row |= {f"{name}_at_limit": value for name, value in _fared(limit).items()}
+            row["steps_outside_fraction"] = limit["steps_outside_fraction"]
         rows.append(row | {"binding": binding(each, limits)})
-    table = pd.DataFrame(rows)
-    short = table[table["replicas"] > scenario.fleet.max_replicas] if "replicas" in table else table[:0]
-    if len(short) == table["feasible"].sum():
-        raise InfeasibleError(
-            f"every policy needs more than the {scenario.fleet.max_replicas:,} replicas allowed; "
-            f"the fewest is {int(table['replicas'].min()):,}"
-        )
-    return table
+    return pd.DataFrame(rows)
+
+
+def _fared(trial: dict[str, Any]) -> dict[str, Any]:
+    """What users get in a trial. attained: every term holds, means included. kept_share: of the requests,
+    those that kept every term that promises something to each, NaN where none does."""
+    metrics = trial["metrics"] or {}
+    per_request = any(not math.isnan(term["share"]) for term in trial["terms"].values())
+    row: dict[str, Any] = {
+        "attained": trial["met"],
+        "kept_share": trial["attainment"] if per_request else math.nan,
+        "kept_share_ci95": trial["attainment_ci95"] if per_request else math.nan,
+        "goodput_per_s": trial["goodput_per_s"],
+    }
+    names = ("tps_mean", "tps_p10", "concurrency_mean", "verification_budget_mean")
+    known = {} if trial["saturated"] else metrics
+    return row | {name: known.get(name, math.nan) for name in names}
 
 
 def _recommend(plans: pd.DataFrame) -> str:
-    """Fewest replicas; the faster on ties. The oracle cannot be deployed."""
+    """Fewest replicas; the faster at the peak on ties. The oracle cannot be deployed."""
     candidates = plans[plans["feasible"] & (plans["policy"] != "oracle")]
     if candidates.empty:
         raise InfeasibleError("only the oracle keeps this SLA, and it cannot be deployed")
-    ranked = candidates.sort_values(["replicas", "tps_mean"], ascending=[True, False], kind="stable")
+    ranked = candidates.sort_values(["replicas", "tps_mean_at_peak"], ascending=[True, False], kind="stable")
     return str(ranked["policy"].iloc[0])
 
 
@@ -332,7 +324,8 @@ def _recommend(plans: pd.DataFrame) -> str:
 
 
 def _servers(scenario: Scenario, traffic: Traffic, sla: Sla) -> list[Server]:
-    limits, seed = scenario.limits(), scenario.search.seed
+    # The prefill pool is sized by itself: here every prompt takes its time, and none waits for a worker.
+    limits, seed = replace(scenario.limits(), prefill_workers=None), scenario.search.seed
     requests = max(scenario.search.requests, REQUESTS_PER_SLOT * limits.concurrency)
     classes = share_at_rate(traffic, 1.0, requests, seed).classes
     sla.check_classes(classes)
@@ -408,41 +401,32 @@ def _trial_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _sensitivity(
-    sizing: _Sizing, found: Sequence[dict[str, Any]], variants: Sequence[dict[str, Any]]
+    sizing: Sizing, found: Sequence[dict[str, Any]], variants: Sequence[dict[str, Any]]
 ) -> pd.DataFrame:
     base = {each["policy"]: each["rate_per_s"] for each in found}
-    rows = []
-    for each in variants:
-        rate, before = each["rate_per_s"], base[each["policy"]]
-        rows.append(
-            {
-                "policy": each["policy"],
-                "variant": each["variant"],
-                "rate_per_replica_per_s": rate,
-                "change": rate / before - 1,
-                "replicas": sizing.replicas(rate) if rate > 0 else None,
-                "cost_per_million_output_tokens": (
-                    sizing.costs(rate)["cost_per_million_output_tokens"] if rate > 0 else None
-                ),
-            }
-        )
+    cases = [(each["policy"], each["variant"], each["rate_per_s"], sizing) for each in variants]
+    if sizing.pool is not None:  # prefill is a queue of its own: decoding does not change with its speed
+        faster = {f"prefill speed {change:+.0%}": 1 + change for change in (-0.1, 0.1)}
+        for name, factor in faster.items():
+            varied = sizing.with_prefill_speed(factor)
+            cases += [(policy, name, rate, varied) for policy, rate in base.items() if rate > 0]
+    rows: list[dict[str, Any]] = []
+    for policy, variant, rate, priced in cases:
+        row = {"policy": policy, "variant": variant, "rate_per_replica_per_s": rate}
+        row |= {"change": rate / base[policy] - 1, **priced.fleet(rate)}
+        rows.append(row | {"cost_per_million_output_tokens": priced.cost(rate)})
+    order = {policy: position for position, policy in enumerate(base)}
+    rows.sort(key=lambda row: order[row["policy"]])
     return pd.DataFrame(rows)
 
 
-def _growth(scenario: Scenario, sizing: _Sizing, plans: pd.DataFrame) -> pd.DataFrame:
-    """Replicas when traffic grows: the rate per replica does not change, the number of them does."""
-    rows = []
+def _growth(scenario: Scenario, sizing: Sizing, plans: pd.DataFrame) -> pd.DataFrame:
+    """The fleet when traffic grows: the rate per replica does not change, the number of them does."""
+    rows: list[dict[str, Any]] = []
     for each in plans[plans["feasible"]].to_dict(orient="records"):
         for growth in scenario.growth():
-            replicas = sizing.replicas(each["rate_per_replica_per_s"], sizing.peak_per_s * (1 + growth))
-            rows.append(
-                {
-                    "policy": each["policy"],
-                    "growth": growth,
-                    "replicas": replicas,
-                    "gpus": replicas * sizing.gpus,
-                }
-            )
+            fleet = sizing.fleet(each["rate_per_replica_per_s"], sizing.peak_per_s * (1 + growth))
+            rows.append({"policy": each["policy"], "growth": growth, **fleet})
     return pd.DataFrame(rows)
 
 
@@ -486,15 +470,17 @@ def _switches(trials: Sequence[dict[str, Any]], policies: Sequence[str]) -> pd.D
 
 
 def _day(
-    demand: pd.DataFrame, sizing: _Sizing, plans: pd.DataFrame, switches: pd.DataFrame, replicas: int
+    demand: pd.DataFrame, sizing: Sizing, plans: pd.DataFrame, switches: pd.DataFrame, replicas: int
 ) -> pd.DataFrame:
-    """Over the day: the rate on each replica of the planned fleet, the policy to run then, and the
-    replicas each policy would need then."""
+    """Over the day: the rate on each replica of the planned fleet, the policy to run then, prefill GPUs, and
+    each policy's decode replicas and GPUs of both kinds."""
     table = demand.assign(rate_per_replica_per_s=demand["rate_per_s"] / replicas)
     table["policy"] = [_policy_at(switches, rate) for rate in table["rate_per_replica_per_s"]]
     for each in plans[plans["feasible"]].to_dict(orient="records"):
-        needed = [sizing.replicas(each["rate_per_replica_per_s"], rate) for rate in demand["rate_per_s"]]
-        table[f"replicas {each['policy']}"] = needed
+        fleets = [sizing.fleet(each["rate_per_replica_per_s"], rate) for rate in demand["rate_per_s"]]
+        table["prefill_gpus"] = [fleet["prefill_gpus"] for fleet in fleets]
+        table[f"replicas {each['policy']}"] = [fleet["replicas"] for fleet in fleets]
+        table[f"gpus {each['policy']}"] = [fleet["gpus"] for fleet in fleets]
     return table
 
 
@@ -504,38 +490,71 @@ def _policy_at(switches: pd.DataFrame, rate: float) -> str:
 
 
 def _cost_against_sla(
-    sizing: _Sizing, sla: Sla, trials: Sequence[dict[str, Any]], policies: Sequence[str]
+    sizing: Sizing, sla: Sla, trials: Sequence[dict[str, Any]], policies: Sequence[str]
 ) -> pd.DataFrame:
     """Replicas and cost when the first term is tightened or relaxed, read off the trials made."""
-    rows, first = [], sla.terms[0]
+    rows: list[dict[str, Any]] = []
+    first = sla.terms[0]
     for bound in first.bound * np.linspace(0.5, 1.6, 45):
         varied = Sla((first.at(float(bound)), *sla.terms[1:]))
         for policy in policies:
             rate = interpolated_rate([t for t in trials if t["policy"] == policy], varied)
-            known = rate > 0
-            costs = sizing.costs(rate) if known else {}
-            rows.append(
-                {
-                    "term": first.key,
-                    "bound": float(bound),
-                    "policy": policy,
-                    "rate_per_replica_per_s": rate,
-                    "replicas": sizing.replicas(rate) if known else math.nan,
-                    "cost_per_million_output_tokens": costs.get("cost_per_million_output_tokens", math.nan),
-                }
-            )
+            row = {"term": first.key, "bound": float(bound), "policy": policy}
+            row |= {"rate_per_replica_per_s": rate, **sizing.fleet(rate, None, varied.terms)}
+            rows.append(row | {"cost_per_million_output_tokens": sizing.cost(rate, varied.terms)})
     return pd.DataFrame(rows)
 
 
-def _frontier(scenario: Scenario, traffic: Traffic, sweep: Sweeping) -> pd.DataFrame:
-    sample = share_at_rate(traffic, 1.0, 5000, scenario.search.seed)
-    lengths: Lengths = EmpiricalLengths(sample.prompt_tokens, sample.output_tokens)
-    loads = frontier_loads(scenario)
-    deployment = scenario.class_deployments(sample.classes)[0]
-    return sweep_frontier(
-        deployment, scenario.parsed_policies(), loads, seeds=1, lengths=lengths,
-        workers=sweep.workers, progress=sweep.progress,
+def _frontier(scenario: Scenario, traffic: Traffic, sizing: Sizing, sweep: Sweeping) -> pd.DataFrame:
+    """Every policy with the scenario's mix and limits in a closed loop, and the plan's cost there."""
+    classes = mix_of(traffic, scenario.search.seed)
+    deployments = scenario.class_deployments(tuple(each.name for each in classes))
+    limits, seed = scenario.limits(), scenario.search.seed
+    cells = [
+        MixCell(
+            tuple(each.plan(policy) for each in deployments),
+            replace(limits, concurrency=load), classes, steps_for(load), seed,
+        )
+        for policy in scenario.parsed_policies()
+        for load in frontier_loads(scenario)
+    ]  # fmt: skip
+    rows = run_cells(
+        run_mix, cells, workers=sweep.workers, progress=sweep.progress, label="Frontier",
+        backend=sweep.backend, address=sweep.address,
     )  # fmt: skip
+    table = pd.DataFrame(rows)
+    costs = [sizing.cost_at_throughput(each) for each in table["throughput_tok_per_s"]]
+    return table.assign(cost_per_million_output_tokens=costs)
+
+
+def mix_of(traffic: Traffic, seed: int) -> tuple[TrafficClass, ...]:
+    """The classes of a traffic with their lengths and shares; of a recording, those observed in it."""
+    if isinstance(traffic, SyntheticTraffic):
+        return traffic.classes
+    sample = traffic.workload(seed)
+    parts = [sample.class_index == index for index in range(len(sample.classes))]
+    return tuple(
+        TrafficClass(
+            name,
+            EmpiricalLengths(sample.prompt_tokens[mine], sample.output_tokens[mine]),
+            float(mine.mean()),
+        )
+        for name, mine in zip(sample.classes, parts, strict=True)
+        if mine.any()
+    )
+
+
+def _money(sizing: Sizing) -> dict[str, float]:
+    """What the report needs to price a throughput exactly as ``Sizing.cost_at_throughput`` does."""
+    fleet = sizing.fleet(1.0)
+    return {
+        "demanded_per_s": sizing.peak_per_s * (1 + sizing.headroom),
+        "decoded_per_request": max(sizing.tokens_per_request - 1, 1.0),
+        "gpus_per_replica": sizing.gpus,
+        "prefill_gpus": fleet["prefill_gpus"],
+        "gpu_hour": sizing.gpu_hour,
+        "hours_per_million_output_tokens": sizing.hours / (sizing.output_tokens / 1e6),
+    }
 
 
 def frontier_loads(scenario: Scenario) -> list[int]:
@@ -545,13 +564,19 @@ def frontier_loads(scenario: Scenario) -> list[int]:
 
 
 def _confirm(
-    scenario: Scenario, server: Server, replicas: int, peak_per_s: float, sweep: Sweeping
+    scenario: Scenario, server: Server, replicas: int, sizing: Sizing, sweep: Sweeping
 ) -> tuple[FleetRun, dict[str, Any]]:
-    """The recommended fleet at the peak behind its router, or a part of it with its share of the traffic."""
+    """The recommended fleet at the peak behind its router, or a part of it with its share of the traffic
+    and of the prefill pool, which these replicas then share."""
     count = min(replicas, CONFIRMED_REPLICAS)
-    rate = peak_per_s * count / replicas
+    rate = sizing.peak_per_s * count / replicas
     workload = share_at_rate(server.traffic, rate, server.requests * count, server.seed + 1)
-    fleet = Fleet(count, server.limits, scenario.fleet.router, prefix_cache_tokens=server.prefix_cache_tokens)
+    pool = sizing.prefill_workers() if sizing.pool is not None else math.nan
+    prefill = None if math.isnan(pool) else math.ceil(pool * count / replicas)
+    fleet = Fleet(
+        count, server.limits, scenario.fleet.router,
+        prefix_cache_tokens=server.prefix_cache_tokens, prefill_workers=prefill,
+    )  # fmt: skip
     run = simulate_fleet(
         workload,
         server.plans,
@@ -562,17 +587,19 @@ def _confirm(
         progress=sweep.progress,
     )
     judged = run.assessment
+    per_request = any(term.per_request for term in server.sla.terms)
     return run, {
         "policy": server.policy,
         "replicas_simulated": count,
         "replicas_planned": replicas,
+        "prefill_workers_simulated": prefill or 0,
         "router": scenario.fleet.router,
         "rate_per_s": rate,
         "requests": judged.requests,
-        "met": judged.met,
+        "attained": judged.met,
         "saturated": judged.saturated,
-        "attainment": judged.attainment,
-        "attainment_ci95": judged.attainment_ci95,
+        "kept_share": judged.attainment if per_request else math.nan,
+        "kept_share_ci95": judged.attainment_ci95 if per_request else math.nan,
         "prefix_hit_share": float(run.replicas["prefix_hit_share"].mean()),
         **{each.term.text: each.estimate for each in judged.terms},
     }
@@ -582,7 +609,7 @@ def _confirm(
 
 
 def _assumptions(
-    scenario: Scenario, servers: Sequence[Server], traffic: Traffic, sizing: _Sizing
+    scenario: Scenario, servers: Sequence[Server], traffic: Traffic, sizing: Sizing
 ) -> list[tuple[str, str]]:
     from simulator.profiles import load_profile
 
@@ -602,22 +629,30 @@ def _assumptions(
         facts.append(("Traffic", f"synthetic: {scenario.traffic.arrivals}"))
     for name, each in scenario.traffic.classes.items():
         facts.append((f"Lengths of class {name}", each.lengths))
-    prefill = {
-        "elsewhere": "elsewhere (disaggregated)",
-        "chunked": "in decode steps",
-        "whole": "between decode steps",
-    }
-    rate = limits.prefill_tokens_per_s
     capacity = "not limited" if limits.kv_tokens is None else f"{limits.kv_tokens:,} tokens"
     facts += [
         ("Replica", f"{sizing.gpus} GPU, at most {limits.concurrency} requests, KV cache {capacity}"),
-        ("Prefill", prefill[limits.prefill] + (f", {rate:,.0f} tokens/s per replica" if rate else "")),
+        ("Prefill", _prefill_line(scenario, sizing)),
         ("Peak demand", f"{sizing.peak_per_s:.4g} requests/s, headroom {sizing.headroom:.0%}"),
         ("Search", f"precision {scenario.search.precision}, {servers[0].requests:,} requests a trial, "
          f"seed {scenario.search.seed}"),
         ("Price", f"{sizing.gpu_hour:g} {scenario.price.currency} per GPU hour"),
     ]  # fmt: skip
     return facts
+
+
+def _prefill_line(scenario: Scenario, sizing: Sizing) -> str:
+    """Where prompts are prefilled, by how many workers of which speed, and who says so."""
+    if sizing.pool is None:
+        places = {"chunked": "in decode steps", "whole": "between decode steps"}
+        return places.get(scenario.limits().prefill, "elsewhere, at no stated speed")
+    pool, origin = sizing.pool, "the scenario" if scenario.replica.prefill_tokens_per_s else "the profile"
+    workers = int(sizing.prefill_workers())
+    busy = pool.utilisation(sizing.peak_per_s * (1 + sizing.headroom), workers)
+    return (
+        f"elsewhere: {workers:,} workers of {pool.gpus} GPU, {pool.tokens_per_s:,.0f} tokens/s each as "
+        f"{origin} says; busy {busy:.0%} of the time at the peak with its headroom"
+    )
 
 
 def _warnings(
@@ -647,7 +682,7 @@ def _warnings(
             )
     limits = scenario.limits()
     if limits.prefill == "elsewhere" and limits.prefill_tokens_per_s is None:
-        warnings.append("prefill runs elsewhere at no stated speed: time to first token leaves prefill out")
+        warnings.insert(0, NO_SPEED)
     if isinstance(traffic, ReplayTraffic):
         if traffic.report is not None and (traffic.report.malformed or traffic.report.assumed):
             warnings.append(traffic.report.summary())

@@ -58,11 +58,15 @@ def plan(
     write_report(result, out / "report.html")
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    columns = ["policy", "rate_per_replica_per_s", "replicas", "gpus", "gpu_hours",
-               "cost_per_million_output_tokens", "attainment", "binding"]  # fmt: skip
-    shown = result.plans.reindex(columns=columns)
-    typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
-    typer.echo(f"\nrecommended: {result.recommended}\nwrote {out / 'report.html'} and the tables beside it")
+    for columns in (
+        ["policy", "rate_per_replica_per_s", "replicas", "decode_gpus", "prefill_gpus", "gpus", "gpu_hours",
+         "cost_per_million_output_tokens"],
+        ["policy", "rate_at_peak_per_s", "attained_at_peak", "kept_share_at_peak", "tps_mean_at_peak",
+         "tps_p10_at_peak", "tps_mean_at_limit", "binding"],
+    ):  # fmt: skip
+        shown = result.plans.reindex(columns=columns)
+        typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-") + "\n")
+    typer.echo(f"recommended: {result.recommended}\nwrote {out / 'report.html'} and the tables beside it")
 
 
 def regret(

@@ -44,8 +44,7 @@ def page_data(result: CapacityPlan) -> dict[str, Any]:
         "sla_tps": speeds[0] if speeds else None,
         "recommended": result.recommended,
         "currency": scenario.price.currency,
-        "gpu_hour": scenario.price.gpu_hour,
-        "gpus": scenario.replica_gpus(),
+        "money": dict(result.money),
         "confirmation": dict(result.confirmation),
         "assumptions": [list(pair) for pair in result.assumptions],
         "warnings": list(result.warnings),
@@ -59,10 +58,12 @@ def write_figures(result: CapacityPlan, directory: Path) -> None:
     drawings = {
         "frontier": (result.frontier, "tps_mean", "throughput_tok_per_s", "tokens/s per user", "tokens/s"),
         "budget": (
-            result.frontier, "concurrency", "verification_budget_mean", "concurrent requests",
+            result.frontier, "concurrency_mean", "verification_budget_mean", "requests running at once",
             "tokens per request and step",
         ),
-        "attainment": (result.trials, "rate_per_s", "attainment", "requests/s per replica", "attainment"),
+        "attainment": (
+            result.trials, "rate_per_s", "attainment", "requests/s per replica", "share within their terms",
+        ),
         "cost": (
             result.cost, "bound", "cost_per_million_output_tokens", str(result.cost["term"].iloc[0]),
             f"{result.scenario.price.currency} per million output tokens",

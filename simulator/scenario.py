@@ -245,9 +245,12 @@ class Scenario(_Strict):
         if spec.classes and spec.lengths:
             raise self._error("traffic", "has lengths both in classes and for all; keep one")
         classes = spec.classes or {"default": ClassSpec(lengths=spec.lengths or "default")}
+        # By name: which requests are drawn must not depend on the order in which classes were written.
         return SyntheticTraffic(
             arrivals,
-            tuple(TrafficClass(name, parse_lengths(c.lengths), c.share) for name, c in classes.items()),
+            tuple(
+                TrafficClass(name, parse_lengths(c.lengths), c.share) for name, c in sorted(classes.items())
+            ),
         )
 
     def growth(self) -> tuple[float, ...]:

@@ -55,7 +55,7 @@ SMALL: dict[str, object] = {
     "policies": ["mtp1", "dspark-async"],
     "traffic": {"arrivals": "diurnal:90/s,peak=1.5", "lengths": "fixed:100/lognormal:120,cv=0.8,max=2000"},
     "sla": ["tps_p10>=75", "ttft_p95<=1s"],
-    "replica": {"concurrency": 100},
+    "replica": {"concurrency": 100, "prefill_tokens_per_s": 20_000},
     "search": {"precision": "5%", "requests": 400, "concurrency": [1, 20, 100]},
 }
 
@@ -336,14 +336,18 @@ def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
     peak = demand["rate_per_s"].max()
     assert peak == pytest.approx(135, rel=0.01)
     assert best["replicas"] == math.ceil(peak * 1.2 / best["rate_per_replica_per_s"])
-    assert best["gpu_hours"] == best["replicas"] * 24
+    # 135 * 1.2 prompts of 100 tokens a second keep one worker of 20,000 tokens/s busy for 81% of the time.
+    assert best["prefill_gpus"] == 1
+    assert best["gpus"] == best["decode_gpus"] + 1 == best["replicas"] + 1
+    assert best["gpu_hours"] == best["gpus"] * 24
     tokens = 90 * 86400 * share_at_rate(scenario().demand(), 1.0, 20_000, 0).output_tokens.mean()
     assert best["cost_per_million_output_tokens"] == pytest.approx(
         best["gpu_hours"] * 2 / tokens * 1e6, rel=0.01
     )
     assert best["cost_per_million_following_demand"] < best["cost_per_million_output_tokens"]
     assert result.recommended == "dspark-async"
-    assert result.confirmation["met"]
+    assert result.confirmation["attained"]
+    assert result.confirmation["prefill_workers_simulated"] == 1
 
     changes = result.sensitivity.pivot(index="policy", columns="variant", values="change")
     assert (changes["acceptance +10%"] > changes["acceptance -10%"]).all()
@@ -353,6 +357,13 @@ def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
     assert doubled[result.recommended] == math.ceil(2 * peak * 1.2 / best["rate_per_replica_per_s"])
     assert result.day["policy"].isin(["mtp1", "dspark-async"]).all()
     assert len(result.frontier) == 6
+    for table in (result.growth, result.sensitivity, result.cost.dropna()):
+        assert (table["gpus"] == table["replicas"] + table["prefill_gpus"]).all()
+        assert (table["prefill_gpus"] >= 1).all()
+    slower = result.sensitivity[result.sensitivity["variant"] == "prefill speed -10%"]
+    assert (slower["prefill_gpus"] == 1).all(), "81% / 0.9 is 90% of the time"
+    day = result.day
+    assert (day["gpus mtp1"] == day["replicas mtp1"] + day["prefill_gpus"]).all()
     costs = result.cost[result.cost["policy"] == "mtp1"].sort_values("bound")["replicas"].dropna()
     assert costs.is_monotonic_increasing
 
@@ -368,6 +379,114 @@ def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "plan.json").exists()
 
 
+def test_without_a_prefill_speed_no_cost_is_stated_only_what_is_missing() -> None:
+    result = plan(scenario(replica={"concurrency": 20}, policies=["mtp1"], search=QUICK))
+    row = result.plans.iloc[0]
+    assert row["decode_gpus"] == row["replicas"] >= 1
+    for table in (result.plans, result.sensitivity, result.cost, result.growth, result.frontier):
+        priced = [name for name in table if name in ("gpus", "gpu_hours") or name.startswith("cost_per")]
+        assert priced
+        assert table[priced].isna().all(axis=None)
+    assert result.day["gpus mtp1"].isna().all()
+    assert "no cost is stated" in result.warnings[0]
+    for remedy in ("replica.prefill_tokens_per_s", "profile", "chunked"):
+        assert remedy in result.warnings[0]
+
+
+def test_prefill_on_the_replicas_needs_no_pool() -> None:
+    result = plan(
+        scenario(replica={"concurrency": 20, "prefill": "chunked"}, policies=["mtp1"], search=QUICK)
+    )
+    row = result.plans.iloc[0]
+    assert row["prefill_gpus"] == 0
+    assert row["gpus"] == row["decode_gpus"] == row["replicas"]
+    assert row["cost_per_million_output_tokens"] > 0
+
+
+def test_long_prompts_are_paid_for() -> None:
+    """40/s of 12,000 tokens are 480,000 tokens/s, 576,000 with 20% headroom: 89 workers of 6,500 at least.
+
+    Decoding 300 tokens each takes two replicas; prefill is nearly all of the money.
+    """
+    long = scenario(
+        policies=["mtp1"],
+        traffic={"arrivals": "poisson:40/s", "lengths": "fixed:12000/300"},
+        sla=["tps_mean>=40", "ttft_p99<=4s"],
+        replica={"concurrency": 40, "prefill_tokens_per_s": 6500, "prefill_gpus": 2},
+        search={"requests": 400, "precision": "10%", "concurrency": [1]},
+    )
+    row = plan(long).plans.iloc[0]
+    assert 89 <= row["prefill_workers"] <= 96
+    assert row["prefill_gpus"] == 2 * row["prefill_workers"]
+    assert row["gpus"] == row["decode_gpus"] + row["prefill_gpus"]
+    expected = row["gpus"] * 2.0 / (40 * 300 * 3600 / 1e6)
+    assert row["cost_per_million_output_tokens"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_order_of_classes_in_the_file_changes_nothing() -> None:
+    classes = {
+        "long": {"lengths": "fixed:50/80", "share": 0.3, "acceptance": ["length:2@5"]},
+        "short": {"lengths": "fixed:50/20", "share": 0.7, "acceptance": ["length:4@5"]},
+    }
+    given: dict[str, object] = {"policies": ["fixed:5"], "replica": {"concurrency": 10}, "search": QUICK}
+    one, other = (
+        plan(scenario(traffic={"arrivals": "poisson:60/s", "classes": dict(items)}, **given))
+        for items in (classes.items(), reversed(list(classes.items())))
+    )
+    for name, table in one.tables().items():
+        assert table.equals(other.tables()[name]), name
+
+
+def test_the_frontier_has_the_mix_the_limits_and_the_money_of_the_plan() -> None:
+    """20 requests of 100 + 100 + 5 tokens fill the KV cache; the rest waits, and throughput stays."""
+    classes = {
+        "poor": {"lengths": "fixed:100/100", "acceptance": ["length:1.5@5"]},
+        "rich": {"lengths": "fixed:100/100", "acceptance": ["length:4.5@5"]},
+    }
+    limited = scenario(
+        policies=["fixed:5"],
+        traffic={"arrivals": "poisson:60/s", "classes": classes},
+        replica={"concurrency": 80, "kv_tokens": 20 * 205, "prefill_tokens_per_s": 20_000},
+        search=QUICK | {"precision": "50%", "concurrency": [5, 20, 40, 80]},
+    )
+    result = plan(limited)
+    frontier = result.frontier.set_index("concurrency")
+    assert frontier.loc[40, "concurrency_mean"] <= 20
+    assert frontier.loc[80, "throughput_tok_per_s"] == pytest.approx(
+        frontier.loc[20, "throughput_tok_per_s"], rel=0.05
+    )
+    # Half of the requests commit 1.5 tokens a step and take three times as many steps as the others:
+    # 100 decoded tokens take 66 and 22 steps, so a step commits 200 / 88.
+    assert frontier["accepted_length_mean"].to_numpy() == pytest.approx(
+        2 * 99 / (99 / 1.5 + 99 / 4.5), rel=0.1
+    )
+    replicas = np.ceil(60 * 1.2 / (frontier["throughput_tok_per_s"] / 99))
+    gpus = replicas + result.plans["prefill_gpus"].iloc[0]
+    cost = gpus * 2.0 / (60 * 100 * 3600 / 1e6)
+    assert frontier["cost_per_million_output_tokens"].to_numpy() == pytest.approx(cost.to_numpy(), rel=1e-6)
+
+
+def test_the_plan_shows_the_load_that_will_be_run_and_the_limit_beside_it() -> None:
+    """A mean is part of what is attained; where nothing is promised to each request no share is shown."""
+    result = plan(scenario(policies=["mtp1"], sla=["tps_mean>=80"], search=QUICK))
+    row = result.plans.iloc[0]
+    assert row["rate_at_peak_per_s"] == pytest.approx(135 / row["replicas"], rel=0.01)
+    assert row["rate_at_peak_per_s"] < row["rate_per_replica_per_s"]
+    assert row["tps_mean_at_peak"] > row["tps_mean_at_limit"] >= 80
+    assert row["tps_p10_at_peak"] < row["tps_mean_at_peak"]
+    assert row["attained_at_peak"]
+    assert row["attained_at_limit"]
+    assert np.isnan(row["kept_share_at_peak"])
+
+
+def test_a_first_token_that_no_pool_can_keep_is_infeasible_before_any_simulation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("simulator.planner.run_cells", None)
+    with pytest.raises(InfeasibleError, match=r"no prefill pool keeps ttft_p95<=1ms.*nearest.*ttft_p95<=5ms"):
+        plan(scenario(sla=["ttft_p95<=1ms"]))
+
+
 def test_infeasible_names_the_nearest_feasible_sla() -> None:
     with pytest.raises(InfeasibleError, match=r"nearest feasible SLA is tps_p10>=(\d+)") as caught:
         plan(scenario(sla=["tps_p10>=900"], policies=["mtp1"], replica={"concurrency": 20}, search=QUICK))
@@ -378,7 +497,8 @@ def test_infeasible_names_the_nearest_feasible_sla() -> None:
 
 
 def test_too_many_replicas_is_infeasible() -> None:
-    with pytest.raises(InfeasibleError, match="more than the 1 replicas allowed; the fewest is"):
+    message = r"more than the 1 replicas allowed; the fewest is (\d+) \(mtp1\).*nearest.*max_replicas: \1"
+    with pytest.raises(InfeasibleError, match=message):
         plan(
             scenario(
                 fleet={"max_replicas": 1}, policies=["mtp1"], search={"requests": 200, "precision": "20%"}

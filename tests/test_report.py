@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def result() -> CapacityPlan:
                     "classes": {"<b>chat</b>": {"lengths": "fixed:100/100"}},
                 },
                 "sla": ["tps_p10>=90"],
-                "replica": {"concurrency": 40},
+                "replica": {"concurrency": 40, "prefill_tokens_per_s": 10_000},
                 "price": {"gpu_hour": 2.0, "currency": "<i>$</i>"},
                 "search": {"precision": "20%", "requests": 200, "concurrency": [1, 10, 40]},
             }
@@ -100,12 +101,17 @@ def test_selecting_an_sla_changes_the_numbers(shown: Any, result: CapacityPlan) 
     assert float(line) == 120
     from simulator.comparison import lines
 
+    head = after.splitlines()[0].split("\t")
+    assert head[-1] == "<i>$</i> per M output tokens"
     for policy, each in lines(result.frontier).items():
         throughput, _, _ = each.at_sla(120)
-        row = next(row for row in after.splitlines() if row.startswith(policy))
+        row = next(row for row in after.splitlines() if row.startswith(policy)).split("\t")
         if throughput == throughput:  # not NaN: the policy reaches it
-            digits = row.split("\t")[1].removeprefix("≥ ").replace(",", "")
-            assert float(digits) == pytest.approx(throughput, rel=1e-3)
+            assert float(row[1].replace(",", "")) == pytest.approx(throughput, rel=1e-3)
+            # 60/s on average and 90 at the peak, 100 tokens each of which 99 are decoded; 20% headroom.
+            replicas = math.ceil(result.day["rate_per_s"].max() * 1.2 / (throughput / 99))
+            gpus = replicas + result.plans["prefill_gpus"].iloc[0]
+            assert float(row[4]) == pytest.approx(gpus * 2.0 / (60 * 100 * 3600 / 1e6), rel=5e-3)
         else:
             assert "cannot" in row
 

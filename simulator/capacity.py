@@ -143,8 +143,11 @@ def find_rate(search: Search) -> dict[str, Any]:
     first = _search(search.server, search.precision, search.guess_per_s)
     row = {"policy": search.server.policy, "variant": search.variant} | first
     low = float(first["rate_per_s"])
+    if low == 0 and search.replications > 1:
+        row["beyond"] = _worst_alone(search, float(first["failing_rate_per_s"]))
     if low == 0 or search.replications == 1:
-        return row | {"seed_rates": [low], "rate_low_per_s": math.nan, "rate_high_per_s": math.nan}
+        middle = math.sqrt(low * float(first["failing_rate_per_s"]))
+        return row | {"seed_rates": [middle], "rate_low_per_s": math.nan, "rate_high_per_s": math.nan}
     ceiling = capacity(search.server).ceiling_per_s
     others = [
         _search(search.server.replication(index), 1.5 * search.precision, low)
@@ -163,6 +166,18 @@ def find_rate(search: Search) -> dict[str, Any]:
         "at_rate": at_rate,
         "beyond": beyond,
     }
+
+
+def _worst_alone(search: Search, rate: float) -> dict[str, Any]:
+    """What requests get at a rate in the worst of the replications: that much may be promised."""
+    servers = [search.server.replication(index) for index in range(search.replications)]
+    requests = min(ALONE, search.server.requests)
+    rows = [_one_trial(each, rate, capacity(each), requests) for each in servers]
+    row = together(rows, search.server.sla)
+    for term in search.server.sla.terms:
+        estimates = [each["terms"][term.text]["estimate"] for each in rows]
+        row["terms"][term.text]["estimate"] = (min if term.comparison == ">=" else max)(estimates)
+    return row
 
 
 def _all_together(search: Search, rate: float) -> tuple[dict[str, Any], dict[str, Any]]:

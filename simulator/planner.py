@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.capacity import (
+    REPLICATIONS,
     Search,
     Server,
     Trial,
@@ -21,10 +22,12 @@ from simulator.capacity import (
     share_at_rate,
     try_rate,
 )
+from simulator.cost import Floats
 from simulator.errors import BadInputError, InfeasibleError
 from simulator.files import write_csv, write_json
 from simulator.fleet import Fleet, FleetRun, simulate_fleet
 from simulator.frontier import MixCell, run_mix, steps_for
+from simulator.leads import Recommendation, ahead, recommend
 from simulator.lengths import EmpiricalLengths
 from simulator.replay import replay_notes
 from simulator.scenario import Scenario, parse_percent
@@ -47,12 +50,12 @@ VARIANTS = {
 GRID = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.1, 1.25, 1.5)
 """Rates at which every policy is tried, as shares of the best policy's sustainable rate."""
 
+GRID_REPLICATIONS = 3
+"""Replications of each: enough to tell a lead in speed from chance, as speeds of a pair scatter little."""
+
 REQUESTS_PER_SLOT = 10
 """Least requests of a trial per request that may run at once. By Little's law a replica that is full turns
 its requests over ten times then, twice of them within warm-up: the system is seen full, not filling."""
-
-SWITCH_LEAD = 0.01
-"""Lead in speed below which switching policies is not called worthwhile: within the noise of a trial."""
 
 CONFIRMED_REPLICAS = 16
 """Largest fleet simulated to confirm a plan; a larger one is confirmed by a part of it with its share."""
@@ -70,6 +73,7 @@ class CapacityPlan:
 
     scenario: Scenario
     recommended: str
+    tied: tuple[str, ...]
     plans: pd.DataFrame
     trials: pd.DataFrame
     sensitivity: pd.DataFrame
@@ -127,25 +131,29 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
         sizing.pool.check()
     servers = _servers(scenario, traffic, sla)
     precision = parse_percent(scenario.search.precision, "search.precision")
-    found = sweep.run(find_rate, [Search(each, precision) for each in servers], "Sustainable rates")
+    searches = [Search(each, precision, replications=REPLICATIONS) for each in servers]
+    found = sweep.run(find_rate, searches, "Sustainable rates")
     if not any(each["rate_per_s"] > 0 for each in found):
         raise InfeasibleError(_nearest_feasible(sla, found))
     _check_fleet_size(scenario, sizing, found)
     variants = sweep.run(find_rate, _variants(servers, found, precision), "Sensitivity")
     best = max(each["rate_per_s"] for each in found)
-    cells = [Trial(server, best * share) for server in servers for share in GRID]
+    cells = [Trial(server, best * share, GRID_REPLICATIONS) for server in servers for share in GRID]
     trials = sweep.run(try_rate, cells, "Rates")
     peaks = sweep.run(try_rate, _at_peak(servers, found, sizing), "Peak")
     plans = _plan_table(scenario, sizing, found, {each["policy"]: each for each in peaks})
-    recommended = _recommend(plans)
+    best_policy = _recommend(plans, found, peaks)
+    recommended = best_policy.policy
+    plans["tied"] = plans["policy"].isin(best_policy.tied)
     everything = trials + peaks + [trial for each in found for trial in each["trials"]]
-    switches = _switches(trials, [s.policy for s in servers if s.policy != "oracle"])
+    switches = _switches(trials, [s.policy for s in servers if s.policy != "oracle"], recommended)
     chosen = next(server for server in servers if server.policy == recommended)
     replicas = int(plans.loc[plans["policy"] == recommended, "replicas"].iloc[0])
     confirmed, confirmation = _confirm(scenario, chosen, replicas, sizing, sweep)
     return CapacityPlan(
         scenario=scenario,
         recommended=recommended,
+        tied=best_policy.tied,
         plans=plans,
         trials=_trial_table(everything),
         sensitivity=_sensitivity(sizing, found, variants),
@@ -169,6 +177,7 @@ def write_tables(result: CapacityPlan, out: Path) -> None:
         "schema": 1,
         "scenario": result.scenario.model_dump(mode="json"),
         "recommended": result.recommended,
+        "tied": list(result.tied),
         "money": _without_nan([dict(result.money)])[0],
         "plans": _without_nan(result.plans.to_dict(orient="records")),
         "confirmation": _without_nan([dict(result.confirmation)])[0],
@@ -262,7 +271,7 @@ def _check_fleet_size(scenario: Scenario, sizing: Sizing, found: Sequence[dict[s
 def _at_peak(servers: Sequence[Server], found: Sequence[dict[str, Any]], sizing: Sizing) -> list[Trial]:
     """One replica of each policy's planned fleet with its share of the peak: the load that will be run."""
     return [
-        Trial(server, sizing.peak_per_s / sizing.replicas(each["rate_per_s"]))
+        Trial(server, sizing.peak_per_s / sizing.replicas(each["rate_per_s"]), REPLICATIONS)
         for server, each in zip(servers, found, strict=True)
         if each["rate_per_s"] > 0
     ]
@@ -286,13 +295,26 @@ def _plan_table(
         }
         if rate > 0:
             peak, limit = peaks[each["policy"]], each["at_rate"]
-            row |= sizing.fleet(rate) | sizing.costs(rate)
+            row |= sizing.fleet(rate) | sizing.costs(rate) | _ranges(sizing, each)
             row |= {"rate_at_peak_per_s": peak["rate_per_s"]}
             row |= {f"{name}_at_peak": value for name, value in _fared(peak).items()}
             row |= {f"{name}_at_limit": value for name, value in _fared(limit).items()}
             row["steps_outside_fraction"] = limit["steps_outside_fraction"]
         rows.append(row | {"binding": binding(each, limits)})
     return pd.DataFrame(rows)
+
+
+def _ranges(sizing: Sizing, found: dict[str, Any]) -> dict[str, float]:
+    """What the 95% interval of the rate per replica means for replicas and money: fewest with the highest."""
+    low, high = found["rate_low_per_s"], found["rate_high_per_s"]
+    return {
+        "rate_low_per_s": low,
+        "rate_high_per_s": high,
+        "replicas_low": sizing.fleet(high)["replicas"],
+        "replicas_high": sizing.fleet(low)["replicas"],
+        "cost_per_million_output_tokens_low": sizing.cost(high),
+        "cost_per_million_output_tokens_high": sizing.cost(low),
+    }
 
 
 def _fared(trial: dict[str, Any]) -> dict[str, Any]:
@@ -311,13 +333,27 @@ def _fared(trial: dict[str, Any]) -> dict[str, Any]:
     return row | {name: known.get(name, math.nan) for name in names}
 
 
-def _recommend(plans: pd.DataFrame) -> str:
-    """Fewest replicas; the faster at the peak on ties. The oracle cannot be deployed."""
+def _recommend(
+    plans: pd.DataFrame, found: Sequence[dict[str, Any]], peaks: Sequence[dict[str, Any]]
+) -> Recommendation:
+    """By ``leads.recommend``. The oracle cannot be deployed."""
     candidates = plans[plans["feasible"] & (plans["policy"] != "oracle")]
     if candidates.empty:
         raise InfeasibleError("only the oracle keeps this SLA, and it cannot be deployed")
-    ranked = candidates.sort_values(["replicas", "tps_mean_at_peak"], ascending=[True, False], kind="stable")
-    return str(ranked["policy"].iloc[0])
+    rates = {each["policy"]: each["seed_rates"] for each in found}
+    speeds = {each["policy"]: each["seed_tps"] for each in peaks}
+    # Without a prefill speed the prefill GPUs are not known; they are the same for every policy.
+    return recommend(
+        [
+            {
+                "policy": each["policy"],
+                "gpus": each["decode_gpus"],
+                "seed_rates": rates[each["policy"]],
+                "seed_tps": speeds[each["policy"]],
+            }
+            for each in candidates.to_dict(orient="records")
+        ]
+    )
 
 
 # --- searches -----------------------------------------------------------------------------------------------
@@ -388,7 +424,7 @@ def _rounded_inwards(term: Term, estimate: float) -> float:
 def _trial_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for trial in trials:
-        row = {key: trial[key] for key in trial if key not in ("terms", "metrics")}
+        row = {key: trial[key] for key in trial if key not in ("terms", "metrics", "seed_tps")}
         row |= {f"term {name}": term["estimate"] for name, term in trial["terms"].items()}
         saturated, metrics = trial["saturated"], trial["metrics"] or {}
         row |= {
@@ -404,7 +440,12 @@ def _sensitivity(
     sizing: Sizing, found: Sequence[dict[str, Any]], variants: Sequence[dict[str, Any]]
 ) -> pd.DataFrame:
     base = {each["policy"]: each["rate_per_s"] for each in found}
-    cases = [(each["policy"], each["variant"], each["rate_per_s"], sizing) for each in variants]
+    first = {each["policy"]: each["seed_rates"][0] for each in found}
+    # A variant is searched on the first replication alone, so its change is against that one.
+    changed = [(each, each["seed_rates"][0] / first[each["policy"]]) for each in variants]
+    cases = [
+        (each["policy"], each["variant"], base[each["policy"]] * ratio, sizing) for each, ratio in changed
+    ]
     if sizing.pool is not None:  # prefill is a queue of its own: decoding does not change with its speed
         faster = {f"prefill speed {change:+.0%}": 1 + change for change in (-0.1, 0.1)}
         for name, factor in faster.items():
@@ -430,43 +471,55 @@ def _growth(scenario: Scenario, sizing: Sizing, plans: pd.DataFrame) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def _switches(trials: Sequence[dict[str, Any]], policies: Sequence[str]) -> pd.DataFrame:
-    """Which policy serves users fastest at which rate per replica, among those that keep the SLA there.
+def _switches(trials: Sequence[dict[str, Any]], policies: Sequence[str], recommended: str) -> pd.DataFrame:
+    """Which policy to run at which rate per replica, among those that keep the SLA there.
 
-    Speed (mean TPS) is interpolated linearly between trials. A policy keeps its band until another leads
-    by ``SWITCH_LEAD``. margin: its smallest lead over the next policy in the band (slightly negative
-    where that one is ahead by less than a switch is worth), NaN where no other keeps the SLA.
+    The recommended one, unless another serves users faster for sure and by ``SWITCH_LEAD``
+    (``leads.ahead``); that one then keeps its band until it is overtaken in the same way. Speeds (mean TPS)
+    are interpolated linearly between trials, replication by replication. margin: its smallest lead over the
+    next policy in the band, negative where that one is ahead by less than a switch is worth; NaN where no
+    other keeps the SLA.
     """
     top = max((t["rate_per_s"] for t in trials if t["met"]), default=0.0)
     rates = np.linspace(min(t["rate_per_s"] for t in trials), top, 400)
-    speed = np.full((len(policies), rates.size), np.nan)
-    for row, policy in enumerate(policies):
-        mine = sorted(
-            (t for t in trials if t["policy"] == policy and t["met"]), key=lambda t: float(t["rate_per_s"])
-        )
-        if mine:
-            at, tps = (
-                np.array(v)
-                for v in zip(*((t["rate_per_s"], t["metrics"]["tps_mean"]) for t in mine), strict=True)
-            )
-            speed[row] = np.interp(rates, at, tps, left=tps[0], right=np.nan)
+    speed = {policy: _speeds_at(rates, trials, policy) for policy in policies}
     bands: list[dict[str, Any]] = []
     for column, rate in enumerate(rates):
-        order = np.argsort(-np.nan_to_num(speed[:, column], nan=-np.inf), kind="stable")
-        if np.isnan(speed[order[0], column]):
+        here = {
+            policy: values[column] for policy, values in speed.items() if not np.isnan(values[column]).all()
+        }
+        if not here:
             continue
-        fastest = speed[order[0], column]
-        if bands and speed[policies.index(bands[-1]["policy"]), column] * (1 + SWITCH_LEAD) >= fastest:
-            order = np.array([policies.index(bands[-1]["policy"]), *order])  # not worth a switch
-        others = [row for row in order if row != order[0]]
-        second = speed[others[0], column] if others else np.nan
-        here = {"policy": policies[order[0]], "margin": float(speed[order[0], column] / second - 1)}
-        if bands and bands[-1]["policy"] == here["policy"]:
+        running = next((p for p in ([bands[-1]["policy"]] if bands else []) + [recommended] if p in here), "")
+        policy = _to_run(here, running)
+        others = [float(np.nanmean(values)) for name, values in here.items() if name != policy]
+        margin = float(np.nanmean(here[policy])) / max(others) - 1 if others else math.nan
+        if bands and bands[-1]["policy"] == policy:
             bands[-1]["to_per_s"] = float(rate)
-            bands[-1]["margin"] = float(np.fmin(bands[-1]["margin"], here["margin"]))
+            bands[-1]["margin"] = float(np.fmin(bands[-1]["margin"], margin))
         else:
-            bands.append({"from_per_s": float(rate), "to_per_s": float(rate)} | here)
+            bands.append(
+                {"from_per_s": float(rate), "to_per_s": float(rate), "policy": policy, "margin": margin}
+            )
     return pd.DataFrame(bands, columns=["from_per_s", "to_per_s", "policy", "margin"])
+
+
+def _to_run(speeds: Mapping[str, Floats], running: str) -> str:
+    """The policy that runs, or the fastest of those that are ahead of it."""
+    better = [name for name in speeds if not running or ahead(speeds[name], speeds[running])]
+    return max(better, key=lambda name: float(np.nanmean(speeds[name])), default=running)
+
+
+def _speeds_at(rates: Floats, trials: Sequence[dict[str, Any]], policy: str) -> Floats:
+    """Mean speed of every replication at each rate, [rates, replications]; NaN above the last that held."""
+    mine = [t for t in trials if t["policy"] == policy and t["met"]]
+    if not mine:
+        return np.full((rates.size, 1), np.nan)
+    mine.sort(key=lambda t: float(t["rate_per_s"]))
+    at, speeds = np.array([t["rate_per_s"] for t in mine]), np.array([t["seed_tps"] for t in mine])
+    return np.stack(
+        [np.interp(rates, at, column, left=column[0], right=np.nan) for column in speeds.T], axis=1
+    )
 
 
 def _day(

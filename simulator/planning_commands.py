@@ -42,6 +42,7 @@ def plan(
         )
     from simulator.files import check_writable_directory
     from simulator.interruption import noting
+    from simulator.leads import Recommendation
     from simulator.planner import Sweeping, write_tables
     from simulator.planner import plan as make_plan
     from simulator.report import check_library, write_figures, write_report
@@ -59,14 +60,16 @@ def plan(
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     for columns in (
-        ["policy", "rate_per_replica_per_s", "replicas", "decode_gpus", "prefill_gpus", "gpus", "gpu_hours",
+        ["policy", "rate_per_replica_per_s", "rate_low_per_s", "rate_high_per_s", "replicas", "replicas_low",
+         "replicas_high", "decode_gpus", "prefill_gpus", "gpus", "gpu_hours",
          "cost_per_million_output_tokens"],
         ["policy", "rate_at_peak_per_s", "attained_at_peak", "kept_share_at_peak", "tps_mean_at_peak",
          "tps_p10_at_peak", "tps_mean_at_limit", "binding"],
     ):  # fmt: skip
         shown = result.plans.reindex(columns=columns)
         typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-") + "\n")
-    typer.echo(f"recommended: {result.recommended}\nwrote {out / 'report.html'} and the tables beside it")
+    chosen = Recommendation(result.recommended, result.tied)
+    typer.echo(f"recommended: {chosen}\nwrote {out / 'report.html'} and the tables beside it")
 
 
 def regret(

@@ -17,7 +17,7 @@ from simulator.fleet import Fleet, FleetRun, simulate_fleet
 from simulator.metrics import steps_frame
 from simulator.serving import WAITS, EngineLimits
 from simulator.simulation import run_engine
-from simulator.sla import MATERIAL_GROWTH, Assessment, Sla, Term, saturated_assessment
+from simulator.sla import MATERIAL_GROWTH, Assessment, Sla, Term, saturated_assessment, unseen
 from simulator.statistics import BATCHES, mean_interval, rate_interval
 from simulator.sweep import content_hash
 from simulator.traffic import (
@@ -29,6 +29,9 @@ from simulator.traffic import (
     Traffic,
 )
 from simulator.workload import Workload
+
+MUCH_WAITING = 0.1
+"""Share of a request's time of decoding above which its waiting is worth naming."""
 
 LIGHTEST = 0.02
 """Share of the capacity below which no rate is tried: requests are then served alone."""
@@ -75,11 +78,15 @@ def replication_seed(seed: int, index: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A server at one rate, in so many independent replications: a cell of a sweep."""
+    """A server at one rate, in so many independent replications: a cell of a sweep.
+
+    requests: of each replication, by default the server's.
+    """
 
     server: Server
     rate_per_s: float
     replications: int = 1
+    requests: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +116,12 @@ def try_rate(trial: Trial) -> dict[str, Any]:
     queue with its interval. Of several replications: the means, and t intervals over the replications.
     """
     servers = [trial.server.replication(index) for index in range(trial.replications)]
-    return together(
-        [_one_trial(each, trial.rate_per_s, capacity(each)) for each in servers], trial.server.sla
-    )
+    if len(servers) == 1:
+        return _one_trial(trial.server, trial.rate_per_s, capacity(trial.server), trial.requests)
+    # Each replication draws its own lengths; what all of them carry on average is the bound.
+    most = float(np.mean([capacity(each).ceiling_per_s for each in servers]))
+    rows = [_one_trial(each, trial.rate_per_s, UNBOUNDED, trial.requests) for each in servers]
+    return together(rows, trial.server.sla, most)
 
 
 def _one_trial(
@@ -148,21 +158,21 @@ def find_rate(search: Search) -> dict[str, Any]:
     if low == 0 or search.replications == 1:
         middle = math.sqrt(low * float(first["failing_rate_per_s"]))
         return row | {"seed_rates": [middle], "rate_low_per_s": math.nan, "rate_high_per_s": math.nan}
-    ceiling = capacity(search.server).ceiling_per_s
-    others = [
-        _search(search.server.replication(index), 1.5 * search.precision, low)
-        for index in range(1, search.replications)
-    ]
-    rates = [math.sqrt(each["rate_per_s"] * each["failing_rate_per_s"]) for each in (first, *others)]
-    mean, half = mean_interval(np.minimum(rates, ceiling))
-    at_rate, beyond = _all_together(search, min(mean, ceiling))
+    servers = [search.server.replication(index) for index in range(search.replications)]
+    others = [_search(each, 1.5 * search.precision, low) for each in servers[1:]]
+    middles = [math.sqrt(each["rate_per_s"] * each["failing_rate_per_s"]) for each in (first, *others)]
+    ceilings = np.array([capacity(each).ceiling_per_s for each in servers])
+    rates = np.minimum(middles, ceilings)
+    mean, half = mean_interval(rates)
+    at_rate, beyond = _all_together(search, mean)
     rate = at_rate["rate_per_s"] if at_rate["met"] else 0.0
+    most, most_half = mean_interval(ceilings) if np.isfinite(ceilings).all() else (math.inf, 0.0)
     return row | {
         "rate_per_s": rate,
         "failing_rate_per_s": beyond["rate_per_s"],
         "rate_low_per_s": max(min(mean, rate) - half, 0.0),
-        "rate_high_per_s": min(max(mean, rate) + half, max(ceiling, rate)),
-        "seed_rates": rates,
+        "rate_high_per_s": min(max(mean, rate) + half, max(most + most_half, rate)),
+        "seed_rates": rates.tolist(),
         "at_rate": at_rate,
         "beyond": beyond,
     }
@@ -173,7 +183,7 @@ def _worst_alone(search: Search, rate: float) -> dict[str, Any]:
     servers = [search.server.replication(index) for index in range(search.replications)]
     requests = min(ALONE, search.server.requests)
     rows = [_one_trial(each, rate, capacity(each), requests) for each in servers]
-    row = together(rows, search.server.sla)
+    row = together(rows, search.server.sla, math.inf)
     for term in search.server.sla.terms:
         estimates = [each["terms"][term.text]["estimate"] for each in rows]
         row["terms"][term.text]["estimate"] = (min if term.comparison == ">=" else max)(estimates)
@@ -280,6 +290,8 @@ class Capacity:
         return min(self.decode_per_s + self.decode_ci95, self.pool_per_s)
 
 
+UNBOUNDED = Capacity(math.inf, 0.0, math.inf)
+
 _KNOWN: dict[str, Capacity] = {}
 
 
@@ -348,22 +360,28 @@ def share_at_rate(traffic: Traffic, rate_per_s: float, requests: int, seed: int)
 
 
 def binding(found: dict[str, Any], limits: EngineLimits) -> str:
-    """What stops a replica from carrying more: the first term to give, and what requests waited for."""
+    """What stops a replica from carrying more: the terms that give first, and what requests wait for most.
+
+    Waiting is named where the terms that fail measure it (time to first token, end-to-end time, saturation),
+    or where it makes up more than ``MUCH_WAITING`` of a request's decoding. Otherwise steps take too long.
+    """
     beyond = found["beyond"]
-    if beyond["saturated"]:
-        broken = "saturation (the queue grows without bound)"
-    else:
-        broken = ", ".join(name for name, term in beyond["terms"].items() if not term["met"])
+    failing = [name for name, term in beyond["terms"].items() if not term["met"]]
+    broken = "saturation (the queue grows without bound)" if beyond["saturated"] else ", ".join(failing)
     reasons = {
-        "waited_slot_s": f"concurrency limit of {limits.concurrency}",
-        "waited_kv_s": f"KV capacity of {limits.kv_tokens or 0:,} tokens",
+        "waited_slot_s": f"the concurrency limit of {limits.concurrency}",
+        "waited_kv_s": f"the KV capacity of {limits.kv_tokens or 0:,} tokens",
         "waited_pool_s": "the prefill pool",
-        "waited_prefill_s": "prefill",
-        "waited_step_s": "",
+        "waited_prefill_s": "the prefill of prompts before theirs",
+        "waited_step_s": "",  # whoever arrives waits for the step under way
     }
-    # Whoever arrives waits for the step under way; what keeps requests longer than that is worth naming.
     longest = max(reasons, key=lambda name: float(beyond[name]))
-    return f"{broken}; requests wait for {reasons[longest]}" if reasons[longest] else f"{broken}; step time"
+    measured = beyond["saturated"] or any("ttft" in name or "e2e" in name for name in failing)
+    metrics = beyond["metrics"]
+    decoding_s = metrics["concurrency_mean"] / beyond["rate_per_s"] if metrics else 0.0  # Little's law
+    if not reasons[longest] or not (measured or beyond[longest] > MUCH_WAITING * decoding_s):
+        return f"{broken}; step time"
+    return f"{broken}; requests wait {beyond[longest]:.2g} s on average for {reasons[longest]}"
 
 
 def _bracket(
@@ -411,28 +429,32 @@ def _row(run: FleetRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def together(rows: Sequence[dict[str, Any]], sla: Sla) -> dict[str, Any]:
+def together(rows: Sequence[dict[str, Any]], sla: Sla, most_per_s: float) -> dict[str, Any]:
     """Replications of one trial as one row: means, t intervals over replications, judged together.
 
-    A single one comes back as it is. Saturated when any is, or when their queues grow by more than chance:
-    a queue that grows slowly shows only in all of them. seed_tps: mean speed of each replication.
+    Saturated above the rate that they can serve at most, when most of them are, or when their queues grow by
+    more than chance: a queue that grows slowly shows only in all of them. A single replication whose queue
+    grew kept no promise on waiting, and says nothing of speeds. seed_tps: each replication's mean speed.
     """
-    if len(rows) == 1:
-        return rows[0]
+    rate = rows[0]["rate_per_s"]
     trend, trend_half = mean_interval(np.array([row["queue_trend_per_s"] for row in rows]))
-    saturated = any(row["saturated"] for row in rows) or bool(
-        trend - trend_half > 0 and trend > MATERIAL_GROWTH * rows[0]["rate_per_s"]
+    saturated = (
+        rate > most_per_s
+        or 2 * sum(row["saturated"] for row in rows) > len(rows)
+        or bool(trend - trend_half > 0 and trend > MATERIAL_GROWTH * rate)
     )
-    kept, half = mean_interval(np.array([row["attainment"] for row in rows]))
     terms = {term.text: _term_together(term, [row["terms"][term.text] for row in rows]) for term in sla.terms}
+    waiting = any(_measures_waiting(term) for term in sla.terms)
+    kept, half = _known_interval([row["attainment"] for row in rows], 0.0 if waiting else math.nan)
     means = ("goodput_per_s", "steps_outside_fraction", *WAITS)
     known = [row["metrics"] for row in rows if row["metrics"]]
+    requests = sum(row["requests"] for row in rows)
     return rows[0] | {
         "met": not saturated and all(each["met"] for each in terms.values()),
         "saturated": saturated,
         "attainment": math.nan if saturated else kept,
-        "attainment_ci95": max(half, _unseen(kept, sum(row["requests"] for row in rows))),
-        "requests": sum(row["requests"] for row in rows),
+        "attainment_ci95": math.nan if saturated else max(half, unseen(kept, requests)),
+        "requests": requests,
         "terms": terms,
         "metrics": {name: _mean([each[name] for each in known]) for name in known[0]} if known else None,
         "queue_trend_per_s": trend,
@@ -443,22 +465,30 @@ def together(rows: Sequence[dict[str, Any]], sla: Sla) -> dict[str, Any]:
     }
 
 
+def _measures_waiting(term: Term) -> bool:
+    """Whether a growing queue breaks a term, sooner or later."""
+    return any(name in term.key for name in ("ttft", "e2e", "queue"))
+
+
 def _term_together(term: Term, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A term over replications: judged by its mean share, or by its mean estimate where it has no share."""
-    share, share_half = mean_interval(np.array([part["share"] for part in parts]))
-    estimate, half = mean_interval(np.array([part["estimate"] for part in parts]))
-    if term.per_request:
-        met = bool(share >= term.required_share - 1e-12) or all(part["met"] for part in parts)
-        return {"met": met, "estimate": estimate, "share": share, "ci95": share_half}
-    return {"met": bool(term.holds(estimate)), "estimate": estimate, "share": math.nan, "ci95": half}
+    worst = math.inf if term.comparison == "<=" else 0.0
+    waits = _measures_waiting(term)
+    estimate, half = _known_interval([part["estimate"] for part in parts], worst if waits else math.nan)
+    if not term.per_request:
+        return {"met": bool(term.holds(estimate)), "estimate": estimate, "share": math.nan, "ci95": half}
+    share, half = _known_interval([part["share"] for part in parts], 0.0 if waits else math.nan)
+    met = bool(share >= term.required_share - 1e-12) or all(part["met"] for part in parts)
+    return {"met": met, "estimate": estimate, "share": share, "ci95": half}
 
 
-def _unseen(kept: float, requests: int) -> float:
-    """Half-width below which an interval of a share near 1 must not fall: failures too rare to be seen.
-
-    None among n says no more than that at most 3 in n fail (95%).
-    """
-    return 3 / requests if kept == 1 and requests else 0.0
+def _known_interval(values: Sequence[float], instead: float) -> tuple[float, float]:
+    """Mean and 95% half-width over replications; those without a value count as ``instead``, NaN: not."""
+    filled = np.array([instead if math.isnan(value) else value for value in values])
+    filled = filled[~np.isnan(filled)]
+    if not filled.size:
+        return math.nan, math.nan
+    return mean_interval(filled) if np.isfinite(filled).all() else (float(filled.max()), math.nan)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -342,8 +342,17 @@ def assess(sla: Sla, observed: Observed, metrics: Metrics, span_s: float) -> Ass
         if term.per_request:
             kept &= _kept(term, observed.requests)
     share, half = ratio_interval(kept, np.ones(kept.size))
+    half = max(half, unseen(share, kept.size))
     met = all(result.met for result in results)
     return Assessment(met, False, share, half, float(kept.sum() / span_s), int(kept.size), results)
+
+
+def unseen(share: float, requests: int) -> float:
+    """Half-width below which the interval of a share must not fall: failures too rare to have been seen.
+
+    None among n says no more than that at most 3 in n fail (95%).
+    """
+    return 3 / requests if share == 1 and requests else 0.0
 
 
 def saturated_assessment(sla: Sla, requests: int) -> Assessment:

@@ -11,6 +11,7 @@ from simulator.capacity import (
     Search,
     Server,
     Trial,
+    binding,
     capacity,
     find_rate,
     interpolated_rate,
@@ -184,3 +185,37 @@ def test_a_coarse_clock_changes_no_rate() -> None:
     # Eight slots at 20 steps/s deliver 160 tokens/s, ten to a request.
     assert rates[0]["rate_per_s"] == pytest.approx(16, rel=0.03)
     assert rates[1]["rate_per_s"] == pytest.approx(rates[0]["rate_per_s"], rel=0.04)
+
+
+# --- what binds ---------------------------------------------------------------------------------------------
+
+
+def test_the_largest_wait_is_named() -> None:
+    """Two slots and room for more; one slot's worth of KV cache and slots to spare; a slow pool."""
+    for limits, text in (
+        (EngineLimits(2), "the concurrency limit of 2"),
+        (EngineLimits(64, kv_tokens=45), "the KV capacity of 45 tokens"),
+        (EngineLimits(64, prefill_tokens_per_s=50.0), "the prefill pool"),
+        (EngineLimits(64, prefill="whole", chunk_tokens=10), "the prefill of prompts before theirs"),
+    ):
+        server = constant_step(poisson("fixed:10/11"), "ttft_p90<=500ms", limits=limits, requests=600)
+        assert text in binding(find_rate(Search(server, 0.1)), limits)
+
+
+def test_steps_that_take_too_long_are_not_blamed_on_a_line() -> None:
+    """20 tokens/s whatever the load, 21 promised: nobody waits long for the step under way."""
+    limits = EngineLimits(64)
+    server = constant_step(poisson("fixed:10/11"), "tps_p10>=21", limits=limits, requests=600)
+    assert binding(find_rate(Search(server, 0.1)), limits) == "tps_p10>=21; step time"
+
+
+def test_a_minority_of_growing_queues_counts_against_waiting_alone() -> None:
+    """At 93% of capacity two of five short trials grow: together they hold what promises no wait."""
+    server = constant_step(
+        poisson("fixed:10/geometric:20"), "tps_p10>=10", limits=EngineLimits(8), requests=600
+    )
+    most = np.mean([capacity(server.replication(index)).ceiling_per_s for index in range(5)])
+    assert try_rate(Trial(server, 0.93 * most, 5))["met"]
+    assert try_rate(Trial(server, 1.01 * most, 5))["saturated"]
+    waits = replace(server, sla=parse_sla(["ttft_p90<=1s"]))
+    assert not try_rate(Trial(waits, 0.93 * most, 5))["met"]

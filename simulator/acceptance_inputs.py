@@ -25,6 +25,7 @@ from simulator.acceptance import (
 from simulator.errors import BadInputError
 from simulator.fitted import SEQUENCE_ROWS, SEQUENCES, fitted_model
 from simulator.provenance import Provenance
+from simulator.units import require_ascii_digits
 
 _HOW_TO = (
     "pass a name that `dspark-sim list` shows (qwen3-4b-chat, qwen3-8b/dspark/gsm8k), a trace FILE.parquet, "
@@ -211,6 +212,7 @@ def parse(spec: str | None) -> AcceptanceModel:
     text = (spec or "").strip()
     if not text:
         raise BadInputError("is missing and has no default", source="acceptance", remedy=_HOW_TO)
+    require_ascii_digits(text, source="acceptance")
     if "*" in text:
         return _parse_mix(text)
     kind, colon, rest = text.partition(":")

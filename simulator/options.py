@@ -8,8 +8,12 @@ from typing import Annotated, Literal, TypeVar
 import typer
 
 from simulator.errors import BadInputError
+from simulator.units import require_ascii_digits
 
 Number = TypeVar("Number", int, float)
+
+MOST_NUMBERS = 10_000
+"""Numbers that ``1,2,...,LAST`` may stand for."""
 
 WorkersOption = Annotated[
     int, typer.Option(help="Processes; -1 uses every core. Results do not depend on it.")
@@ -41,11 +45,14 @@ def say_how_read(traffic: object) -> None:
 
 def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
     """Comma-separated numbers; ``0,0.1,...,0.9`` continues the step up to the last."""
+    require_ascii_digits(text, source=option)
     parts = [part.strip() for part in text.split(",")]
     try:
         if "..." in parts:
             first, second, last = (float(parts[i]) for i in (0, 1, -1))
             count = round((last - first) / (second - first))
+            if count > MOST_NUMBERS:
+                raise ValueError("that many steps end nowhere")
             if len(parts) != 4 or abs(first + count * (second - first) - last) > 1e-9:
                 raise ValueError("the steps do not end at the last number")
             return [kind(round(first + i * (second - first), 10)) for i in range(count + 1)]

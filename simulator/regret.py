@@ -26,6 +26,7 @@ from simulator.profiles import AdditiveSpec
 from simulator.schedulers import Policy
 from simulator.statistics import mean_interval
 from simulator.sweep import Backend, run_cells
+from simulator.units import require_ascii_digits
 
 BELIEFS = {
     "coarse:N": "N probes of full batches, interpolated linearly",
@@ -225,6 +226,7 @@ def _without_context(target: CostModel, text: str) -> CostModel:
 
 
 def _count(argument: str, text: str) -> int:
+    require_ascii_digits(argument, source="believed")
     if not argument.isdigit() or int(argument) < 2:
         raise BadInputError("needs at least 2 probes", source="believed", value=text, remedy="as in floor:4")
     return int(argument)

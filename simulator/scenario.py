@@ -277,7 +277,7 @@ class Scenario(_Strict):
 
 def parse_percent(text: str, field: str) -> float:
     """A share from ``20%``; a bare number could mean 20 or 0.2 and is refused."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*%\s*", text)
     if match is None:
         raise BadInputError(
             "needs a percent sign", source="scenario", field=field, value=text, remedy="as in 20%"

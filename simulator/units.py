@@ -63,6 +63,15 @@ def parse_whole(text: str, *, field: str, least: int = 1, most: int = 2**53) -> 
     return int(value)
 
 
+def require_ascii_digits(text: str, *, source: str) -> None:
+    """Refuse digits of other scripts and superscripts: ``int`` takes some of them and not others."""
+    strange = [letter for letter in text if letter.isdigit() and not letter.isascii()]
+    if strange:
+        raise BadInputError(
+            f"holds {strange[0]!r}, which is no digit here", source=source, value=text, remedy="use 0 to 9"
+        )
+
+
 def number_or_nan(text: str) -> float:
     """A number in a table; NaN for what is none.
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 
+from simulator.acceptance import parse_acceptance
 from simulator.errors import BadInputError
+from simulator.options import numbers
+from simulator.scenario import parse_percent
+from simulator.schedulers import parse_policy
 from simulator.units import number_or_nan, parse_duration_s, parse_number, parse_rate_per_s, parse_whole
 
 
@@ -53,3 +58,29 @@ def test_whole_numbers_are_bounded() -> None:
     for text in ("0", "2.5", "4097", "-1", "1e300"):
         with pytest.raises(BadInputError, match=r"block: must be a whole number in 1\.\.4,096"):
             parse_whole(text, field="block", most=4096)
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [
+        lambda: parse_acceptance("length:3.5@\u00b2"),
+        lambda: parse_acceptance("conditional:\u0660.\u0669"),
+        lambda: parse_acceptance("qwen3-4b-chat@\u00b2"),
+        lambda: parse_policy("fixed:\u00b3"),
+        lambda: parse_policy("dspark-async:\u0663"),
+        lambda: numbers("1,\u00b2", int, "--concurrency"),
+    ],
+)
+def test_no_other_reader_of_numbers_takes_other_digits(parse: Callable[[], object]) -> None:
+    with pytest.raises(BadInputError, match=r"no digit here.*use 0 to 9"):
+        parse()
+
+
+def test_a_list_of_numbers_is_bounded() -> None:
+    with pytest.raises(BadInputError, match="--concurrency: is not a list of numbers"):
+        numbers("1,2,...,1e12", int, "--concurrency")
+
+
+def test_other_digits_make_no_percentage() -> None:
+    with pytest.raises(BadInputError, match="percent"):
+        parse_percent("\u0662%", "fleet.headroom")

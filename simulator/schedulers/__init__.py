@@ -17,6 +17,7 @@ from simulator.schedulers.policies import (
     Threshold,
     Tiered,
 )
+from simulator.units import require_ascii_digits
 
 __all__ = [
     "Batch",
@@ -62,6 +63,7 @@ class Policy:
 
 def parse_policy(text: str) -> Policy:
     """``NAME[:ARGUMENT][@DRAFTER]`` as written on a command line; errors list what is known."""
+    require_ascii_digits(text, source="policy")
     spec, _, drafter = text.strip().partition("@")
     name, _, argument = spec.partition(":")
     scheduler = _build(name, argument, text)

@@ -388,8 +388,14 @@ replica:
   concurrency: 256
   # KV-cache capacity: kv_tokens, or from memory and model; left out, it does not limit.
   # kv_memory: {gpu_memory_gib: 80, weights_gib: 40, layers: 43, latent_dim: 576, bytes_per_value: 1}
-  # elsewhere (disaggregated), chunked (in decode steps) or whole (between them)
+  # Where prompts are prefilled: elsewhere (a pool of workers of its own, sized and paid for beside the decode
+  # replicas), chunked (in decode steps) or whole (between them).
   prefill: elsewhere
+  # Prompt tokens per second of one worker. Without it no cost is stated. A measured profile knows it; this
+  # one does not. ASSUMED here: 52,300 per node of 8 H100 for DeepSeek-V3 (SGLang, lmsys.org, 2025-05-05),
+  # about 6,500 per GPU. V4-Flash activates fewer parameters and is probably faster: measure yours.
+  prefill_tokens_per_s: 6500
+  # prefill_gpus: 1         # GPUs of one worker; left out, as many as a replica has
 
 fleet:
   router: round-robin        # or least-loaded, power-of-two, prefix-aware

@@ -34,6 +34,7 @@ from simulator.scenario import EXAMPLE, KvMemory, Scenario, load_scenario
 from simulator.schedulers import parse_policy
 from simulator.sensitivity import ScaledCost, ScaledTrace, scaled_acceptance
 from simulator.serving import EngineLimits
+from simulator.sizing import Sizing
 from simulator.sla import parse_sla
 from simulator.traffic import (
     PoissonArrivals,
@@ -175,6 +176,19 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
     example = load_scenario(written(tmp_path, EXAMPLE))
     assert example.demand().rate_per_s == 120
     assert example.parsed_sla().terms[2].traffic_class == "chat"
+
+
+def test_the_example_states_a_whole_cost() -> None:
+    """120/s on average, 192/s at the peak, 1.2 for headroom: the pool is no smaller than its prompts need."""
+    example = Scenario.model_validate(yaml.safe_load(EXAMPLE))
+    traffic = example.demand()
+    sizing = Sizing.of(example, traffic, demand_profile(traffic))
+    assert sizing.pool is not None
+    sizing.pool.check()
+    prompts = share_at_rate(traffic, 1.0, 20_000, 7).prompt_tokens.mean()
+    least = 192 * 1.2 * prompts / 6500
+    assert 0.97 * least < sizing.prefill_workers() < 1.3 * least
+    assert sizing.cost(30.0) > 0
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def frontier(
         loaded = deployment.profile
         save(plot_frontier(table, published=loaded.published, title=loaded.title), plot)
     _warn_outside(table)
+    _warn_truncated(table)
     typer.echo(f"wrote {out}" + (f" and {plot}" if plot else ""), err=is_standard_output(out))
 
 
@@ -164,6 +165,7 @@ def compare(
     )  # fmt: skip
     report_comparison(table, sorted(set(sla)), deployment.profile, out)
     _warn_outside(table)
+    _warn_truncated(table)
 
 
 @app.command()
@@ -264,6 +266,19 @@ def _sweep(
         progress=sys.stderr.isatty(),
         **how,
     )
+
+
+def _warn_truncated(table: pd.DataFrame) -> None:
+    from simulator.frontier import FEW_TURNOVERS
+
+    worst = table.iloc[int(table["finished_per_slot"].argmin())]
+    if worst["finished_per_slot"] < FEW_TURNOVERS:
+        typer.echo(
+            f"warning: {worst['policy']} at {worst['concurrency']} requests finished only "
+            f"{worst['finished_per_slot']:.1f} requests per slot: short outputs finish first, so "
+            "that p10 and p50 of speed are theirs; give more --steps, or leave them out",
+            err=True,
+        )
 
 
 def _warn_outside(table: pd.DataFrame) -> None:

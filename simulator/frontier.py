@@ -14,7 +14,7 @@ from simulator.errors import BadInputError, refuse_repeats
 from simulator.lengths import Lengths, parse_lengths
 from simulator.schedulers import Policy
 from simulator.serving import EngineLimits
-from simulator.simulation import simulate
+from simulator.simulation import enough_requests, simulate
 from simulator.statistics import mean_interval
 from simulator.sweep import Backend, run_cells
 from simulator.traffic import ClosedLoop, SyntheticTraffic, TrafficClass
@@ -27,18 +27,25 @@ MEASURED = (
 """Columns of a frontier that are means over seeds."""
 
 REQUEST_STEPS = 60_000
-"""Request-steps a cell simulates unless told otherwise: equal precision at every concurrency, and an
-accepted length of spread 1.6 known to well under a percent over three seeds."""
+"""Request-steps a cell simulates at least unless told otherwise: equal precision at every concurrency, and
+an accepted length of spread 1.6 known to well under a percent over three seeds."""
+
+FEW_TURNOVERS = 3.0
+"""Finished requests per slot below which the quantiles of speed are those of short outputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One policy at one concurrency with one seed: an independent piece of a sweep."""
+    """One policy at one concurrency with one seed: an independent piece of a sweep.
+
+    steps: engine steps; None runs ``steps_for`` the concurrency, and on until every slot has finished some
+    requests (``simulation.enough_requests``).
+    """
 
     plan: Plan
     limits: EngineLimits
     lengths: Lengths
-    steps: int
+    steps: int | None
     seed: int
 
 
@@ -49,7 +56,7 @@ class MixCell:
     plans: tuple[Plan, ...]
     limits: EngineLimits
     classes: tuple[TrafficClass, ...]
-    steps: int
+    steps: int | None
     seed: int
 
 
@@ -71,7 +78,10 @@ def sweep_frontier(
 
     Policies meet common random numbers: the same seeds give the same requests and drafts. Means are
     over seeds; ``throughput_ci95`` is the half-width over seeds, or the run's own for a single one.
-    ``steps`` fixes the engine steps per run; by default they follow from ``REQUEST_STEPS``.
+    ``tps_p10_ci95`` is over seeds alone. ``steps`` fixes the engine steps per run; by default they follow
+    from ``REQUEST_STEPS`` and from how long requests live. ``finished_per_slot``: requests finished in the
+    measured window of a run per slot, the fewest over seeds; below ``FEW_TURNOVERS`` the quantiles of speed
+    are those of short outputs.
     Raises ``BadInputError`` for a policy or a load given twice: it would count as new data.
     workers, backend, address, directory: how the cells run and where they are kept; see ``sweep.run_cells``.
     """
@@ -80,7 +90,7 @@ def sweep_frontier(
     plans = [deployment.plan(policy) for policy in policies]
     drawn = parse_lengths("default") if lengths is None else lengths
     cells = [
-        Cell(plan, deployment.limits(load), drawn, steps or steps_for(load), seed)
+        Cell(plan, deployment.limits(load), drawn, steps, seed)
         for seed in range(seeds)  # outermost, so that workers meet one realised trace after the other
         for plan in plans
         for load in concurrency
@@ -93,7 +103,7 @@ def sweep_frontier(
 
 
 def steps_for(concurrency: int) -> int:
-    """Engine steps that give ``REQUEST_STEPS`` at this concurrency, within 400 to 3,000."""
+    """Engine steps that give ``REQUEST_STEPS`` at this concurrency, within 400 to 3,000: at least."""
     return int(np.clip(REQUEST_STEPS // concurrency, 400, 3000))
 
 
@@ -117,7 +127,8 @@ def run_mix(cell: MixCell) -> dict[str, object]:
         cell.limits,
         believed=plan.believed,
         seed=cell.seed,
-        steps=cell.steps,
+        steps=cell.steps or steps_for(load),
+        finish=enough_requests(load) if cell.steps is None else 0,
     )
     key = {"policy": plan.policy.name, "concurrency": load, "seed": cell.seed, "drafter": plan.drafter}
     return key | run.metrics.as_row()
@@ -131,6 +142,8 @@ def _over_seeds(rows: pd.DataFrame, policies: Sequence[str], seeds: int) -> pd.D
         row |= {name: float(group[name].mean()) for name in MEASURED}
         row |= {
             "throughput_ci95": half if seeds > 1 else float(group["throughput_ci95"].iloc[0]),
+            "tps_p10_ci95": mean_interval(group["tps_p10"].to_numpy())[1],
+            "finished_per_slot": float((group["requests_finished"] / group["concurrency"]).min()),
             "seeds": seeds,
             "steps": int(group["steps"].sum()),
         }

@@ -19,7 +19,7 @@ from simulator.cost import AdditiveCost, CostModel, Lookup, StepCost, Throughput
 from simulator.deployment import Deployment, Plan
 from simulator.errors import BadInputError, refuse_repeats
 from simulator.files import atomic_path, read_json
-from simulator.frontier import Cell, run_cell, steps_for
+from simulator.frontier import Cell, run_cell
 from simulator.lengths import Lengths, parse_lengths
 from simulator.plots import PALETTE
 from simulator.profiles import AdditiveSpec
@@ -75,7 +75,7 @@ def regret(
     plans |= {text: replace(true, believed=believe(text, true, most)) for text in beliefs}
     drawn = parse_lengths("default") if lengths is None else lengths
     cells = [
-        Cell(plan, deployment.limits(load), drawn, steps or steps_for(load), seed)
+        Cell(plan, deployment.limits(load), drawn, steps, seed)
         for seed in range(seeds)
         for plan in plans.values()
         for load in concurrency

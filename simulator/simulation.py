@@ -25,6 +25,15 @@ SATURATED = (
 )
 """What is said beside the metrics of such a run."""
 
+TURNOVERS = 5
+"""Requests per slot that a closed loop finishes: a p10 of speed is then within a percent of a long run's."""
+
+FEWEST_FINISHED = 100
+"""Requests that a closed loop finishes however few its slots are."""
+
+MOST_STEPS = 100_000
+"""Engine steps after which a closed loop ends even if its requests do not: seconds of computing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -49,18 +58,21 @@ def simulate(
     believed: CostModel | None = None,
     seed: int = 0,
     steps: int | None = None,
+    finish: int = 0,
     warmup: float = 0.2,
 ) -> Run:
     """Simulate one engine.
 
     replays: one per traffic class. cost: the true step cost, which advances the clock; ``believed``
-    is what the scheduler consults (default: the same). A closed loop runs for ``steps`` engine steps;
+    is what the scheduler consults (default: the same). A closed loop runs for ``steps`` engine steps, and
+    goes on until ``finish`` requests are complete (for ``MOST_STEPS`` at most; see ``enough_requests``);
     an open loop until every request is served, or for ``steps`` if given.
     """
     executor = SimulatedExecutor(replays, workload, cost, capacity=limits.concurrency, seed=seed)
     engine = run_engine(
-        workload, executor, scheduler, cost if believed is None else believed, limits, seed=seed, steps=steps
-    )
+        workload, executor, scheduler, cost if believed is None else believed, limits,
+        seed=seed, steps=steps, finish=finish,
+    )  # fmt: skip
     return summarise(engine, warmup=warmup, steps_outside=executor.steps_outside)
 
 
@@ -73,6 +85,7 @@ def run_engine(
     *,
     seed: int = 0,
     steps: int | None = None,
+    finish: int = 0,
 ) -> Engine:
     """Drive one engine over a workload with any executor, simulated or live, and return it for measuring."""
     if workload.is_closed_loop and steps is None:
@@ -80,12 +93,22 @@ def run_engine(
             "is needed: a closed loop never ends", field="steps", remedy="give a number of steps"
         )
     engine = Engine(simpy.Environment(), workload, executor, scheduler, believed, limits, seed=seed)
-    advance(engine, steps)
+    advance(engine, steps, finish)
     return engine
 
 
-def advance(engine: Engine, steps: int | None) -> None:
-    """Let a new engine serve its workload, or so many steps of it."""
+def enough_requests(concurrency: int) -> int:
+    """Requests that a closed loop must finish before quantiles over requests mean anything.
+
+    Short outputs finish first: in a run shorter than a few lives of a request the quantiles of speed are
+    those of short outputs, whose speed scatters most. ``TURNOVERS`` per slot leave four lives after
+    warm-up, which takes one. At least ``FEWEST_FINISHED``, so that a p10 rests on more than a handful.
+    """
+    return max(TURNOVERS * concurrency, FEWEST_FINISHED)
+
+
+def advance(engine: Engine, steps: int | None, finish: int = 0) -> None:
+    """Let a new engine serve its workload, or so many steps of it; a closed loop may need to go on."""
     environment, workload, wanted = engine.environment, engine.workload, len(engine.workload)
     if not workload.is_closed_loop:
         environment.process(arrivals(environment, workload, engine))
@@ -95,6 +118,8 @@ def advance(engine: Engine, steps: int | None) -> None:
                 environment.step()
         else:
             while len(engine.steps) < steps and (workload.is_closed_loop or engine.completed < wanted):
+                environment.step()
+            while engine.completed < finish and workload.is_closed_loop and len(engine.steps) < MOST_STEPS:
                 environment.step()
     except simpy.core.EmptySchedule as error:  # pragma: no cover - would be a bug in the engine
         raise RuntimeError(

@@ -15,11 +15,12 @@ from simulator.options import say_how_read
 from simulator.run_files import write_run
 from simulator.schedulers import parse_policy
 from simulator.serving import Prefill
-from simulator.simulation import SATURATED, Run, simulate
+from simulator.simulation import SATURATED, Run, enough_requests, simulate
 from simulator.traffic import draw_workload, parse_traffic
 
 CLOSED_LOOP_STEPS = 2000
-"""Engine steps of a closed loop unless told otherwise: it has no end of its own."""
+"""Least engine steps of a closed loop unless told otherwise: it has no end of its own. It goes on until
+every slot has finished some requests; see ``simulation.enough_requests``."""
 
 GENERATED_REQUESTS = 2000
 """Requests of an arrival process or a closed loop unless told otherwise; a recording is played whole."""
@@ -51,9 +52,9 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
     limits = deployment.limits(
         asked.concurrency, kv_tokens=asked.kv_tokens, prefill=cast(Prefill, asked.prefill)
     )
-    steps = asked.steps
+    steps, finish = asked.steps, 0
     if steps is None and workload.is_closed_loop:
-        steps = CLOSED_LOOP_STEPS
+        steps, finish = CLOSED_LOOP_STEPS, enough_requests(asked.concurrency)
     return simulate(
         workload,
         [plan.replay(asked.seed)] * len(workload.classes),
@@ -63,6 +64,7 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
         believed=plan.believed,
         seed=asked.seed,
         steps=steps,
+        finish=finish,
     )
 
 

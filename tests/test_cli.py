@@ -156,6 +156,18 @@ def test_batches_beyond_the_measured_range_are_warned_about(
     assert "warning: up to 100% of the steps (fixed:5 at 300 requests)" in warning
 
 
+def test_runs_too_short_for_their_outputs_are_warned_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    what = ("--policy", "fixed:5", "--concurrency", "40", "--seeds", "1", "--workers", "1")
+    long = ("--lengths", "fixed:10/600", "--out", tmp_path / "frontier.csv")
+    assert run("frontier", "--profile", FLASH, *what, *long, "--steps", "60") == 0
+    assert "fixed:5 at 40 requests finished only 0." in capsys.readouterr().err
+    assert run("frontier", "--profile", FLASH, *what, *long) == 0
+    assert "finished only" not in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "frontier.csv")["finished_per_slot"].item() > 3
+
+
 # --- what is refused ----------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.acceptance import Shiftable, parse_acceptance
-from simulator.deployment import Deployment
+from simulator.deployment import Deployment, deploy
 from simulator.errors import BadInputError
-from simulator.frontier import MEASURED, REQUEST_STEPS, Cell, run_cell, steps_for, sweep_frontier
+from simulator.frontier import (
+    FEW_TURNOVERS,
+    MEASURED,
+    REQUEST_STEPS,
+    Cell,
+    run_cell,
+    steps_for,
+    sweep_frontier,
+)
 from simulator.lengths import parse_lengths
 from simulator.profiles import CurveSpec, Profile, load_profile
 from simulator.provenance import Provenance
@@ -199,3 +208,36 @@ def test_throughput_follows_a_level_that_moves_a_little() -> None:
 def test_a_policy_given_twice_is_refused_rather_than_counted_twice(deployment: Deployment) -> None:
     with pytest.raises(BadInputError, match="policies: gives fixed:3 more than once"):
         sweep(deployment, ["fixed:3", "mtp1", " fixed:3"], [8], seeds=2, steps=100)
+
+
+def flash_cell(lengths: str, load: int, seed: int, steps: int | None = None) -> dict[str, Any]:
+    flash = deploy("deepseek-v4-flash")
+    plan = flash.plan(parse_policy("dspark-async"))
+    return run_cell(Cell(plan, flash.limits(load), parse_lengths(lengths), steps, seed))
+
+
+def test_speeds_of_long_outputs_are_not_those_of_the_short_ones_among_them() -> None:
+    """3,000 tokens are 900 steps. 400 steps see short outputs alone: a p10 of 59.5, where it is 70."""
+    long = "lognormal:1000,cv=1/3000,cv=1"
+    found = [flash_cell(long, 200, seed) for seed in range(3)]
+    much_longer = [flash_cell(long, 200, seed, steps=16_000) for seed in range(3)]
+    for name in ("tps_p10", "tps_p50", "tps_mean"):
+        mean, half = mean_interval(np.array([row[name] for row in found]))
+        truth = np.mean([row[name] for row in much_longer])
+        assert abs(mean - truth) < max(half, 0.01 * truth), name
+    cut = flash_cell(long, 200, 0, steps=400)
+    assert cut["tps_p10"] < 62
+    assert cut["requests_finished"] / 200 < FEW_TURNOVERS
+    assert min(row["requests_finished"] for row in found) / 200 > FEW_TURNOVERS
+
+
+def test_a_closed_loop_goes_on_until_its_slots_have_turned_over() -> None:
+    """A request of 400 tokens at one token a step: 5 lives are 2,000 steps, of which 20% are warm-up."""
+    flash = deploy("deepseek-v4-flash")
+    plan = flash.plan(parse_policy("autoregressive"))
+    lengths = parse_lengths("fixed:10/401")
+    row: dict[str, Any] = run_cell(Cell(plan, flash.limits(150), lengths, None, 0))
+    assert 0.8 * 1_800 < row["steps"] < 0.8 * 2_200  # those caught under way leave after half a life
+    assert row["requests_finished"] == pytest.approx(150 * row["steps"] / 400, rel=0.03)
+    short: dict[str, Any] = run_cell(Cell(plan, flash.limits(150), parse_lengths("fixed:10/20"), None, 0))
+    assert short["steps"] == 0.8 * steps_for(150)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from simulator.errors import BadInputError, Interrupted, SimulatorError
+from simulator.errors import Interrupted, SimulatorError, refuse_repeats
 from simulator.options import (
     AddressOption,
     BackendOption,
@@ -137,7 +137,13 @@ def frontier(
 def compare(
     profile: ProfileOption,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
-    sla: Annotated[list[float], typer.Option(help="Minimum generation speed, tokens/s/user; repeatable.")],
+    sla: Annotated[
+        list[str],
+        typer.Option(
+            help="Minimum generation speed in tokens/s/user, repeatable: 80 on average (tps_mean>=80), or "
+            "p10>=80 for 90% of the users."
+        ),
+    ],
     acceptance: AcceptanceOption = None,
     policy: PolicyOption = None,
     concurrency: ConcurrencyOption = DEFAULT_LOADS,
@@ -151,19 +157,19 @@ def compare(
     cells: CellsOption = None,
 ) -> None:
     """Who wins under each SLA and at which load, and by how much; published results beside predictions."""
+    from simulator.comparison import parse_speed
     from simulator.comparison_report import report_comparison
     from simulator.files import check_writable_directory
 
-    for value in sla:
-        if not value > 0:
-            raise BadInputError("must be positive", source="--sla", value=value, remedy="in tokens/s/user")
+    terms = sorted(map(parse_speed, sla), key=lambda term: term.bound)
+    refuse_repeats((term.text for term in terms), "--sla")
     check_writable_directory(out)
     deployment = _deployment(profile, acceptance, believed)
     table = _sweep(
         deployment, policy, concurrency, seeds, steps, lengths,
-        workers=workers, backend=backend, address=address, directory=cells,
+        workers=workers, backend=backend, address=address, directory=cells, slas=terms,
     )  # fmt: skip
-    report_comparison(table, sorted(set(sla)), deployment.profile, out)
+    report_comparison(table, terms, deployment.profile, out)
     _warn_outside(table)
     _warn_truncated(table)
 

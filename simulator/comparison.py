@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -9,44 +11,119 @@ import numpy as np
 import pandas as pd
 
 from simulator.cost import Floats
-from simulator.errors import InfeasibleError
+from simulator.errors import BadInputError, InfeasibleError
+from simulator.sla import Term, parse_term
 
 BASELINE = "mtp1"
+"""The policy that gains are over where it is among those compared; otherwise the first one is."""
+
+SPEEDS = ("tps_mean", "tps_p10", "tps_p50")
+"""Columns of a frontier that an SLA can bound. The paper's speed is the mean: throughput / requests."""
+
+Bound = float | str | Term
+"""A speed SLA as callers give it: ``80`` (on average), ``p10>=80``, ``tps_p10>=80``, or the term itself."""
+
+
+def parse_speed(bound: Bound) -> Term:
+    """A speed SLA. A bare number bounds the mean; ``p10>=80`` is a promise to 90% of the requests."""
+    if isinstance(bound, Term):
+        term = bound
+    else:
+        text = str(bound).strip()
+        try:
+            number = float(text)
+        except ValueError:
+            term = parse_term(f"tps_{text}" if re.match(r"(mean|p\d)", text) else text)
+        else:
+            if not 0 < number < math.inf:
+                raise BadInputError("must be positive", source="--sla", value=text, remedy="in tokens/s/user")
+            term = parse_term(f"tps_mean>={repr(number).removesuffix('.0')}")
+    if term.key not in SPEEDS or term.comparison != ">=":
+        raise BadInputError(
+            "is not a speed that is compared", source="--sla", value=term.text,
+            remedy="write 80 or tps_mean>=80 for the mean, p10>=80 or p50>=80 for a share of the users",
+        )  # fmt: skip
+    return term
+
+
+def promise(term: Term) -> str:
+    """A speed SLA in words."""
+    if term.quantile is None:
+        return f"at least {term.bound:g} tokens/s per user on average"
+    share = f"{1 - term.quantile:.0%} of the users (p{100 * term.quantile:g})"
+    return f"at least {term.bound:g} tokens/s for {share}"
+
+
+@dataclass(frozen=True, slots=True)
+class AtSla:
+    """What a policy gives at a bound: its best throughput there, the load, and the speeds at that load.
+
+    lower_bound: the sweep ended before the SLA was reached. All NaN where it cannot be met.
+    """
+
+    throughput: float = math.nan
+    concurrency: float = math.nan
+    tps_mean: float = math.nan
+    tps_p10: float = math.nan
+    lower_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One policy's frontier: throughput and mean TPS over concurrency, increasing and decreasing."""
+    """One policy's frontier over concurrency, increasing: throughput and speeds per user, decreasing.
+
+    Between simulated loads the time per token, of a slot and of a user, is taken as linear in concurrency:
+    the straight line of the frontier's plot, exact for a linear step time.
+    """
 
     policy: str
     concurrency: Floats
     throughput: Floats
-    tps: Floats
+    speeds: dict[str, Floats]
 
-    def at_sla(self, tps: float) -> tuple[float, float, bool]:
-        """Best throughput with at least ``tps`` tokens/s/user, its concurrency, and whether that is only a
-        lower bound because the sweep ends before the SLA binds. (nan, nan, False) where it cannot be met.
+    @property
+    def tps(self) -> Floats:
+        """Mean speed per user."""
+        return self.speeds["tps_mean"]
 
-        Between simulated loads a user's time per token is taken as linear in concurrency, and so
-        throughput as linear in TPS: the straight line of the frontier's plot, exact for a linear step time.
+    def bracket(self, term: Term) -> tuple[int, int] | None:
+        """Indices of the last load that keeps a term and of the one after it; None where none keeps it.
+
+        Both are the same where the last load of all keeps it.
         """
-        meets = self.tps >= tps
+        meets = self.speeds[term.key] >= term.bound
         if not meets.any():
-            return np.nan, np.nan, False
+            return None
         last = int(np.flatnonzero(meets)[-1])
-        if last + 1 == len(self.tps):
-            return float(self.throughput[last]), float(self.concurrency[last]), True
-        ends = slice(last + 1, last - 1 if last else None, -1)  # slower end first, as interp wants it
-        throughput = float(np.interp(tps, self.tps[ends], self.throughput[ends]))
-        load = float(np.interp(1 / tps, 1 / self.tps[last : last + 2], self.concurrency[last : last + 2]))
-        return throughput, load, False
+        return last, min(last + 1, len(meets) - 1)
+
+    def at_sla(self, term: Term) -> AtSla:
+        """Best throughput that keeps a term."""
+        ends = self.bracket(term)
+        if ends is None:
+            return AtSla()
+        last, after = ends
+        load = float(self.concurrency[last])
+        if after != last:
+            slowness = 1 / self.speeds[term.key][[last, after]]
+            load = float(np.interp(1 / term.bound, slowness, self.concurrency[[last, after]]))
+        mean, p10 = (self._between(self.speeds[name], load) for name in ("tps_mean", "tps_p10"))
+        if after != last and term.key == "tps_mean":
+            mean = term.bound  # rounding apart, what was interpolated
+        slot = self._between(self.throughput / self.concurrency, load)
+        return AtSla(load * slot, load, mean, p10, last + 1 == len(self.concurrency))
 
     def tps_at_throughput(self, throughput: float) -> float:
-        """Speed per user at the lowest load that gives that throughput; NaN outside its range."""
+        """Mean speed per user at the lowest load that gives that throughput; NaN outside its range."""
         reach, first = np.unique(np.maximum.accumulate(self.throughput), return_index=True)
         if not reach[0] <= throughput <= reach[-1]:
             return float("nan")
         return float(np.interp(throughput, reach, self.tps[first]))
+
+    def _between(self, rate: Floats, load: float) -> float:
+        """A rate between simulated loads, its inverse linear; NaN where a neighbour's is unknown."""
+        with np.errstate(divide="ignore"):
+            return float(1 / np.interp(load, self.concurrency, 1 / rate))
 
 
 def lines(frontier: pd.DataFrame) -> dict[str, Line]:
@@ -54,51 +131,137 @@ def lines(frontier: pd.DataFrame) -> dict[str, Line]:
     result = {}
     for policy, group in frontier.groupby("policy", sort=False):
         ordered = group.sort_values("concurrency")
-        columns = (
-            ordered[name].to_numpy(dtype=np.float64)
-            for name in ("concurrency", "throughput_tok_per_s", "tps_mean")
-        )
-        result[str(policy)] = Line(str(policy), *columns)
+
+        def column(name: str, rows: pd.DataFrame = ordered) -> Floats:
+            return rows[name].to_numpy(dtype=np.float64) if name in rows else np.full(len(rows), np.nan)
+
+        speeds = {name: column(name) for name in SPEEDS}
+        line = Line(str(policy), column("concurrency"), column("throughput_tok_per_s"), speeds)
+        result[str(policy)] = line
     return result
 
 
-def at_slas(frontier: pd.DataFrame, slas: Sequence[float]) -> pd.DataFrame:
-    """Each policy's best throughput under each SLA (minimum mean generation speed, tokens/s/user).
+def baseline_of(frontier: pd.DataFrame) -> str:
+    """The policy that gains are over: MTP-1 where it is compared, otherwise the first."""
+    policies = list(dict.fromkeys(frontier["policy"]))
+    return BASELINE if BASELINE in policies else str(policies[0])
 
-    gain: over the baseline at the same SLA. speed_gain: TPS over the SLA at the baseline's throughput
-    there ("at matched throughput"). lower_bound: the sweep ended before the SLA was reached.
+
+def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
+    """Each policy's best throughput under each SLA on generation speed; see ``parse_speed``.
+
+    gain: over the baseline (``baseline_of``) at the same SLA. speed_gain: mean speed over the baseline's at
+    the baseline's throughput there ("at matched throughput"). tps_mean, tps_p10: the speeds at that load.
+    lower_bound: the sweep ended before the SLA was reached.
     Raises ``InfeasibleError`` naming the nearest feasible value if no policy can meet an SLA.
     """
-    by_policy = lines(frontier)
+    by_policy, base = lines(frontier), baseline_of(frontier)
     rows = []
-    for sla in slas:
-        _refuse_if_nobody_can(by_policy, sla)
-        base = by_policy[BASELINE].at_sla(sla)[0] if BASELINE in by_policy else float("nan")
+    for term in map(parse_speed, slas):
+        _refuse_if_nobody_can(by_policy, term)
+        reference = by_policy[base].at_sla(term)
         for policy, line in by_policy.items():
-            throughput, load, bound = line.at_sla(sla)
+            found = line.at_sla(term)
+            matched = line.tps_at_throughput(reference.throughput)
             rows.append(
                 {
-                    "sla_tok_per_s": sla,
+                    "sla": term.text,
+                    "sla_tok_per_s": term.bound,
                     "policy": policy,
-                    "throughput_tok_per_s": throughput,
-                    "concurrency": load,
-                    "gain": throughput / base - 1,
-                    "speed_gain": line.tps_at_throughput(base) / sla - 1,
-                    "lower_bound": bound,
+                    "throughput_tok_per_s": found.throughput,
+                    "concurrency": found.concurrency,
+                    "tps_mean": found.tps_mean,
+                    "tps_p10": found.tps_p10,
+                    "baseline": base,
+                    "gain": found.throughput / reference.throughput - 1,
+                    "speed_gain": matched / reference.tps_mean - 1,
+                    "lower_bound": found.lower_bound,
                 }
             )
     return pd.DataFrame(rows)
 
 
-def speed_gain_range(frontier: pd.DataFrame, policy: str) -> tuple[float, float]:
-    """Smallest and largest TPS gain of a policy over the baseline at equal throughput, where both reach."""
+def speed_gain_range(frontier: pd.DataFrame, policy: str, baseline: str | None = None) -> tuple[float, float]:
+    """Smallest and largest gain in mean speed of a policy over the baseline at equal throughput."""
     by_policy = lines(frontier)
-    base, line = by_policy[BASELINE], by_policy[policy]
+    base, line = by_policy[baseline or baseline_of(frontier)], by_policy[policy]
     levels = np.linspace(
         max(base.throughput[0], line.throughput[0]), min(base.throughput[-1], line.throughput[-1]), 200
     )
     gains = [line.tps_at_throughput(level) / base.tps_at_throughput(level) - 1 for level in levels]
     return float(np.nanmin(gains)), float(np.nanmax(gains))
+
+
+# --- where to look closer ----------------------------------------------------------------------------------
+
+SHARE = 0.01
+"""Answers are refined until the loads on both sides are this near, as a share of the load, or neighbours."""
+
+
+def loads_to_add(
+    frontier: pd.DataFrame, slas: Sequence[Bound], *, halve: bool = False
+) -> list[tuple[str, int]]:
+    """Policies and loads to simulate so that answers do not rest on far interpolation; empty: none.
+
+    Looked for is each policy's load at each SLA, and its load at the baseline's throughput there. A load
+    that keeps the SLA and the next that does not must be neighbours, or within twice ``SHARE`` of the answer
+    or twice the interval of its throughput. A policy that fails at the lowest load is tried at one.
+    halve: take the middle rather than the interpolated load, which creeps along a curve with risers.
+    """
+    by_policy, base = lines(frontier), baseline_of(frontier)
+    noise = _noise(frontier)
+    wanted: dict[tuple[str, int], None] = {}
+    for term in map(parse_speed, slas):
+        level = by_policy[base].at_sla(term).throughput
+        for policy, line in by_policy.items():
+            share = max(SHARE, noise[policy])
+            for load in (_at_term(line, term, share, halve), _at_throughput(line, level, share, halve)):
+                if load is not None and load not in line.concurrency:
+                    wanted[policy, load] = None
+    return list(wanted)
+
+
+def _noise(frontier: pd.DataFrame) -> dict[str, float]:
+    """Relative half-width of each policy's throughput, the median over its loads; 0 where unknown."""
+    relative = frontier["throughput_ci95"] / frontier["throughput_tok_per_s"]
+    median = relative.groupby(frontier["policy"], sort=False).median().fillna(0.0)
+    return {str(policy): float(value) for policy, value in median.items()}
+
+
+def _at_term(line: Line, term: Term, share: float, halve: bool) -> int | None:
+    ends = line.bracket(term)
+    if ends is None:
+        return 1  # perhaps a request alone is fast enough
+    last, after = ends
+    if last == after:
+        return None  # the sweep ends before the SLA binds, and the answer says so
+    low, high = line.concurrency[last], line.concurrency[after]
+    return _inside(low, high, line.at_sla(term).concurrency, share, halve)
+
+
+def _at_throughput(line: Line, level: float, share: float, halve: bool) -> int | None:
+    """Where the line first reaches a throughput; None where it never does, or needs no closer look."""
+    reached = np.flatnonzero(line.throughput >= level)
+    if not reached.size:
+        return None
+    first = int(reached[0])
+    if first == 0:
+        return 1
+    before = float(line.concurrency[first - 1])
+    guess = level / line.tps_at_throughput(level) if line.throughput[first - 1] <= level else before
+    return _inside(before, line.concurrency[first], guess, share, halve)
+
+
+def _inside(low: float, high: float, guess: float, share: float, halve: bool) -> int | None:
+    """A load between two to simulate next; None where they are near enough.
+
+    The guess, or where that is next to an end a load just beyond: so that the answer is closed in from both
+    sides even where a curve has risers between them.
+    """
+    margin = max(1, int(share * guess))
+    if high - low <= 2 * margin:
+        return None if high - low <= 1 or margin > 1 else int(low) + 1
+    return int(np.clip(round((low + high) / 2 if halve else guess), low + margin, high - margin))
 
 
 def load_bands(frontier: pd.DataFrame, exclude: Sequence[str] = ("oracle",)) -> pd.DataFrame:
@@ -112,9 +275,9 @@ def load_bands(frontier: pd.DataFrame, exclude: Sequence[str] = ("oracle",)) -> 
     if field.empty:
         return pd.DataFrame(columns=[each.name for each in fields(Band)])
     table = field.pivot(index="concurrency", columns="policy", values="throughput_tok_per_s").sort_index()
-    half = (
-        field.pivot(index="concurrency", columns="policy", values="throughput_ci95").fillna(0.0).sort_index()
-    )
+    table = table.dropna()  # loads added where one policy's answer lies say nothing of the others
+    half = field.pivot(index="concurrency", columns="policy", values="throughput_ci95").fillna(0.0)
+    half = half.loc[table.index]
     usual = str(table.idxmax(axis=1).mode().iloc[0])
     bands: list[Band] = []
     for position, load in enumerate(table.index):
@@ -177,11 +340,16 @@ def _crossing(table: pd.DataFrame, before: str, after: str, position: int) -> fl
     return low + (high - low) * float(lead / (lead + behind)) if lead + behind > 0 else high
 
 
-def _refuse_if_nobody_can(by_policy: dict[str, Line], sla: float) -> None:
-    best = {policy: float(line.tps.max()) for policy, line in by_policy.items() if policy != "oracle"}
-    if best and max(best.values()) < sla:
+def _refuse_if_nobody_can(by_policy: dict[str, Line], term: Term) -> None:
+    best = {
+        policy: float(np.nanmax(line.speeds[term.key], initial=0.0))
+        for policy, line in by_policy.items()
+        if policy != "oracle"
+    }
+    if best and max(best.values()) < term.bound:
         name = max(best, key=lambda policy: best[policy])
+        how = "on average" if term.quantile is None else f"for {1 - term.quantile:.0%} of the users"
         raise InfeasibleError(
-            f"no policy reaches {sla:g} tokens/s/user at any simulated load; the nearest feasible SLA is "
-            f"{best[name]:.4g} ({name} at the lowest concurrency)"
+            f"no policy reaches {term.bound:g} tokens/s/user {how} at any simulated load; the nearest "
+            f"feasible SLA is {best[name]:.4g} ({name} at the lowest concurrency)"
         )

@@ -10,14 +10,15 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from simulator.comparison import BASELINE, at_slas, load_bands, speed_gain_range
+from simulator.comparison import at_slas, baseline_of, load_bands, promise, speed_gain_range
 from simulator.files import write_csv
 from simulator.plots import plot_frontier, plot_load, save
 from simulator.profiles import Profile
 from simulator.published_check import check_against
+from simulator.sla import Term
 
 
-def report_comparison(frontier: pd.DataFrame, slas: Sequence[float], profile: Profile, out: Path) -> None:
+def report_comparison(frontier: pd.DataFrame, slas: Sequence[Term], profile: Profile, out: Path) -> None:
     """Write and print everything a frontier says about these SLAs.
 
     Nothing is written if no policy meets one of them (``InfeasibleError``).
@@ -30,33 +31,41 @@ def report_comparison(frontier: pd.DataFrame, slas: Sequence[float], profile: Pr
         tables["published"] = check_against(frontier, published)
     for name, table in tables.items():
         write_csv(out / f"{name}.csv", table, "%.8g")
-    save(plot_frontier(frontier, slas=slas, published=published, title=profile.title), out / "frontier.png")
+    figure = plot_frontier(frontier, slas=slas, published=published, title=profile.title)
+    save(figure, out / "frontier.png")
     save(plot_load(frontier, published=published, title=profile.title), out / "load.png")
 
     console = Console()
     console.print(f"[bold]{profile.title}[/bold]: {profile.provenance.line()}", highlight=False)
     for sla in slas:
-        console.print(_sla_table(answers[answers["sla_tok_per_s"] == sla], sla))
+        console.print(_sla_table(answers[answers["sla"] == sla.text], sla))
+    base = baseline_of(frontier)
+    console.print(
+        "mean, p10: tokens/s of a user at that load; 90% of the users are faster than p10.\n"
+        f"speed gain: mean speed over {base}'s, at {base}'s throughput.\n",
+        highlight=False,
+    )
     console.print(_bands_table(bands))
-    if {BASELINE, "dspark-async"} <= set(frontier["policy"]):
+    if base != "dspark-async" and "dspark-async" in set(frontier["policy"]):
         low, high = speed_gain_range(frontier, "dspark-async")
-        console.print(f"dspark-async at {BASELINE}'s throughput: {low:+.0%} to {high:+.0%} speed per user\n")
+        console.print(f"dspark-async at {base}'s throughput: {low:+.0%} to {high:+.0%} mean speed per user\n")
     if "published" in tables:
         console.print(_published_table(tables["published"]))
     names = ", ".join([*(f"{name}.csv" for name in tables), "frontier.png", "load.png"])
     console.print(f"wrote {out}/: {names}", highlight=False)
 
 
-def _sla_table(answers: pd.DataFrame, sla: float) -> Table:
-    title = f"At least {sla:g} tokens/s for every user"
+def _sla_table(answers: pd.DataFrame, sla: Term) -> Table:
+    base, title = str(answers["baseline"].iloc[0]), promise(sla)
     table = _table(
-        title, "policy", "tokens/s/GPU", "concurrent", f"over {BASELINE}", "speed at its throughput"
-    )
+        title[0].upper() + title[1:], "policy", "tokens/s/GPU", "requests", "mean", "p10", f"over {base}",
+        "speed gain",
+    )  # fmt: skip
     best = answers.loc[answers["policy"] != "oracle", "throughput_tok_per_s"].max()
     for row in answers.to_dict("records"):
         policy, throughput = str(row["policy"]), float(row["throughput_tok_per_s"])
         if math.isnan(throughput):
-            table.add_row(policy, "cannot", "", "", "")
+            table.add_row(policy, "cannot", *[""] * 5)
             continue
         style = "bold" if throughput == best else "dim" if policy == "oracle" else None
         bound = "≥ " if row["lower_bound"] else ""
@@ -64,6 +73,8 @@ def _sla_table(answers: pd.DataFrame, sla: float) -> Table:
             policy,
             f"{bound}{throughput:,.0f}",
             f"{bound}{row['concurrency']:,.0f}",
+            _speed(float(row["tps_mean"])),
+            _speed(float(row["tps_p10"])),
             _percent(float(row["gain"])),
             _percent(float(row["speed_gain"])),
             style=style,
@@ -92,6 +103,10 @@ def _published_table(check: pd.DataFrame) -> Table:
             form, shown = "{:.2f}", f"{error:.2f}, mean absolute"
         table.add_row(quantity, form.format(row["published"]), form.format(row["predicted"]), shown)
     return table
+
+
+def _speed(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1f}"
 
 
 def _percent(value: float) -> str:

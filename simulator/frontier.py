@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from simulator.comparison import Bound, loads_to_add
 from simulator.deployment import Deployment, Plan
 from simulator.errors import BadInputError, refuse_repeats
 from simulator.lengths import Lengths, parse_lengths
@@ -29,6 +30,10 @@ MEASURED = (
 REQUEST_STEPS = 60_000
 """Request-steps a cell simulates at least unless told otherwise: equal precision at every concurrency, and
 an accepted length of spread 1.6 known to well under a percent over three seeds."""
+
+GUESSES, MOST_TURNS = 3, 30
+"""Times that loads are added where answers are interpolated, and in all: after the guesses, which do for a
+smooth curve, ranges are halved, the baseline's first and then those that depend on it."""
 
 FEW_TURNOVERS = 3.0
 """Finished requests per slot below which the quantiles of speed are those of short outputs."""
@@ -69,6 +74,7 @@ def sweep_frontier(
     lengths: Lengths | None = None,
     steps: int | None = None,
     workers: int = 1,
+    slas: Sequence[Bound] = (),
     progress: bool = False,
     backend: Backend = "loky",
     address: str | None = None,
@@ -81,7 +87,8 @@ def sweep_frontier(
     ``tps_p10_ci95`` is over seeds alone. ``steps`` fixes the engine steps per run; by default they follow
     from ``REQUEST_STEPS`` and from how long requests live. ``finished_per_slot``: requests finished in the
     measured window of a run per slot, the fewest over seeds; below ``FEW_TURNOVERS`` the quantiles of speed
-    are those of short outputs.
+    are those of short outputs. slas: speed SLAs around whose answers loads are added to those given, policy
+    by policy, until the answers depend on the given ones no more; ``added`` marks their rows.
     Raises ``BadInputError`` for a policy or a load given twice: it would count as new data.
     workers, backend, address, directory: how the cells run and where they are kept; see ``sweep.run_cells``.
     """
@@ -89,17 +96,32 @@ def sweep_frontier(
     _check(concurrency, seeds, steps)
     plans = [deployment.plan(policy) for policy in policies]
     drawn = parse_lengths("default") if lengths is None else lengths
-    cells = [
-        Cell(plan, deployment.limits(load), drawn, steps, seed)
-        for seed in range(seeds)  # outermost, so that workers meet one realised trace after the other
-        for plan in plans
-        for load in concurrency
-    ]
-    rows = run_cells(
-        run_cell, cells, workers=workers, progress=progress, label="Frontier",
-        backend=backend, address=address, directory=directory,
-    )  # fmt: skip
-    return _over_seeds(pd.DataFrame(rows), [plan.policy.name for plan in plans], seeds)
+    by_name = {plan.policy.name: plan for plan in plans}
+
+    def simulated(wanted: Sequence[tuple[str, int]], label: str, place: Path | None) -> pd.DataFrame:
+        cells = [
+            Cell(by_name[policy], deployment.limits(load), drawn, steps, seed)
+            for seed in range(seeds)  # outermost, so that workers meet one realised trace after the other
+            for policy, load in wanted
+        ]
+        rows = run_cells(
+            run_cell, cells, workers=workers, progress=progress, label=label,
+            backend=backend, address=address, directory=place,
+        )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    given = [(policy, load) for policy in by_name for load in concurrency]
+    rows = simulated(given, "Frontier", directory)
+    table = _over_seeds(rows, list(by_name), seeds)
+    for turn in range(MOST_TURNS if slas else 0):
+        wanted = loads_to_add(table, slas, halve=turn >= GUESSES)
+        if not wanted:
+            break
+        place = None if directory is None else directory / f"added-{turn + 1}"
+        rows = pd.concat([rows, simulated(wanted, "Around the SLA", place)])
+        table = _over_seeds(rows, list(by_name), seeds)
+    table["added"] = [(row.policy, row.concurrency) not in set(given) for row in table.itertuples()]
+    return table
 
 
 def steps_for(concurrency: int) -> int:

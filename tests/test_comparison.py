@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.comparison import at_slas, lines, load_bands, speed_gain_range
-from simulator.errors import InfeasibleError
+from simulator.comparison import (
+    at_slas,
+    baseline_of,
+    lines,
+    load_bands,
+    loads_to_add,
+    parse_speed,
+    promise,
+    speed_gain_range,
+)
+from simulator.errors import BadInputError, InfeasibleError
+from simulator.frontier import GUESSES, MOST_TURNS
 
 LOADS = (10, 20, 40)
 
@@ -87,10 +97,16 @@ def test_a_policy_that_misses_the_sla_has_no_answer_while_others_do() -> None:
     assert math.isnan(answers.loc["dspark-async", "gain"])
 
 
-def test_without_the_baseline_there_are_no_gains() -> None:
-    answers = at_slas(TWO.query("policy != 'mtp1'"), [120])
-    assert answers["gain"].isna().all()
-    assert answers["throughput_tok_per_s"].notna().all()
+def test_without_mtp1_gains_are_over_the_first_policy() -> None:
+    table = frontier({"autoregressive": (1000, 1800, 2400), "fixed:3": (2000, 3200, 4000)})
+    answers = at_slas(table, [75]).set_index("policy")
+    assert set(answers["baseline"]) == {"autoregressive"}
+    assert answers.loc["autoregressive", "gain"] == 0
+    assert answers.loc["fixed:3", "gain"] == pytest.approx(4000 / 2100 - 1)
+    matched = 200 - 40 * 100 / 1200  # 2100 of the 2000 to 3200 tokens/s between its loads 10 and 20
+    assert answers.loc["fixed:3", "speed_gain"] == pytest.approx(matched / 75 - 1)
+    assert baseline_of(table) == "autoregressive"
+    assert baseline_of(TWO.iloc[::-1]) == "mtp1"
 
 
 def test_an_sla_nobody_meets_names_the_nearest_that_somebody_does() -> None:
@@ -136,6 +152,111 @@ def test_best_throughput_never_rises_with_the_sla(sla: float) -> None:
         assert group["throughput_tok_per_s"].is_monotonic_decreasing
         met = group["throughput_tok_per_s"] / group["concurrency"]
         assert (met >= group["sla_tok_per_s"] - 1e-9).all()
+
+
+# --- which speed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "words"),
+    [
+        (80, "tps_mean>=80", "at least 80 tokens/s per user on average"),
+        ("80", "tps_mean>=80", "at least 80 tokens/s per user on average"),
+        ("tps_mean>=80", "tps_mean>=80", "at least 80 tokens/s per user on average"),
+        ("mean >= 80", "tps_mean>=80", "at least 80 tokens/s per user on average"),
+        ("p10>=80", "tps_p10>=80", "at least 80 tokens/s for 90% of the users (p10)"),
+        ("tps_p50>=62.5", "tps_p50>=62.5", "at least 62.5 tokens/s for 50% of the users (p50)"),
+    ],
+)
+def test_a_speed_is_the_mean_or_a_share_of_the_users(written: float | str, text: str, words: str) -> None:
+    term = parse_speed(written)
+    assert term.text == text
+    assert promise(term) == words
+    assert parse_speed(term) is term
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        ("0", "must be positive"),
+        ("nan", "must be positive"),
+        ("ttft_p99<=2s", "is not a speed that is compared"),
+        ("tps_p5>=80", "write 80 or tps_mean>=80 for the mean"),
+        ("tps_p10<=80", "is not a speed that is compared"),
+        ("chat:tps_p10>=80", "is not a speed that is compared"),
+        ("fast", "is not a term"),
+    ],
+)
+def test_what_is_no_speed_is_refused(written: str, complaint: str) -> None:
+    with pytest.raises(BadInputError, match=complaint):
+        parse_speed(written)
+
+
+def test_a_share_of_the_users_is_asked_for_its_own_speed() -> None:
+    """p10 is 10 below the mean: 65 tokens/s for 90% is 75 on average, where mtp1 gives 2100."""
+    slower = TWO.assign(tps_p10=TWO["tps_mean"] * 65 / 75)
+    on_average, for_most = (at_slas(slower, [sla]).set_index("policy") for sla in (75, "p10>=65"))
+    for column in ("throughput_tok_per_s", "concurrency", "tps_mean", "tps_p10", "gain"):
+        mean, most = on_average.loc["mtp1", column], for_most.loc["mtp1", column]
+        assert most == pytest.approx(mean), column
+    assert on_average.loc["mtp1", "tps_p10"] == pytest.approx(65)
+    assert for_most["sla"].unique().tolist() == ["tps_p10>=65"]
+    with pytest.raises(InfeasibleError, match=r"reaches 190 tokens/s/user for 90% of the users .* is 173.3"):
+        at_slas(slower, ["p10>=190"])
+
+
+# --- where to look closer -----------------------------------------------------------------------------------
+
+SMOOTH: dict[str, Callable[[int], float]] = {
+    "mtp1": lambda load: 1 / (0.008 + 4e-5 * load),
+    "dspark-async": lambda load: 1 / (0.004 + 2e-5 * load + 5e-8 * load**2),
+}
+RISERS: dict[str, Callable[[int], float]] = {
+    "mtp1": lambda load: 1 / (0.008 + 5e-4 * (load // 16)),
+    "dspark-async": lambda load: 1 / (0.004 + 1e-3 * (load // 32)),
+}
+
+
+def refined(
+    speed: dict[str, Callable[[int], float]], loads: Sequence[int], slas: Sequence[float]
+) -> pd.DataFrame:
+    """What a sweep of policies whose speed is known exactly ends with."""
+    points = [(policy, load) for policy in speed for load in loads]
+    for turn in range(MOST_TURNS):
+        rows = [
+            {"policy": p, "concurrency": n, "throughput_tok_per_s": n * speed[p](n), "throughput_ci95": 0.0,
+             "tps_mean": speed[p](n)} for p, n in points
+        ]  # fmt: skip
+        table = pd.DataFrame(rows)
+        if not (added := loads_to_add(table, slas, halve=turn >= GUESSES)):
+            return table
+        assert not set(added) & set(points)
+        points += added
+    raise AssertionError("never settled")
+
+
+@pytest.mark.parametrize("speed", [SMOOTH, RISERS])
+@pytest.mark.parametrize("sla", [30, 47, 80, 110])
+@pytest.mark.parametrize("loads", [(1, 900), (1, 20, 45, 90, 160, 300, 900), (40, 300, 900), (500, 900)])
+def test_answers_do_not_depend_on_the_loads_given(
+    speed: dict[str, Callable[[int], float]], sla: float, loads: Sequence[int]
+) -> None:
+    table = refined(speed, loads, [sla])
+    answers = at_slas(table, [sla]).set_index("policy")
+    for policy in speed:
+        exact = max(n for n in range(1, 901) if speed[policy](n) >= sla)  # by brute force
+        assert answers.loc[policy, "concurrency"] == pytest.approx(exact, rel=0.02, abs=1)
+        if not answers.loc[policy, "lower_bound"]:
+            assert answers.loc[policy, "throughput_tok_per_s"] == pytest.approx(
+                exact * sla, rel=0.03, abs=sla
+            )
+    assert len(table) < 2 * (len(loads) + 20)
+
+
+def test_a_policy_too_slow_at_the_lowest_load_is_tried_alone() -> None:
+    table = refined(SMOOTH, (200, 300), [100])
+    assert set(table.loc[table["policy"] == "mtp1", "concurrency"]) >= {1, 200, 300}
+    assert at_slas(table, [100]).set_index("policy").loc["mtp1", "concurrency"] == pytest.approx(50, abs=1)
 
 
 # --- bands --------------------------------------------------------------------------------------------------

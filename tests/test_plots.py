@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from simulator import plots
-from simulator.errors import BadInputError
+from simulator.errors import BadInputError, UnwritableError
 from simulator.plots import plot_frontier, plot_load, save
 from simulator.profiles import PublishedClaims
 
@@ -107,7 +107,7 @@ def test_a_failed_save_leaves_the_old_picture_and_no_litter(
         raise OSError("disk full")
 
     monkeypatch.setattr(figure, "savefig", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UnwritableError, match="cannot be written: disk full"):
         save(figure, path)
     assert [each.name for each in tmp_path.iterdir()] == ["figure.png"]
     assert path.read_bytes() == b"old"

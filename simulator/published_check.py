@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from simulator.comparison import at_slas, lines, speed_gain_range
-from simulator.deployment import Deployment
+from simulator.deployment import deploy
 from simulator.frontier import sweep_frontier
 from simulator.profiles import PublishedClaims, load_profile
 from simulator.schedulers import parse_policy
@@ -51,7 +52,7 @@ def draft_cost_budgets(
     loaded, policy = load_profile(profile), parse_policy(HEADLINE)
     budgets = {}
     for extra_s in draft_s:
-        deployment = Deployment(loaded, loaded.acceptance_models(), overhead_s=extra_s)
+        deployment = replace(deploy(loaded), overhead_s=extra_s)
         table = sweep_frontier(deployment, [policy], [concurrency], seeds=seeds)
         budgets[extra_s] = float(table["verification_budget_mean"].iloc[0])
     return budgets

@@ -99,12 +99,12 @@ def test_selecting_an_sla_changes_the_numbers(shown: Any, result: CapacityPlan) 
     after, line = shown.execute_script(select, 120)
     assert before != after
     assert float(line) == 120
-    from simulator.comparison import lines
+    from simulator.comparison import lines, parse_speed
 
     head = after.splitlines()[0].split("\t")
     assert head[-1] == "<i>$</i> per M output tokens"
     for policy, each in lines(result.frontier).items():
-        throughput, _, _ = each.at_sla(120)
+        throughput = each.at_sla(parse_speed(120)).throughput
         row = next(row for row in after.splitlines() if row.startswith(policy)).split("\t")
         if throughput == throughput:  # not NaN: the policy reaches it
             assert float(row[1].replace(",", "")) == pytest.approx(throughput, rel=1e-3)

@@ -303,9 +303,9 @@ def test_any_table_is_read_or_refused_and_accounted_for(
 
 @pytest.mark.skipif(not MOONCAKE_SAMPLE.exists(), reason="the Mooncake sample is not part of the project")
 def test_mooncake_sample_is_read_whole_and_fast() -> None:
-    start = time.perf_counter()
+    start_s = time.process_time()  # of this process: other work on the machine does not count
     workload, report = read_workload(MOONCAKE_SAMPLE)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start_s < 1.0
     assert report.malformed == ()
     assert len(workload) == 12_031
     assert workload.prompt_tokens.mean() == pytest.approx(12_035, abs=1)

@@ -163,6 +163,7 @@ def train_small(campaign: Campaign) -> None:
     from simulator.live.optimisation import Progress
     from simulator.live.training import train
     from simulator.live.training_log import read_log
+    from simulator.trace_figures import write_losses
 
     def tell(progress: Progress) -> None:
         if progress.step % 100 == 0 or progress.step == progress.steps:
@@ -174,6 +175,7 @@ def train_small(campaign: Campaign) -> None:
     folder = campaign.out / SMALL
     preset = "nano" if campaign.tiny else "small"
     train(preset, campaign.text, folder, device=campaign.device, on_step=tell)
+    write_losses(folder)
     for stage, log in read_log(folder).groupby("stage"):
         tenth = max(1, len(log) // 10)
         if not log["loss"].tail(tenth).mean() < log["loss"].head(tenth).mean():
@@ -182,16 +184,21 @@ def train_small(campaign: Campaign) -> None:
 
 def trace_small(campaign: Campaign) -> None:
     """Acceptance traces of the small pair, greedy and sampled, calibrated, with tables and figures."""
+    from simulator.live.trace_report import write_tables
     from simulator.live.trace_run import Sampling, trace_run
+    from simulator.trace_figures import write_figures
 
     sampling = Sampling(64, PROMPT_TOKENS, OUTPUT_TOKENS)
     if campaign.tiny:
         sampling = Sampling(4, 16, 24)
-    written = trace_run(
+    traced = trace_run(
         campaign.small, campaign.text, campaign.out / f"traces-{SMALL}", device=campaign.device,
-        report=campaign.out / f"trace-report-{SMALL}", sampling=sampling, on_step=print,
+        sampling=sampling, on_step=print,
     )  # fmt: skip
-    for path in written:
+    report = campaign.out / f"trace-report-{SMALL}"
+    write_tables(traced.recorded, traced.fits, report)
+    write_figures(report)
+    for path in traced.files:
         if "-dspark-" in path.name and load_trace(path).temperatures is None:
             raise SimulatorError(f"{path} is not calibrated; run trace-small again")
 

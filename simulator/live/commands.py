@@ -43,6 +43,7 @@ def train(
     console = Console(stderr=True)
     with console.status("loading torch and the text"):
         from simulator.live import optimisation, training
+        from simulator.trace_figures import write_losses
 
         _prepare(device, threads)
     columns = (
@@ -63,6 +64,7 @@ def train(
 
         with noting(lambda: f"checkpoints are kept in {out}: the same command resumes"):
             training.train(preset, text, out, device=device, seed=seed, on_step=show)
+    write_losses(out)
     Console().print(f"{out}: trained; record its traces with `dspark-sim trace {out}`", soft_wrap=True)
 
 
@@ -97,16 +99,21 @@ def trace(
         from simulator.live.trace_run import Sampling, trace_run
 
         _prepare(device, threads)
-        files = trace_run(
+        traced = trace_run(
             run,
             text,
             out,
-            report=report,
             sampling=Sampling(sequences, prompt_tokens, output_tokens, seed),
             device=device,
             on_step=lambda step: status.update(f"tracing {step}"),
         )
-    for file in files:
+    if report is not None:
+        from simulator.live.trace_report import write_tables
+        from simulator.trace_figures import write_figures
+
+        write_tables(traced.recorded, traced.fits, report)
+        write_figures(report)
+    for file in traced.files:
         Console().print(str(file), soft_wrap=True, highlight=False)
 
 

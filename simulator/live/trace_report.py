@@ -1,4 +1,4 @@
-"""What recorded traces say of their drafts: tables, and the paper's figures 2, 5 and 6 for one pair.
+"""What recorded traces say of their drafts, as tables: those of the paper's figures 2, 5 and 6 among them.
 
 Accepted lengths and conditional acceptance are of rounds under full verification: each sequence walked
 from its first row, as the paper's evaluation does. Calibration is of every recorded position.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,23 +28,12 @@ from simulator.calibration import (
     reliability,
     roc_auc,
 )
-from simulator.files import atomic_path, write_csv
+from simulator.files import write_csv
 from simulator.live.tracing import Kind, prefix_outcomes
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-LABELS: Mapping[str, str] = {"dspark": "DSpark", "dflash": "DFlash", "mtp": "MTP-1"}
-KIND_LABELS: Mapping[str, str] = {
-    "greedy": "greedy",
-    "expected": "temperature 1",
-    "coupled": "temperature 1, coupled",
-}
-_COLOURS = {"dspark": "tab:blue", "dflash": "tab:orange", "mtp": "tab:green"}
-_REPLAYS = range(8)
+REPLAYS = range(8)
 """Seeds over which the outcomes of sampled traces are averaged."""
-_FEWEST_DRAWN = 30
-"""Rates of fewer observations than this are noise, and not drawn."""
+
 _THRESHOLDS = tuple(np.round(np.linspace(0, 0.95, 20), 2).tolist())
 
 
@@ -162,16 +151,66 @@ def calibration_report(
     return pd.DataFrame(rows)
 
 
+def threshold_table(recorded: Iterable[Recorded]) -> pd.DataFrame:
+    """Tokens per round when blocks end at the first low confidence, sampled outputs, means over replays.
+
+    Columns domain, threshold, verified, accepted (both with the bonus token), rate: accepted / verified.
+    """
+    tables = []
+    for item in recorded:
+        if item.trace.has_confidence and item.kind == "expected":
+            sweeps = [threshold_sweep(item.trace, _THRESHOLDS, seed).to_numpy() for seed in REPLAYS]
+            columns = ["threshold", "verified", "accepted", "rate"]
+            table = pd.DataFrame(np.mean(sweeps, axis=0), columns=columns)
+            table.insert(0, "domain", item.domain)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def reliability_table(
+    recorded: Sequence[Recorded], fits: Mapping[str, Sequence[TemperatureFit]]
+) -> pd.DataFrame:
+    """Observed against predicted prefix survival in bins of the prediction, all domains together.
+
+    Columns kind, position, survival (raw, or calibrated by the reference convention's temperatures),
+    predicted and observed (means of the bin), weight (rounds in it), ece (of the whole curve).
+    """
+    tables = []
+    for kind, several in fits.items():
+        pooled = pool(item for item in recorded if item.trace.has_confidence and item.kind == kind)
+        fit = next(fit for fit in several if fit.convention is REFERENCE)
+        raw, scaled = prefix_survival(pooled.logits), prefix_survival(pooled.logits, fit.temperatures)
+        for k in range(pooled.logits.shape[1]):
+            for survival, predicted in (("raw", raw), ("calibrated", scaled)):
+                curve = reliability(predicted[:, k], pooled.observed[:, k], weight=pooled.judged[:, k])
+                tables.append(
+                    pd.DataFrame(
+                        {
+                            "kind": kind,
+                            "position": k + 1,
+                            "survival": survival,
+                            "predicted": curve.predicted,
+                            "observed": curve.observed,
+                            "weight": curve.weight,
+                            "ece": curve.ece,
+                        }
+                    )
+                )
+    return pd.concat(tables, ignore_index=True)
+
+
 def fit_on(recorded: Iterable[Recorded], convention: Convention) -> TemperatureFit:
     """Sequential temperatures from the positions of several traces together."""
-    pooled = _pool(recorded)
+    pooled = pool(recorded)
     return fit_temperatures(pooled.logits, pooled.observed, weight=pooled.judged, convention=convention)
 
 
-def write_report(
+def write_tables(
     recorded: Sequence[Recorded], fits: Mapping[str, Sequence[TemperatureFit]], folder: Path
 ) -> None:
-    """Write accepted_length.csv, conditional.csv, calibration.csv, temperatures.csv and the figures."""
+    """Write accepted_length.csv, conditional.csv, calibration.csv, temperatures.csv, thresholds.csv and
+    reliability.csv into a folder.
+    """
     temperatures = pd.DataFrame(
         {"kind": kind, "convention": fit.convention.name, "position": k + 1, "temperature": value}
         for kind, several in fits.items()
@@ -183,87 +222,10 @@ def write_report(
         ("conditional", conditional_table(recorded)),
         ("calibration", calibration_report(recorded, fits)),
         ("temperatures", temperatures),
+        ("thresholds", threshold_table(recorded)),
+        ("reliability", reliability_table(recorded, fits)),
     ):
         write_csv(folder / f"{name}.csv", table, "%.5g")
-    for name, figure in (
-        ("conditional", plot_conditional(conditional_table(recorded))),
-        ("thresholds", plot_thresholds(recorded)),
-        ("reliability", plot_reliability(recorded, fits)),
-    ):
-        with atomic_path(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=110)
-
-
-def plot_conditional(table: pd.DataFrame) -> Figure:
-    """The paper's figure 2: conditional acceptance over the position, one panel per domain and kind."""
-    kinds = [kind for kind in ("greedy", "expected") if kind in set(table["kind"])]
-    domains = sorted(set(table["domain"]))
-    figure, axes = _panels(len(kinds), len(domains))
-    for row, kind in enumerate(kinds):
-        for column, domain in enumerate(domains):
-            axis = axes[row][column]
-            for draft, label in LABELS.items():
-                own = table.query("draft == @draft and domain == @domain and kind == @kind")
-                own = own[own["rounds"] >= _FEWEST_DRAWN]
-                axis.plot(
-                    own["position"],
-                    own["rate"],
-                    marker="o",
-                    markersize=3.5,
-                    color=_COLOURS[draft],
-                    label=label,
-                )
-            axis.set(title=f"{domain}, {KIND_LABELS[kind]}", ylim=(0, 1.02), xlabel="draft position")
-        axes[row][0].set_ylabel("P(accepted | those before)")
-    axes[0][0].legend(frameon=False, fontsize="small", loc="lower left")
-    return figure
-
-
-def plot_thresholds(recorded: Sequence[Recorded]) -> Figure:
-    """The paper's figure 5: length and acceptance rate when blocks end at the first low confidence."""
-    shown = [item for item in recorded if item.trace.has_confidence and item.kind == "expected"]
-    figure, axes = _panels(1, len(shown))
-    for axis, item in zip(axes[0], shown, strict=True):
-        sweeps = [threshold_sweep(item.trace, _THRESHOLDS, seed).to_numpy() for seed in _REPLAYS]
-        threshold, verified, accepted, rate = np.mean(sweeps, axis=0).T
-        axis.plot(threshold, verified, color="tab:grey", label="verified length")
-        axis.plot(threshold, accepted, color="tab:blue", label="accepted length")
-        axis.plot([], [], color="tab:red", label="acceptance rate (right)")
-        axis.set(title=item.domain, xlabel="confidence threshold", ylim=(0, item.trace.gamma + 1.3))
-        rates = axis.twinx()
-        rates.plot(threshold, rate, color="tab:red")
-        rates.set_ylim(0, 1.02)
-        rates.spines["top"].set_visible(False)
-    axes[0][0].set_ylabel("tokens per round")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    return figure
-
-
-def plot_reliability(recorded: Sequence[Recorded], fits: Mapping[str, Sequence[TemperatureFit]]) -> Figure:
-    """The paper's figure 6: observed over predicted prefix survival, all domains, raw and calibrated."""
-    gamma = next(item.trace.gamma for item in recorded if item.trace.has_confidence)
-    positions = sorted({1, (gamma + 2) // 3, (2 * gamma + 1) // 3, gamma})
-    figure, axes = _panels(len(fits), len(positions))
-    for row, (kind, several) in zip(axes, fits.items(), strict=True):
-        pooled = _pool(item for item in recorded if item.trace.has_confidence and item.kind == kind)
-        fit = next(fit for fit in several if fit.convention is REFERENCE)
-        raw, scaled = prefix_survival(pooled.logits), prefix_survival(pooled.logits, fit.temperatures)
-        for axis, position in zip(row, positions, strict=True):
-            k = position - 1
-            axis.plot([0, 1], [0, 1], color="lightgrey", linewidth=1)
-            errors = []
-            for label, colour, predicted in (("raw", "tab:red", raw), ("calibrated", "tab:blue", scaled)):
-                curve = reliability(predicted[:, k], pooled.observed[:, k], weight=pooled.judged[:, k])
-                shown = curve.weight >= _FEWEST_DRAWN
-                style = {"color": colour, "marker": "o", "markersize": 3, "label": label}
-                axis.plot(curve.predicted[shown], curve.observed[shown], **style)
-                errors.append(f"{100 * curve.ece:.1f}%")
-            title = f"prefix of {position}, {KIND_LABELS[kind]}\nECE {errors[0]} raw, {errors[1]} calibrated"
-            axis.set_title(title, fontsize="medium")
-            axis.set(xlabel="predicted survival", xlim=(0, 1), ylim=(0, 1.02))
-        row[0].set_ylabel("accepted")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    return figure
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -273,7 +235,7 @@ class _Pool:
     judged: NDArray[np.float64]
 
 
-def _pool(recorded: Iterable[Recorded]) -> _Pool:
+def pool(recorded: Iterable[Recorded]) -> _Pool:
     traces = [item.trace for item in recorded]
     outcomes = [prefix_outcomes(trace) for trace in traces]
     logits = [trace.confidence_logits for trace in traces if trace.confidence_logits is not None]
@@ -285,7 +247,7 @@ def _pool(recorded: Iterable[Recorded]) -> _Pool:
 
 
 def _seeds(trace: AcceptanceTrace) -> Sequence[int]:
-    return _REPLAYS if trace.kind == "sampled" else (0,)
+    return REPLAYS if trace.kind == "sampled" else (0,)
 
 
 def _tokens_and_rounds(trace: AcceptanceTrace) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -300,13 +262,3 @@ def _tokens_and_rounds(trace: AcceptanceTrace) -> tuple[NDArray[np.float64], NDA
         rounds += np.bincount(owner, minlength=sequences)
         tokens += np.bincount(owner, replay.accepted[at] + 1.0, minlength=sequences)
     return tokens / len(seeds), rounds / len(seeds)
-
-
-def _panels(rows: int, columns: int) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure  # slow to import
-
-    figure = Figure(figsize=(3.1 * columns, 2.7 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes

@@ -1,4 +1,4 @@
-"""Tracing a whole pair: prompts from held-out text, every draft, calibration, files and report.
+"""Tracing a whole pair: prompts from held-out text, every draft, calibration and files.
 
 The product behind ``dspark-sim trace``.
 """
@@ -23,7 +23,7 @@ from simulator.live.drafts import Draft, load_draft
 from simulator.live.environment import device_name, software
 from simulator.live.targets import Target, load_target
 from simulator.live.tokens import TokenStreams, load_tokenizer, step_generator
-from simulator.live.trace_report import Recorded, fit_on, write_report
+from simulator.live.trace_report import Recorded, fit_on
 from simulator.live.tracing import Kind, Outputs, record, write_outputs
 from simulator.live.training import DRAFTS
 from simulator.provenance import Provenance
@@ -65,22 +65,30 @@ def shipped_pair() -> Path:
     return data_directory("traces") / "models" / "tiny"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TraceRun:
+    """What was recorded: the files, every trace of the test split, and the temperatures by kind."""
+
+    files: Sequence[Path]
+    recorded: Sequence[Recorded]
+    fits: Mapping[str, Sequence[TemperatureFit]]
+
+
 def trace_run(
     run: Path | str | None,
     text: Path | str | None,
     out: Path | str,
     *,
-    report: Path | str | None = None,
     sampling: Sampling | None = None,
     device: str = "cpu",
     on_step: Callable[[str], None] = lambda _: None,
-) -> list[Path]:
+) -> TraceRun:
     """Trace every draft of a run directory (None: the shipped tiny pair) and write the traces into ``out``.
 
     One file for each draft, domain and kind, ``NAME-DRAFT-DOMAIN-greedy.parquet`` and ``...-sampled``,
     NAME being the run directory's. Temperatures come from the calibration split, everything else from
-    the test split. report: a folder for the tables and figures. on_step: told what comes next.
-    Returns the files. Models run in float32, so that argmax ties do not depend on how rows are batched.
+    the test split. on_step: told what comes next.
+    Models run in float32, so that argmax ties do not depend on how rows are batched.
     """
     folder, sampling = Path(run) if run else shipped_pair(), sampling or Sampling()
     pair = _Pair.load(folder, device)
@@ -96,9 +104,7 @@ def trace_run(
         recorded += tracer.traces("test", kind, pair.drafts)
     recorded = [_calibrated(item, fits) for item in recorded]
     written = [_save(item, pair.name, Path(out)) for item in recorded if item.kind in _FILE_KINDS]
-    if report is not None:
-        write_report(recorded, fits, Path(report))
-    return written
+    return TraceRun(written, recorded, fits)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,8 +2,8 @@
 
 The target learns the text; then, frozen, it teaches three drafts that differ in one thing each: DSpark,
 DFlash (the same backbone without sequential and confidence heads, cross-entropy alone) and MTP-1. A run
-directory holds the tokenizer, one folder for each model, losses.csv and losses.png, and checkpoints/
-while it is under way; the same command continues an interrupted run.
+directory holds the tokenizer, one folder for each model, losses.csv, and checkpoints/ while it is under
+way; the same command continues an interrupted run.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 
+from simulator.live.clock import now_s
 from simulator.live.steps import is_out_of_memory, synchronise
 from simulator.live.targets import Target
 
@@ -58,11 +58,11 @@ class StaticGenerate:
             nonlocal start_s
             if generated == first:
                 synchronise(self.target.device)
-                start_s = time.perf_counter()
+                start_s = now_s()
 
         self._generate(note)
         synchronise(self.target.device)
-        return time.perf_counter() - start_s
+        return now_s() - start_s
 
     def forget(self) -> None:
         """Release the cache and the compiled code that transformers keeps on the model."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -28,6 +27,7 @@ from simulator.live.campaign import (
     Part,
     origin,
 )
+from simulator.live.clock import now_s
 from simulator.profiles import load_profile
 
 LENGTHS = "lognormal:160,cv=0.5,max=256/lognormal:160,cv=0.5,max=240"
@@ -208,13 +208,13 @@ def schedulers(campaign: Campaign) -> None:
     from simulator.live.agreement import compare
 
     devices = tuple(dict.fromkeys(("cpu", campaign.device)))
-    start_s = time.monotonic()
+    start_s = now_s()
     found = compare(
         seed=0, batches=1000 if campaign.tiny else AGREEMENT_BATCHES, devices=devices,
         workers=campaign.workers, directory=campaign.out / "agreement", tell=partial(print, flush=True),
     )  # fmt: skip
     print(found.line)
-    described = asdict(found) | {"seconds": time.monotonic() - start_s, "workers": campaign.workers}
+    described = asdict(found) | {"seconds": now_s() - start_s, "workers": campaign.workers}
     write_json(campaign.out / "agreement.json", described | origin(campaign, "schedulers"))
     found.check()
 

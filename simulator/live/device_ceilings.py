@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from simulator.live.clock import now_s
 from simulator.live.steps import synchronise
 
 
@@ -52,8 +52,8 @@ def best_s(work: Callable[[], object], device: torch.device, *, repeats: int = 1
     times = []
     for _ in range(repeats + 2):
         synchronise(device)
-        start_s = time.perf_counter()
+        start_s = now_s()
         work()
         synchronise(device)
-        times.append(time.perf_counter() - start_s)
+        times.append(now_s() - start_s)
     return min(times[2:])

@@ -13,7 +13,6 @@ hidden states of those that the draft has not seen yet.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from simulator.executors import (
 )
 from simulator.live import checkpoints, sampling
 from simulator.live.batch_state import BatchState
+from simulator.live.clock import now_s
 from simulator.live.drafts import Draft
 from simulator.live.kv_cache import DraftStep, cache_bytes, whole_pages
 from simulator.live.observed import ObservedScheduler
@@ -220,7 +220,7 @@ class LiveExecutor:
             )
         state.survival_host[:count].copy_(state.survival[:count], non_blocking=True)
         step.marks.mark()
-        step.drafted_s = time.perf_counter()
+        step.drafted_s = now_s()
         return state.survival[:count, : self.gamma]
 
     def outcome(self) -> Tensor:
@@ -244,7 +244,7 @@ class LiveExecutor:
         A step with prompt rows is never recorded as a graph: no two are alike.
         """
         step, count = self._step, self._step.count
-        step.schedule_s = time.perf_counter() - step.drafted_s
+        step.schedule_s = now_s() - step.drafted_s
         self._require_tensor(lengths)
         safe = lengths.clamp(0, self.gamma)  # an invalid length must not become an invalid address
         draft_tokens = self._draft_tokens(safe)
@@ -268,7 +268,7 @@ class LiveExecutor:
                 )
         accepted = self._commit(lengths, safe)
         capture_s = self.captured.capture_s - step.capture_s
-        duration_s = time.perf_counter() - step.start_s - capture_s
+        duration_s = now_s() - step.start_s - capture_s
         draft_s, visible_s, verify_s = step.marks.spans_s()
         self.timings.append(
             StepTiming(
@@ -280,12 +280,12 @@ class LiveExecutor:
 
     def prefill(self, prompts: PromptRows) -> float:
         """Prefill prompts, one after the other, and keep what they leave until they get a row."""
-        start_s = time.perf_counter()
+        start_s = now_s()
         for chunk in prompts.chunks:
             for piece in self._pieces(chunk):
                 self._finish(piece, *self._run_piece(piece))
         synchronise(self.device)
-        return time.perf_counter() - start_s
+        return now_s() - start_s
 
     # ---------------------------------------------------------------- passes over the state
 
@@ -644,7 +644,7 @@ class _Step:
     """What one step carries from its draft to its commit."""
 
     def __init__(self, device: torch.device, count: int = 0, padded: int = 0) -> None:
-        self.start_s = time.perf_counter()
+        self.start_s = now_s()
         self.marks = Marks(device)
         self.count, self.padded = count, padded
         self.drafted_s = self.schedule_s = self.capture_s = 0.0

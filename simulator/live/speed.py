@@ -13,7 +13,6 @@ step are means over all runs, with the lowest and the highest beside them.
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from simulator.acceptance import AcceptanceModel
 from simulator.cost import CostModel, ThroughputCurve
 from simulator.errors import BadInputError
 from simulator.live.baseline import StaticGenerate
+from simulator.live.clock import now_s
 from simulator.live.device_ceilings import measure_ceilings
 from simulator.live.drafts import Draft
 from simulator.live.engine import LiveExecutor, LiveOptions
@@ -283,10 +283,10 @@ class _Greedy:
         """Seconds from when every request has ``first`` (> 2) output tokens until all have all of theirs."""
         # Prefill gave the first token, and a serving loop that has delivered a step has run the next.
         engine = self._serve(self._executor, first - 2)
-        start_s = time.perf_counter()
+        start_s = now_s()
         while engine.completed < self.requests:
             engine.environment.step()
-        return time.perf_counter() - start_s
+        return now_s() - start_s
 
     def _serve(self, executor: LiveExecutor, steps: int | None) -> Any:
         scheduler, limits = executor.observe(Fixed(0)), EngineLimits(self.requests)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from simulator.errors import BadInputError, SimulatorError
+from simulator.live.clock import now_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Captured:
 
     def _record(self, key: Hashable, work: Callable[[], None]) -> None:
         torch.cuda.synchronize(self.device)
-        start_s = time.perf_counter()
+        start_s = now_s()
         side: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(side):
             for _ in range(3):
@@ -103,7 +103,7 @@ class Captured:
             work()
         torch.cuda.synchronize(self.device)
         self._recorded[key] = graph
-        self.capture_s += time.perf_counter() - start_s
+        self.capture_s += now_s() - start_s
 
 
 class Marks:
@@ -121,7 +121,7 @@ class Marks:
             event.record(torch.cuda.current_stream(self.device))
             self._events.append(event)
         else:
-            self._times_s.append(time.perf_counter())
+            self._times_s.append(now_s())
 
     def spans_s(self) -> list[float]:
         """Seconds between consecutive marks; the device must be synchronised."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 
 from simulator.errors import BadInputError, InfeasibleError, SimulatorError
 from simulator.files import read_json, write_json
-from simulator.live import campaign_report, speed
+from simulator.live import campaign_report, device_ceilings, speed
 from simulator.live.campaign import Campaign, run
 from simulator.live.campaign_parts import PARTS, gpu_tests
 from simulator.live.campaign_report import write_report
 from simulator.profiles import load_profile
+from tests.live.modelled_device import modelled_device
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_campaign"
 SPEED = ("bandwidth_floor", "visible_scheduling", "ragged_against_padded", "against_generate")
@@ -42,8 +44,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ceilings", "schedulers", "train-small", "trace-small", "profile-small", "validation-small",
         "profile-8b", "staircase-8b", "validation-8b", "speed", "report",
     ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simulator.live.profiler.FLAT", -1.0)  # a busy machine may show no slope
+    with pytest.MonkeyPatch.context() as patch, modelled_device():
+        small = partial(device_ceilings.measure_ceilings, copy_bytes=2**20, matmul_size=64)
+        patch.setattr(device_ceilings, "measure_ceilings", small)
+        patch.setattr("gc.collect", lambda *_: 0)  # keeps real steps even; modelled ones are
         patch.setattr("simulator.live.campaign_parts.LIVE_POLICIES", "mtp1 fixed:3 dspark-async")
         for name in SPEED:
             patch.setattr(speed, name, lambda *_: pd.DataFrame({"kind": ["x"], "step_ms": [1.23456]}))

@@ -239,6 +239,7 @@ class ReferenceSimulator:
             for request in complete:
                 self.prefilling.remove(request)
                 self.join(request)
+        self.admit()  # outputs of one token are done at the instant of the last step
 
     def decode(self, prompts: int) -> None:
         batch, context = list(self.decoding), sum(request.context for request in self.decoding)

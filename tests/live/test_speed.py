@@ -14,6 +14,7 @@ from simulator.acceptance import AcceptanceTrace
 from simulator.errors import BadInputError
 from simulator.live import speed
 from simulator.live.baseline import StaticGenerate
+from simulator.live.clock import timed_by
 from simulator.live.pairs import new_dspark
 from simulator.live.speed import SpeedScale, interleaved, measure_speed
 from simulator.live.steps import OutOfMemoryError
@@ -107,7 +108,12 @@ def test_both_sides_decode_the_same_tokens_while_the_clock_runs(target: Any) -> 
     theirs = StaticGenerate(target, ours.prompts, SCALE.output_tokens, print)
     theirs._generate(seen.append)
     assert seen == list(range(1, SCALE.output_tokens + 1))
-    assert 0 < theirs.decode_s(SCALE.output_tokens) < theirs.decode_s(1)
+    passes: list[object] = []
+    hook = target.model.register_forward_hook(lambda *_: passes.append(None))
+    with timed_by(lambda: float(len(passes))):  # a second for each pass
+        assert theirs.decode_s(speed.SETTLED) == SCALE.output_tokens - speed.SETTLED
+        assert theirs.decode_s(1) == SCALE.output_tokens - 1
+    hook.remove()
 
 
 def test_generate_goes_on_where_compilation_fails(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from simulator.schedulers import parse_policy
 from simulator.serving import EngineLimits
 from simulator.validation_plots import plot_frontiers, plot_lengths
 from tests.live.conftest import MakeTarget
+from tests.live.modelled_device import modelled_device
 
 
 @pytest.fixture(scope="module")
@@ -237,13 +238,14 @@ def test_validate_command_writes_tables_and_judges(files: dict[str, Any], tmp_pa
         command(tolerance=["throughput_tok_per_s=low"])
 
 
-def test_profile_command(files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simulator.live.profiler.FLAT", -1.0)
+def test_profile_command(files: dict[str, Any], tmp_path: Path) -> None:
     options: Callable[..., None] = serving_commands.profile
-    options(
-        target=files["target"], draft=files["draft"], out=tmp_path / "p", requests="1,2", drafts="0,2",
-        context="16", prefill="8", policies="none", confidence=0.9, repeats=60, tolerance=20.0, device="cpu",
-    )  # fmt: skip
+    with modelled_device():
+        options(
+            target=files["target"], draft=files["draft"], out=tmp_path / "p", requests="1,2", drafts="0,2",
+            context="16", prefill="8", policies="none", confidence=0.02, repeats=60, tolerance=0.05,
+            device="cpu",
+        )  # fmt: skip
     written = list((tmp_path / "p").rglob("*.json"))
     assert len(written) == 1
     assert written[0].with_suffix(".cells.jsonl").is_file()

@@ -468,9 +468,11 @@ def _arrivals(
     environment: simpy.Environment, workload: Workload, replicas: Sequence[Replica], router: Router
 ) -> Generator[simpy.Event, Any, None]:
     assert workload.arrival_s is not None
+    reached_s = environment.now
     for request, arrival_s in enumerate(workload.arrival_s.tolist()):
-        if arrival_s > environment.now:
-            yield environment.timeout(arrival_s - environment.now)
+        if arrival_s > reached_s:  # see ``simulation.arrivals``
+            yield environment.timeout(max(0.0, arrival_s - environment.now))
+            reached_s = arrival_s
         replicas[router.choose(request)].submit(request)
 
 

@@ -154,7 +154,9 @@ def arrivals(
 ) -> Generator[simpy.Event, Any, None]:
     """Submit each request to one engine at its arrival time."""
     assert workload.arrival_s is not None
+    reached_s = environment.now
     for request, arrival_s in enumerate(workload.arrival_s.tolist()):
-        if arrival_s > environment.now:
-            yield environment.timeout(arrival_s - environment.now)
+        if arrival_s > reached_s:  # not ``now``, which rounding may leave just short of it: ties stay ties
+            yield environment.timeout(max(0.0, arrival_s - environment.now))
+            reached_s = arrival_s
         engine.submit(request)

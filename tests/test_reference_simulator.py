@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.testing import assert_allclose
 from simulator.acceptance import Replay, random_stream
 from simulator.cost import AdditiveCost
 from simulator.executors import SimulatedExecutor
-from simulator.metrics import requests_frame, steps_frame
+from simulator.metrics import first_gaps, requests_frame, steps_frame
 from simulator.schedulers import DSpark, Fixed
 from simulator.serving import EngineLimits
 from simulator.simulation import run_engine
@@ -49,6 +50,8 @@ def compare(seed: int, mode: str, policy: str, loop: str) -> int:
     prompts, outputs = draw.integers(1, 100, count), draw.integers(1, 40, count)
     outputs[0] = 2  # a closed loop needs something to decode
     arrival_s = np.cumsum(draw.exponential(draw.uniform(0.001, 0.1), count)) if loop == "open" else None
+    if arrival_s is not None and draw.random() < 0.3:
+        arrival_s[1::2] = arrival_s[: count - count % 2 : 2]  # they come in pairs
     replays = []  # one class and one sequence each, so that the start of a request's rows is not drawn
     for _ in range(count):
         survival = np.cumprod(draw.uniform(0.3, 1.0, (50, gamma)), axis=1).astype(np.float32)
@@ -108,6 +111,17 @@ def check(engine: Any, reference: ReferenceSimulator) -> None:
         close(frame[name], [getattr(each, name) for each in done])
     first = [each.deliveries_s[0] - each.first_token_s if each.deliveries_s else np.nan for each in done]
     close(frame["first_gap_s"], first)
+    # Every gap between deliveries, of requests under way too: a newcomer's own, the step's for all others.
+    number, gap_s = first_gaps(engine)
+    newcomers = np.bincount(number, minlength=int((steps["requests"] > 0).sum()))
+    decoding = steps[steps["requests"] > 0]
+    others_s = np.repeat(decoding["gap_s"], decoding["requests"] - newcomers)
+    expected_s = [
+        after - before
+        for each in [*reference.finished, *reference.decoding]
+        for before, after in pairwise([each.first_token_s, *each.deliveries_s])
+    ]
+    close(np.sort(np.concatenate([gap_s, others_s])), np.sort(expected_s))
     for cause in ("pool", "slot", "kv", "step", "prefill"):
         assert_allclose(frame[f"waited_{cause}_s"], [each.waited[cause] for each in done], atol=1e-9)
 

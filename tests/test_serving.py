@@ -95,6 +95,14 @@ def test_a_last_block_that_overshoots_delivers_only_what_was_asked_for() -> None
     assert steps["accepted_tokens"].tolist() == [5, 5]
 
 
+def test_requests_of_one_instant_start_together_whatever_rounding_does_to_the_clock() -> None:
+    """0.2 + (0.9 - 0.2) falls short of 0.9: the clock reads less than the arrival that it has reached."""
+    assert 0.2 + (0.9 - 0.2) < 0.9
+    load = open_loop([0.2, 0.9, 0.9], [2, 2, 2])
+    engine, _ = run(load, constant_replay(1, 0), Fixed(0), constant_cost(), EngineLimits(4))
+    assert steps_frame(engine)["requests"].tolist() == [1, 2]
+
+
 # ---------------------------------------------------------------- queueing theory
 
 

@@ -9,49 +9,66 @@ The public API in one place; names load on first use, so that importing the pack
     table = sim.sweep_frontier(deployment, [sim.parse_policy("dspark-async")], [10, 100])
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-if TYPE_CHECKING:
-    from simulator.acceptance import (
-        AcceptanceModel,
-        AcceptanceTrace,
-        Replay,
-        load_trace,
-        parse_acceptance,
-    )
-    from simulator.comparison import at_slas, load_bands
-    from simulator.cost import AdditiveCost, CostModel, DraftCost, StepCost, ThroughputCurve
-    from simulator.deployment import Deployment, parse_acceptances
-    from simulator.errors import BadInputError, InfeasibleError, SimulatorError
-    from simulator.frontier import sweep_frontier
-    from simulator.lengths import parse_lengths
-    from simulator.plots import plot_frontier, plot_load
-    from simulator.profiles import Profile, load_profile, shipped_profiles
-    from simulator.schedulers import Batch, Policy, Scheduler, parse_policy
-    from simulator.serving import EngineLimits
-    from simulator.simulation import Run, simulate
-    from simulator.traffic import parse_traffic
-    from simulator.traffic_files import read_workload
-    from simulator.workload import Workload
+from importlib import import_module
+from typing import Any
 
 _HOMES = {
-    "acceptance": ("AcceptanceModel", "AcceptanceTrace", "Replay", "load_trace", "parse_acceptance"),
-    "comparison": ("at_slas", "load_bands"),
-    "cost": ("AdditiveCost", "CostModel", "DraftCost", "StepCost", "ThroughputCurve"),
-    "deployment": ("Deployment", "parse_acceptances"),
-    "errors": ("BadInputError", "InfeasibleError", "SimulatorError"),
-    "frontier": ("sweep_frontier",),
-    "lengths": ("parse_lengths",),
-    "plots": ("plot_frontier", "plot_load"),
-    "profiles": ("Profile", "load_profile", "shipped_profiles"),
-    "schedulers": ("Batch", "Policy", "Scheduler", "parse_policy"),
-    "serving": ("EngineLimits",),
-    "simulation": ("Run", "simulate"),
-    "traffic": ("parse_traffic",),
-    "traffic_files": ("read_workload",),
-    "workload": ("Workload",),
+    "acceptance.trace": (
+        "AcceptanceModel",
+        "AcceptanceTrace",
+        "Replay",
+    ),
+    "acceptance.trace_file": ("load_trace",),
+    "core.errors": (
+        "BadInputError",
+        "InfeasibleError",
+        "SimulatorError",
+    ),
+    "cost.draft": ("DraftCost",),
+    "cost.models": (
+        "AdditiveCost",
+        "CostModel",
+        "StepCost",
+        "ThroughputCurve",
+    ),
+    "deployment.acceptance_text": (
+        "parse_acceptance",
+        "parse_acceptances",
+    ),
+    "deployment.deployment": ("Deployment",),
+    "deployment.profile": (
+        "Profile",
+        "load_profile",
+        "shipped_profiles",
+    ),
+    "engine.limits": ("EngineLimits",),
+    "engine.run": (
+        "Run",
+        "simulate",
+    ),
+    "report.frontier": (
+        "plot_frontier",
+        "plot_load",
+    ),
+    "schedulers.parse": (
+        "Policy",
+        "parse_policy",
+    ),
+    "schedulers.protocol": (
+        "Batch",
+        "Scheduler",
+    ),
+    "sweeps.bands": ("load_bands",),
+    "sweeps.comparison": ("at_slas",),
+    "sweeps.frontier": ("sweep_frontier",),
+    "traffic.lengths": ("parse_lengths",),
+    "traffic.parse": ("parse_traffic",),
+    "traffic.recorded.files": ("read_workload",),
+    "traffic.workload": ("Workload",),
 }
+
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [

@@ -1,5 +1,7 @@
 """``python -m simulator``."""
 
-from simulator.cli import main
+from __future__ import annotations
+
+from simulator.cli.app import main
 
 main()

@@ -17,20 +17,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.acceptance import parse_acceptance
-from simulator.errors import BadInputError
-from simulator.fit import fit_additive
-from simulator.interop import sglang, tensorrt_llm, vllm
+from simulator.core.errors import BadInputError
+from simulator.core.units import parse_rate_per_s
+from simulator.cost.fit import fit_additive
+from simulator.deployment.acceptance_text import parse_acceptance
+from simulator.deployment.beliefs import load_table
+from simulator.interop import sglang_tables as sglang
+from simulator.interop import tensorrt_llm, vllm
 from simulator.interop.sglang_dump import load_step_dump
 from simulator.interop.sglang_profiler import load_rounds
-from simulator.regret import load_table
-from simulator.scenario import KvMemory
-from simulator.schedulers import parse_policy
-from simulator.sla import parse_sla
-from simulator.traffic_files import read_workload
-from simulator.units import parse_rate_per_s
-from simulator.workload import Workload
-from tests.test_cli import run
+from simulator.planning.scenario import KvMemory
+from simulator.schedulers.parse import parse_policy
+from simulator.sla.terms import parse_sla
+from simulator.traffic.recorded.files import read_workload
+from simulator.traffic.workload import Workload
+from tests.cli.test_app import run
 
 SHARED = Path(__file__).parents[2] / "shared"
 CASES = SHARED / "cases"

@@ -17,16 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.acceptance import AcceptanceModel, load_trace
-from simulator.acceptance_inputs import Rates, conditional_rates, marginal_rates, mean_length
-from simulator.errors import BadInputError
+from simulator.acceptance.rates import Rates, conditional_rates, marginal_rates, mean_length
+from simulator.acceptance.trace import AcceptanceModel
+from simulator.acceptance.trace_file import load_trace
+from simulator.core.errors import BadInputError
+from simulator.core.provenance import Provenance
 from simulator.interop import forms, vllm
 from simulator.interop.forms import Form, known_form, refuse_unreal
 from simulator.interop.records import Record, read_text
 from simulator.interop.sglang_dump import load_step_dump
-from simulator.provenance import Provenance
 
 _PARQUET = b"PAR1"
+
 _FLOAT = r"\d+(?:\.\d+)?"
 
 

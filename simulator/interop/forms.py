@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from simulator.errors import BadInputError
+from simulator.core.errors import BadInputError
 
 
 class Form(NamedTuple):
@@ -23,16 +23,25 @@ class Form(NamedTuple):
 
 
 _READ = "give it to --acceptance, or read it with simulator.interop.acceptance_files.load_acceptance"
+
 _TABLE = "give it to `dspark-sim regret --believed`; acceptance is recorded elsewhere"
 
 VLLM_LOG = Form("a log of vLLM", _READ)
+
 VLLM_V0_LOG = Form("a log of vLLM V0", _READ)
+
 VLLM_METRICS = Form("Prometheus counters of vLLM", _READ)
+
 VLLM_BENCH = Form("a result of vllm bench serve", _READ)
+
 SGLANG_LOG = Form("a log of SGLang", _READ)
+
 SGLANG_BENCH = Form("a result of SGLang's bench_serving", _READ)
+
 SGLANG_DUMP = Form("a record of SGLang's decode steps", _READ)
+
 LLAMA_CPP_LOG = Form("a log of llama.cpp", _READ)
+
 SPECULATION_PROFILE = Form("a speculation profile with acceptance rates", _READ)
 
 _TEXT_MARKS = (
@@ -42,8 +51,11 @@ _TEXT_MARKS = (
     ("accept len:", SGLANG_LOG),
     ("draft acceptance", LLAMA_CPP_LOG),
 )
+
 _SGLANG_TABLE = Form("a cost table of SGLang", _TABLE)
+
 _CALIBRATION = Form("a confidence calibration", "it holds no acceptance: record acceptance too")
+
 _KEY_MARKS = (
     ("spec_decode_acceptance_length", VLLM_BENCH),
     ("spec_decode_per_position_acceptance_rates", VLLM_BENCH),
@@ -77,12 +89,16 @@ def known_form(content: object) -> Form | None:
 
 
 _NUMBER = r"['\"]?\s*[:=]\s*['\"]?(\d+(?:\.\d+)?)"
+
 _SIMULATED = ("simulate_acc_len", "force_num_accepted_tokens")
 """Settings of SGLang and TensorRT-LLM: a positive number is how many tokens every step pretends to commit."""
 
 _TREE = "speculative_eagle_topk"
+
 _SYNTHETIC = "rejection_sample_method"
+
 _SYNTHETIC_TEXT = re.compile(rf"{_SYNTHETIC}['\"]?\s*[:=]\s*['\"]?synthetic", re.IGNORECASE)
+
 _DEPTH = 6
 
 

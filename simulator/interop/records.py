@@ -12,10 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from simulator.believed_tables import NEVER_TRIMS, is_flat, row_spread
-from simulator.cost import AdditiveCost, Floats, ThroughputCurve
-from simulator.errors import BadInputError
-from simulator.files import read_json
+from simulator.core.arrays import Floats
+from simulator.core.errors import BadInputError
+from simulator.core.files import read_json
+from simulator.cost.believed import NEVER_TRIMS, is_flat, row_spread
+from simulator.cost.models import AdditiveCost, ThroughputCurve
 
 LARGEST = 2**53
 """Integers beyond this are no counts: they would not even survive a conversion to float64."""

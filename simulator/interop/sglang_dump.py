@@ -22,14 +22,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.acceptance import MAX_GAMMA
-from simulator.acceptance_inputs import Rates, conditional_rates
-from simulator.errors import BadInputError
+from simulator.acceptance.rates import Rates, conditional_rates
+from simulator.acceptance.trace import MAX_GAMMA
+from simulator.core.errors import BadInputError
+from simulator.core.provenance import Provenance
 from simulator.interop.forms import refuse_unreal
 from simulator.interop.records import Record, read_record
-from simulator.provenance import Provenance
 
 UNCENSORED_MODES = ("cap-accept",)
+
 CENSORED_MODES = ("compact", "static")
 """``static`` verifies whole blocks and is read by the same rule; nothing is censored then."""
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.believed_tables import FLAT, NEVER_TRIMS
-from simulator.cost import Lookup, ThroughputCurve
-from simulator.errors import BadInputError
+from simulator.core.errors import BadInputError
+from simulator.cost.believed import FLAT, NEVER_TRIMS
+from simulator.cost.curve import Lookup
+from simulator.cost.models import ThroughputCurve
 from simulator.interop.records import Record, read_records
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class ProfilerRounds:
     def curve(self, *, lookup: Lookup = "floor") -> ThroughputCurve:
         """The throughput curve through ``points``, by default looked up as SGLang's diagonal table is.
 
-        Raises ``BadInputError`` where a larger batch was faster; ``simulator.fit.monotone`` repairs noise.
+        Raises ``BadInputError`` where a larger batch was faster; ``cost.fit.monotone`` repairs noise.
         """
         return ThroughputCurve(*self.points(), lookup=lookup)
 

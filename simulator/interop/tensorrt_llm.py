@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simulator.believed_tables import BelievedTable
-from simulator.cost import AdditiveCost, Floats, axis, values
-from simulator.files import write_json
+from simulator.core.arrays import Floats
+from simulator.core.files import write_json
+from simulator.cost.believed import BelievedTable
+from simulator.cost.curve import axis, values
+from simulator.cost.models import AdditiveCost
 from simulator.interop.records import (
     Record,
     blaming,
@@ -22,10 +24,11 @@ from simulator.interop.records import (
     refuse_flat,
     whole_points,
 )
-from simulator.interop.sglang import Calibration
-from simulator.interop.sglang import load_calibration as load_sglang_calibration
+from simulator.interop.sglang_tables import Calibration
+from simulator.interop.sglang_tables import load_calibration as load_sglang_calibration
 
 ENCODING = "decomposed"
+
 _MS = 1e-3
 
 

@@ -16,22 +16,28 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.acceptance_inputs import Rates, marginal_rates
-from simulator.errors import BadInputError
+from simulator.acceptance.rates import Rates, marginal_rates
+from simulator.core.errors import BadInputError
+from simulator.core.provenance import Provenance
 from simulator.interop.forms import VLLM_LOG, known_form, refuse_unreal
 from simulator.interop.records import read_text
-from simulator.provenance import Provenance
 
 _MARK = "SpecDecoding metrics:"
+
 SHORTENED = 0.03
 """Share of the block by which the mean draft may fall short before rates count as biased: drafts end with
 their request, and counts are printed in whole tokens."""
 
 _NUMBER = r"\d+(?:\.\d+)?"
+
 _LENGTH = re.compile(rf"Mean acceptance length: ({_NUMBER})")
+
 _ACCEPTED = re.compile(r"Accepted: (\d+) tokens")
+
 _DRAFTED = re.compile(r"Drafted: (\d+) tokens")
+
 _NAN = re.compile(r"Mean acceptance length: nan\b")
+
 _RATES = re.compile(rf"Per-position acceptance rate: ({_NUMBER}(?:, {_NUMBER})*)")
 
 

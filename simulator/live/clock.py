@@ -1,7 +1,7 @@
 """The clock of every measurement: where the live code reads the time, and how another clock takes its place.
 
 All of ``simulator.live`` that measures a duration reads ``now_s``. On a GPU, the parts of a step come from
-the device's own clock instead (``simulator.live.steps.Marks``).
+the device's own clock instead (``simulator.live.device.Marks``).
 """
 
 from __future__ import annotations

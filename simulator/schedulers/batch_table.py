@@ -12,14 +12,15 @@ from typing import Any, ClassVar, Self
 
 from array_api_compat import device
 
-from simulator.cost import LengthByRequests
-from simulator.errors import BadInputError
-from simulator.schedulers.policies import Batch
+from simulator.core.errors import BadInputError
+from simulator.cost.models import LengthByRequests
+from simulator.schedulers.protocol import Batch
 from simulator.schedulers.search import namespace
 
 Array = Any  # an array of any array-API namespace: NumPy or torch
 
 _RANGE = re.compile(r"\s*(\d+)\s*-\s*(\d*)\s*=\s*(\d+)\s*")
+
 _HOW = "as in batch-table:1-16=5,17-64=3,65-=1"
 
 

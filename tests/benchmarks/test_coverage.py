@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from simulator.acceptance import AcceptanceModel, parse_acceptance
-from simulator.deployment import Deployment
-from simulator.frontier import Cell, run_cell, steps_for
-from simulator.lengths import parse_lengths
-from simulator.profiles import load_profile
-from simulator.schedulers import parse_policy
-from simulator.serving import EngineLimits
-from simulator.simulation import simulate
-from simulator.traffic import ClosedLoop, SyntheticTraffic, TrafficClass
+from simulator.acceptance.trace import AcceptanceModel
+from simulator.deployment.acceptance_text import parse_acceptance
+from simulator.deployment.deployment import Deployment
+from simulator.deployment.profile import load_profile
+from simulator.engine.limits import EngineLimits
+from simulator.engine.run import simulate
+from simulator.schedulers.parse import parse_policy
+from simulator.sweeps.frontier import FrontierRun, run_cell, steps_for
+from simulator.traffic.arrivals import ClosedLoop
+from simulator.traffic.lengths import parse_lengths
+from simulator.traffic.sources import SyntheticTraffic, TrafficClass
 
 SEEDS = int(os.environ.get("COVERAGE_SEEDS", "200"))
 REQUIRED = 0.90
@@ -62,7 +64,7 @@ def cell(acceptance: str | None, policy: str, concurrency: int) -> Callable[[int
 
     def measured(seed: int) -> Interval:
         limits = EngineLimits(concurrency)
-        row = run_cell(Cell(plan, limits, parse_lengths("default"), steps_for(concurrency), seed))
+        row = run_cell(FrontierRun(plan, limits, parse_lengths("default"), steps_for(concurrency), seed))
         return row["throughput_tok_per_s"], row["throughput_ci95"]  # type: ignore[return-value]
 
     return measured

@@ -16,12 +16,11 @@ def test_live_speed() -> None:
     """All four comparisons, printed; what must hold on any device is asserted."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from simulator.acceptance import parse_acceptance
-    from simulator.live.drafts import load_draft
-    from simulator.live.environment import device_name
-    from simulator.live.pairs import new_dspark
-    from simulator.live.speed import SpeedScale, measure_speed
-    from simulator.live.targets import load_target
+    from simulator.deployment.acceptance_text import parse_acceptance
+    from simulator.live.checks.speed import SpeedScale, measure_speed
+    from simulator.live.device import device_name
+    from simulator.live.models.pairs import load_draft, new_dspark
+    from simulator.live.models.targets import load_target
 
     if torch.cuda.is_available():
         target = load_target("qwen3-4b", device="cuda")

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from simulator.capacity import REPLICATIONS, Search, Server, Trial, find_rate, try_rate
-from simulator.serving import EngineLimits
-from tests.test_capacity import constant_step, poisson
+from simulator.capacity.search import Search, find_rate
+from simulator.capacity.server import Server
+from simulator.capacity.trials import REPLICATIONS, Trial, try_rate
+from simulator.engine.limits import EngineLimits
+from tests.capacity.test_search import constant_step, poisson
 
 SEEDS = int(os.environ.get("COVERAGE_SEEDS", "100"))
 REQUIRED = 0.90

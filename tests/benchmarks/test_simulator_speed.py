@@ -18,18 +18,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.acceptance import Replay
-from simulator.cost import ThroughputCurve
-from simulator.deployment import Deployment
-from simulator.executors import SimulatedExecutor
-from simulator.lengths import parse_lengths
-from simulator.profiles import load_profile
-from simulator.schedulers import Batch, DSpark, DSparkAsync, Scheduler, parse_policy
-from simulator.serving import EngineLimits
-from simulator.simulation import run_engine, simulate
-from simulator.traffic import ClosedLoop, SyntheticTraffic, TrafficClass
-from simulator.workload import Workload
-from tests.engines import closed_loop, random_replay
+from simulator.acceptance.trace import Replay
+from simulator.cost.models import ThroughputCurve
+from simulator.deployment.deployment import Deployment
+from simulator.deployment.profile import load_profile
+from simulator.engine.limits import EngineLimits
+from simulator.engine.run import run_engine, simulate
+from simulator.engine.simulated import SimulatedExecutor
+from simulator.schedulers.parse import parse_policy
+from simulator.schedulers.policies import DSpark, DSparkAsync
+from simulator.schedulers.protocol import Batch, Scheduler
+from simulator.traffic.arrivals import ClosedLoop
+from simulator.traffic.lengths import parse_lengths
+from simulator.traffic.sources import SyntheticTraffic, TrafficClass
+from simulator.traffic.workload import Workload
+from tests.support.engines import closed_loop, random_replay
 
 pytestmark = pytest.mark.benchmark
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from simulator.acceptance import parse_acceptance
-from simulator.acceptance_inputs import Rates
-from simulator.errors import BadInputError
-from simulator.interop import sglang, tensorrt_llm, vllm
+from simulator.acceptance.rates import Rates
+from simulator.core.errors import BadInputError
+from simulator.deployment.acceptance_text import parse_acceptance
+from simulator.interop import sglang_tables as sglang
+from simulator.interop import tensorrt_llm, vllm
 from simulator.interop.acceptance_files import load_acceptance
 from simulator.interop.sglang_dump import load_step_dump
 from simulator.interop.sglang_profiler import load_rounds

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from simulator.errors import BadInputError
-from simulator.fit import fit_additive
+from simulator.core.errors import BadInputError
+from simulator.cost.fit import fit_additive
 from simulator.interop.sglang_profiler import load_rounds
 
 GAMMA = 5

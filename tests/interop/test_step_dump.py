@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from simulator.errors import BadInputError
+from simulator.core.errors import BadInputError
 from simulator.interop.sglang_dump import StepDump, load_step_dump
 
 Write = Callable[[object], Path]

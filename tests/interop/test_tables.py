@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulator.believed_tables import table_warnings
-from simulator.calibration import SGLANG, TemperatureFit
-from simulator.cost import AdditiveCost, ThroughputCurve
-from simulator.errors import BadInputError
-from simulator.interop import sglang, tensorrt_llm
+from simulator.acceptance.calibration import SGLANG, TemperatureFit
+from simulator.core.errors import BadInputError
+from simulator.cost.believed import table_warnings
+from simulator.cost.models import AdditiveCost, ThroughputCurve
+from simulator.interop import sglang_tables as sglang
+from simulator.interop import tensorrt_llm
 from simulator.schedulers.search import admit, global_maximum, on_grid, throughput_of_budget
 
 Write = Callable[[object], Path]

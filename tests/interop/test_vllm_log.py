@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.errors import BadInputError
+from simulator.core.errors import BadInputError
 from simulator.interop.vllm import load_log, pooled_rates
 
 

@@ -18,8 +18,9 @@ else:
     import torch
     from safetensors.torch import load_file
 
-    from simulator.live.drafts import Draft, load_draft
-    from simulator.live.targets import Target, load_target
+    from simulator.live.models.draft import Draft
+    from simulator.live.models.pairs import load_draft
+    from simulator.live.models.targets import Target, load_target
 
 # Beside the checkout, or wherever the variable says; never needed by the product.
 REFERENCE = Path(

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from simulator.cost import ThroughputCurve
-from simulator.live.engine import LiveExecutor, LiveOptions
-from simulator.live.pairs import new_dspark
-from simulator.live.prompts import random_prompts
-from simulator.live.ragged import KERNELS, RaggedRows, RaggedTarget, plain, sdpa, varlen
-from simulator.live.steps import Tiers
-from simulator.live.targets import Target
-from simulator.schedulers import DSpark, DSparkAsync, Fixed
-from simulator.serving import EngineLimits
-from simulator.simulation import run_engine
-from simulator.workload import Workload
+from simulator.cost.models import ThroughputCurve
+from simulator.engine.limits import EngineLimits
+from simulator.engine.run import run_engine
+from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.engine.graphs import Tiers
+from simulator.live.engine.prompts import random_prompts
+from simulator.live.engine.ragged import KERNELS, RaggedRows, RaggedTarget, plain, sdpa, varlen
+from simulator.live.models.pairs import new_dspark
+from simulator.live.models.targets import Target
+from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed
+from simulator.traffic.workload import Workload
 from tests.live.conftest import MakeTarget
 
 pytestmark = [

@@ -17,30 +17,15 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from simulator.cost import (
-    AdditiveCost,
-    CostModel,
-    DraftCost,
-    LengthByRequests,
-    StepCost,
-    ThroughputCurve,
-)
-from simulator.errors import BadInputError
-from simulator.schedulers import (
-    Batch,
-    BatchTable,
-    DSpark,
-    DSparkAsync,
-    Fixed,
-    Oracle,
-    Scheduler,
-    Threshold,
-    Tiered,
-    parse_policy,
-    policy_help,
-)
+from simulator.core.errors import BadInputError
+from simulator.cost.draft import DraftCost
+from simulator.cost.models import AdditiveCost, CostModel, LengthByRequests, StepCost, ThroughputCurve
+from simulator.schedulers.batch_table import BatchTable
+from simulator.schedulers.parse import parse_policy, policy_help
+from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
+from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.schedulers.search import GRID, on_grid, throughput_of_budget
-from tests.strategies import cost_models, survivals
+from tests.support.strategies import cost_models, survivals
 
 # Four requests with blocks of seven, and step times of 2.0, 2.2, 2.6 and 9.0 ms at 0, 8, 16 and 32 tokens.
 GOLDEN = np.array(

@@ -20,7 +20,7 @@ from simulator.schedulers.search import (
     on_grid,
     throughput_of_budget,
 )
-from tests.strategies import survivals
+from tests.support.strategies import survivals
 
 Floats = NDArray[np.float64]
 

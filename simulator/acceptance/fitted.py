@@ -1,0 +1,336 @@
+"""Acceptance for when only published numbers exist: a latent model of how predictable text is.
+
+Text is easy or hard to draft for three reasons: the request, the passage within it, and the single token.
+The first two are shared by a whole block, which is why the survivors of its first drafts are accepted more
+readily than the block at large; the third decides token by token. Each is a normal variable, the shared
+ones skewed towards the easy side, and together with a level per draft position they give the log-odds of
+acceptance. The confidence head knows exactly that chance and reports it stretched and shifted, so it ranks
+as well as anything can and is miscalibrated as published. Outcomes are drawn from the chance itself.
+
+Parameters are fitted by ``simulator/paper/fit.py`` and shipped in ``traces/fitted.json``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.optimize import brentq
+from scipy.special import expit, ndtri
+
+from simulator.acceptance.trace import SEQUENCE_ROWS, SEQUENCES, AcceptanceTrace, Replay, check_truncation
+from simulator.core.errors import BadInputError
+from simulator.core.files import data_directory, read_json
+from simulator.core.provenance import Provenance
+from simulator.core.random import random_stream
+from simulator.core.specs import complain
+
+SOLVING_SEQUENCES = 4 * SEQUENCES
+"""Sequences over which expectations are taken when a level is solved for."""
+
+LOGIT_LIMIT = 16.0
+"""Log-odds are kept within this of 0: beyond, float32 cannot tell the chance from 0 or 1."""
+
+_SKEW_LIMIT = 4.0  # standard deviations; the skewed tail grows exponentially
+
+_LEVEL_LIMIT = 8.0
+
+Chances = NDArray[np.float32]
+
+
+class Predictability(BaseModel):
+    """How easily text is drafted, in log-odds of acceptance, before the level of a drafter.
+
+    skew: how much further the easy side of the shared part reaches than the hard side (Tukey's g).
+    request_share: part of the shared variance that stays the same throughout a request.
+    correlation: of the other part, between one output token and the next.
+    passage_scale, token_scale: spread of the shared and of the single-token part, per draft position.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    skew: float = Field(gt=0, le=3)
+    request_share: float = Field(ge=0, le=1)
+    correlation: float = Field(ge=0, lt=1)
+    passage_scale: tuple[float, ...]
+    token_scale: tuple[float, ...]
+
+    def draw(self, stream: np.random.Generator, sequences: int = SEQUENCES) -> Chances:
+        """Log-odds at level 0, float32 [sequences, SEQUENCE_ROWS, gamma].
+
+        Draft k at anchor i stands for output token i + k wherever the block begins, so neighbouring blocks
+        agree on which tokens are hard.
+        """
+        gamma = len(self.token_scale)
+        # Evenly spaced quantiles: with a few hundred requests, random ones would move the mean.
+        request = stream.permutation(ndtri((np.arange(sequences) + 0.5) / sequences)).astype(np.float32)
+        passage = _autoregressive(stream, sequences, self.correlation)
+        token = stream.standard_normal((sequences, SEQUENCE_ROWS + gamma - 1), dtype=np.float32)
+        shared = np.sqrt(self.request_share) * request[:, None] + np.sqrt(1 - self.request_share) * passage
+        shared = np.clip(shared, -_SKEW_LIMIT, _SKEW_LIMIT).astype(np.float32)
+        eased = np.expm1(np.float32(self.skew) * shared) / np.float32(self.skew)
+        of_draft = sliding_window_view(token, gamma, axis=1)
+        logits: Chances = eased[:, :, None] * _row(self.passage_scale) + of_draft * _row(self.token_scale)
+        return logits
+
+
+class Head(BaseModel):
+    """What the confidence head reports: ``raw_k = stretch_k * logit(chance_k) + offset_k``.
+
+    temperatures: sequential temperature scaling of that raw output (reference convention). It can undo the
+    stretch but not the offset, which is the calibration error it leaves.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stretch: tuple[float, ...]
+    offset: tuple[float, ...]
+    temperatures: tuple[float, ...]
+
+    def raw(self, logits: Chances) -> Chances:
+        """Raw confidence logits of true log-odds, [..., gamma]."""
+        reported: Chances = logits * _row(self.stretch) + _row(self.offset)
+        return reported
+
+
+@dataclass(frozen=True, slots=True)
+class FittedModel:
+    """One drafter on one kind of text; realises as a sampled trace, the same for the same seed.
+
+    levels: log-odds added per draft position; fitted so that acceptance is as published.
+    level: a further shift of all positions, 0 as fitted (see ``shifted``).
+    published_accepted_length: tau of table 1 at its block size of 7, bonus included.
+    """
+
+    base: str
+    predictability: Predictability
+    levels: tuple[float, ...]
+    head: Head | None
+    provenance: Provenance
+    published_accepted_length: float | None = None
+    gamma: int = 7
+    level: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """``target/drafter/dataset``, followed by the shift where there is one."""
+        return f"{self.base}{self.level:+g}" if self.level else self.base
+
+    @property
+    def has_confidence(self) -> bool:
+        """Only DSpark has a confidence head; Eagle3 and DFlash run fixed lengths."""
+        return self.head is not None
+
+    def trace(self, seed: int) -> AcceptanceTrace:
+        """Draw a pool of blocks with their chances of acceptance and what the head says of them.
+
+        All models of a dataset, at any level, see the same text and the same uniforms, so that they are
+        compared on common ground.
+        """
+        dataset = self.base.rpartition("/")[2]
+        stream = random_stream(seed, f"text/{dataset}")
+        logits = self._logits(self.predictability.draw(stream)).reshape(-1, len(self.levels))
+        trace = AcceptanceTrace(
+            name=self.name,
+            confidence_logits=None if self.head is None else self.head.raw(logits),
+            sequence_start=np.arange(SEQUENCES + 1, dtype=np.int64) * SEQUENCE_ROWS,
+            provenance=self.provenance,
+            acceptance_probability=expit(logits),
+            temperatures=None if self.head is None else np.asarray(self.head.temperatures),
+            stream=f"outcomes/{dataset}",
+        )
+        return trace.truncated(self.gamma)
+
+    def replay(self, seed: int, *, raw: bool = False) -> Replay:
+        """Realise outcomes; survival is calibrated unless ``raw``."""
+        return self.trace(seed).replay(seed, raw=raw)
+
+    def truncated(self, gamma: int) -> FittedModel:
+        """The same drafter with blocks cut to ``gamma``."""
+        check_truncation(self.name, self.gamma, gamma)
+        return replace(self, gamma=gamma)
+
+    def shifted(self, level: float) -> FittedModel:
+        """The same drafter on text easier by ``level``, in log-odds of acceptance at every position."""
+        if not np.isfinite(level):
+            raise BadInputError("must be finite", source=self.name, field="level", value=level)
+        return replace(self, level=self.level + level)
+
+    def accepted_length(self) -> float:
+        """Expected accepted length under full verification at this block size, bonus included."""
+        return mean_accepted_length(self._logits(self._solving_pool())[..., : self.gamma])
+
+    def with_accepted_length(self, accepted_length: float) -> FittedModel:
+        """Shift the level so that full verification commits ``accepted_length`` per step, bonus included."""
+        pool = self._logits(self._solving_pool())[..., : self.gamma]
+        try:
+            return self.shifted(solve_level(pool, accepted_length))
+        except ValueError:
+            raise BadInputError(
+                "cannot be reached by this model",
+                source=self.name,
+                field="accepted length",
+                value=accepted_length,
+                remedy=f"choose a value above 1 and below {self.gamma + 1}",
+            ) from None
+
+    def _logits(self, text: Chances) -> Chances:
+        logits: Chances = np.clip(
+            text + _row(self.levels) + np.float32(self.level), -LOGIT_LIMIT, LOGIT_LIMIT
+        )
+        return logits
+
+    def _solving_pool(self) -> Chances:
+        return self.predictability.draw(random_stream(0, "solving pool"), SOLVING_SEQUENCES)
+
+
+def mean_accepted_length(logits: Chances) -> float:
+    """Tokens committed per step by requests that verify every block whole, from log-odds [S, rows, gamma]."""
+    visits, prefix = expected_walk(expit(logits))
+    return 1.0 + float((visits[..., None] * prefix).sum() / visits.sum())
+
+
+def solve_level(logits: Chances, accepted_length: float) -> float:
+    """The shift of all log-odds at which ``mean_accepted_length`` is as asked; ``ValueError`` if none is."""
+
+    def excess(level: float) -> float:
+        return mean_accepted_length(logits + np.float32(level)) - accepted_length
+
+    return float(brentq(excess, -_LEVEL_LIMIT, _LEVEL_LIMIT, xtol=1e-4))
+
+
+def expected_walk(chances: Chances) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``(visits, prefix)`` of requests that verify every block whole.
+
+    chances: [sequences, rows, gamma], P(draft k accepted | those before it).
+    visits: [sequences, rows], P(the row is an anchor): a request starts at row 0 and an anchor that accepts
+        a drafts leads to the one a + 1 rows on. Hard passages take more steps, so their rows count for more
+        in any average over steps, as in the paper's measurements.
+    prefix: [sequences, rows, gamma], P(drafts 1..k all accepted).
+    """
+    prefix = np.cumprod(chances, axis=2, dtype=np.float64)
+    sequences, rows, gamma = prefix.shape
+    by_row = np.ascontiguousarray(prefix.transpose(1, 2, 0))
+    jump = np.empty((rows, gamma + 1, sequences))
+    jump[:, 0] = 1 - by_row[:, 0]
+    jump[:, 1:gamma] = by_row[:, :-1] - by_row[:, 1:]
+    jump[:, gamma] = by_row[:, -1]
+    visits = np.zeros((rows + gamma + 1, sequences))
+    visits[0] = 1
+    for row, leap in enumerate(jump):
+        visits[row + 1 : row + gamma + 2] += leap * visits[row]
+    return visits[:rows].T, prefix
+
+
+class _Shape(BaseModel):
+    """What figure 2 fixes for one drafter and domain."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    levels: tuple[float, ...]
+    temperatures: tuple[float, ...] | None = None
+
+
+class _Cell(BaseModel):
+    """What table 1 fixes for one target, drafter and dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: str
+    shift: float
+    published_accepted_length: float
+
+
+class Parameters(BaseModel):
+    """Contents of ``traces/fitted.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_: Literal["dspark-simulator/fitted-acceptance"] = Field(alias="schema")
+    version: Literal[1]
+    provenance: Provenance
+    predictability: Predictability
+    stretch: tuple[float, ...]
+    offset: tuple[float, ...]
+    shapes: Mapping[str, _Shape]
+    models: Mapping[str, _Cell]
+
+    def model(self, name: str) -> FittedModel:
+        """Assemble the model of one cell."""
+        cell = self.models[name]
+        shape = self.shapes[cell.shape]
+        target, drafter, _ = name.split("/")
+        head = None
+        if shape.temperatures is not None:
+            head = Head(stretch=self.stretch, offset=self.offset, temperatures=shape.temperatures)
+        return FittedModel(
+            base=name,
+            predictability=self.predictability,
+            levels=tuple(level + cell.shift for level in shape.levels),
+            head=head,
+            provenance=self.provenance.model_copy(update={"model": target, "draft": drafter}),
+            published_accepted_length=cell.published_accepted_length,
+            gamma=len(shape.levels),
+        )
+
+
+ALIASES: Mapping[str, str] = {
+    f"qwen3-4b-{domain}": f"qwen3-4b/dspark/{domain}" for domain in ("math", "code", "chat")
+}
+"""Short names of the three models that are fitted to the most data."""
+
+
+def catalogue() -> tuple[FittedModel, ...]:
+    """Every fitted model, with its published accepted length and provenance."""
+    parameters = _shipped()
+    return tuple(parameters.model(name) for name in parameters.models)
+
+
+def fitted_model(name: str) -> FittedModel:
+    """The fitted model of that name or alias; ``BadInputError`` suggests the nearest names."""
+    parameters = _shipped()
+    known = ALIASES.get(name.lower(), name.lower())
+    if known in parameters.models:
+        return parameters.model(known)
+    nearest = difflib.get_close_matches(name.lower(), [*ALIASES, *parameters.models], n=3, cutoff=0.5)
+    raise BadInputError(
+        "is not a known acceptance model",
+        source="acceptance",
+        value=name,
+        remedy=f"did you mean {', '.join(nearest)}?" if nearest else "see `dspark-sim list`",
+    )
+
+
+def read_parameters(path: Path) -> Parameters:
+    """Read and check a parameter file."""
+    try:
+        return Parameters.model_validate(read_json(path))
+    except ValidationError as error:
+        raise complain(error, str(path)) from error
+
+
+@cache
+def _shipped() -> Parameters:
+    return read_parameters(data_directory("traces") / "fitted.json")
+
+
+def _autoregressive(stream: np.random.Generator, sequences: int, correlation: float) -> Chances:
+    """Stationary standard normal paths, float32 [sequences, SEQUENCE_ROWS]."""
+    path = stream.standard_normal((SEQUENCE_ROWS, sequences), dtype=np.float32)
+    path[1:] *= np.float32(np.sqrt(1 - correlation**2))
+    for earlier, later in pairwise(path):
+        later += np.float32(correlation) * earlier
+    return path.T
+
+
+def _row(values: Sequence[float]) -> Chances:
+    return np.asarray(values, dtype=np.float32)

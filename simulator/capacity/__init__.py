@@ -1,0 +1,1 @@
+"""The highest rate that one replica serves within an SLA."""

@@ -1,0 +1,90 @@
+"""What a replica can carry physically, stage by stage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from simulator.capacity.server import Server, share_at_rate
+from simulator.core.statistics import BATCHES, rate_interval
+from simulator.engine.limits import EngineLimits
+from simulator.engine.metrics import steps_frame
+from simulator.engine.run import run_engine
+from simulator.engine.simulated import SimulatedExecutor
+from simulator.parallel.hashing import content_hash
+from simulator.traffic.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Requests per second that one replica can serve at most, by stage.
+
+    decode_per_s: the engine with its line never empty, so with every slot, all KV cache or every chunk of
+    prompts in use, whichever ends first; ``decode_ci95`` is its half-width. pool_per_s: the prefill pool.
+    """
+
+    decode_per_s: float
+    decode_ci95: float
+    pool_per_s: float
+
+    @property
+    def rate_per_s(self) -> float:
+        """The narrowest stage."""
+        return min(self.decode_per_s, self.pool_per_s)
+
+    @property
+    def ceiling_per_s(self) -> float:
+        """A rate that is beyond capacity for sure."""
+        return min(self.decode_per_s + self.decode_ci95, self.pool_per_s)
+
+
+UNBOUNDED = Capacity(math.inf, 0.0, math.inf)
+
+_KNOWN: dict[str, Capacity] = {}
+
+
+def capacity(server: Server) -> Capacity:
+    """Mean service rate of every stage, for the very requests that the server's trials have.
+
+    All requests are there at once, and the engine is measured while some of them wait: from the first fifth
+    of that time, when the batch has mixed, to its end. The pool's rate is its prompt tokens per second over
+    the mean prompt; where a prefix cache saves an unknown part of the prompts, prefill bounds nothing.
+    """
+    key = content_hash(capacity, server)
+    if key not in _KNOWN:
+        _KNOWN[key] = _measured_capacity(server)
+    return _KNOWN[key]
+
+
+def _measured_capacity(server: Server) -> Capacity:
+    sample = share_at_rate(server.traffic, 1.0, server.requests, server.seed)
+    limits, pool_per_s = server.limits, math.inf
+    if server.prefix_cache_tokens is None:
+        pool_per_s = limits.pool_tokens_per_s / float(sample.prompt_tokens.mean())
+        limits = replace(limits, prefill_tokens_per_s=None)
+    else:
+        limits = replace(limits, prefill="elsewhere", prefill_tokens_per_s=None)
+    steps = _overloaded_steps(server, replace(sample, arrival_s=np.zeros(len(sample))), limits)
+    tokens = max(float(sample.output_tokens.mean()) - 1, 1.0)
+    waiting = steps.iloc[: int((steps["waiting"] > 0).sum())]
+    full = waiting.iloc[len(waiting) // 5 :]
+    if len(full) < 2 * BATCHES:  # too few requests to fill the engine: how long they took is all there is
+        return Capacity(len(sample) / float(steps["end_s"].iloc[-1]), math.inf, pool_per_s)
+    committed, elapsed = full["committed_tokens"].to_numpy()[1:], np.diff(full["end_s"].to_numpy())
+    rate, half = rate_interval(committed, elapsed)
+    return Capacity(rate / tokens, half / tokens, pool_per_s)
+
+
+def _overloaded_steps(server: Server, workload: Workload, limits: EngineLimits) -> pd.DataFrame:
+    plan, replays = server.plans[0], [each.replay(server.seed) for each in server.plans]
+    executor = SimulatedExecutor(replays, workload, plan.cost, capacity=limits.concurrency, seed=server.seed)
+    engine = run_engine(workload, executor, plan.scheduler, plan.believed, limits, seed=server.seed)
+    return steps_frame(engine)
+
+
+def closed_loop_capacity(server: Server) -> float:
+    """Requests per second of one replica that always has more to do: a scale for rates, not a promise."""
+    return capacity(server).rate_per_s

@@ -1,0 +1,136 @@
+"""``dspark-sim``: the command line. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+from typing import NoReturn
+
+import typer
+
+from simulator.core.errors import Interrupted, SimulatorError
+
+app = typer.Typer(
+    name="dspark-sim",
+    help="What confidence-scheduled speculative decoding is worth on your hardware and traffic, "
+    "before you deploy it.\n\n"
+    "Start with:  dspark-sim compare --profile deepseek-v4-flash --sla 80 --sla 120 --out runs/flash",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+acceptance_app = typer.Typer(help="Look at acceptance models.", no_args_is_help=True)
+
+app.add_typer(acceptance_app, name="acceptance")
+
+_ELSEWHERE = {
+    "simulator.cli.plan": ("plan", "regret", "fleet"),
+    "simulator.cli.train": ("train", "trace"),
+    "simulator.cli.device": ("profile", "live", "validate"),
+}
+"""Module to the commands registered from it."""
+
+_LIVE_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
+
+
+def _register_elsewhere() -> None:
+    """Commands that live in modules of their own; those import what is heavy only when they run."""
+    from importlib import import_module
+
+    import_module("simulator.cli.explore")  # its decorators register
+    for module, names in _ELSEWHERE.items():
+        commands = import_module(module)
+        for name in names:
+            app.command(name)(getattr(commands, name))
+
+
+def main() -> None:
+    """Entry point: whatever ends a command becomes one line on standard error and an exit code.
+
+    0 done, 1 infeasible or a check failed, 2 bad input or an output that cannot be written, 70 a fault of
+    this program, 130 interrupted. ``DSPARK_DEBUG=1`` shows where a fault happened.
+    """
+    from simulator.core.files import DISK_FAULTS
+    from simulator.core.interruption import interruptible
+
+    shown, warnings.formatwarning = warnings.formatwarning, _one_line
+    try:
+        with interruptible():
+            _register_elsewhere()
+            app()
+    except (SimulatorError, Interrupted) as error:
+        said = f"error: {error}" if isinstance(error, SimulatorError) else f"interrupted by {error}"
+        _end(error.exit_code, said, *_notes(error))
+    except SystemExit:
+        _flush()
+        raise
+    except ModuleNotFoundError as error:
+        if error.name not in _LIVE_PACKAGES:
+            _fault(error)
+        _end(2, f"error: this command needs {error.name}; pip install 'dspark-simulator[live]'")
+    except MemoryError as error:
+        _end(2, f"error: out of memory{f' ({error})' if str(error) else ''}; ask for less at once")
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            _fault(error)
+        _unwritable(error)
+    except Exception as error:
+        _fault(error)
+    finally:
+        warnings.formatwarning = shown
+
+
+def _notes(error: BaseException) -> list[str]:
+    notes = list(getattr(error, "__notes__", ()))
+    if not notes and isinstance(error, Interrupted):
+        return ["nothing is half-written: the same command starts over"]
+    return notes
+
+
+def _end(code: int, *lines: str) -> NoReturn:
+    typer.echo("; ".join(lines), err=True)
+    sys.exit(code)
+
+
+def _fault(error: Exception) -> NoReturn:
+    """One line for an error that is this program's own; the traceback goes to a file."""
+    from tempfile import NamedTemporaryFile
+    from traceback import format_exception
+
+    details = "".join(format_exception(error))
+    if os.environ.get("DSPARK_DEBUG"):
+        typer.echo(details, err=True)
+    try:
+        with NamedTemporaryFile("w", prefix="dspark-sim-", suffix=".txt", delete=False) as file:
+            file.write(f"{shlex.join(sys.argv)}\n{details}")
+        where = f"details in {file.name}"
+    except OSError:
+        where = "repeat the command with DSPARK_DEBUG=1 for details"
+    reason = (str(error) or "no message").splitlines()[0][:300]
+    _end(
+        70,
+        f"error: this is a fault of dspark-sim, please report it: {type(error).__name__}: {reason}; {where}",
+    )
+
+
+def _flush() -> None:
+    """Write what standard output still holds while it can be said that it could not be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _unwritable(error)
+
+
+def _unwritable(error: OSError) -> NoReturn:
+    if error.filename is None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter tries again, with a traceback
+    _end(2, f"error: {error.filename or 'standard output'}: cannot be written: {error.strerror}")
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"warning: {message}\n"

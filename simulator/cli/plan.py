@@ -1,0 +1,217 @@
+"""Commands of the planner: ``plan``, ``regret`` and ``fleet``. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from simulator.cli.options import (
+    AddressOption,
+    BackendOption,
+    CellsOption,
+    ProcessLengthsOption,
+    WorkersOption,
+    say_how_read,
+)
+from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.core.units import numbers
+
+GENERATED_S = 600.0
+"""Simulated time of ``fleet`` under an arrival process unless told otherwise; a recording is played whole."""
+
+
+def plan(
+    scenario: Annotated[Path | None, typer.Argument(help="Scenario YAML; --init writes one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to write; an interrupted plan resumes.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Write a commented scenario to this file and stop.")
+    ] = None,
+    workers: WorkersOption = -1,
+    backend: BackendOption = "loky",
+    address: AddressOption = None,
+) -> None:
+    """From an SLA and traffic to GPUs and cost: report.html, CSV, PNG. Exit 1: the SLA cannot be kept."""
+    if init is not None:
+        _write_example(init)
+        return
+    if scenario is None or out is None:
+        raise BadInputError(
+            "needs a scenario and --out DIR", source="plan", remedy="`dspark-sim plan --init scenario.yaml`"
+        )
+    from simulator.core.files import check_writable_directory
+    from simulator.core.interruption import noting
+    from simulator.parallel.cells import Sweeping
+    from simulator.planning.plan import plan as make_plan
+    from simulator.planning.plan import write_tables
+    from simulator.planning.scenario import load_scenario
+    from simulator.report.page import check_library, write_report
+    from simulator.report.plan_figures import write_figures
+    from simulator.sweeps.leads import Recommendation
+
+    loaded = load_scenario(scenario)
+    check_writable_directory(out)
+    check_library()
+    sweeping = Sweeping(out / "cells", workers, backend, address, progress=True)
+    with noting(lambda: f"finished rate searches are kept in {out / 'cells'}: the same command resumes"):
+        result = make_plan(loaded, base=scenario.parent, sweeping=sweeping)
+    write_tables(result, out)
+    write_figures(result, out)
+    write_report(result, out / "report.html")
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    for columns in (
+        ["policy", "rate_per_replica_per_s", "rate_low_per_s", "rate_high_per_s", "replicas", "replicas_low",
+         "replicas_high", "decode_gpus", "prefill_gpus", "gpus", "gpu_hours",
+         "cost_per_million_output_tokens"],
+        ["policy", "rate_at_peak_per_s", "attained_at_peak", "kept_share_at_peak", "tps_mean_at_peak",
+         "tps_p10_at_peak", "tps_mean_at_limit", "binding"],
+    ):  # fmt: skip
+        shown = result.plans.reindex(columns=columns)
+        typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-") + "\n")
+    chosen = Recommendation(result.recommended, result.tied)
+    typer.echo(f"recommended: {chosen}\nwrote {out / 'report.html'} and the tables beside it")
+
+
+def regret(
+    profile: Annotated[str, typer.Option(help="The true cost: a shipped profile or FILE.json.")],
+    believed: Annotated[
+        list[str],
+        typer.Option(
+            help="What the scheduler believes, repeatable: coarse:N, floor:N, ceil:N, flat, scaled:F, "
+            "no-context, or a table FILE.json (profile, SGLang, TensorRT-LLM)."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="CSV to write, with a PNG of the same name beside it; - for standard output."),
+    ],
+    policy: Annotated[str, typer.Option(help="Policy[@DRAFTER].")] = "dspark-async",
+    acceptance: Annotated[
+        list[str] | None, typer.Option(help="[DRAFTER=]MODEL; default: what the profile carries.")
+    ] = None,
+    concurrency: Annotated[
+        str, typer.Option(help="Concurrent requests, comma-separated.")
+    ] = "10,20,50,100,200",
+    seeds: Annotated[int, typer.Option(min=2, help="Replications; intervals are over them.")] = 3,
+    lengths: Annotated[str, typer.Option(help="Prompt/output lengths, as for frontier.")] = "default",
+    workers: WorkersOption = -1,
+    backend: BackendOption = "loky",
+    address: AddressOption = None,
+    cells: CellsOption = None,
+) -> None:
+    """What a scheduler loses when the cost table it believes is not the true one."""
+    from simulator.core.files import beside, check_writable_file, is_standard_output, write_csv
+    from simulator.deployment.deployment import deploy
+    from simulator.report.regret import plot_regret
+    from simulator.schedulers.parse import parse_policy
+    from simulator.sweeps.regret import belief_warnings
+    from simulator.sweeps.regret import regret as measure_regret
+    from simulator.traffic.lengths import parse_lengths
+
+    figure = beside(out, ".png")
+    check_writable_file(*(path for path in (out, figure) if path is not None))
+    deployment = deploy(profile, acceptance or ())
+    for note in deployment.notes:
+        typer.echo(note, err=True)
+    for warning in belief_warnings(believed):
+        typer.echo(f"warning: {warning}", err=True)
+    table = measure_regret(
+        deployment, parse_policy(policy), believed, numbers(concurrency, int, "--concurrency"),
+        seeds=seeds, lengths=parse_lengths(lengths), workers=workers,
+        backend=backend, address=address, directory=cells, progress=True,
+    )  # fmt: skip
+    write_csv(out, table)
+    if figure is not None:
+        plot_regret(table, figure)
+        typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    typer.echo(f"wrote {out}" + (f" and {figure}" if figure else ""), err=is_standard_output(out))
+
+
+def fleet(
+    profile: Annotated[str, typer.Option(help="A shipped profile or FILE.json.")],
+    traffic: Annotated[
+        str, typer.Option(help="poisson:4000/s, gamma:...,cv=3 or a trace FILE[@OPTIONS], for the fleet.")
+    ],
+    sla: Annotated[list[str], typer.Option(help="Term, repeatable: tps_p10>=60, ttft_p99<=2s.")],
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas in the fleet.")],
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    duration: Annotated[
+        str | None,
+        typer.Option(help="Simulated time with arrivals. Default: 10min of a process, all of a trace file."),
+    ] = None,
+    lengths: ProcessLengthsOption = None,
+    policy: Annotated[str, typer.Option(help="Policy[@DRAFTER].")] = "dspark-async",
+    acceptance: Annotated[
+        list[str] | None, typer.Option(help="[DRAFTER=]MODEL; default: what the profile carries.")
+    ] = None,
+    router: Annotated[
+        Literal["round-robin", "least-loaded", "power-of-two", "prefix-aware"],
+        typer.Option(help="How requests reach replicas."),
+    ] = "round-robin",
+    pods: Annotated[int | None, typer.Option(help="Groups with a router each; they run in parallel.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests running at once on a replica.")] = 256,
+    prefix_cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of common prefixes each replica keeps.")
+    ] = None,
+    prefill: Annotated[
+        Literal["elsewhere", "chunked", "whole"], typer.Option(help="Where prompts are prefilled.")
+    ] = "elsewhere",
+    seed: Annotated[int, typer.Option(help="Seed of every random stream.")] = 0,
+    workers: WorkersOption = -1,
+    backend: BackendOption = "loky",
+    address: AddressOption = None,
+    cells: CellsOption = None,
+) -> None:
+    """Simulate a whole fleet behind a router and judge it by an SLA. Exit 1: it is missed."""
+    from simulator.core.files import check_writable_directory, write_csv
+    from simulator.core.units import parse_duration_s
+    from simulator.deployment.deployment import deploy
+    from simulator.fleet.fleet import simulate_fleet
+    from simulator.fleet.layout import Fleet
+    from simulator.schedulers.parse import parse_policy
+    from simulator.sla.terms import parse_sla
+    from simulator.traffic.parse import draw_workload, parse_traffic
+
+    deployment = deploy(profile, acceptance or ())
+    for note in deployment.notes:
+        typer.echo(note, err=True)
+    limits = deployment.limits(concurrency, prefill=prefill)
+    arranged = Fleet(replicas, limits, router, pods, prefix_cache_tokens)
+    terms = parse_sla(sla)
+    check_writable_directory(out)
+    seconds = None if duration is None else parse_duration_s(duration, field="--duration")
+    source = parse_traffic(traffic, lengths)
+    say_how_read(source)
+    workload = draw_workload(source, seed, duration_s=seconds, generated_s=GENERATED_S)
+    plans = [deployment.plan(parse_policy(policy))] * len(workload.classes)
+    run = simulate_fleet(
+        workload, plans, arranged, terms, seed=seed, workers=workers, backend=backend, address=address,
+        directory=cells, progress=True,
+    )  # fmt: skip
+    write_csv(out / "replicas.csv", run.replicas)
+    judged = run.assessment
+    if judged.saturated:
+        raise InfeasibleError("the fleet is saturated: the queue grows without bound, so it has no latency")
+    for each in judged.terms:
+        share = "" if each.term.quantile is None else f", kept by {each.share:.2%} ± {each.ci95:.2%}"
+        typer.echo(f"{'met   ' if each.met else 'MISSED'} {each.term.text}: {each.estimate:.4g}{share}")
+    typer.echo(
+        f"{judged.requests:,} requests judged, attainment {judged.attainment:.2%} ± "
+        f"{judged.attainment_ci95:.2%}, goodput {judged.goodput_per_s:.4g} requests/s; "
+        f"{run.replicas['steps'].sum():,} engine steps"
+    )
+    if not judged.met:
+        raise InfeasibleError(f"the fleet misses {', '.join(term.text for term in judged.failing)}")
+
+
+def _write_example(path: Path) -> None:
+    from simulator.core.files import is_standard_output, write_text
+    from simulator.planning.scenario import EXAMPLE
+
+    if path.exists():
+        raise BadInputError("exists already", source=str(path), remedy="choose another name")
+    write_text(path, EXAMPLE)
+    if not is_standard_output(path):
+        typer.echo(f"wrote {path}; now: dspark-sim plan {path} --out plan")

@@ -1,0 +1,141 @@
+"""The commands of ``dspark-sim`` that train models and record traces.
+
+Importing this module does not import torch; running a command does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from simulator.core.files import check_writable_directory
+from simulator.core.interruption import noting
+
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of UTF-8 text; its sub-folders are the domains, and extensions those of other files. "
+        "Default: this Python's standard library (code, prose) and generated arithmetic.",
+        show_default=False,
+    ),
+]
+
+Device = Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1.")]
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Run directory; an interrupted run in it is continued.")],
+    preset: Annotated[
+        str, typer.Option(help="tiny (minutes on one CPU core) or small (sized for a modern GPU).")
+    ] = "tiny",
+    text: Text = None,
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of weights, batches and anchors.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)
+    ] = None,
+) -> None:
+    """Train a tokenizer, a target and its DSpark, DFlash and MTP-1 drafts from text."""
+    check_writable_directory(out)
+    console = Console(stderr=True)
+    with console.status("loading torch and the text"):
+        from simulator.live.training import optimisation
+        from simulator.live.training import train as training
+        from simulator.report.traces import write_losses
+
+        _prepare(device, threads)
+    columns = (
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} loss {task.fields[loss]:.3f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as display:
+        bars: dict[str, TaskID] = {}
+
+        def show(progress: optimisation.Progress) -> None:
+            loss = progress.losses["loss"]
+            if progress.stage not in bars:
+                bars[progress.stage] = display.add_task(progress.stage, total=progress.steps, loss=loss)
+            display.update(bars[progress.stage], completed=progress.step, loss=loss)
+
+        with noting(lambda: f"checkpoints are kept in {out}: the same command resumes"):
+            training.train(preset, text, out, device=device, seed=seed, on_step=show)
+    write_losses(out)
+    Console().print(f"{out}: trained; record its traces with `dspark-sim trace {out}`", soft_wrap=True)
+
+
+def trace(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Run directory of `dspark-sim train`. Default: the tiny models that are shipped.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the traces.")] = Path("traces/acceptance"),
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for tables (CSV) and figures (PNG).", show_default=False)
+    ] = None,
+    text: Text = None,
+    sequences: Annotated[int, typer.Option(help="Outputs per domain and split.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of held-out text in each prompt.")] = 48,
+    output_tokens: Annotated[int, typer.Option(help="Anchor positions in each output.")] = 192,
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of prompts and of sampled outputs.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)
+    ] = None,
+) -> None:
+    """Record what every draft would have accepted at every position of the target's own output."""
+    for folder in (out, report):
+        if folder is not None:
+            check_writable_directory(folder)
+    console = Console(stderr=True)
+    with console.status("loading torch and the models") as status:
+        from simulator.live.tracing.run import Sampling, trace_run
+
+        _prepare(device, threads)
+        traced = trace_run(
+            run,
+            text,
+            out,
+            sampling=Sampling(sequences, prompt_tokens, output_tokens, seed),
+            device=device,
+            on_step=lambda step: status.update(f"tracing {step}"),
+        )
+    if report is not None:
+        from simulator.live.tracing.report import write_tables
+        from simulator.report.traces import write_figures
+
+        write_tables(traced.recorded, traced.fits, report)
+        write_figures(report)
+    for file in traced.files:
+        Console().print(str(file), soft_wrap=True, highlight=False)
+
+
+def _prepare(device: str, threads: int | None) -> None:
+    """Set threads, silence loading bars, and refuse a device that is not there."""
+    import torch
+    from transformers.utils import logging
+
+    from simulator.core.errors import BadInputError
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInputError(
+            f"cannot be used: {reason}",
+            field="device",
+            value=device,
+            remedy="use cpu, or a CUDA build of torch",
+        ) from error

@@ -1,0 +1,359 @@
+"""Writing files so that nothing is lost or destroyed, and where the data shipped with the package lies.
+
+A regular file is replaced whole or not at all; a symbolic link stays and what it points at is replaced;
+devices and pipes are written to, never replaced; ``-`` is standard output. Everything the project writes
+goes through here, so that every fault of a disk becomes one error that names the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simulator.core.errors import BadInputError, UnwritableError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STANDARD_OUTPUT = Path("-")
+"""What a command line calls standard output."""
+
+PARTIAL = ".partial-"
+"""How the names of unfinished files begin; whoever finds one that nobody writes may delete it."""
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What the system says when the output itself is fine and there is no room for it, or no way to it."""
+
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
+_DESCRIPTOR = re.compile(r"/dev/fd/(\d+)|/proc/(?:self|\d+)/fd/(\d+)")
+
+_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+
+_MOST_LINKS = 40
+
+_NAMED = 32
+"""Longest suffix that a temporary file repeats: some writers read the format from it."""
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path; what was written there becomes ``target`` only if the block succeeds.
+
+    A reader therefore sees the old file or the whole new one, and a failure leaves what was there. A link
+    is followed. A device or a pipe gets the bytes once they are complete. Raises ``UnwritableError``
+    when the target cannot be written, the disk is full or a limit is reached.
+    """
+    target = Path(target)
+    if _is_stream(target):
+        with _spooled(target) as temporary:
+            yield temporary
+        return
+    place = _resolved(target)
+    temporary = _new_file_beside(place, target)
+    try:
+        with _faults_named(target):
+            yield temporary
+            _finish(temporary, place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary directory that becomes ``target``, which must not exist, if the block succeeds."""
+    target = Path(target)
+    with _faults_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=target.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: object) -> None:
+    """Write JSON atomically, readable by a person and by ``diff``; NaN is refused, as JSON has none."""
+    write_text(target, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_csv(target: Path, table: pd.DataFrame, float_format: str | None = None) -> None:
+    """Write a table as CSV, atomically, without its index; ``-`` writes it to standard output."""
+    write_text(target, table.to_csv(index=False, float_format=float_format))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log; it is on disk when this returns. Raises ``UnwritableError``."""
+    path = Path(path)
+    with _faults_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> object:
+    """Parse a JSON file; errors name the file, the line and the remedy."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise BadInputError("no such file", source=str(path), remedy="check the path") from error
+    except OSError as error:
+        raise BadInputError(f"cannot be read: {error.strerror}", source=str(path)) from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadInputError(
+            f"is not JSON: {error}", source=str(path), remedy="mend or re-export it"
+        ) from error
+
+
+def data_directory(kind: str) -> Path:
+    """Where shipped data of one kind (``profiles``, ``traces``) lies: in the wheel, or in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "_data" / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def is_standard_output(path: Path) -> bool:
+    """Whether ``path`` is standard output, so that nothing else may be printed there."""
+    return Path(path) == STANDARD_OUTPUT or _descriptor(Path(path)) == 1
+
+
+def beside(path: Path, suffix: str) -> Path | None:
+    """The second file of a command that writes two; None where the first is no regular file."""
+    return None if _is_stream(Path(path)) else Path(path).with_suffix(suffix)
+
+
+def check_writable_file(*paths: Path) -> None:
+    """Refuse outputs that cannot be written, before hours of work rather than after; nothing stays behind.
+
+    Raises ``UnwritableError``, also where two of the paths are one file.
+    """
+    places: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if _is_stream(path):
+            if path != STANDARD_OUTPUT and not os.access(path, os.W_OK):
+                raise UnwritableError("cannot be written", source=str(path), remedy="check its permissions")
+            continue
+        place = _resolved(path)
+        if place in places:
+            raise UnwritableError(
+                f"is also {places[place]}: one would replace the other", source=str(path),
+                remedy="choose another name",
+            )  # fmt: skip
+        places[place] = path
+        _probe(place, path)
+
+
+def check_writable_directory(path: Path) -> None:
+    """Refuse an output directory in which no file can be written; nothing stays behind.
+
+    Raises ``UnwritableError``, also for ``-``: several files do not fit into standard output.
+    """
+    path = Path(path)
+    if path == STANDARD_OUTPUT:
+        raise UnwritableError("writes several files", source=str(path), remedy="name a directory")
+    with _faults_named(path):
+        if path.exists() and not path.is_dir():
+            raise UnwritableError("is not a directory", source=str(path), remedy="name a directory")
+    _probe(path / f"{PARTIAL}probe", path)
+
+
+def _probe(place: Path, named: Path) -> None:
+    """Create a file beside ``place`` and remove it, with the directories that had to be made for it."""
+    missing = []
+    parent = place.parent
+    while not os.path.lexists(parent):
+        missing.append(parent)
+        parent = parent.parent
+    try:
+        _new_file_beside(place, named).unlink()
+    finally:
+        for made in missing:
+            try:
+                made.rmdir()
+            except OSError:  # never made, or somebody else has put something there since
+                break
+
+
+def _is_stream(target: Path) -> bool:
+    """Whether bytes are written into ``target`` and it is not replaced; refuses what takes no bytes."""
+    if target == STANDARD_OUTPUT or _descriptor(target) is not None:
+        return True
+    with _faults_named(target):
+        try:
+            mode = target.stat().st_mode
+        except FileNotFoundError:
+            return False
+    if stat.S_ISREG(mode):
+        return False
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        return True
+    kind = "directory" if stat.S_ISDIR(mode) else "socket" if stat.S_ISSOCK(mode) else "block device"
+    raise UnwritableError(f"is a {kind}", source=str(target), remedy="name a file")
+
+
+def _descriptor(target: Path) -> int | None:
+    """The number of an open file that ``target`` is another name of: it must not be opened anew."""
+    text = os.path.normpath(target)
+    for _ in range(_MOST_LINKS):
+        if text in _STREAMS:
+            return _STREAMS[text]
+        found = _DESCRIPTOR.fullmatch(text)
+        if found is not None:
+            return int(found[1] or found[2])
+        link = Path(text)
+        with _faults_named(target):
+            if not link.is_symlink():
+                break
+            text = os.path.normpath(link.parent / link.readlink())
+    return None
+
+
+def _resolved(target: Path) -> Path:
+    """Where the file itself lies, or will lie: links are followed. Refuses one that leads in a circle."""
+    with _faults_named(target):
+        place = Path(os.path.realpath(target))
+        if place.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return place
+
+
+def _new_file_beside(place: Path, named: Path) -> Path:
+    """A new empty file in the directory of ``place``; its mode is that of any new file."""
+    suffix = place.suffix if len(place.suffix) <= _NAMED else ""
+    temporary = place.with_name(f"{PARTIAL}{secrets.token_hex(8)}{suffix}")
+    with _faults_named(named):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        name_limit = os.pathconf(place.parent, "PC_NAME_MAX")
+        if len(os.fsencode(place.name)) > name_limit:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    return temporary
+
+
+def _finish(temporary: Path, place: Path) -> None:
+    """Move a complete file to its place; an existing file's permissions stay."""
+    if place.exists():
+        temporary.chmod(stat.S_IMODE(place.stat().st_mode))
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(place)
+
+
+@contextmanager
+def _spooled(target: Path) -> Iterator[Path]:
+    """A temporary file elsewhere whose bytes go to a stream once they are complete."""
+    suffix = target.suffix if len(target.suffix) <= _NAMED else ""
+    with _faults_named(target), tempfile.TemporaryDirectory(prefix="dspark-sim-") as folder:
+        temporary = Path(folder) / f"output{suffix}"
+        yield temporary
+        _pour(temporary.read_bytes(), target)
+
+
+def _pour(content: bytes, target: Path) -> None:
+    number = _descriptor(target)
+    if target == STANDARD_OUTPUT or number == 1:
+        buffer = getattr(sys.stdout, "buffer", None)
+        if buffer is None:  # a notebook's: text only
+            sys.stdout.write(content.decode("utf-8"))
+        else:
+            sys.stdout.flush()
+            buffer.write(content)
+        sys.stdout.flush()
+        return
+    if number is not None:
+        opened = os.dup(number)
+    else:
+        # Without O_NONBLOCK a pipe that nobody reads would be waited for without end.
+        opened = os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        os.set_blocking(opened, True)
+    with os.fdopen(opened, "wb") as stream:
+        stream.write(content)
+
+
+@contextmanager
+def _faults_named(target: Path) -> Iterator[None]:
+    """Turn what the system refuses into ``UnwritableError`` that names ``target``."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadInputError):
+            raise
+        if isinstance(error, ValueError):  # pathlib's, for a name with a zero byte
+            if "null byte" not in str(error) and "null character" not in str(error):
+                raise
+            raise UnwritableError("is not a file's name", source=repr(str(target))) from error
+        # By number: Arrow puts a story of its own into strerror.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise _unwritable(target, error.errno, reason) from error
+    except Exception as error:
+        # safetensors and tokenizers write in Rust, whose errors are no OSError.
+        found = _RUST_ERROR.search(str(error))
+        if found is None or int(found[1]) not in DISK_FAULTS:
+            raise
+        raise _unwritable(target, int(found[1]), os.strerror(int(found[1]))) from error
+
+
+def _unwritable(target: Path, number: int | None, reason: str) -> UnwritableError:
+    remedies = {
+        errno.ENOSPC: "make room, then run the same command again",
+        errno.EDQUOT: "make room, then run the same command again",
+        errno.EFBIG: "raise the limit on file sizes (ulimit -f), then run the same command again",
+        errno.ENXIO: "start what reads this pipe first",
+        errno.EPIPE: "what reads this pipe has ended; start it again",
+        errno.ENAMETOOLONG: "choose a shorter name",
+    }
+    return UnwritableError(
+        f"cannot be written: {reason}", source=str(target),
+        remedy=remedies.get(number or 0, "choose a writable directory"),
+    )  # fmt: skip
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that JSON allows")
+
+
+def slug(text: str) -> str:
+    """Lower case, digits and dashes: a name for files."""
+    kept = "".join(
+        character if character.isalnum() or character == "." else "-" for character in text.lower()
+    )
+    return "-".join(part for part in kept.split("-") if part)
+
+
+def without_nan(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+    """JSON has no NaN: null stands for it."""
+    return [
+        {
+            str(k): None if isinstance(v, float) and not math.isfinite(v) else _python(v)
+            for k, v in row.items()
+        }
+        for row in rows
+    ]
+
+
+def _python(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

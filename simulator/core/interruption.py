@@ -1,0 +1,52 @@
+"""Signals that ask the program to end: each becomes one exception, which says what is kept."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from simulator.core.errors import Interrupted
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+"""From a keyboard, from a batch system or ``kill``, from a terminal that is closed."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise ``Interrupted`` inside the block on the first such signal; a second one ends the process at once.
+
+    Signals that are ignored, as SIGHUP is under ``nohup``, stay ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+
+    def stop(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise Interrupted(signal.Signals(number).name)
+
+    for name in _NAMES:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def noting(say: Callable[[], str], *also: type[BaseException]) -> Iterator[None]:
+    """Add ``say()`` to an interruption, or to one of ``also``, that ends the block: what is kept."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, Interrupted, *also)):
+            error.add_note(say())
+        raise

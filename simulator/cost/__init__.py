@@ -1,0 +1,1 @@
+"""How long a step takes: curves, additive models, drafters, and how they are fitted to measured cells."""

@@ -1,0 +1,281 @@
+"""How long an engine step takes: throughput curves, the additive model, and draft cost.
+
+A step runs the target once over ``batch_tokens`` rows: one anchor per request, the admitted draft
+tokens, and any prefill tokens scheduled with them. Two cost models take part in every run: the true
+one advances the clock, the believed one is what the scheduler consults. They are the same object
+unless a user makes them differ to see what a bad table costs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol, overload
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from simulator.core.arrays import Floats
+from simulator.core.errors import BadInputError
+from simulator.cost.curve import (
+    Beyond,
+    Curve,
+    Lookup,
+    axis,
+    if_possible,
+    refuse_falling,
+    refuse_rising,
+    values,
+)
+from simulator.cost.draft import DraftCost
+
+
+class CostModel(Protocol):
+    """Step time of the target, in seconds, as a function of what is in the batch."""
+
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float: ...
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> Floats: ...
+    def step_time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float | Floats:
+        """Time of one step, or of every candidate size in a contiguous range (shape [len(range)]).
+
+        ``batch_tokens`` counts all rows of the forward pass, prefill included; ``context_tokens`` is
+        the sum over requests of the tokens already in the KV cache; ``prefill_tokens`` says how many
+        of the rows are prefill.
+        """
+        ...
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether the answer at this point is beyond what was measured (clamped or extrapolated)."""
+        ...
+
+
+class StepTime(ABC):
+    """What the cost models here share: one typed ``step_time_s`` over each one's own ``_time_s``.
+
+    A cost model of your own needs neither; it only has to satisfy ``CostModel``.
+    """
+
+    __slots__ = ()
+
+    @property
+    def jitter(self) -> tuple[float, ...]:
+        """How single steps of one size scatter, as multiples of their mean; empty: they do not."""
+        return ()
+
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float: ...
+    @overload
+    def step_time_s(
+        self, requests: int, batch_tokens: range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> Floats: ...
+    def step_time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
+    ) -> float | Floats:
+        """See ``CostModel.step_time_s``."""
+        return self._time_s(requests, batch_tokens, context_tokens, prefill_tokens)
+
+    @abstractmethod
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
+    ) -> float | Floats:
+        """A float for one size, [len(range)] for a range."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ThroughputCurve(StepTime):
+    """SPS(B): engine steps per second as a function of batch tokens, as the paper's scheduler reads it.
+
+    batch_tokens: [n] strictly increasing, >= 0. steps_per_s: [n] > 0, non-increasing.
+    The lookup is linear in step time, not in rate: it is time that adds up.
+    Raises ``BadInputError`` for empty, non-finite, non-positive or non-monotone points.
+    """
+
+    batch_tokens: Floats
+    steps_per_s: Floats
+    lookup: Lookup = "linear"
+    beyond: Beyond = "last-slope"
+    curve: Curve = field(init=False, repr=False)
+
+    def __init__(
+        self,
+        batch_tokens: ArrayLike,
+        steps_per_s: ArrayLike,
+        *,
+        lookup: Lookup = "linear",
+        beyond: Beyond | None = None,
+    ) -> None:
+        tokens = axis(batch_tokens, "batch_tokens")
+        rate = values(steps_per_s, "steps_per_s", like=tokens)
+        if np.any(rate <= 0):
+            raise BadInputError("must be positive", field="steps_per_s", value=float(rate.min()))
+        refuse_rising(tokens, rate)
+        curve = Curve(tokens, 1.0 / rate, lookup, beyond or usual_beyond(lookup, len(tokens)))
+        for name, value in (
+            ("batch_tokens", tokens), ("steps_per_s", rate), ("lookup", lookup),
+            ("beyond", curve.beyond), ("curve", curve),
+        ):  # fmt: skip
+            object.__setattr__(self, name, value)
+
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
+    ) -> float | Floats:
+        """Step time at one size or over a range; a throughput curve sees batch tokens and nothing else."""
+        if isinstance(batch_tokens, range):
+            return self.curve.span(batch_tokens.start, batch_tokens.stop)
+        return self.curve(batch_tokens)
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether the size lies beyond the measured points."""
+        return self.curve.outside(batch_tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdditiveCost(StepTime):
+    """T(R, B) = bias + alpha(R) + theta(B) (+ context and prefill terms), all in seconds.
+
+    The decomposition that serving engines fit: a fixed part, a part per request and a part per row,
+    each piecewise linear. Optional terms, zero by default:
+
+    context_s_per_token: per token of KV cache read, whole batch (memory-bound attention).
+    row_context_s_per_token: per row and token of its context (compute-bound attention: what makes a
+        verified row at 32k cost more than one at 16k); the mean context of the batch stands for all.
+    prefill_s_per_token: what a prefill token costs beyond the row it is.
+    beyond: what alpha and theta do above their last probe; an axis of one probe can only clamp.
+    """
+
+    bias_s: float
+    alpha: Curve
+    theta: Curve
+    context_s_per_token: float = 0.0
+    row_context_s_per_token: float = 0.0
+    prefill_s_per_token: float = 0.0
+    beyond: Beyond = "last-slope"
+
+    def __init__(
+        self,
+        bias_s: float,
+        request_probes: ArrayLike,
+        alpha_s: ArrayLike,
+        token_probes: ArrayLike,
+        theta_s: ArrayLike,
+        *,
+        context_s_per_token: float = 0.0,
+        row_context_s_per_token: float = 0.0,
+        prefill_s_per_token: float = 0.0,
+        beyond: Beyond = "last-slope",
+    ) -> None:
+        requests, tokens = axis(request_probes, "request_probes"), axis(token_probes, "token_probes")
+        alpha = values(alpha_s, "alpha_s", like=requests)
+        theta = values(theta_s, "theta_s", like=tokens)
+        terms = {
+            "bias_s": bias_s,
+            "context_s_per_token": context_s_per_token,
+            "row_context_s_per_token": row_context_s_per_token,
+            "prefill_s_per_token": prefill_s_per_token,
+        }
+        for name, value in terms.items():
+            if not np.isfinite(value) or value < 0 or (name == "bias_s" and value == 0):
+                raise BadInputError(
+                    "must be finite and not negative, the bias positive", field=name, value=value
+                )
+            object.__setattr__(self, name, float(value))
+        refuse_falling(requests, alpha, "alpha_s")
+        refuse_falling(tokens, theta, "theta_s")
+        object.__setattr__(self, "beyond", beyond)
+        object.__setattr__(self, "alpha", Curve(requests, alpha, "linear", if_possible(beyond, requests)))
+        object.__setattr__(self, "theta", Curve(tokens, theta, "linear", if_possible(beyond, tokens)))
+
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
+    ) -> float | Floats:
+        """Step time at one size or over a range."""
+        fixed = (
+            self.bias_s
+            + float(self.alpha.span(requests, requests + 1)[0])
+            + self.context_s_per_token * context_tokens
+            + self.prefill_s_per_token * prefill_tokens
+        )
+        per_row = self.row_context_s_per_token * context_tokens / max(requests, 1)
+        if isinstance(batch_tokens, range):
+            theta = self.theta.span(batch_tokens.start, batch_tokens.stop) + fixed
+            return theta + per_row * np.arange(batch_tokens.start, batch_tokens.stop) if per_row else theta
+        return fixed + self.theta(batch_tokens) + per_row * batch_tokens
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether requests or tokens lie beyond the probes; a step of prompt rows alone has no requests."""
+        return (requests > 0 and self.alpha.outside(requests)) or self.theta.outside(batch_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthByRequests:
+    """Draft tokens per request by the number of requests in the batch: ``length[i]`` from ``first[i]`` on."""
+
+    first: tuple[int, ...]
+    length: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in pairwise(self.first))
+        if not self.first or len(self.first) != len(self.length) or self.first[0] != 1 or not rising:
+            raise BadInputError(
+                "must rise from 1, one length each", field="first", value=self.first, remedy="as in (1, 17)"
+            )
+        if min(self.length) < 0:
+            raise BadInputError("must not be negative", field="length", value=self.length, remedy="0 or more")
+
+    def __call__(self, requests: int) -> int:
+        """The length for a batch of at least one request."""
+        return self.length[bisect_right(self.first, requests) - 1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepCost(StepTime):
+    """A whole engine step: the target's pass, the drafter's, and a fixed overhead per step.
+
+    It is itself a ``CostModel``, so the clock and the scheduler both count drafting.
+    ``draft`` is None when nothing is drafted, or when the target's curve was measured with drafting in it.
+    ``draft_tokens`` is what the drafter is asked for: None for its whole block. By batch size, 0 drafts none.
+    jitter: equally likely multiples of the mean, by which single steps scatter on the clock; what the
+    scheduler believes is the mean.
+    """
+
+    target: CostModel
+    draft: DraftCost | None = None
+    draft_tokens: int | LengthByRequests | None = None
+    overhead_s: float = 0.0
+    jitter: tuple[float, ...] = ()
+
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
+    ) -> float | Floats:
+        """Draft + verify + overhead, at one size or over a range."""
+        verify = self.target.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens)
+        extra = self.overhead_s
+        if self.draft is not None and requests:
+            asked = self.draft_tokens
+            if isinstance(asked, LengthByRequests):
+                asked = asked(requests)
+                extra += self.draft.time_s(requests, asked, context_tokens) if asked else 0.0
+            else:
+                extra += self.draft.time_s(requests, asked, context_tokens)
+        return verify + extra if extra else verify
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether the target's pass lies beyond what was measured."""
+        return self.target.outside(requests, batch_tokens)
+
+
+def usual_beyond(lookup: Lookup, points: int) -> Beyond:
+    """What a throughput curve does above its last point unless told otherwise: go on, where it can."""
+    return "last-slope" if lookup == "linear" and points > 1 else "clamp"

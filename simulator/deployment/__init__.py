@@ -1,0 +1,1 @@
+"""A profile, its acceptance and a policy made concrete."""

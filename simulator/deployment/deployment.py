@@ -1,0 +1,155 @@
+"""A deployment: a profile, the acceptance of its drafters, and how a policy runs on both.
+
+The one door: commands, scenarios, notebooks, fleets and live runs get deployment, acceptance and limits here
+(``deploy``, ``Deployment.limits``), so that one profile gives one answer everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from simulator.acceptance.trace import AcceptanceModel
+from simulator.core.errors import BadInputError
+from simulator.cost.models import CostModel, StepCost
+from simulator.deployment.acceptance_text import parse_acceptances
+from simulator.deployment.profile import Profile, load_profile
+from simulator.deployment.setup import Setup
+from simulator.engine.limits import EngineLimits, Prefill
+from simulator.schedulers.batch_table import BatchTable
+from simulator.schedulers.parse import Policy
+from simulator.schedulers.policies import Fixed
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What policies are compared on.
+
+    acceptance: by drafter. believed: the profile whose step cost schedulers consult, where it is not
+    the true one. overhead_s: fixed time added to every step. notes: what a user should be told.
+    """
+
+    profile: Profile
+    acceptance: Mapping[str, AcceptanceModel]
+    believed: Profile | None = None
+    overhead_s: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+
+    def plan(self, policy: Policy) -> Setup:
+        """How this policy runs here; raises ``BadInputError`` where it cannot."""
+        drafter, model, note = self._drafter(policy)
+        _check_scheduler(policy, model)
+        cost = self._step_cost(self.profile, drafter, policy)
+        believed = cost if self.believed is None else self._step_cost(self.believed, drafter, policy)
+        return Setup(policy, drafter, model, cost, believed, note)
+
+    def limits(
+        self,
+        concurrency: int,
+        *,
+        kv_tokens: int | None = None,
+        prefill: Prefill = "elsewhere",
+        chunk_tokens: int = 2048,
+        prefill_tokens_per_s: float | None = None,
+    ) -> EngineLimits:
+        """What one engine admits here; what the profile knows stands in where None is given.
+
+        kv_tokens: KV-cache capacity in tokens. prefill_tokens_per_s: speed of the prefill pool; the profile's
+        own stands in only where prefill runs elsewhere. Raises ``BadInputError`` as ``EngineLimits`` does.
+        """
+        profile = self.profile
+        if prefill_tokens_per_s is None and prefill == "elsewhere":
+            prefill_tokens_per_s = profile.prefill_tokens_per_s
+        return EngineLimits(
+            concurrency,
+            kv_tokens=profile.kv_tokens if kv_tokens is None else kv_tokens,
+            prefill=prefill,
+            chunk_tokens=chunk_tokens,
+            prefill_tokens_per_s=prefill_tokens_per_s,
+        )
+
+    def _drafter(self, policy: Policy) -> tuple[str, AcceptanceModel | None, str | None]:
+        if policy.drafter == "none":
+            return "none", None, None
+        wanted = policy.drafter or self._multi_token_drafter(policy)
+        if wanted in self.acceptance:
+            return wanted, self.acceptance[wanted], None
+        if wanted == "mtp1" and self.acceptance:
+            source = self._multi_token_drafter(policy)
+            note = f"{policy.name}: no acceptance given for mtp1; the first position of {source}'s stands in"
+            return "mtp1", self.acceptance[source].truncated(1), note
+        raise BadInputError(
+            f"no acceptance is given for drafter {wanted!r}", source="policy", value=policy.name,
+            remedy=f"pass --acceptance {wanted}=MODEL (given: {', '.join(self.acceptance) or 'none'})",
+        )  # fmt: skip
+
+    def _multi_token_drafter(self, policy: Policy) -> str:
+        """The drafter of a policy that names none: the only one that drafts more than a token, or DSpark."""
+        candidates = [name for name, model in self.acceptance.items() if model.gamma > 1] or list(
+            self.acceptance
+        )
+        if "dspark" in candidates or len(candidates) == 1:
+            return "dspark" if "dspark" in candidates else candidates[0]
+        raise BadInputError(
+            "does not say which drafter it runs with" if candidates else "needs acceptance and there is none",
+            source="policy", value=policy.name,
+            remedy=f"write {policy.name}@DRAFTER ({', '.join(candidates)})" if candidates
+            else "pass --acceptance; there is no default (`dspark-sim list` shows models)",
+        )  # fmt: skip
+
+    def _step_cost(self, profile: Profile, drafter: str, policy: Policy) -> CostModel:
+        draft, jitter = profile.draft_cost(drafter), profile.jitter or ()
+        if draft is None and not self.overhead_s and not jitter:
+            return profile.target_cost()
+        scheduler = policy.scheduler
+        asked = scheduler.lengths if isinstance(scheduler, BatchTable) else scheduler.draft_tokens
+        return StepCost(profile.target_cost(), draft, asked, self.overhead_s, jitter)
+
+
+def deploy(
+    profile: str | Path | Profile,
+    acceptance: Sequence[str] = (),
+    *,
+    believed: str | Path | None = None,
+    required: bool = True,
+) -> Deployment:
+    """A deployment from the words of a command line or a scenario.
+
+    profile: a shipped name, a file, or one that is loaded. acceptance: ``[DRAFTER=]MODEL`` specs; each
+    replaces the profile's own model of that drafter, and a note says so. believed: profile whose step cost
+    schedulers consult. required: refuse to go on where nothing gives an acceptance model; otherwise
+    ``Deployment.plan`` refuses the policies that need one.
+    """
+    loaded = profile if isinstance(profile, Profile) else load_profile(profile)
+    given = parse_acceptances(acceptance)
+    models = loaded.acceptance_models() | given
+    if required and not models:
+        raise BadInputError(
+            "no acceptance model, and there is no default", source="--acceptance",
+            remedy="pass one, such as qwen3-4b-chat or length:3.5@5 (`dspark-sim list` shows names)",
+        )  # fmt: skip
+    return Deployment(
+        loaded, models, believed=None if believed is None else load_profile(believed),
+        notes=tuple(
+            f"acceptance of {drafter}: {model.name} ({model.provenance.line()})"
+            for drafter, model in given.items()
+        ),
+    )  # fmt: skip
+
+
+def _check_scheduler(policy: Policy, model: AcceptanceModel | None) -> None:
+    scheduler = policy.scheduler
+    if isinstance(scheduler, Fixed | BatchTable):
+        gamma, longest = 0 if model is None else model.gamma, scheduler.draft_tokens or 0
+        if longest > gamma:
+            most = f"fixed:{gamma}" if isinstance(scheduler, Fixed) else f"lengths of {gamma}"
+            raise BadInputError(
+                f"verifies {longest} tokens but its drafter's block has {gamma}",
+                source="policy", value=policy.name, remedy=f"use at most {most}",
+            )  # fmt: skip
+    elif model is None or not (model.has_confidence or scheduler.reads_outcome):
+        raise BadInputError(
+            "schedules by confidence, which this drafter does not give", source="policy",
+            value=policy.name, remedy="run it with fixed:K, or use a drafter with a confidence head",
+        )  # fmt: skip

@@ -1,0 +1,115 @@
+"""Profiles: what a device, a target and its drafts cost, read from files and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from simulator.acceptance.trace import AcceptanceModel
+from simulator.core.errors import BadInputError
+from simulator.core.files import data_directory, read_json, write_json
+from simulator.core.provenance import Provenance
+from simulator.core.specs import Strict, complain
+from simulator.cost.draft import DraftCost
+from simulator.cost.models import CostModel
+from simulator.deployment.profile_parts import (
+    AcceptanceSpec,
+    AdditiveSpec,
+    CurveSpec,
+    DraftSpec,
+    PublishedClaims,
+)
+
+
+class Profile(Strict):
+    """One device, one target, its drafters: the cost side of a simulation.
+
+    drafters: cost of each drafter's block; None says that drafting is inside ``step``, as when the
+    curve was derived from whole engine steps. acceptance: models that belong to this deployment,
+    by drafter, used where the user names none. jitter: how single steps of one size scatter, as equally
+    likely multiples of their mean. replica_gpus: GPUs that the curve stands for, None where nobody said.
+    prefill_tokens_per_s: prompt tokens that such a replica prefills alone, for a pool of them.
+    """
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    name: str
+    title: str
+    provenance: Provenance
+    step: Annotated[CurveSpec | AdditiveSpec, Field(discriminator="type")]
+    replica_gpus: int | None = Field(default=None, gt=0)
+    drafters: Mapping[str, DraftSpec] | None = None
+    acceptance: Mapping[str, AcceptanceSpec] = {}
+    jitter: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
+    kv_tokens: int | None = Field(default=None, gt=0)
+    prefill_tokens_per_s: float | None = Field(default=None, gt=0)
+    published: PublishedClaims | None = None
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    def target_cost(self) -> CostModel:
+        """Step cost of the target."""
+        return self.step.build()
+
+    def draft_cost(self, drafter: str) -> DraftCost | None:
+        """Cost of a drafter's block, None where it is inside the step or nothing is drafted."""
+        if drafter == "none" or self.drafters is None:
+            return None
+        if drafter not in self.drafters:
+            raise BadInputError(
+                f"has no draft cost for {drafter!r}", source=self.name, field="drafters",
+                remedy=f"it has {', '.join(self.drafters) or 'none'}; profile that drafter too",
+            )  # fmt: skip
+        return self.drafters[drafter].build()
+
+    def acceptance_models(self) -> dict[str, AcceptanceModel]:
+        """The acceptance models that belong to this deployment, by drafter."""
+        return {drafter: spec.build() for drafter, spec in self.acceptance.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the profile as JSON, atomically."""
+        write_json(path, self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """A shipped profile by name (``deepseek-v4-flash``, ``h200/qwen3-8b--dspark``) or any profile file.
+
+    Raises ``BadInputError`` naming the file, the field, the value and the remedy.
+    """
+    path = _find(str(name_or_path))
+    try:
+        profile = Profile.model_validate(read_json(path))
+        profile.target_cost()
+        for drafter in profile.drafters or {}:
+            profile.draft_cost(drafter)
+    except ValidationError as error:
+        raise complain(error, str(path)) from error
+    except BadInputError as error:
+        if error.source is not None:
+            raise
+        raise BadInputError(
+            error.problem, source=str(path), field=error.field, value=error.value, remedy=error.remedy
+        ) from error
+    return profile
+
+
+def shipped_profiles() -> dict[str, Path]:
+    """Name to file of every profile that comes with the package."""
+    root = data_directory("profiles")
+    files = sorted(path for path in root.rglob("*.json") if "sources" not in path.parts)
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
+
+
+def _find(name: str) -> Path:
+    shipped = shipped_profiles()
+    if name in shipped:
+        return shipped[name]
+    path = Path(name)
+    if path.suffix == ".json" or path.exists():
+        return path
+    raise BadInputError(
+        "is not a profile", source="profile", value=name,
+        remedy=f"name one of {', '.join(shipped)}, or give a .json file",
+    )  # fmt: skip

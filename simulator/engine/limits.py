@@ -1,0 +1,87 @@
+"""What one engine admits and how it prefills."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from simulator.core.errors import BadInputError
+
+Prefill = Literal["elsewhere", "chunked", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What one engine admits and how it prefills.
+
+    concurrency: requests that may be decoding or prefilling at once.
+    kv_tokens: KV-cache capacity in tokens. A request reserves prompt + output + one block when it is
+        admitted, so an admitted request never runs out. None: not limited.
+    prefill: ``elsewhere`` (disaggregated, see below), ``chunked`` (up to ``chunk_tokens`` prompt rows
+        ride along in every decode step) or ``whole`` (steps of whole prompts, up to ``chunk_tokens``
+        rows or one prompt, during which decoding waits).
+    prefill_tokens_per_s: speed of each worker of the pool that prefills elsewhere, first come first
+        served. The pool emits the first output token; the wait for a slot and for KV cache comes after
+        it, in the gap before the second. None: prefill takes no time and nothing is emitted before a
+        slot is free. A closed loop's next request is always ready, whatever the speed.
+    prefill_workers: workers of that pool. None: as many as there are prompts, so that none waits.
+    """
+
+    concurrency: int
+    kv_tokens: int | None = None
+    prefill: Prefill = "elsewhere"
+    chunk_tokens: int = 2048
+    prefill_tokens_per_s: float | None = None
+    prefill_workers: int | None = 1
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "kv_tokens", "chunk_tokens", "prefill_tokens_per_s", "prefill_workers"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not value > 0:  # NaN is not, either
+                raise BadInputError("must be positive", field=name, value=value, remedy="give at least 1")
+            if name != "prefill_tokens_per_s" and value != int(value):
+                raise BadInputError("must be a whole number", field=name, value=value)
+        if self.prefill not in ("elsewhere", "chunked", "whole"):
+            known = "elsewhere, chunked or whole"
+            raise BadInputError("is not known", field="prefill", value=self.prefill, remedy=known)
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether prompts are prefilled elsewhere at a known speed."""
+        return self.prefill == "elsewhere" and self.prefill_tokens_per_s is not None
+
+    @property
+    def pool_tokens_per_s(self) -> float:
+        """Prompt tokens per second of the whole pool; infinite where it has no speed or no end of workers."""
+        if not self.has_pool or self.prefill_workers is None:
+            return math.inf
+        assert self.prefill_tokens_per_s is not None
+        return self.prefill_tokens_per_s * self.prefill_workers
+
+    def pool(self) -> PrefillPool | None:
+        """A pool of its own for one engine, None without one."""
+        if not self.has_pool:
+            return None
+        assert self.prefill_tokens_per_s is not None
+        return PrefillPool(self.prefill_tokens_per_s, self.prefill_workers)
+
+
+class PrefillPool:
+    """Workers that prefill one prompt each at a time, first come first served; engines may share it."""
+
+    def __init__(self, tokens_per_s: float, workers: int | None) -> None:
+        self.tokens_per_s = tokens_per_s
+        self._free_s = None if workers is None else [-math.inf] * workers  # a heap: when each is free
+
+    def take(self, tokens: int, now: float) -> tuple[float, float]:
+        """Queue a prompt that has come now: when its prefill starts and ends."""
+        if self._free_s is None:
+            return now, now + tokens / self.tokens_per_s
+        start_s = max(now, self._free_s[0])
+        end_s = start_s + tokens / self.tokens_per_s
+        heapq.heapreplace(self._free_s, end_s)
+        return start_s, end_s

@@ -1,0 +1,199 @@
+"""The files a run leaves, simulated or live: the same names, columns and units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import simpy
+
+from simulator.acceptance.trace import Replay
+from simulator.core.errors import BadInputError
+from simulator.core.files import atomic_path, write_json
+from simulator.cost.models import CostModel
+from simulator.engine.engine import Engine
+from simulator.engine.executor import Executor
+from simulator.engine.limits import EngineLimits
+from simulator.engine.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame, walks
+from simulator.engine.saturation import is_saturated
+from simulator.engine.simulated import SimulatedExecutor
+from simulator.schedulers.protocol import Scheduler
+from simulator.traffic.workload import Workload
+
+
+def write_run(run: Run, directory: Path, description: Mapping[str, object], **more: pd.DataFrame) -> None:
+    """Write ``requests.parquet``, ``steps.parquet`` and ``run.json`` (the description and the metrics).
+
+    more: further tables, written to files of their names.
+    ``description`` says what was run: policy, traffic, seed, profile, device, date, command.
+    ``run.json`` is written last, so its presence says that the directory is complete.
+    """
+    _write_frames(directory, requests=run.requests, steps=run.steps, **more)
+    metrics = {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in run.metrics.as_row().items()
+    }
+    outcome = {"saturated": run.saturated, "metrics": metrics}
+    write_json(directory / "run.json", {"schema": 1, **description, **outcome})
+
+
+def write_unfinished(engine: Engine, directory: Path, reason: str) -> None:
+    """Keep what a run had done when it broke off: both frames, and ``unfinished.json`` with the reason.
+
+    There is no ``run.json``, and so no metrics: whatever reads run directories passes this one over.
+    """
+    _write_frames(directory, requests=requests_frame(engine), steps=steps_frame(engine))
+    write_json(directory / "unfinished.json", {"schema": 1, "reason": reason, "steps": len(engine.steps)})
+
+
+def _write_frames(directory: Path, **frames: pd.DataFrame) -> None:
+    for name, frame in frames.items():
+        with atomic_path(directory / f"{name}.parquet") as temporary:
+            frame.to_parquet(temporary, index=False, write_page_checksum=True)
+
+
+SATURATED = (
+    "Saturated: requests arrive faster than they are served, and ever more of them wait. Whatever contains "
+    "the wait has no value; throughput is the most that this engine delivers."
+)
+"""What is said beside the metrics of such a run."""
+
+TURNOVERS = 5
+"""Requests per slot that a closed loop finishes: a p10 of speed is then within a percent of a long run's."""
+
+FEWEST_FINISHED = 100
+"""Requests that a closed loop finishes however few its slots are."""
+
+MOST_STEPS = 100_000
+"""Engine steps after which a closed loop ends even if its requests do not: seconds of computing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What happened: one row per finished request, one per engine step, and the metrics over them.
+
+    saturated: requests arrived faster than they were served; whatever contains their wait is NaN.
+    """
+
+    requests: pd.DataFrame
+    steps: pd.DataFrame
+    metrics: Metrics
+    saturated: bool = False
+
+
+def simulate(
+    workload: Workload,
+    replays: Sequence[Replay],
+    scheduler: Scheduler,
+    cost: CostModel,
+    limits: EngineLimits,
+    *,
+    believed: CostModel | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    finish: int = 0,
+    warmup: float = 0.2,
+) -> Run:
+    """Simulate one engine.
+
+    replays: one per traffic class. cost: the true step cost, which advances the clock; ``believed``
+    is what the scheduler consults (default: the same). A closed loop runs for ``steps`` engine steps, and
+    goes on until ``finish`` requests are complete (for ``MOST_STEPS`` at most; see ``enough_requests``);
+    an open loop until every request is served, or for ``steps`` if given.
+    """
+    executor = SimulatedExecutor(replays, workload, cost, capacity=limits.concurrency, seed=seed)
+    engine = run_engine(
+        workload, executor, scheduler, cost if believed is None else believed, limits,
+        seed=seed, steps=steps, finish=finish,
+    )  # fmt: skip
+    return summarise(engine, warmup=warmup, steps_outside=executor.steps_outside)
+
+
+def run_engine(
+    workload: Workload,
+    executor: Executor,
+    scheduler: Scheduler,
+    believed: CostModel,
+    limits: EngineLimits,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    finish: int = 0,
+) -> Engine:
+    """Drive one engine over a workload with any executor, simulated or live, and return it for measuring."""
+    if workload.is_closed_loop and steps is None:
+        raise BadInputError(
+            "is needed: a closed loop never ends", field="steps", remedy="give a number of steps"
+        )
+    engine = Engine(simpy.Environment(), workload, executor, scheduler, believed, limits, seed=seed)
+    advance(engine, steps, finish)
+    return engine
+
+
+def enough_requests(concurrency: int) -> int:
+    """Requests that a closed loop must finish before quantiles over requests mean anything.
+
+    Short outputs finish first: in a run shorter than a few lives of a request the quantiles of speed are
+    those of short outputs, whose speed scatters most. ``TURNOVERS`` per slot leave four lives after
+    warm-up, which takes one. At least ``FEWEST_FINISHED``, so that a p10 rests on more than a handful.
+    """
+    return max(TURNOVERS * concurrency, FEWEST_FINISHED)
+
+
+def advance(engine: Engine, steps: int | None, finish: int = 0) -> None:
+    """Let a new engine serve its workload, or so many steps of it; a closed loop may need to go on."""
+    environment, workload, wanted = engine.environment, engine.workload, len(engine.workload)
+    if not workload.is_closed_loop:
+        environment.process(arrivals(environment, workload, engine))
+    try:
+        if steps is None:
+            while engine.completed < wanted:
+                environment.step()
+        else:
+            while len(engine.steps) < steps and (workload.is_closed_loop or engine.completed < wanted):
+                environment.step()
+            while engine.completed < finish and workload.is_closed_loop and len(engine.steps) < MOST_STEPS:
+                environment.step()
+    except simpy.core.EmptySchedule as error:  # pragma: no cover - would be a bug in the engine
+        raise RuntimeError(
+            f"the engine stopped with {wanted - engine.completed} requests unserved"
+        ) from error
+
+
+def summarise(engine: Engine, *, warmup: float = 0.2, steps_outside: int = 0) -> Run:
+    """Frames and metrics of an engine that has run."""
+    requests, steps = requests_frame(engine), steps_frame(engine)
+    metrics = measure(
+        steps, requests, first=first_gaps(engine), warmup=warmup, steps_outside=steps_outside,
+        walked=walks(engine) if engine.workload.is_closed_loop else None,
+    )  # fmt: skip
+    if not is_overloaded(engine, warmup=warmup):
+        return Run(requests, steps, metrics)
+    metrics = metrics.without_waiting(decoding_waits=engine.limits.has_pool)
+    return Run(requests, steps, metrics, saturated=True)
+
+
+def is_overloaded(engine: Engine, *, warmup: float = 0.2) -> bool:
+    """Whether more and more requests wait while they arrive, after a share of that time as warm-up."""
+    arrival_s = engine.workload.arrival_s
+    if arrival_s is None or not arrival_s.size:
+        return False
+    start_s, end_s = float(arrival_s[0]), min(float(arrival_s[-1]), float(engine.environment.now))
+    return is_saturated(*engine.served_s(), start_s + warmup * (end_s - start_s), end_s)
+
+
+def arrivals(
+    environment: simpy.Environment, workload: Workload, engine: Engine
+) -> Generator[simpy.Event, Any, None]:
+    """Submit each request to one engine at its arrival time."""
+    assert workload.arrival_s is not None
+    reached_s = environment.now
+    for request, arrival_s in enumerate(workload.arrival_s.tolist()):
+        if arrival_s > reached_s:  # not ``now``, which rounding may leave just short of it: ties stay ties
+            yield environment.timeout(max(0.0, arrival_s - environment.now))
+            reached_s = arrival_s
+        engine.submit(request)

@@ -1,0 +1,114 @@
+"""A fleet: replicas of one engine behind a router, whole or as pods that run in parallel.
+
+A pod is a router and its replicas in one simpy environment. A fleet is one pod, or several that share
+the traffic in turn, as large installations are built; pods do not see each other, so they are cells
+of a sweep. A round-robin router has no state worth sharing: its replicas are pods of one, each of which
+gets exactly the requests that a single router would send it.
+
+A prefill pool may be shared (``Fleet.prefill_workers``). It lies behind the router: a request is dealt to
+its decode replica when it arrives, as the serving engines do that keep the prefix there, and its prompt
+joins the one line of its pod's pool. Replicas of a shared pool are in one pod, round robin or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from simulator.core.errors import BadInputError
+from simulator.deployment.setup import Setup
+from simulator.engine.metrics import Metrics
+from simulator.fleet.layout import COOLDOWN, WARMUP, Fleet
+from simulator.fleet.pod import Pod, PodRun, run_pod_row
+from simulator.parallel.backends import Backend
+from simulator.parallel.cells import run_cells
+from simulator.sla.observed import Observed, pool
+from simulator.sla.terms import Sla
+from simulator.sla.verdict import Assessment, assess, saturated_assessment
+from simulator.traffic.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class FleetRun:
+    """assessment: against the SLA. metrics: means over replicas, None where none could be measured or the
+    fleet is saturated. replicas: one row each: requests, steps, mean seconds that its requests waited by
+    cause (``serving.WAITS``), prefix hits."""
+
+    assessment: Assessment
+    metrics: Metrics | None
+    replicas: pd.DataFrame
+    observed: Observed | None
+
+
+def simulate_fleet(
+    workload: Workload,
+    plans: Sequence[Setup],
+    fleet: Fleet,
+    sla: Sla,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    backend: Backend = "loky",
+    address: str | None = None,
+    directory: Path | None = None,
+    progress: bool = False,
+) -> FleetRun:
+    """Serve every request of an open workload on a fleet and judge the result.
+
+    plans: one per traffic class, of one policy. Fleet metrics are means over replicas; throughput is
+    per replica. Requests that arrive during warm-up and cool-down are served and not judged.
+    """
+    if workload.is_closed_loop or not len(workload):
+        raise BadInputError("needs requests with arrival times", field="fleet traffic")
+    sla.check_classes(workload.classes)
+    count = fleet.pod_count
+    pods = [
+        Pod(
+            workload.shard(index, count), tuple(plans), fleet, fleet.replicas // count, sla,
+            measured_span(workload), seed, index,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+    rows = run_cells(
+        run_pod_row, pods, workers=workers, label="Fleet", progress=progress,
+        backend=backend, address=address, directory=directory,
+    )  # fmt: skip
+    return _together(sla, [PodRun.from_row(row) for row in rows], measured_span(workload))
+
+
+def measured_span(workload: Workload) -> tuple[float, float]:
+    """The part of an open workload's arrivals that is judged: without its warm-up and cool-down."""
+    assert workload.arrival_s is not None
+    start_s, span_s = float(workload.arrival_s[0]), workload.span_s
+    return start_s + WARMUP * span_s, start_s + (1 - COOLDOWN) * span_s
+
+
+def mean_metrics(measured: Sequence[Metrics]) -> Metrics | None:
+    """Means over replicas, undefined ones left out; the throughput's interval is of the mean."""
+    if not measured:
+        return None
+    table = np.array([list(one.as_row().values()) for one in measured], dtype=np.float64)
+    names = [each.name for each in fields(Metrics)]
+    known = ~np.isnan(table)
+    total = np.where(known, table, 0.0).sum(axis=0)
+    means = np.divide(total, known.sum(axis=0), out=np.full(len(names), np.nan), where=known.any(axis=0))
+    row = dict(zip(names, means.tolist(), strict=True))
+    halves = table[:, names.index("throughput_ci95")]
+    row["throughput_ci95"] = float(np.sqrt((halves**2).sum()) / len(measured))
+    row["steps"], row["requests_finished"] = int(row["steps"]), int(row["requests_finished"])
+    return Metrics(**row)
+
+
+def _together(sla: Sla, runs: Sequence[PodRun], measured_s: tuple[float, float]) -> FleetRun:
+    rows = pd.DataFrame([row for run in runs for row in run.rows])
+    metrics = mean_metrics([one for run in runs for one in run.metrics])
+    saturated = sum(run.requests for run in runs if run.saturated)
+    # One pod in a hundred may look saturated by chance; that many of the requests, and it is no accident.
+    if metrics is None or saturated > 0.01 * sum(run.requests for run in runs):
+        return FleetRun(saturated_assessment(sla, sum(run.requests for run in runs)), None, rows, None)
+    observed = pool([run.observed for run in runs if run.observed is not None])
+    return FleetRun(assess(sla, observed, metrics, measured_s[1] - measured_s[0]), metrics, rows, observed)

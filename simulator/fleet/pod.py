@@ -1,0 +1,271 @@
+"""One pod: a router and its replicas in one simulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import simpy
+from numpy.typing import NDArray
+
+from simulator.acceptance.trace import Replay
+from simulator.core.arrays import Floats
+from simulator.core.errors import BadInputError
+from simulator.core.random import random_stream
+from simulator.deployment.setup import Setup
+from simulator.engine.batch import WAITS, Step
+from simulator.engine.engine import Engine
+from simulator.engine.limits import PrefillPool
+from simulator.engine.metrics import Metrics, first_gaps, measure, requests_frame
+from simulator.engine.saturation import Trend, queue_trend
+from simulator.engine.simulated import SimulatedExecutor
+from simulator.fleet.layout import WARMUP, Fleet
+from simulator.fleet.prefix_cache import PrefixCache
+from simulator.fleet.routers import Board, LeastLoaded, PowerOfTwo, PrefixAware, RoundRobin, Router
+from simulator.sla.observed import Observed, observe, pool
+from simulator.sla.terms import Sla
+from simulator.traffic.workload import PrefixBlocks, Workload
+
+FOLD_S = 10.0
+"""Simulated seconds after which finished steps are packed: an engine's list of steps is large."""
+
+MEASURABLE_STEPS = 60
+"""Steps below which a replica's own metrics are left out: too few for batch means after warm-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A router and its replicas with the requests they are sent: a cell of a fleet."""
+
+    workload: Workload
+    plans: tuple[Setup, ...]
+    fleet: Fleet
+    replicas: int
+    sla: Sla
+    measured_s: tuple[float, float]
+    seed: int
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PodRun:
+    """What became of a pod. Of a saturated one nothing is ``observed``: its latencies mean nothing.
+
+    metrics: of each replica that took enough steps to measure. rows: one per replica.
+    """
+
+    saturated: bool
+    requests: int
+    observed: Observed | None
+    metrics: tuple[Metrics, ...]
+    rows: tuple[dict[str, Any], ...]
+
+    def as_row(self) -> dict[str, Any]:
+        """As nested plain values, the form in which a sweep keeps a cell."""
+        observed = None
+        if self.observed is not None:
+            gaps = {name: [gap.tolist(), count.tolist()] for name, (gap, count) in self.observed.gaps.items()}
+            observed = {"requests": self.observed.requests.to_dict("list"), "gaps": gaps}
+        return {
+            "saturated": self.saturated,
+            "requests": self.requests,
+            "observed": observed,
+            "metrics": [one.as_row() for one in self.metrics],
+            "rows": list(self.rows),
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> PodRun:
+        """The pod that ``as_row`` described."""
+        kept, observed = row["observed"], None
+        if kept is not None:
+            gaps = {name: (np.array(gap), np.array(count)) for name, (gap, count) in kept["gaps"].items()}
+            observed = Observed(pd.DataFrame(kept["requests"]), gaps)
+        metrics = tuple(Metrics(**one) for one in row["metrics"])
+        return cls(row["saturated"], row["requests"], observed, metrics, tuple(row["rows"]))
+
+
+def run_pod_row(pod: Pod) -> dict[str, Any]:
+    """``run_pod`` as a sweep's cell."""
+    return run_pod(pod).as_row()
+
+
+def run_pod(pod: Pod) -> PodRun:
+    """Simulate a pod until its last request is served."""
+    environment = simpy.Environment()
+    board = Board(np.zeros(pod.replicas, dtype=np.int64))
+    replays = [plan.replay(pod.seed) for plan in pod.plans]
+    prefill = pod.fleet.pod_pool()
+    replicas = [_replica(environment, pod, replays, board, index, prefill) for index in range(pod.replicas)]
+    router = _router(pod, board)
+    environment.process(_arrivals(environment, pod.workload, replicas, router))
+    environment.process(_fold(environment, replicas))
+    while board.served < len(pod.workload):
+        environment.step()
+    return _finish(pod, replicas)
+
+
+class Replica(Engine):
+    """An engine that keeps its pod's board, packs its steps, and may reuse prefixes."""
+
+    def __init__(
+        self, board: Board, index: int, cache: PrefixCache | None, *engine: Any, pool: PrefillPool | None
+    ) -> None:
+        super().__init__(*engine, pool=pool)
+        self.board, self.index, self.cache = board, index, cache
+        self.packed: list[tuple[Floats, NDArray[np.float32]]] = []
+        self.submitted = 0
+
+    def submit(self, request: int, *, cached_tokens: int = 0) -> None:
+        """Take a request, with whatever part of its prompt the cache holds."""
+        if self.cache is not None:
+            cached_tokens = self.cache.take(request)
+        self.board.loads[self.index] += 1
+        self.submitted += 1
+        super().submit(request, cached_tokens=cached_tokens)
+
+    def _leave(self, left: Floats) -> None:
+        super()._leave(left)
+        self.board.loads[self.index] -= left.shape[1]
+        self.board.served += left.shape[1]
+
+    def fold(self) -> None:
+        """Pack the steps taken so far: 40 bytes a step in place of a tuple."""
+        if self.steps:
+            table = np.array(self.steps, dtype=np.float64)
+            self.packed.append((table[:, 0].copy(), table[:, 1:].astype(np.float32)))
+            self.steps.clear()
+
+    def delivery_s(self) -> Floats:
+        """When each decode step so far delivered its tokens, [decode steps]."""
+        self.fold()
+        requests = Step._fields.index("requests") - 1
+        return np.concatenate([np.empty(0), *(ends[rest[:, requests] > 0] for ends, rest in self.packed)])
+
+    def steps_frame(self) -> pd.DataFrame:
+        """All steps, columns as in ``serving.Step``."""
+        self.fold()
+        ends = [end_s for end_s, _ in self.packed] or [np.empty(0)]
+        rests = [rest for _, rest in self.packed] or [np.empty((0, len(Step._fields) - 1), np.float32)]
+        frame = pd.DataFrame(np.concatenate(rests).astype(np.float64), columns=list(Step._fields[1:]))
+        frame.insert(0, "end_s", np.concatenate(ends))
+        counts = [name for name in Step._fields if not name.endswith("_s")]
+        return frame.astype(dict.fromkeys(counts, np.int64))
+
+
+def _router(pod: Pod, board: Board) -> Router:
+    stream = random_stream(pod.seed, f"router/{pod.index}")
+    name = pod.fleet.router
+    if name == "round-robin":
+        return RoundRobin(pod.replicas)
+    if name == "power-of-two":
+        return PowerOfTwo(board.loads, stream)
+    least = LeastLoaded(board.loads, stream)
+    if name == "least-loaded":
+        return least
+    return PrefixAware(board, _prefix(pod), least)
+
+
+def _replica(
+    environment: simpy.Environment,
+    pod: Pod,
+    replays: Sequence[Replay],
+    board: Board,
+    index: int,
+    prefill: PrefillPool | None,
+) -> Replica:
+    plan, limits, cache = pod.plans[0], pod.fleet.limits, None
+    if pod.fleet.prefix_cache_tokens is not None:
+        blocks = pod.fleet.prefix_cache_tokens // _prefix(pod).block_tokens
+        cache = PrefixCache(pod.workload, blocks, board.holders, index)
+    executor = SimulatedExecutor(
+        replays, pod.workload, plan.cost, capacity=limits.concurrency, seed=pod.seed + pod.index
+    )
+    engine = (environment, pod.workload, executor, plan.scheduler, plan.believed, limits)
+    return Replica(board, index, cache, *engine, pool=prefill)
+
+
+def _prefix(pod: Pod) -> PrefixBlocks:
+    if pod.workload.prefix is None:
+        raise BadInputError(
+            "the traffic does not say which prefixes are common", field="prefix_cache_tokens",
+            value=pod.fleet.prefix_cache_tokens, remedy="replay a file with hash_ids, or leave it out",
+        )  # fmt: skip
+    return pod.workload.prefix
+
+
+def _arrivals(
+    environment: simpy.Environment, workload: Workload, replicas: Sequence[Replica], router: Router
+) -> Generator[simpy.Event, Any, None]:
+    assert workload.arrival_s is not None
+    reached_s = environment.now
+    for request, arrival_s in enumerate(workload.arrival_s.tolist()):
+        if arrival_s > reached_s:  # see ``simulation.arrivals``
+            yield environment.timeout(max(0.0, arrival_s - environment.now))
+            reached_s = arrival_s
+        replicas[router.choose(request)].submit(request)
+
+
+def _fold(environment: simpy.Environment, replicas: Sequence[Replica]) -> Generator[simpy.Event, Any, None]:
+    while True:
+        yield environment.timeout(FOLD_S)
+        for replica in replicas:
+            replica.fold()
+
+
+def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
+    """Measure every replica, and free its steps before the next is looked at."""
+    served = [requests_frame(replica) for replica in replicas]
+    trend = queue_trend_of(pod, served)
+    saturated = trend.grows
+    observed, measured, rows = [], [], []
+    from_s, to_s = pod.measured_s
+    for replica, requests in zip(replicas, served, strict=True):
+        steps, first, delivery_s = replica.steps_frame(), first_gaps(replica), replica.delivery_s()
+        replica.packed.clear()
+        outside = replica.executor.steps_outside if isinstance(replica.executor, SimulatedExecutor) else 0
+        row = _replica_row(pod, replica, steps, requests, outside)
+        # The pod's queue is its replicas' together: each has an equal share of its trend.
+        shares = {
+            "queue_trend_per_s": trend.slope_per_s / len(replicas),
+            "queue_trend_ci95": trend.ci95 / len(replicas),
+        }
+        rows.append(row | shares)
+        if not saturated:
+            gap = np.diff(delivery_s, prepend=0.0)
+            mine = requests[requests["queued_s"].between(from_s, to_s, inclusive="left")]
+            observed.append(observe(mine, gap, pod.sla))
+        if len(steps) >= MEASURABLE_STEPS:
+            measured.append(measure(steps, requests, first=first, warmup=WARMUP, steps_outside=outside))
+    pooled = pool(observed) if observed else None
+    return PodRun(saturated, len(pod.workload), pooled, tuple(measured), tuple(rows))
+
+
+def queue_trend_of(pod: Pod, served: Sequence[pd.DataFrame]) -> Trend:
+    """Trend of the requests waiting anywhere in the pod."""
+    requests = pd.concat(served)
+    if requests.empty:
+        return Trend(0.0, 0.0, math.inf)
+    arrived_s = requests["queued_s"].to_numpy()
+    served_s = arrived_s + requests[list(WAITS)].to_numpy().sum(axis=1)
+    return queue_trend(arrived_s, served_s, *pod.measured_s)
+
+
+def _replica_row(
+    pod: Pod, replica: Replica, steps: pd.DataFrame, requests: pd.DataFrame, outside: int
+) -> dict[str, Any]:
+    """What one replica did, and for how many seconds a request of its waited for what, on average."""
+    waits = {name: float(requests[name].mean()) if len(requests) else 0.0 for name in WAITS}
+    return {
+        "pod": pod.index,
+        "replica": replica.index,
+        "requests": replica.submitted,
+        "steps": len(steps),
+        "steps_outside_fraction": outside / max(len(steps), 1),
+        **waits,
+        "prefix_hit_share": replica.cache.hit_share if replica.cache else 0.0,
+    }

@@ -1,0 +1,96 @@
+"""Routers: which replica takes a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.traffic.workload import PrefixBlocks
+
+SPILL = 1.25
+"""A prefix-aware router leaves the cache alone where it holds more than this times the mean load."""
+
+
+@dataclass(slots=True)
+class Board:
+    """What a pod knows of its replicas: requests on each, [replicas], who holds which prefix block, and
+    how many requests were served in all."""
+
+    loads: NDArray[np.int64]
+    holders: dict[int, set[int]] = field(default_factory=dict)
+    served: int = 0
+
+
+class Router(Protocol):
+    """Says which replica of the pod a request goes to, by the state at its arrival."""
+
+    def choose(self, request: int) -> int:
+        """Index of a replica."""
+        ...
+
+
+@dataclass(slots=True)
+class RoundRobin:
+    """One after the other, whatever their load."""
+
+    replicas: int
+    _next: int = -1
+
+    def choose(self, request: int) -> int:
+        """The replica after the last one."""
+        self._next = (self._next + 1) % self.replicas
+        return self._next
+
+
+@dataclass(frozen=True, slots=True)
+class LeastLoaded:
+    """The replica with the fewest requests, waiting or running; ties are broken at random."""
+
+    loads: NDArray[np.int64]
+    stream: np.random.Generator
+
+    def choose(self, request: int) -> int:
+        """One of the least loaded."""
+        lowest = np.flatnonzero(self.loads == self.loads.min())
+        return int(lowest[self.stream.integers(lowest.size)])
+
+
+@dataclass(frozen=True, slots=True)
+class PowerOfTwo:
+    """The less loaded of two replicas drawn at random: nearly as good, and nobody asks them all."""
+
+    loads: NDArray[np.int64]
+    stream: np.random.Generator
+
+    def choose(self, request: int) -> int:
+        """The better of two, the first on ties."""
+        one, other = self.stream.integers(self.loads.size, size=2)
+        return int(one if self.loads[one] <= self.loads[other] else other)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixAware:
+    """The least loaded of those that hold the longest prefix, unless they are much busier than the mean."""
+
+    board: Board
+    prefix: PrefixBlocks
+    otherwise: LeastLoaded
+
+    def choose(self, request: int) -> int:
+        """A replica with the prefix in its cache, or a least loaded one."""
+        best: set[int] = set()
+        for block in self.prefix.row(request).tolist():
+            holding = self.board.holders.get(block, set())
+            both = holding & best if best else holding
+            if not both:
+                break
+            best = set(both)
+        if best:
+            loads = self.board.loads
+            index = min(best, key=lambda each: (int(loads[each]), each))
+            if loads[index] <= SPILL * loads.mean() + 1:
+                return index
+        return self.otherwise.choose(request)

@@ -1,0 +1,1 @@
+"""Live runs beside simulated ones, and beside other implementations."""

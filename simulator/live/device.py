@@ -1,0 +1,85 @@
+"""What a run ran on, for its provenance."""
+
+from __future__ import annotations
+
+import gc
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+import transformers
+
+from simulator.core.errors import SimulatorError
+from simulator.live.clock import now_s
+
+
+def software() -> dict[str, str]:
+    """Versions that numbers may depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's architecture."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"CPU ({platform.machine()})"
+
+
+@contextmanager
+def long_lived_objects_set_aside() -> Iterator[None]:
+    """For a while the collector passes over what is alive now: models and libraries, far too much to walk
+    in the middle of a step."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+Tell = Callable[[str], None]
+
+
+class Marks:
+    """Moments of a step on the device's own clock, read once the device has caught up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._events: list[torch.cuda.Event] = []
+        self._times_s: list[float] = []
+
+    def mark(self) -> None:
+        """Remember when the device gets here."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self.device))
+            self._events.append(event)
+        else:
+            self._times_s.append(now_s())
+
+    def spans_s(self) -> list[float]:
+        """Seconds between consecutive marks; the device must be synchronised."""
+        if self.device.type == "cuda":
+            return [before.elapsed_time(after) / 1e3 for before, after in pairwise(self._events)]
+        return [after - before for before, after in pairwise(self._times_s)]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device; a CPU has nothing pending."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in host memory."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+class OutOfMemoryError(SimulatorError):
+    """The device's memory did not suffice; the message says what was tried and what fits."""

@@ -1,0 +1,1 @@
+"""The live executor: ragged verification passes on a device."""

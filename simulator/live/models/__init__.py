@@ -1,0 +1,1 @@
+"""Targets and drafts, their layers, caches and checkpoints."""

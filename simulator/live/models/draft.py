@@ -1,0 +1,108 @@
+"""What every drafter offers the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from simulator.live.models.kv_cache import DraftContext
+from simulator.live.models.layers import BackboneConfig, DraftCache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposal:
+    """What a draft proposes for R requests in one step.
+
+    tokens: int64 [R, gamma]. logits: [R, gamma, V], the ones the tokens were chosen from.
+    confidence_logits: [R, gamma], logit of P(token k is accepted | those before are), or None for a
+    draft without a confidence head. q_draft: [R, gamma, V], what the tokens were drawn from, or None
+    when greedy. hidden: [R, gamma, d], the backbone's output. context: [N, d], the new context as the
+    draft's layers saw it.
+    """
+
+    tokens: Tensor
+    logits: Tensor
+    confidence_logits: Tensor | None
+    q_draft: Tensor | None
+    hidden: Tensor
+    context: Tensor
+
+    @property
+    def survival(self) -> Tensor:
+        """P(the whole prefix up to k is accepted), [R, gamma]; all ones from a draft that has no opinion."""
+        return self.calibrated_survival(None)
+
+    def calibrated_survival(self, temperatures: Tensor | None) -> Tensor:
+        """The same with sequential temperatures [gamma] (paper, section 3.2.1); None leaves it as it is."""
+        if self.confidence_logits is None:
+            return torch.ones(self.tokens.shape, device=self.tokens.device)
+        logits = self.confidence_logits.float()
+        if temperatures is not None:
+            logits = logits / temperatures
+        return torch.sigmoid(logits).cumprod(dim=-1)
+
+
+class Draft(Protocol):
+    """A draft model: it turns what the target has newly processed into a proposal."""
+
+    @property
+    def gamma(self) -> int:
+        """Block size: draft tokens per proposal."""
+        ...
+
+    @property
+    def shape(self) -> BackboneConfig:
+        """Shape of the draft's layers; vocabulary and hidden size are the target's."""
+        ...
+
+    @property
+    def num_target_layers(self) -> int:
+        """Decoder layers of the target it was trained with."""
+        ...
+
+    @property
+    def target_layer_ids(self) -> tuple[int, ...]:
+        """Which of the target's states are its input, in ``Target.forward``'s numbering."""
+        ...
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether proposals carry confidences."""
+        ...
+
+    @property
+    def source(self) -> str | None:
+        """The folder it was loaded from."""
+        ...
+
+    @property
+    def embed_tokens(self) -> nn.Embedding:
+        """The target's embedding, frozen; its weight tells dtype and device."""
+        ...
+
+    def new_cache(self, rows: int, capacity: int) -> DraftCache:
+        """An empty cache for ``rows`` requests of up to ``capacity`` positions, drafted block included."""
+        ...
+
+    def propose(
+        self,
+        features: Tensor,
+        tokens: Tensor,
+        counts: Tensor,
+        cache: DraftContext,
+        *,
+        temperature: float = 0.0,
+        uniforms: Tensor | None = None,
+    ) -> Proposal:
+        """Draft gamma tokens for each of R requests.
+
+        features: [N, width], the target's states at the N positions newly committed, request after
+        request; counts: int64 [R] on the CPU, how many of them each request has (at least 1);
+        tokens: int64 [N], the token that follows each of those positions, so that a request's last
+        one is its anchor. uniforms: [R, gamma] in [0, 1), at a temperature above 0.
+        The cache afterwards covers every committed position before the anchors.
+        """
+        ...

@@ -1,0 +1,385 @@
+"""Draft models: what every draft can do, and DSpark's semi-autoregressive draft (DSpark section 3.1).
+
+A DSpark draft proposes gamma tokens from one forward pass: a parallel backbone over [anchor, mask, ...]
+that reads the target's hidden states through injected keys and values, then a cheap sequential head
+that draws the tokens left to right. Without the head (Markov rank 0) it is DFlash. Checkpoints have
+DeepSpec's config fields and state-dict keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simulator.live.models import sampling
+from simulator.live.models.checkpoints import Fields
+from simulator.live.models.draft import Proposal
+from simulator.live.models.kv_cache import DraftContext
+from simulator.live.models.layers import BackboneConfig, Block, DraftCache, KeysValues, Rotary
+
+ARCHITECTURE = "Qwen3DSparkModel"
+"""As DeepSpec names DSpark and DFlash drafts in config.json."""
+
+_PACKAGINGS = {
+    "Eagle": "an Eagle drafter",
+    "DFlash": "z-lab's DFlash packaging",
+    "Deepseek": "DeepSeek's own packaging of MTP or V4 drafts",
+    "DeepSeek": "DeepSeek's own packaging of MTP or V4 drafts",
+    "ForCausalLM": "a whole language model, not a draft",
+}
+"""What an architecture's name gives away about checkpoints that share DeepSpec's field names."""
+
+
+@dataclass(frozen=True, slots=True)
+class DSparkConfig:
+    """A DSpark (or DFlash) draft, in the field names of its config.json."""
+
+    shape: BackboneConfig
+    block_size: int
+    mask_token_id: int
+    num_target_layers: int
+    target_layer_ids: tuple[int, ...]
+    markov_rank: int
+    markov_head_type: str
+    enable_confidence_head: bool
+    confidence_head_with_markov: bool
+    num_anchors: int
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> DSparkConfig:
+        """Read and check a config.json; raises ``BadInputError`` that names the field."""
+        shape = BackboneConfig.from_fields(fields)
+        rank = fields.integer("markov_rank", 0)
+        confidence = fields.flag("enable_confidence_head", False)
+        config = cls(
+            shape=shape,
+            block_size=fields.integer("block_size", minimum=1),
+            mask_token_id=fields.integer("mask_token_id"),
+            num_target_layers=fields.integer("num_target_layers", minimum=1),
+            target_layer_ids=fields.integers("target_layer_ids"),
+            markov_rank=rank,
+            markov_head_type=fields.raw.get("markov_head_type") or "vanilla",
+            enable_confidence_head=confidence,
+            confidence_head_with_markov=confidence and fields.flag("confidence_head_with_markov", False),
+            num_anchors=fields.integer("num_anchors", 512, minimum=1),
+        )
+        if config.mask_token_id >= shape.vocab_size:
+            raise fields.error("mask_token_id", f"must be below the vocabulary size {shape.vocab_size}")
+        if config.markov_head_type not in HEADS:
+            raise fields.error("markov_head_type", f"must be one of {', '.join(HEADS)}")
+        if config.confidence_head_with_markov and rank == 0:
+            raise fields.error("confidence_head_with_markov", "needs a Markov head, and markov_rank is 0")
+        config._check_layer_ids(fields)
+        return config
+
+    def _check_layer_ids(self, fields: Fields) -> None:
+        ids, last = self.target_layer_ids, self.num_target_layers - 2
+        if not ids or sorted(set(ids)) != list(ids) or ids[0] < -1:
+            raise fields.error("target_layer_ids", "must be strictly increasing, from -1 (the embeddings) on")
+        if ids[-1] > last:
+            raise fields.error(
+                "target_layer_ids",
+                f"may go up to {last}: of the target's last layer, training data hold the raw state and "
+                "transformers the normed one",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config.json that DeepSpec would write for this draft."""
+        fields: dict[str, Any] = self.shape.to_dict() | {
+            "architectures": [ARCHITECTURE],
+            "block_size": self.block_size,
+            "enable_confidence_head": self.enable_confidence_head,
+            "markov_rank": self.markov_rank,
+            "mask_token_id": self.mask_token_id,
+            "num_anchors": self.num_anchors,
+            "num_target_layers": self.num_target_layers,
+            "target_layer_ids": list(self.target_layer_ids),
+        }
+        if self.markov_rank:
+            fields["markov_head_type"] = self.markov_head_type
+        if self.enable_confidence_head:
+            fields["confidence_head_with_markov"] = self.confidence_head_with_markov
+        return fields
+
+
+class DSparkDraft(nn.Module):
+    """The DSpark draft; with ``markov_rank`` 0 and no confidence head it is DFlash."""
+
+    def __init__(self, config: DSparkConfig) -> None:
+        super().__init__()
+        shape, rank = config.shape, config.markov_rank
+        d, width = shape.hidden_size, shape.hidden_size * len(config.target_layer_ids)
+        self.config = config
+        self.source: str | None = None
+        self.embed_tokens = nn.Embedding(shape.vocab_size, d)
+        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_hidden_layers))
+        self.norm = nn.RMSNorm(d, eps=shape.rms_norm_eps)
+        self.fc = nn.Linear(width, d, bias=False)
+        self.hidden_norm = nn.RMSNorm(d, eps=shape.rms_norm_eps)
+        self.lm_head = nn.Linear(d, shape.vocab_size, bias=False)
+        self.rotary = Rotary(shape)
+        self.markov_head: MarkovHead | None = (
+            HEADS[config.markov_head_type](shape.vocab_size, d, rank) if rank else None
+        )
+        self.confidence_head = (
+            ConfidenceHead(d, rank if config.confidence_head_with_markov else 0)
+            if config.enable_confidence_head
+            else None
+        )
+
+    @property
+    def gamma(self) -> int:
+        """Block size: draft tokens per proposal."""
+        return self.config.block_size
+
+    @property
+    def shape(self) -> BackboneConfig:
+        """Shape of the backbone."""
+        return self.config.shape
+
+    @property
+    def num_target_layers(self) -> int:
+        """Decoder layers of the target it was trained with."""
+        return self.config.num_target_layers
+
+    @property
+    def target_layer_ids(self) -> tuple[int, ...]:
+        """Target layers whose outputs are its context; -1 is the embedding output."""
+        return self.config.target_layer_ids
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether there is a confidence head."""
+        return self.confidence_head is not None
+
+    def new_cache(self, rows: int, capacity: int) -> DraftCache:
+        """See ``Draft.new_cache``."""
+        weight = self.fc.weight
+        return DraftCache(self.shape, rows, capacity, dtype=weight.dtype, device=weight.device)
+
+    def propose(
+        self,
+        features: Tensor,
+        tokens: Tensor,
+        counts: Tensor,
+        cache: DraftContext,
+        *,
+        temperature: float = 0.0,
+        uniforms: Tensor | None = None,
+    ) -> Proposal:
+        """See ``Draft.propose``."""
+        context = self.project(features)
+        self.remember(context, counts, cache)
+        anchors = tokens[counts.cumsum(0).to(tokens.device) - 1]
+        hidden = self.block_hidden(anchors, cache)
+        drafted, logits, q_draft = self.draw(hidden, anchors, temperature=temperature, uniforms=uniforms)
+        previous = torch.cat((anchors[:, None], drafted[:, :-1]), dim=1)
+        return Proposal(drafted, logits, self.confidence_logits(hidden, previous), q_draft, hidden, context)
+
+    def project(self, features: Tensor) -> Tensor:
+        """What every layer attends to, from the target's states (equation 2): [..., width] -> [..., d]."""
+        context: Tensor = self.hidden_norm(self.fc(features))
+        return context
+
+    def remember(self, context: Tensor, counts: Tensor, cache: DraftContext) -> None:
+        """Append context [N, d], ``counts`` entries for each request, to the cache of every layer."""
+        rows, positions = cache.claim(counts)
+        rope = self.rotary(positions, context.dtype)
+        for index, layer in enumerate(self._blocks()):
+            cache.write(index, rows, positions, *layer.self_attn.keys_values(context, rope))
+
+    def block_hidden(self, anchors: Tensor, cache: DraftContext) -> Tensor:
+        """One backbone pass over [anchor, mask, ...] of each request: anchors [R] -> [R, gamma, d].
+
+        Slot k stands at the position of draft token k and predicts the one after it. The block's own
+        keys and values go into the cache behind the context, where the next context overwrites them.
+        """
+        rows = torch.arange(cache.rows, device=anchors.device)[:, None]
+        positions = cache.lengths.to(anchors.device)[:, None] + torch.arange(
+            self.gamma, device=anchors.device
+        )
+        rope = self.rotary(positions, self.fc.weight.dtype)
+        mask = cache.mask(beyond=self.gamma)
+        hidden = self._embed_blocks(anchors)
+        for index, layer in enumerate(self._blocks()):
+
+            def reach(keys: Tensor, values: Tensor, index: int = index) -> KeysValues:
+                cache.write(index, rows, positions, keys, values)
+                return cache.read(index, beyond=self.gamma)
+
+            hidden = layer(hidden, rope, reach, mask)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def packed_hidden(self, features: Tensor, tokens: Tensor, anchors: Tensor) -> Tensor:
+        """The backbone over many blocks of the same sequences in one pass (training, tracing).
+
+        features: [S, T, width]; tokens: [S, T]; anchors: int64 [S, A], positions in the sequence.
+        Block a attends to the context before its anchor and to itself. Returns [S, A, gamma, d].
+        """
+        sequences, length = tokens.shape
+        context = self.project(features)
+        context_rope = self.rotary(torch.arange(length, device=tokens.device), context.dtype)
+        positions = anchors[..., None] + torch.arange(self.gamma, device=anchors.device)
+        rope = self.rotary(positions.flatten(1), context.dtype)
+        mask = packed_mask(anchors, length, self.gamma)
+        hidden = self._embed_blocks(tokens.gather(1, anchors)).flatten(1, 2)
+        for layer in self._blocks():
+            past = layer.self_attn.keys_values(context, context_rope)
+
+            def reach(keys: Tensor, values: Tensor, past: KeysValues = past) -> KeysValues:
+                joined = torch.cat((past[0], keys), dim=1), torch.cat((past[1], values), dim=1)
+                return joined[0].transpose(1, 2), joined[1].transpose(1, 2)
+
+            hidden = layer(hidden, rope, reach, mask)
+        normed: Tensor = self.norm(hidden)
+        return normed.view(sequences, anchors.shape[1], self.gamma, -1)
+
+    def draw(
+        self, hidden: Tensor, anchors: Tensor, *, temperature: float = 0.0, uniforms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The sequential stage (equation 4): draft tokens one by one, each seeing those before it.
+
+        hidden: [..., gamma, d]; anchors: [...]; uniforms: [..., gamma]. Returns the tokens [..., gamma],
+        the corrected logits [..., gamma, V] and, unless greedy, q_draft [..., gamma, V].
+        """
+        logits: Tensor = self.lm_head(hidden)
+        greedy = sampling.is_greedy(temperature)
+        previous, state, tokens = anchors, None, []
+        for k in range(self.gamma):
+            if self.markov_head is not None:
+                embedding = self.markov_head.markov_w1(previous)
+                row, state = self.markov_head.step(embedding, hidden[..., k, :], state)
+                logits[..., k, :] += self.markov_head.markov_w2(row)
+            uniform = None if uniforms is None else uniforms[..., k]
+            previous = sampling.choose(logits[..., k, :], temperature, uniform)
+            tokens.append(previous)
+        q_draft = None if greedy else sampling.distribution(logits, temperature)
+        return torch.stack(tokens, dim=-1), logits, q_draft
+
+    def teacher_forced_logits(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        """Corrected logits [..., gamma, V] of known tokens: hidden [..., gamma, d], previous [..., gamma]."""
+        logits: Tensor = self.lm_head(hidden)
+        return logits if self.markov_head is None else logits + self.markov_head(previous, hidden)
+
+    def confidence_logits(self, hidden: Tensor, previous: Tensor) -> Tensor | None:
+        """Confidence logits [..., gamma], from h_k and the token before (equation 7), or None."""
+        if self.confidence_head is None:
+            return None
+        embedding = None
+        if self.config.confidence_head_with_markov and self.markov_head is not None:
+            embedding = self.markov_head.markov_w1(previous)
+        logits: Tensor = self.confidence_head(hidden, embedding)
+        return logits
+
+    def _embed_blocks(self, anchor_tokens: Tensor) -> Tensor:
+        blocks = anchor_tokens.new_full((*anchor_tokens.shape, self.gamma), self.config.mask_token_id)
+        blocks[..., 0] = anchor_tokens
+        embedded: Tensor = self.embed_tokens(blocks)
+        return embedded
+
+    def _blocks(self) -> list[Block]:
+        return [layer for layer in self.layers if isinstance(layer, Block)]
+
+
+def packed_mask(anchors: Tensor, length: int, gamma: int) -> Tensor:
+    """Who sees what when blocks are packed: bool [S, A * gamma, T + A * gamma].
+
+    A block sees the context strictly before its anchor, whose features the target has not computed
+    when the block is drafted, and all of itself.
+    """
+    sequences, blocks = anchors.shape
+    context = torch.arange(length, device=anchors.device) < anchors[..., None]
+    owner = torch.arange(blocks, device=anchors.device).repeat_interleave(gamma)
+    own = (owner[:, None] == owner).expand(sequences, -1, -1)
+    return torch.cat((context.repeat_interleave(gamma, dim=1), own), dim=2)
+
+
+def architecture(fields: Fields, known: Sequence[str]) -> str:
+    """The architecture that a draft's config names; other packagings share field names and differ inside."""
+    named = fields.raw.get("architectures")
+    if isinstance(named, list) and len(named) == 1 and named[0] in known:
+        return str(named[0])
+    text = str(named[0]) if isinstance(named, list) and named else ""
+    packaging = next((what for mark, what in _PACKAGINGS.items() if mark in text), None)
+    if "speculators_config" in fields.raw or "speculators_model_type" in fields.raw:
+        packaging = "vLLM's speculators format"
+    problem = f"is {packaging}, which is not read here" if packaging else "names no draft that is read here"
+    raise fields.error("architectures", problem, f"convert it to DeepSpec's {' or '.join(known)}")
+
+
+class MarkovHead(nn.Module):
+    """First-order head: bias = W2 W1[previous token] (equation 5)."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, rank: int) -> None:
+        super().__init__()
+        self.markov_w1 = nn.Embedding(vocab_size, rank)
+        self.markov_w2 = nn.Linear(rank, vocab_size, bias=False)
+
+    def step(self, embedding: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One position: W1[previous] [..., r] and hidden [..., d] -> (input of W2 [..., r], next state).
+
+        The state is None at the first position of a block.
+        """
+        return embedding, None
+
+    def forward(self, previous: Tensor, hidden: Tensor) -> Tensor:
+        """Biases of whole blocks: previous tokens [..., gamma], hidden [..., gamma, d] -> [..., gamma, V]."""
+        embeddings = self.markov_w1(previous)
+        state, rows = None, []
+        for k in range(previous.shape[-1]):
+            row, state = self.step(embeddings[..., k, :], hidden[..., k, :], state)
+            rows.append(row)
+        biases: Tensor = self.markov_w2(torch.stack(rows, dim=-2))
+        return biases
+
+
+class GatedMarkovHead(MarkovHead):
+    """First-order head whose embedding is gated by the hidden state."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, rank: int) -> None:
+        super().__init__(vocab_size, hidden_size, rank)
+        self.gate_proj = nn.Linear(hidden_size + rank, rank)
+
+    def step(self, embedding: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See ``MarkovHead.step``."""
+        gate = torch.sigmoid(self.gate_proj(torch.cat((hidden, embedding), dim=-1)))
+        return gate * embedding, None
+
+
+class RecurrentHead(MarkovHead):
+    """Head with a gated recurrent state over the whole block prefix (equation 6)."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, rank: int) -> None:
+        super().__init__(vocab_size, hidden_size, rank)
+        self.joint_proj = nn.Linear(2 * rank + hidden_size, 3 * rank)
+
+    def step(self, embedding: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See ``MarkovHead.step``; the output reads the state before its update."""
+        state = torch.zeros_like(embedding) if state is None else state
+        gate, candidate, output = self.joint_proj(torch.cat((state, embedding, hidden), dim=-1)).chunk(
+            3, dim=-1
+        )
+        gate = torch.sigmoid(gate)
+        return torch.tanh(output), gate * state + (1 - gate) * torch.tanh(candidate)
+
+
+HEADS: dict[str, type[MarkovHead]] = {"vanilla": MarkovHead, "gated": GatedMarkovHead, "rnn": RecurrentHead}
+
+
+class ConfidenceHead(nn.Module):
+    """Logit of P(token k is accepted | those before are), from h_k and the token before (equation 7)."""
+
+    def __init__(self, hidden_size: int, markov_rank: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(hidden_size + markov_rank, 1)
+
+    def forward(self, hidden: Tensor, embedding: Tensor | None) -> Tensor:
+        """Hidden [..., d] and W1[previous] [..., r] (None without Markov input) -> logits [...]."""
+        inputs = hidden if embedding is None else torch.cat((hidden, embedding), dim=-1)
+        logits: Tensor = self.proj(inputs)[..., 0]
+        return logits

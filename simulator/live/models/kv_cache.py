@@ -1,0 +1,116 @@
+"""Caches by batch row: the target's keys and values, and a draft's as one step of a batch sees them.
+
+A request's keys and values lie in the row that the serving model gave it, so that the batch is always the
+first R rows and attention reads them in place. What that costs is a copy when a request moves to another
+row, once or less in its life. One row more than asked for takes what padding writes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simulator.live.models.layers import DraftCache, KeysValues
+
+PAGE = 256
+"""Capacities are whole pages: what paged attention kernels take as a block."""
+
+
+class KVCache:
+    """The target's keys and values.
+
+    keys, values: [layers, rows + 1, capacity, kv_heads, head_dim]; the last row is the trash of padding.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        capacity: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (layers, rows + 1, whole_pages(capacity), kv_heads, head_dim)
+        # Zeros, not garbage: positions behind the mask still meet a weight of zero, and 0 * NaN is NaN.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.trash = rows
+
+    @property
+    def capacity(self) -> int:
+        """Positions a row holds."""
+        return self.keys.shape[2]
+
+    def write(self, layer: int, rows: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values [N, kv_heads, head_dim] at (rows, positions), each [N]."""
+        self.keys[layer][rows, positions] = keys
+        self.values[layer][rows, positions] = values
+
+
+def whole_pages(positions: int) -> int:
+    """Round up to whole pages."""
+    return -(-positions // PAGE) * PAGE
+
+
+def cache_bytes(layers: int, rows: int, capacity: int, kv_heads: int, head_dim: int, item: int) -> int:
+    """Bytes of keys and values of a cache, trash row included; ``item`` is the size of one number."""
+    return 2 * layers * (rows + 1) * whole_pages(capacity) * kv_heads * head_dim * item
+
+
+class DraftStep:
+    """One step's view of a ``DraftCache``: the first rows of the batch, lengths on the device.
+
+    A draft's ``propose`` works on it as on the cache itself. What differs is that nothing depends on the
+    host: entries to write and lengths are given as tensors and the context read is a given number of
+    positions, so that the whole pass can be recorded in a CUDA graph.
+
+    rows, positions: int64 [N], where the new context goes. lengths: int64 [R], context afterwards.
+    Rows count from ``first_row`` of the cache.
+    """
+
+    def __init__(
+        self,
+        cache: DraftCache,
+        rows: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        *,
+        context: int,
+        first_row: int = 0,
+    ) -> None:
+        self._cache, self._entries, self._context, self._first = cache, (rows, positions), context, first_row
+        self.lengths = lengths
+
+    @property
+    def rows(self) -> int:
+        """Number of requests."""
+        return self.lengths.shape[0]
+
+    def claim(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and position of each new entry, decided by whoever made this view."""
+        return self._entries
+
+    def write(self, layer: int, rows: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """See ``DraftCache.write``."""
+        self._cache.write(layer, rows + self._first, positions, keys, values)
+
+    def read(self, layer: int, beyond: int = 0) -> KeysValues:
+        """See ``DraftCache.read``; as far as ``_end`` whatever the lengths are."""
+        mine, end = slice(self._first, self._first + self.rows), self._end(beyond)
+        return self._cache.keys[layer][mine, :, :end], self._cache.values[layer][mine, :, :end]
+
+    def mask(self, beyond: int = 0) -> Tensor:
+        """See ``DraftCache.mask``."""
+        position = torch.arange(self._end(beyond), device=self.lengths.device)
+        return position < (self.lengths + beyond)[:, None, None]
+
+    def _end(self, beyond: int) -> int:
+        # Attention kernels want masks whose rows are aligned.
+        return min(-(-(self._context + beyond) // 8) * 8, self._cache.keys.shape[3])
+
+
+DraftContext = DraftCache | DraftStep
+"""What a draft can propose from: the cache itself, or one step's view of it."""

@@ -1,0 +1,223 @@
+"""Drafts and the target they belong to: making untrained ones for it, and whether two match."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from simulator.core.errors import BadInputError
+from simulator.core.files import read_json
+from simulator.live.models import checkpoints
+from simulator.live.models.checkpoints import Fields
+from simulator.live.models.draft import Draft
+from simulator.live.models.dspark import ARCHITECTURE, DSparkConfig, DSparkDraft, architecture
+from simulator.live.models.mtp import MTPConfig, MTPDraft
+from simulator.live.models.targets import Target
+
+_TOKENIZER_FILE = "tokenizer.json"
+
+_INITIAL_SPREAD = 0.02  # standard deviation of new weights, Qwen3's initializer_range
+
+
+def new_dspark(
+    target: Target,
+    *,
+    mask_token_id: int,
+    block_size: int = 7,
+    num_layers: int = 5,
+    target_layer_ids: tuple[int, ...] | None = None,
+    markov_rank: int = 256,
+    markov_head_type: str = "vanilla",
+    confidence: bool = True,
+    seed: int = 0,
+    **shape: Any,
+) -> DSparkDraft:
+    """An untrained DSpark draft for a target, in its dtype, on its device, with its embedding and head.
+
+    ``markov_rank`` 0 with ``confidence`` False is DFlash. ``target_layer_ids`` None spreads five (fewer
+    for a shallow target) from layer 1 to the third last, which gives the published drafts' choice.
+    ``shape`` overrides fields that are otherwise the target's, such as ``intermediate_size``.
+    Raises ``BadInputError`` that names the field for a setting that makes no draft.
+    """
+    settings = _shape_of(target, num_layers) | {
+        "mask_token_id": mask_token_id,
+        "block_size": block_size,
+        "target_layer_ids": target_layer_ids or spread_layer_ids(target.num_layers),
+        "markov_rank": markov_rank,
+        "markov_head_type": markov_head_type,
+        "enable_confidence_head": confidence,
+        "confidence_head_with_markov": markov_rank > 0,
+    }
+    draft = DSparkDraft(DSparkConfig.from_fields(Fields(settings | shape, "new draft")))
+    _initialise(draft, target, seed)
+    return draft.to(device=target.device, dtype=target.dtype)
+
+
+def new_mtp(target: Target, *, seed: int = 0, **shape: Any) -> MTPDraft:
+    """An untrained MTP-1 module for a target; arguments as for ``new_dspark``."""
+    draft = MTPDraft(MTPConfig.from_fields(Fields(_shape_of(target, 1) | shape, "new draft")))
+    _initialise(draft, target, seed)
+    return draft.to(device=target.device, dtype=target.dtype)
+
+
+def spread_layer_ids(num_target_layers: int, count: int = 5) -> tuple[int, ...]:
+    """Up to ``count`` layers at equal distances from 1 to the third last: (1, 9, 17, 25, 33) of 36.
+
+    A target too shallow for that gives the first of its layers but the last, or else its embeddings (-1).
+    """
+    last = max(num_target_layers - 3, min(0, num_target_layers - 2))
+    first = min(1, last)
+    evenly = torch.linspace(first, last, min(count, last - first + 1)).round()
+    return tuple(int(layer) for layer in evenly)
+
+
+def _shape_of(target: Target, num_layers: int) -> dict[str, Any]:
+    described = target.config.get_text_config()
+    shared = (
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+    )
+    fields = {name: getattr(described, name, None) for name in shared}
+    fields["head_dim"] = fields["head_dim"] or target.hidden_size // described.num_attention_heads
+    return fields | {
+        "vocab_size": target.vocab_size,
+        "hidden_size": target.hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_target_layers": target.num_layers,
+    }
+
+
+@torch.no_grad()
+def _initialise(draft: DSparkDraft | MTPDraft, target: Target, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for module in draft.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.normal_(0.0, _INITIAL_SPREAD, generator=generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+    draft.embed_tokens.weight.copy_(target.embedding)
+    draft.lm_head.weight.copy_(target.head)
+    draft.embed_tokens.requires_grad_(False)
+    draft.lm_head.requires_grad_(False)
+
+
+def check_pair(target: Target, draft: Draft) -> None:
+    """Raise ``BadInputError`` unless the draft can read this target's states and speak its tokens.
+
+    Compares vocabulary, width, depth, dtype, device and, where both folders hold a tokenizer, every
+    token's id.
+    """
+    weight = draft.embed_tokens.weight
+    trained_for = "use the target that the draft was trained with"
+    converted = "load both with the same dtype= and device="
+    for field, of_draft, of_target, remedy in (
+        ("vocab_size", draft.shape.vocab_size, target.vocab_size, trained_for),
+        ("hidden_size", draft.shape.hidden_size, target.hidden_size, trained_for),
+        ("num_target_layers", draft.num_target_layers, target.num_layers, trained_for),
+        ("dtype", weight.dtype, target.dtype, converted),
+        ("device", weight.device, target.device, converted),
+    ):
+        if of_draft != of_target:
+            raise BadInputError(
+                f"is {of_draft} for the draft and {of_target} for the target {target.name}",
+                source=draft.source or "draft",
+                field=field,
+                remedy=remedy,
+            )
+    if draft.source is not None and target.folder is not None:
+        _check_tokenizers(Path(draft.source), target.folder)
+
+
+def _check_tokenizers(draft_folder: Path, target_folder: Path) -> None:
+    ours, theirs = draft_folder / _TOKENIZER_FILE, target_folder / _TOKENIZER_FILE
+    if not (ours.is_file() and theirs.is_file()):
+        return
+    different = _token_ids(ours) ^ _token_ids(theirs)
+    if different:
+        raise BadInputError(
+            f"gives {len(different)} tokens other ids than {theirs} does",
+            source=str(ours),
+            field="model.vocab",
+            value=sorted(different)[0],
+            remedy="use the target that the draft was trained with",
+        )
+
+
+@lru_cache(maxsize=8)  # large vocabularies take a good part of a second to parse
+def _token_ids(path: Path) -> frozenset[tuple[str, int]]:
+    tokenizer = read_json(path)
+    try:
+        if not isinstance(tokenizer, dict):
+            raise TypeError("not a JSON object")
+        vocabulary = tokenizer["model"]["vocab"]
+        if isinstance(vocabulary, list):  # unigram models: [token, score] in id order
+            vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
+        added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
+    except (KeyError, TypeError, IndexError) as error:
+        raise BadInputError(
+            f"is not a tokenizer: {error!r}", source=str(path), remedy="export it again"
+        ) from error
+    return frozenset({**vocabulary, **added}.items())
+
+
+def load_draft(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    gamma: int | None = None,
+) -> Draft:
+    """Load a DSpark, DFlash or MTP-1 draft from a folder or a hub repository.
+
+    ``dtype`` None keeps the checkpoint's. ``gamma``, where given, must be the block size that the
+    draft was trained with. Raises ``BadInputError`` for a config, keys, shapes, dtypes or a file
+    that are not what they should be, and before loading when memory does not suffice.
+    """
+    from simulator.live.models.mtp import ARCHITECTURE as MTP_ARCHITECTURE
+    from simulator.live.models.mtp import MTPConfig, MTPDraft
+
+    folder = checkpoints.model_folder(path)
+    fields = checkpoints.read_fields(folder)
+    is_mtp = architecture(fields, (ARCHITECTURE, MTP_ARCHITECTURE)) == MTP_ARCHITECTURE
+    with torch.device("meta"):  # no storage and no random numbers spent: every weight comes from the file
+        draft: DSparkDraft | MTPDraft = (
+            MTPDraft(MTPConfig.from_fields(fields))
+            if is_mtp
+            else DSparkDraft(DSparkConfig.from_fields(fields))
+        )
+    if gamma is not None and gamma != draft.gamma:
+        raise BadInputError(
+            f"the draft was trained for block size {draft.gamma}, not {gamma}",
+            source=fields.source,
+            field="block_size",
+            value=gamma,
+            remedy="verify fewer tokens with a scheduler, or train a draft for that block size",
+        )
+    device = torch.device(device)
+    tensors = checkpoints.read_tensors(folder, device)
+    checkpoints.require_same_tensors(tensors, draft.state_dict(), str(folder))
+    dtype = dtype or checkpoints.one_dtype(tensors, str(folder))
+    draft.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    draft.source = str(folder)
+    return draft.to(device).eval().requires_grad_(False)
+
+
+def save_draft(draft: Draft, path: str | Path) -> None:
+    """Write model.safetensors and config.json into a folder, each atomically, for ``load_draft``."""
+    from simulator.live.models.mtp import MTPDraft
+
+    if not isinstance(draft, (DSparkDraft, MTPDraft)):
+        raise TypeError(f"cannot save a {type(draft).__name__}")
+    dtype = str(draft.embed_tokens.weight.dtype).removeprefix("torch.")
+    checkpoints.save_model(Path(path), draft.config.to_dict() | {"dtype": dtype}, draft.state_dict())

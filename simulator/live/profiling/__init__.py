@@ -1,0 +1,1 @@
+"""What a device costs: measured cells and the profile fitted to them."""

@@ -1,0 +1,146 @@
+"""The bench on which single steps are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simulator.cost.models import ThroughputCurve
+from simulator.live.device import Marks, synchronise
+from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.engine.graphs import Tiers
+from simulator.live.models import sampling
+from simulator.live.models.draft import Draft
+from simulator.live.models.dspark import DSparkDraft
+from simulator.live.models.kv_cache import whole_pages
+from simulator.live.models.targets import Target
+from simulator.live.profiling.grid import ProfileOptions
+from simulator.schedulers.parse import parse_policy
+from simulator.schedulers.protocol import Batch
+from simulator.traffic.workload import Workload
+
+
+class Bench:
+    """A live engine whose rows are put into any state, to be timed there."""
+
+    def __init__(
+        self, target: Target, draft: Draft | None, requests: int, context: int, options: ProfileOptions
+    ) -> None:
+        load = Workload.single_class(None, [context + 1], [1])
+        tiers = Tiers()
+        if target.device.type == "cuda" and options.graph_tiers:
+            block = 1 if draft is None else 1 + draft.gamma
+            tiers = Tiers.for_cuda(requests * block, requests, whole_pages(context + 256))
+        self.executor = LiveExecutor(
+            target, draft, load, concurrency=requests, prompts=lambda _, n: np.zeros(n, dtype=np.int64),
+            options=LiveOptions(tiers=tiers, attention=options.attention, graphs=options.graphs),
+        )  # fmt: skip
+        self.context = context
+
+    def holds(self, requests: int, batch_tokens: int) -> bool:
+        """Whether a step of these sizes exists here."""
+        executor = self.executor
+        return requests <= executor.concurrency and batch_tokens <= requests * (1 + executor.gamma)
+
+    def sample(self, kind: str, name: str, requests: int, batch_tokens: int) -> Callable[[], float]:
+        """What to call again and again to measure a cell of this kind."""
+        return {
+            "step": lambda: self.step_s(requests, batch_tokens),
+            "idle": lambda: self.step_s(requests, batch_tokens),
+            "bare": lambda: self.step_s(requests, batch_tokens),
+            "draft": lambda: self.draft_s(requests),
+            "schedule": lambda: self.schedule_s(requests, name),
+            "prefill": lambda: self.prefill_s(batch_tokens),
+        }[kind]
+
+    def step_s(self, requests: int, batch_tokens: int) -> float:
+        """A step of these sizes, without its draft."""
+        self.executor.pretend(requests, self.context)
+        self.executor.draft(requests)
+        self.executor.verify(self._lengths(requests, batch_tokens - requests), 0.0)
+        timing = self.executor.timings[-1]
+        return timing.duration_s - timing.draft_s
+
+    def draft_s(self, requests: int) -> float:
+        """One block for every request, after a step that committed half a block."""
+        self.executor.pretend(requests, self.context, pending=1 + self.executor.gamma // 2)
+        self.executor.draft(requests)
+        synchronise(self.executor.device)
+        return self.executor.drafting_s
+
+    def schedule_s(self, requests: int, policy: str) -> float:
+        """What deciding adds between the draft's end and the target's beginning."""
+        scheduler = self.executor.observe(parse_policy(policy).scheduler)
+        self.executor.pretend(requests, self.context)
+        survival = self.executor.draft(requests)
+        lagged = None
+        if scheduler.lag:
+            lagged = np.linspace(0.9, 0.2, self.executor.gamma, dtype=np.float32)[None].repeat(requests, 0)
+        lengths = scheduler.schedule(survival, Batch(_LINE, lagged=lagged))
+        self.executor.verify(lengths, 0.0)
+        decided = self.executor.timings[-1].visible_schedule_s
+        self.executor.forget_scheduler()
+        self.executor.pretend(requests, self.context)
+        given = lengths.clone()
+        self.executor.draft(requests)
+        self.executor.verify(given, 0.0)
+        return decided - self.executor.timings[-1].visible_schedule_s
+
+    def prefill_s(self, tokens: int) -> float:
+        """One prompt, target and draft."""
+        marks = Marks(self.executor.device)
+        synchronise(self.executor.device)
+        marks.mark()
+        self.executor.prefill_row(0, 0, tokens)
+        marks.mark()
+        synchronise(self.executor.device)
+        return marks.spans_s()[0]
+
+    def _lengths(self, requests: int, drafts: int) -> Tensor:
+        """Drafts spread as evenly as they go."""
+        each, rest = divmod(drafts, requests)
+        lengths = torch.full((requests,), each, dtype=torch.int64)
+        lengths[:rest] += 1
+        return lengths.to(self.executor.device)
+
+
+_LINE = ThroughputCurve([1, 4096], [100.0, 1.0])
+"""A curve for timing decisions: it slopes, so that no search ends at once."""
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    marks = Marks(device)
+    synchronise(device)
+    marks.mark()
+    work()
+    marks.mark()
+    synchronise(device)
+    return marks.spans_s()[0]
+
+
+def head_sample(draft: DSparkDraft, requests: int) -> Callable[[], float]:
+    weight = draft.fc.weight
+    hidden = torch.randn(requests, draft.gamma, draft.shape.hidden_size).to(weight)
+    anchors = torch.zeros(requests, dtype=torch.int64, device=weight.device)
+
+    def stage() -> object:
+        with torch.no_grad():
+            tokens, _, _ = draft.draw(hidden, anchors)
+            return draft.confidence_logits(hidden, tokens)
+
+    def matrix() -> object:
+        with torch.no_grad():
+            return draft.lm_head(hidden)
+
+    return lambda: _timed(stage, weight.device) - _timed(matrix, weight.device)
+
+
+def judge_sample(target: Target, requests: int, length: int) -> Callable[[], float]:
+    device = target.device
+    logits = torch.randn(requests * (length + 1), target.vocab_size, device=device).to(target.dtype)
+    drafts = torch.zeros((requests, length), dtype=torch.int64, device=device)
+    lengths = torch.full((requests,), length, dtype=torch.int64, device=device)
+    return lambda: _timed(lambda: sampling.verify(logits, drafts, lengths), device)

@@ -1,0 +1,252 @@
+"""Measured cells: repeats until the mean is known well enough, and a log that survives interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.core.files import append_line, write_text
+from simulator.core.random import random_stream
+from simulator.live.device import OutOfMemoryError
+
+GROSS = 3.0
+"""Samples of more than so many medians are another process's doing: left out, and counted."""
+
+SCATTER = 20
+"""Quantiles kept of a cell's samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """When a cell has been measured enough: the half-width of its mean's 95% interval, relative to it."""
+
+    relative: float = 0.01
+    least: int = 10
+    most: int = 200
+    warmup: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.relative < 1 or not 2 <= self.least <= self.most or self.warmup < 0:
+            raise BadInputError(
+                "must be relative in 0..1 and 2 <= least <= most", field="repeats", value=self
+            )
+
+
+Key = tuple[str, str, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCell:
+    """One measurement; ``kind`` says of what, unused axes are 0. Times in seconds.
+
+    seconds: mean without gross outliers; relative: half-width of its 95% interval, over the mean or over
+    what it is a part of. scatter: the samples' quantiles over their mean, at ``SCATTER`` equally likely
+    places; none of a part. round: cells measured in
+    several rounds are apart in time, so that whatever slows a machine for a while spoils one of them.
+    """
+
+    kind: str
+    name: str
+    requests: int
+    batch_tokens: int
+    context_tokens: int
+    seconds: float
+    median_s: float
+    relative: float
+    repeats: int
+    outliers: int
+    scatter: tuple[float, ...]
+    round: int = 0
+
+    @property
+    def key(self) -> Key:
+        """What was measured, and in which round."""
+        return self.kind, self.name, self.requests, self.batch_tokens, self.context_tokens, self.round
+
+
+_WHAT = ["kind", "name", "requests", "batch_tokens", "context_tokens"]
+
+_MEASURED = ["seconds", "median_s", "relative", "repeats", "outliers"]
+
+
+@dataclass(slots=True, eq=False)
+class Measurement:
+    """A cell while it is measured: what, how to take a sample in seconds, and the samples so far.
+
+    part_of_s: for a small part of something that takes so long, known well enough when its interval is
+    narrow relative to that. Such a part may be a difference of two times: single samples may be negative,
+    their mean is not.
+    """
+
+    sample_s: Callable[[], float]
+    kind: str
+    name: str = ""
+    requests: int = 0
+    batch_tokens: int = 0
+    context_tokens: int = 0
+    part_of_s: float = 0.0
+    samples: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """For a person."""
+        sizes = f"{self.requests} requests {self.batch_tokens} tokens {self.context_tokens} context"
+        return f"{self.kind} {self.name} {sizes}"
+
+    def is_known(self, repeats: Repeats) -> bool:
+        """Whether there are samples enough."""
+        if len(self.samples) < repeats.least:
+            return False
+        return _relative(_typical(self.samples, self.part_of_s), self.part_of_s) <= repeats.relative
+
+    def cell(self, repeats: Repeats, round: int) -> MeasuredCell:
+        """The finished cell; ``InfeasibleError`` where it is not known as well as was asked."""
+        kept = _typical(self.samples, self.part_of_s)
+        relative = _relative(kept, self.part_of_s)
+        if relative > repeats.relative:
+            raise InfeasibleError(
+                f"{self} is known to {relative:.1%} after {len(self.samples)} repeats, "
+                f"{repeats.relative:.1%} was asked for: not repeatable; quieten the machine, or allow more "
+                "repeats or a wider interval"
+            )
+        return MeasuredCell(
+            self.kind, self.name, self.requests, self.batch_tokens, self.context_tokens,
+            max(float(kept.mean()), 0.0), max(float(np.median(kept)), 0.0), relative, len(self.samples),
+            len(self.samples) - len(kept), () if self.part_of_s else _scatter(kept), round,
+        )  # fmt: skip
+
+
+def measure(
+    wanted: Sequence[Measurement],
+    repeats: Repeats,
+    *,
+    done: Callable[[MeasuredCell], None],
+    left_out: Callable[[Measurement, OutOfMemoryError], None],
+    round: int = 0,
+) -> None:
+    """Sample everything wanted in turn, in an order that changes, until each mean is known well enough.
+
+    In turn, because no engine runs the same step twice in a row: a burst of equal steps finds its weights
+    and buffers in caches where a real step does not, and takes whatever slows the machine for a second for
+    its own. done, left_out: told of each cell when it is known, or when memory did not suffice.
+
+    Raises ``InfeasibleError`` for a cell that stays too noisy: such a curve is not repeatable.
+    """
+    turns, left = random_stream(0, "turns"), list(wanted)
+    for sweep in range(repeats.warmup + repeats.most):
+        open_still = []
+        for place in turns.permutation(len(left)).tolist():
+            measurement = left[place]
+            try:
+                seconds = measurement.sample_s()
+            except OutOfMemoryError as error:
+                left_out(measurement, error)
+                continue
+            if sweep >= repeats.warmup:
+                measurement.samples.append(seconds)
+            if measurement.is_known(repeats):
+                done(measurement.cell(repeats, round))
+            else:
+                open_still.append(measurement)
+        left = open_still
+    for measurement in left:
+        done(measurement.cell(repeats, round))
+
+
+def _typical(samples: list[float], part_of_s: float) -> Any:
+    values = np.array(samples)
+    limit = GROSS * max(np.median(values), part_of_s)
+    return values[values <= limit] if limit > 0 else values
+
+
+def _scatter(kept: Any) -> tuple[float, ...]:
+    places = (np.arange(SCATTER) + 0.5) / SCATTER
+    return tuple(np.quantile(kept / kept.mean(), places).round(4).tolist())
+
+
+def _relative(values: Any, part_of_s: float) -> float:
+    half = values.std(ddof=1) / math.sqrt(len(values)) * stats.t.ppf(0.975, len(values) - 1)
+    size = max(values.mean(), part_of_s)
+    return float(half / size) if size > 0 else math.inf
+
+
+class CellLog:
+    """Cells on disk, a line each, written as soon as they are measured.
+
+    The first line says under what settings; a log of other settings is refused, naming the fields. A last
+    line that a crash cut short is dropped, and its cell measured again.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.cells: dict[Key, MeasuredCell] = {}
+        self.resumed = 0
+        if self.path.exists():
+            self._resume(settings)
+        else:
+            self._append({"settings": settings})
+
+    @classmethod
+    def read(cls, path: Path) -> CellLog:
+        """A finished log, whatever its settings."""
+        first = Path(path).read_text(encoding="utf-8").split("\n", 1)[0]
+        return cls(path, json.loads(first)["settings"])
+
+    def get(self, key: Key) -> MeasuredCell | None:
+        """The cell, if it has been measured."""
+        return self.cells.get(key)
+
+    def add(self, cell: MeasuredCell) -> None:
+        """Keep a cell; on disk when this returns."""
+        self.cells[cell.key] = cell
+        self._append(asdict(cell))
+
+    def of(self, kind: str, name: str | None = None) -> pd.DataFrame:
+        """All cells of one kind, in order of measurement; of several rounds, the median of each column."""
+        chosen = [asdict(c) for c in self.cells.values() if c.kind == kind and name in (None, c.name)]
+        frame = pd.DataFrame(chosen, columns=[*_WHAT, *_MEASURED])
+        return frame.groupby(_WHAT, sort=False, as_index=False)[_MEASURED].median()
+
+    def disagreement(self) -> float:
+        """Median over step cells of how far their rounds lie apart, relative to their median; 0 for one."""
+        steps = pd.DataFrame([asdict(c) for c in self.cells.values() if c.kind == "step"])
+        rounds = steps.groupby(_WHAT)["seconds"]
+        return float(((rounds.max() - rounds.min()) / rounds.median()).median())
+
+    def _resume(self, settings: Mapping[str, Any]) -> None:
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        whole, tail = lines[:-1], lines[-1]
+        if not whole:
+            raise BadInputError("holds no cells", source=str(self.path), remedy="delete it")
+        try:
+            found = json.loads(whole[0])["settings"]
+            self.cells = {cell.key: cell for cell in map(_read_cell, whole[1:])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInputError("is not a cell log", source=str(self.path), remedy="delete it") from error
+        given = json.loads(json.dumps(settings))
+        different = [name for name in given | found if given.get(name) != found.get(name)]
+        if different:
+            raise BadInputError(
+                f"was measured with another {', '.join(different)}", source=str(self.path),
+                field=different[0], value=found.get(different[0]),
+                remedy="delete it to measure anew, or repeat the command it was begun with",
+            )  # fmt: skip
+        self.resumed = len(self.cells)
+        if tail:
+            write_text(self.path, "\n".join(whole) + "\n")
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        append_line(self.path, json.dumps(entry))
+
+
+def _read_cell(line: str) -> MeasuredCell:
+    values = json.loads(line)
+    return MeasuredCell(**values | {"scatter": tuple(values["scatter"])})

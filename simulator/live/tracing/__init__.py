@@ -1,0 +1,1 @@
+"""Acceptance, recorded from a real pair."""

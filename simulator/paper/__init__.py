@@ -1,0 +1,1 @@
+"""The published DSpark figures: fits to them and checks against them."""

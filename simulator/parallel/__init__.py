@@ -1,0 +1,1 @@
+"""Independent cells run in parallel, kept on disk and resumed."""

@@ -1,0 +1,313 @@
+"""Where cells run: local processes, Dask, Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from joblib import Parallel, cpu_count, delayed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from simulator.core.errors import BadInputError, SimulatorError
+
+Backend = Literal["loky", "dask", "ray"]
+
+Task = Callable[[Any], Any]
+
+Positioned = tuple[int, Any]
+
+Run = Callable[[Task, list[Positioned]], Iterator[Positioned]]
+"""Runs a task on cells, each with its position, and yields results with theirs. Raises ``WorkersLost``."""
+
+RETRIES = 3
+"""How often in a row workers may die without a finished cell before their cells are held to kill them."""
+
+_LOOK_S = 1.0
+"""How often a worker looks whether its parent still lives."""
+
+_IDLE_S = 30
+"""After how long without work a process ends."""
+
+_AHEAD = 2
+"""Cells handed to a cluster per worker thread: the next one is there when the last is done."""
+
+_OBJECT_STORE_BYTES = 256 * 2**20
+
+
+class WorkerDiedError(SimulatorError):
+    """Workers died again and again (killed, out of memory); cells in a run directory are kept."""
+
+
+class WorkersLost(Exception):
+    """A worker died and took unfinished cells with it."""
+
+
+@contextmanager
+def runner(backend: Backend, address: str | None, workers: int) -> Iterator[Run]:
+    """What runs cells on this backend; a cluster that is started here is closed again."""
+    check(backend, address, workers)
+    count = cpu_count() if workers == -1 else workers
+    if backend == "loky":
+        yield _one_after_the_other if count == 1 else _Loky(count)
+        return
+    with ExitStack() as stack:
+        try:
+            opened = (_dask if backend == "dask" else _ray)(address, count)
+            run = stack.enter_context(opened)
+        except ImportError as error:
+            raise BadInputError(
+                f"needs the package {error.name}", field="backend", value=backend,
+                remedy=f"pip install 'dspark-simulator[{'cluster' if backend == 'dask' else 'ray'}]'",
+            ) from error  # fmt: skip
+        yield run
+
+
+def check(backend: str, address: str | None, workers: int) -> None:
+    """Refuse options that name no backend, no workers, or a cluster where there is none."""
+    if workers == 0 or workers < -1:
+        raise BadInputError("must be at least 1, or -1 for all cores", field="workers", value=workers)
+    if backend not in get_args(Backend):
+        raise BadInputError("is not known", field="backend", value=backend, remedy="loky, dask or ray")
+    if backend == "loky" and address is not None:
+        raise BadInputError("has no cluster", field="backend", value=backend, remedy="use dask or ray")
+
+
+def _at(task: Task, positioned: Positioned) -> Positioned:
+    return positioned[0], task(positioned[1])
+
+
+# --- this machine -------------------------------------------------------------------------------------------
+
+
+def _one_after_the_other(task: Task, pending: list[Positioned]) -> Iterator[Positioned]:
+    for each in pending:
+        yield _at(task, each)
+
+
+class _Loky:
+    """Processes of this machine that end within seconds of the process that started them."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def __call__(self, task: Task, pending: list[Positioned]) -> Iterator[Positioned]:
+        parallel = Parallel(
+            n_jobs=self.workers, backend="loky", return_as="generator_unordered", batch_size=1,
+            initializer=_end_with_parent, initargs=(os.getpid(),), idle_worker_timeout=_IDLE_S,
+        )  # fmt: skip
+        try:
+            yield from parallel(delayed(_at)(task, each) for each in pending)
+        except TerminatedWorkerError as error:
+            raise WorkersLost(type(error).__name__) from error
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let this worker end when its parent has ended in whatever way, and leave signals to the parent."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to the workers too
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end with parent").start()
+
+
+# --- Dask ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _dask(address: str | None, workers: int) -> Iterator[Run]:
+    distributed: Any = import_module("dask.distributed")
+    with ExitStack() as stack:
+        at = address or stack.enter_context(_local_dask(distributed, workers))
+        try:
+            client = stack.enter_context(distributed.Client(at, timeout=10))
+        except (OSError, ValueError, TypeError) as error:
+            raise _no_answer(address, error) from error
+
+        def run(task: Task, pending: list[Positioned]) -> Iterator[Positioned]:
+            return _on_dask(distributed, client, task, pending)
+
+        yield run
+
+
+def _on_dask(distributed: Any, client: Any, task: Task, pending: list[Positioned]) -> Iterator[Positioned]:
+    left, running = iter(pending), distributed.as_completed()
+    threads = max(sum(client.nthreads().values()), 1)
+
+    def hand_over(count: int) -> None:
+        running.update([client.submit(_at, task, each, pure=False) for each in islice(left, count)])
+
+    hand_over(_AHEAD * threads)
+    try:
+        for future in running:
+            yield future.result()
+            hand_over(1)
+    except distributed.KilledWorker as error:
+        raise WorkersLost(type(error).__name__) from error
+    except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
+        raise WorkerDiedError(f"the Dask scheduler is gone: {error}; start it again") from error
+    finally:
+        client.cancel(running.futures)
+
+
+@contextmanager
+def _local_dask(distributed: Any, workers: int) -> Iterator[Any]:
+    """A Dask cluster of this machine; one whose workers die while they start is started again."""
+    dask: Any = import_module("dask")
+    # A cell lost with a worker comes back at once: whether it runs again is decided, and said, here.
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        for attempt in range(1, RETRIES + 2):
+            try:
+                cluster = distributed.LocalCluster(
+                    n_workers=workers, threads_per_worker=1, dashboard_address=None,
+                    silence_logs=logging.CRITICAL,
+                )  # fmt: skip
+                break
+            except (RuntimeError, OSError, TimeoutError) as error:
+                reason = str(error.__cause__ or error).splitlines()[0]
+                if attempt > RETRIES:
+                    raise WorkerDiedError(
+                        f"the local Dask cluster did not start {attempt} times in a row: {reason}"
+                    ) from error
+                warnings.warn(f"a Dask worker died while it started ({reason}); starting again", stacklevel=6)
+    with cluster:
+        yield cluster
+
+
+# --- Ray ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _ray(address: str | None, workers: int) -> Iterator[Run]:
+    with ExitStack() as stack:
+        stack.enter_context(_environment(_RAY_EVERYWHERE if address else _RAY_EVERYWHERE | _RAY_HERE))
+        ray: Any = import_module("ray")
+        if not ray.is_initialized():
+            before = _handlers()
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+            here: dict[str, Any] = {
+                "num_cpus": workers, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES,
+            }  # fmt: skip
+            if address is None:
+                # It was read when Ray was imported, which may have been before this block.
+                constants: Any = import_module("ray._private.ray_constants")
+                stack.callback(setattr, constants, "ENABLE_RAY_CLUSTER", constants.ENABLE_RAY_CLUSTER)
+                constants.ENABLE_RAY_CLUSTER = False
+            try:
+                ray.init(address=address or "local", **quiet, **({} if address else here))
+            except (OSError, ValueError, RuntimeError) as error:
+                raise _no_answer(address, error) from error
+            stack.callback(ray.shutdown)
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+            stack.enter_context(_outlived_by_nothing())
+        yield lambda task, pending: _on_ray(ray, task, pending)
+
+
+_RAY_EVERYWHERE = {"RAY_USAGE_STATS_ENABLED": "0"}
+
+_RAY_HERE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Where Ray makes no cluster of several machines it binds to the loopback address, on Linux too."""
+
+
+@contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """Variables for this block; those that are set already stay as they are."""
+    mine = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            del os.environ[name]
+
+
+def _handlers() -> dict[int, Any]:
+    """How this process answers signals; Ray's own answer to SIGTERM is to end without a word."""
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+
+_GUARD = """
+import os, sys
+sys.stdin.read()  # ends when whoever holds the other end has ended
+for pid in sys.argv[1:]:
+    try:
+        os.kill(int(pid), 9)
+    except OSError:
+        pass
+"""
+
+
+@contextmanager
+def _outlived_by_nothing() -> Iterator[None]:
+    """End what Ray has started here when this process is killed: its agents would stay for a minute."""
+    pids = _descendants(os.getpid())
+    guard = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _GUARD, *map(str, pids)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.wait()
+        assert guard.stdin is not None
+        guard.stdin.close()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes that ``pid`` has started, and theirs; none where there is no /proc."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found[1:]
+
+
+def _on_ray(ray: Any, task: Task, pending: list[Positioned]) -> Iterator[Positioned]:
+    left, lost, kept_task = iter(pending), None, ray.put(task)
+    remote = ray.remote(num_cpus=1, max_retries=0)(_at)
+    ahead = _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    running = [remote.remote(kept_task, each) for each in islice(left, ahead)]
+    try:
+        while running:
+            (done, *_), running = ray.wait(running)
+            try:
+                yield ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except ray.exceptions.RayError as error:
+                lost = error  # the other cells are not: they go on
+            running += [remote.remote(kept_task, each) for each in islice(left, 1)]
+    finally:
+        for each in running:
+            ray.cancel(each, force=True)
+    if lost is not None:
+        raise WorkersLost(type(lost).__name__) from lost
+
+
+def _no_answer(address: str | None, error: Exception) -> BadInputError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return BadInputError(
+        f"no cluster answers: {reason}", field="address", value=address, remedy="start one or correct it"
+    )

@@ -1,0 +1,222 @@
+"""Sweeps: independent cells, run in parallel on one machine or a cluster, in order, with progress.
+
+A cell is a plain value; its result depends on it and the code alone. So a sweep gives the same bytes on every
+backend and with any number of workers. With a run directory, each worker writes its own cells as they finish,
+under a name derived from their content and the code: whatever dies, what was finished is not done again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from simulator.core.errors import BadInputError, UnwritableError
+from simulator.core.interruption import noting
+from simulator.parallel.backends import (
+    RETRIES,
+    Backend,
+    Run,
+    Task,
+    WorkerDiedError,
+    WorkersLost,
+    check,
+    runner,
+)
+from simulator.parallel.hashing import code_digest, content_hash
+from simulator.parallel.store import CellStore, open_store
+
+Cell = TypeVar("Cell")
+
+Result = TypeVar("Result")
+
+
+def run_cells(
+    function: Callable[[Cell], Result],
+    cells: Sequence[Cell],
+    *,
+    workers: int = 1,
+    label: str = "Simulating",
+    progress: bool = False,
+    backend: Backend = "loky",
+    address: str | None = None,
+    directory: Path | None = None,
+) -> list[Result]:
+    """``[function(cell) for cell in cells]`` on ``workers`` processes, however many.
+
+    function: importable, and depending on nothing but its cell. backend: ``loky`` (processes here),
+    ``dask`` or ``ray``, on the cluster at ``address`` or on a local one of ``workers`` where that is
+    None. directory: where finished cells are kept as parquet, so that the same sweep resumes; results
+    must then be dicts of numbers, text, and lists or dicts of these, and come back as such. It is for one
+    process at a time. Cells that other code computed are not used; a cell that cannot be identified by its
+    content runs every time; both are warned about.
+
+    A worker that dies is reported as a warning and its unfinished cells run again, ``RETRIES`` times in a
+    row at most without a finished cell. Raises ``BadInputError`` for a directory that is not writable,
+    holds another sweep or is in use.
+    """
+    check(backend, address, workers)
+    with ExitStack() as stack:
+        plan = _Plan(function, [None] * len(cells), None)
+        if directory is not None:
+            plan = _Plan.kept(function, cells, Path(directory), stack)
+        found = plan.finished()
+        pending = [(i, (plan.keys[i], cell)) for i, cell in enumerate(cells) if i not in found]
+        if pending:
+            plan.check_writable(sum(key is not None for _, (key, _) in pending))
+            # On standard error, and only where somebody looks: standard output may be the result.
+            screen = Console(stderr=True)
+            shows = progress and screen.is_terminal
+            bar = stack.enter_context(
+                Progress(*_columns(), console=screen, transient=True, disable=not shows)
+            )
+            shown = bar.add_task(label, total=len(cells), completed=len(found))
+            stack.enter_context(
+                noting(lambda: _kept(len(found), len(cells), directory), WorkerDiedError, UnwritableError)
+            )
+            run = stack.enter_context(runner(backend, address, workers))
+            for position, result in _surviving(run, plan.task, pending):
+                found[position] = result
+                bar.advance(shown)
+    return [found[i] for i in range(len(cells))]
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A function, the key under which each cell is kept (None: it is not), and where."""
+
+    function: Callable[[Any], Any]
+    keys: list[str | None]
+    store: CellStore | None
+
+    @classmethod
+    def kept(
+        cls, function: Callable[[Any], Any], cells: Sequence[Any], directory: Path, stack: ExitStack
+    ) -> _Plan:
+        """Keys for cells that can be identified, and the run directory, held until ``stack`` closes."""
+        identities: list[str | None] = []
+        reasons: list[str] = []
+        for cell in cells:
+            try:
+                identities.append(content_hash(function, cell))
+            except TypeError as error:
+                identities.append(None)
+                reasons.append(str(error))
+        if reasons:
+            warnings.warn(
+                f"{len(reasons)} of {len(cells)} cells are not kept and run every time: {reasons[0]}",
+                stacklevel=4,
+            )
+        sweep = content_hash([each or f"cell {place}" for place, each in enumerate(identities)])
+        store = stack.enter_context(open_store(directory, sweep, len(cells)))
+        return cls(function, [each and content_hash(code_digest(), each) for each in identities], store)
+
+    def finished(self) -> dict[int, Any]:
+        """Results that are there already, by position."""
+        if self.store is None:
+            return {}
+        rows = {i: self.store.read(key) for i, key in enumerate(self.keys) if key is not None}
+        return {i: row for i, row in rows.items() if row is not None}
+
+    def check_writable(self, pending: int) -> None:
+        """Refuse to compute what could not be kept."""
+        if self.store is not None and pending and not self.store.writable:
+            raise UnwritableError(
+                f"is read-only and lacks {pending} of {len(self.keys)} cells",
+                source=str(self.store.directory), remedy="make it writable, or copy it to where it is",
+            )  # fmt: skip
+
+    @property
+    def task(self) -> Task:
+        """What a worker does with a cell and its key."""
+        return _Work(self.function, self.store, code_digest() if self.store else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Runs a cell and keeps its result before handing it on; runs inside the worker."""
+
+    function: Callable[[Any], Any]
+    store: CellStore | None
+    code: str
+
+    def __call__(self, keyed: tuple[str | None, Any]) -> Any:
+        key, cell = keyed
+        if self.store is None or key is None:
+            return self.function(cell)
+        if code_digest() != self.code:
+            raise BadInputError(
+                f"runs other code ({code_digest()}) than what asked it ({self.code})", source="worker",
+                remedy="install one version everywhere and start the cluster again",
+            )  # fmt: skip
+        row = self.store.read(key)  # by a worker that died before it could tell
+        return self.store.write(key, self.function(cell)) if row is None else row
+
+
+def _surviving(run: Run, task: Task, pending: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Results as they come, in any order of arrival; what was lost with a worker runs again."""
+    failures = 0
+    while pending:
+        done: set[int] = set()
+        try:
+            for position, result in run(task, pending):
+                done.add(position)
+                yield position, result
+            return
+        except WorkersLost as error:
+            pending = [each for each in pending if each[0] not in done]
+            failures = 1 if done else failures + 1
+            left = f"{len(pending)} cells were unfinished"
+            if failures > RETRIES:
+                raise WorkerDiedError(
+                    f"workers died {failures} times in a row and {left}: use fewer workers or more memory"
+                ) from error
+            warnings.warn(f"a worker died ({error}); {left} and run again", stacklevel=3)
+
+
+def _kept(finished: int, total: int, directory: Path | None) -> str:
+    """What is left of a sweep that ends early."""
+    if directory is None:
+        return f"the {total} cells under way are not kept and run again with the same command"
+    return f"{finished} of {total} cells are finished and kept in {directory}: the same command resumes"
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeping:
+    """How the cells of a plan are run, and the directory that keeps them."""
+
+    directory: Path | None = None
+    workers: int = 1
+    backend: Backend = "loky"
+    address: str | None = None
+    progress: bool = False
+
+    def run(self, function: Any, cells: Sequence[Any], label: str) -> list[dict[str, Any]]:
+        """One sweep, resumed where it was."""
+        return run_cells(
+            function,
+            cells,
+            workers=self.workers,
+            label=label,
+            progress=self.progress,
+            backend=self.backend,
+            address=self.address,
+            directory=None if self.directory is None else self.directory / label.lower().replace(" ", "-"),
+        )

@@ -1,0 +1,1 @@
+"""From an SLA and traffic to GPUs and cost."""

@@ -1,0 +1,84 @@
+"""What a plan checks before its first simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from simulator.capacity.search import Search
+from simulator.capacity.server import share_at_rate
+from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.core.units import parse_percent
+from simulator.fleet.layout import Fleet
+from simulator.planning.scenario import Scenario
+from simulator.planning.sizing import Sizing
+from simulator.planning.variants import servers_of
+from simulator.sla.terms import Sla
+from simulator.traffic.sources import Traffic
+from simulator.traffic.workload import Workload
+
+CONFIRMED_REPLICAS = 16
+"""Largest fleet simulated to confirm a plan; a larger one is confirmed by a part of it with its share."""
+
+
+def check_inputs(scenario: Scenario, traffic: Traffic, sla: Sla) -> None:
+    """Refuse before the first simulation what would be refused after hours of them."""
+    scenario.growth()
+    parse_percent(scenario.fleet.headroom, "fleet.headroom")
+    _check_loads(scenario)
+    limits, replica = scenario.limits(), scenario.replica
+    for name in ("prefill_tokens_per_s", "prefill_gpus"):
+        if limits.prefill != "elsewhere" and getattr(replica, name) is not None:
+            raise BadInputError(
+                f"is given, but there is no prefill pool with prefill: {limits.prefill}", source="scenario",
+                field=f"replica.{name}", value=getattr(replica, name), remedy="leave it out",
+            )  # fmt: skip
+    Fleet(1, limits, scenario.fleet.router, prefix_cache_tokens=scenario.fleet.prefix_cache_tokens)
+    servers = servers_of(scenario, traffic, sla)
+    Search(servers[0], parse_percent(scenario.search.precision, "search.precision"))
+    # The confirmation draws the most requests of all, and draws them anew.
+    sample = share_at_rate(traffic, 1.0, servers[0].requests * CONFIRMED_REPLICAS, scenario.search.seed + 1)
+    if scenario.fleet.prefix_cache_tokens is not None and sample.prefix is None:
+        raise BadInputError(
+            "the traffic does not say which prefixes are common", source="scenario",
+            field="fleet.prefix_cache_tokens", value=scenario.fleet.prefix_cache_tokens,
+            remedy="replay a file with hash_ids, or leave it out",
+        )  # fmt: skip
+    for server in servers:
+        gamma = max(plan.acceptance.gamma if plan.acceptance else 0 for plan in server.plans)
+        _check_fits(sample, limits.kv_tokens, gamma)
+
+
+def _check_loads(scenario: Scenario) -> None:
+    loads = scenario.search.concurrency
+    for load in loads:
+        if load < 1 or loads.count(load) > 1:
+            problem = "must be at least 1" if load < 1 else "names a load twice"
+            raise BadInputError(problem, source="scenario", field="search.concurrency", value=load)
+
+
+def _check_fits(workload: Workload, kv_tokens: int | None, gamma: int) -> None:
+    """Every request needs its prompt, its output and one block at once."""
+    need = workload.prompt_tokens + workload.output_tokens + gamma
+    if kv_tokens is not None and need.max() > kv_tokens:
+        raise BadInputError(
+            f"a request of {int(workload.prompt_tokens[need.argmax()])} prompt and "
+            f"{int(workload.output_tokens[need.argmax()])} output tokens could never run",
+            source="scenario", field="replica.kv_tokens", value=kv_tokens,
+            remedy=f"raise it to {int(need.max())} or cap the lengths with max=",
+        )  # fmt: skip
+
+
+def check_fleet_size(scenario: Scenario, sizing: Sizing, found: Sequence[dict[str, Any]]) -> None:
+    """``InfeasibleError`` where every policy needs more replicas than the scenario allows."""
+    fewest, policy = min(
+        (sizing.replicas(each["rate_per_s"]), each["policy"]) for each in found if each["rate_per_s"] > 0
+    )
+    allowed = scenario.fleet.max_replicas
+    if fewest > allowed:
+        rate = next(each["rate_per_s"] for each in found if each["policy"] == policy)
+        raise InfeasibleError(
+            f"every policy needs more than the {allowed:,} replicas allowed; the fewest is {fewest:,} "
+            f"({policy}). The nearest feasible: fleet.max_replicas: {fewest}, or a peak of "
+            f"{allowed * rate / (1 + sizing.headroom):.4g} requests/s instead of {sizing.peak_per_s:.4g}"
+        )

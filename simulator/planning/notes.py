@@ -1,0 +1,105 @@
+"""What a reader of a plan must know: assumptions and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from simulator.capacity.server import Server
+from simulator.fleet.fleet import FleetRun
+from simulator.planning.scenario import Scenario
+from simulator.planning.sizing import NO_SPEED, Sizing
+from simulator.traffic.replay import replay_notes
+from simulator.traffic.sources import ReplayTraffic, Traffic
+
+
+def list_assumptions(
+    scenario: Scenario, servers: Sequence[Server], traffic: Traffic, sizing: Sizing
+) -> list[tuple[str, str]]:
+    from simulator.deployment.profile import load_profile
+
+    profile, limits = load_profile(scenario.profile), scenario.limits()
+    facts = [("Cost of a step", f"{profile.title}: {profile.provenance.line()}")]
+    seen: dict[str, str] = {}
+    for model in (plan.acceptance for server in servers for plan in server.plans):
+        if model is not None:
+            seen.setdefault(model.name, model.provenance.line())
+    if not scenario.acceptance:  # the profile says more of its own models than their parts do
+        own = {spec.build().name: spec.provenance.line() for spec in profile.acceptance.values()}
+        seen |= {name: own[name] for name in seen if name in own}
+    facts += [(f"Acceptance {name}", line) for name, line in seen.items()]
+    if isinstance(traffic, ReplayTraffic) and traffic.report is not None:
+        facts.append(("Traffic", traffic.report.summary()))
+    else:
+        facts.append(("Traffic", f"synthetic: {scenario.traffic.arrivals}"))
+    for name, each in scenario.traffic.classes.items():
+        facts.append((f"Lengths of class {name}", each.lengths))
+    capacity = "not limited" if limits.kv_tokens is None else f"{limits.kv_tokens:,} tokens"
+    facts += [
+        ("Replica", f"{sizing.gpus} GPU, at most {limits.concurrency} requests, KV cache {capacity}"),
+        ("Prefill", _prefill_line(scenario, sizing)),
+        ("Peak demand", f"{sizing.peak_per_s:.4g} requests/s, headroom {sizing.headroom:.0%}"),
+        ("Search", f"precision {scenario.search.precision}, {servers[0].requests:,} requests a trial, "
+         f"seed {scenario.search.seed}"),
+        ("Price", f"{sizing.gpu_hour:g} {scenario.price.currency} per GPU hour"),
+    ]  # fmt: skip
+    return facts
+
+
+def _prefill_line(scenario: Scenario, sizing: Sizing) -> str:
+    """Where prompts are prefilled, by how many workers of which speed, and who says so."""
+    if sizing.pool is None:
+        places = {"chunked": "in decode steps", "whole": "between decode steps"}
+        return places.get(scenario.limits().prefill, "elsewhere, at no stated speed")
+    pool, origin = sizing.pool, "the scenario" if scenario.replica.prefill_tokens_per_s else "the profile"
+    workers = int(sizing.prefill_workers())
+    busy = pool.utilisation(sizing.peak_per_s * (1 + sizing.headroom), workers)
+    return (
+        f"elsewhere: {workers:,} workers of {pool.gpus} GPU, {pool.tokens_per_s:,.0f} tokens/s each as "
+        f"{origin} says; busy {busy:.0%} of the time at the peak with its headroom"
+    )
+
+
+def list_warnings(
+    scenario: Scenario,
+    servers: Sequence[Server],
+    traffic: Traffic,
+    found: Sequence[dict[str, Any]],
+    plans: pd.DataFrame,
+    confirmed: FleetRun,
+) -> list[str]:
+    notes = [plan.note for server in servers for plan in server.plans if plan.note]
+    warnings = list(dict.fromkeys(notes))
+    judged = confirmed.assessment
+    if not judged.met:
+        why = "is saturated" if judged.saturated else f"misses {', '.join(t.text for t in judged.failing)}"
+        warnings.insert(
+            0, f"the recommended fleet {why} when it is simulated whole at the peak: add headroom"
+        )
+    for each in plans.to_dict(orient="records"):
+        if not each["feasible"]:
+            warnings.append(f"{each['policy']} cannot keep the SLA at any rate ({each['binding']})")
+        elif each["steps_outside_fraction"] > 0:
+            share = each["steps_outside_fraction"]
+            warnings.append(
+                f"{each['policy']}: {share:.1%} of the steps at its rate lie beyond the measured cost table, "
+                "where times are extrapolated"
+            )
+    limits = scenario.limits()
+    if limits.prefill == "elsewhere" and limits.prefill_tokens_per_s is None:
+        warnings.insert(0, NO_SPEED)
+    if isinstance(traffic, ReplayTraffic):
+        if traffic.report is not None and (traffic.report.malformed or traffic.report.assumed):
+            warnings.append(traffic.report.summary())
+        warnings += replay_notes(traffic.recorded, servers[0].requests)
+    quantiles = [t for t in servers[0].sla.terms if t.quantile is not None and t.metric != "itl"]
+    tails = [
+        t.text
+        for t in quantiles
+        if (1 - max(t.quantile or 0, 1 - (t.quantile or 0))) * servers[0].requests < 20
+    ]
+    if tails:
+        warnings.append(f"{', '.join(tails)} rests on fewer than 20 requests a trial: raise search.requests")
+    return warnings

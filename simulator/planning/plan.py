@@ -1,0 +1,289 @@
+"""From a scenario to a plan: replicas, GPU hours, cost, who wins when, and how sure one can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from simulator.capacity.search import Search, find_rate
+from simulator.capacity.server import Server, share_at_rate
+from simulator.capacity.trials import REPLICATIONS, Trial, try_rate
+from simulator.core.errors import InfeasibleError
+from simulator.core.files import without_nan, write_csv, write_json
+from simulator.core.units import parse_percent
+from simulator.fleet.fleet import FleetRun, simulate_fleet
+from simulator.fleet.layout import Fleet
+from simulator.parallel.cells import Sweeping, run_cells
+from simulator.planning.checks import CONFIRMED_REPLICAS, check_fleet_size, check_inputs
+from simulator.planning.demand import demand_profile, mix_of
+from simulator.planning.notes import list_assumptions, list_warnings
+from simulator.planning.scenario import Scenario
+from simulator.planning.sizing import Sizing
+from simulator.planning.tables import (
+    cost_table,
+    day_table,
+    growth_table,
+    money_columns,
+    plan_table,
+    recommended_policy,
+    sensitivity_table,
+    switch_table,
+    trial_table,
+)
+from simulator.planning.variants import servers_of, with_acceptance, with_cost
+from simulator.sla.terms import Sla, Term
+from simulator.sweeps.frontier import MixCell, run_mix, steps_for
+from simulator.traffic.sources import Traffic
+
+VARIANTS = {
+    "acceptance -10%": (0.9, 1.0),
+    "acceptance +10%": (1.1, 1.0),
+    "step time -10%": (1.0, 0.9),
+    "step time +10%": (1.0, 1.1),
+}
+"""What the sensitivity analysis changes: factors on accepted draft tokens and on step time."""
+
+GRID = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.1, 1.25, 1.5)
+"""Rates at which every policy is tried, as shares of the best policy's sustainable rate."""
+
+GRID_REQUESTS = 400
+"""Least requests of each: a p10 rests on thirty of them."""
+
+GRID_REPLICATIONS = 3
+"""Replications of each: enough to tell a lead in speed from chance, as speeds of a pair scatter little."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityPlan:
+    """The answer, as tables. Rates are requests per second; costs in the scenario's currency.
+
+    plans: a row per policy. trials: every trial at a rate. sensitivity, growth, day, switches, cost: what
+    their columns say. frontier: the scenario's mix and limits in a closed loop, columns of
+    ``frontier.sweep_frontier`` and the plan's own cost. money: what turns a rate per replica into that cost.
+    confirmation: the recommended fleet simulated whole behind its router at the peak.
+    """
+
+    scenario: Scenario
+    recommended: str
+    tied: tuple[str, ...]
+    plans: pd.DataFrame
+    trials: pd.DataFrame
+    sensitivity: pd.DataFrame
+    growth: pd.DataFrame
+    day: pd.DataFrame
+    switches: pd.DataFrame
+    cost: pd.DataFrame
+    frontier: pd.DataFrame
+    money: Mapping[str, float]
+    confirmation: Mapping[str, Any]
+    assumptions: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Name to table, as written to CSV."""
+        names = ("plans", "trials", "sensitivity", "growth", "day", "switches", "cost", "frontier")
+        return {name: getattr(self, name) for name in names}
+
+
+def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None = None) -> CapacityPlan:
+    """Plan a scenario whose files lie relative to ``base``.
+
+    Raises ``InfeasibleError`` with the nearest feasible SLA when no policy can keep it at any rate.
+    """
+    sweep = sweeping or Sweeping()
+    traffic, sla = scenario.demand(base), scenario.parsed_sla()
+    check_inputs(scenario, traffic, sla)
+    demand = demand_profile(traffic)
+    sizing = Sizing.of(scenario, traffic, demand)
+    if sizing.pool is not None:
+        sizing.pool.check()
+    servers = servers_of(scenario, traffic, sla)
+    precision = parse_percent(scenario.search.precision, "search.precision")
+    searches = [Search(each, precision, replications=REPLICATIONS) for each in servers]
+    found = sweep.run(find_rate, searches, "Sustainable rates")
+    if not any(each["rate_per_s"] > 0 for each in found):
+        raise InfeasibleError(_nearest_feasible(sla, found))
+    check_fleet_size(scenario, sizing, found)
+    variants = sweep.run(find_rate, _variants(servers, found, precision), "Sensitivity")
+    best = max(each["rate_per_s"] for each in found)
+    cells = [_grid_trial(server, best, share) for server in servers for share in GRID]
+    trials = sweep.run(try_rate, cells, "Rates")
+    peaks = sweep.run(try_rate, _at_peak(servers, found, sizing), "Peak")
+    plans = plan_table(scenario, sizing, found, {each["policy"]: each for each in peaks})
+    best_policy = recommended_policy(plans, found, peaks)
+    recommended = best_policy.policy
+    plans["tied"] = plans["policy"].isin(best_policy.tied)
+    everything = trials + peaks + [trial for each in found for trial in each["trials"]]
+    switches = switch_table(trials, [s.policy for s in servers if s.policy != "oracle"], recommended)
+    chosen = next(server for server in servers if server.policy == recommended)
+    replicas = int(plans.loc[plans["policy"] == recommended, "replicas"].iloc[0])
+    confirmed, confirmation = _confirm(scenario, chosen, replicas, sizing, sweep)
+    return CapacityPlan(
+        scenario=scenario,
+        recommended=recommended,
+        tied=best_policy.tied,
+        plans=plans,
+        trials=trial_table(everything),
+        sensitivity=sensitivity_table(sizing, found, variants),
+        growth=growth_table(scenario, sizing, plans),
+        day=day_table(demand, sizing, plans, switches, replicas),
+        switches=switches,
+        cost=cost_table(sizing, sla, everything, [server.policy for server in servers]),
+        frontier=_frontier(scenario, traffic, sizing, sweep),
+        money=money_columns(sizing),
+        confirmation=confirmation,
+        assumptions=tuple(list_assumptions(scenario, servers, traffic, sizing)),
+        warnings=tuple(list_warnings(scenario, servers, traffic, found, plans, confirmed)),
+    )
+
+
+def write_tables(result: CapacityPlan, out: Path) -> None:
+    """CSV of every table, and ``plan.json`` with what a program would want of the answer."""
+    for name, table in result.tables().items():
+        write_csv(out / f"{name}.csv", table)
+    summary = {
+        "schema": 1,
+        "scenario": result.scenario.model_dump(mode="json"),
+        "recommended": result.recommended,
+        "tied": list(result.tied),
+        "money": without_nan([dict(result.money)])[0],
+        "plans": without_nan(result.plans.to_dict(orient="records")),
+        "confirmation": without_nan([dict(result.confirmation)])[0],
+        "warnings": list(result.warnings),
+        "assumptions": dict(result.assumptions),
+    }
+    write_json(out / "plan.json", summary)
+
+
+def _grid_trial(server: Server, best_per_s: float, share: float) -> Trial:
+    """A trial at a share of the best rate. A lighter load holds fewer requests at once, and needs fewer for
+    as many turns (``REQUESTS_PER_SLOT``); alone, they would take the longest of all trials."""
+    requests = max(math.ceil(min(share, 1.0) * server.requests), min(GRID_REQUESTS, server.requests))
+    return Trial(server, best_per_s * share, GRID_REPLICATIONS, requests)
+
+
+def _at_peak(servers: Sequence[Server], found: Sequence[dict[str, Any]], sizing: Sizing) -> list[Trial]:
+    """One replica of each policy's planned fleet with its share of the peak: the load that will be run."""
+    return [
+        Trial(server, sizing.peak_per_s / sizing.replicas(each["rate_per_s"]), REPLICATIONS)
+        for server, each in zip(servers, found, strict=True)
+        if each["rate_per_s"] > 0
+    ]
+
+
+def _variants(servers: Sequence[Server], found: Sequence[dict[str, Any]], precision: float) -> list[Search]:
+    cells = []
+    for server, base in zip(servers, found, strict=True):
+        for name, (acceptance, cost) in VARIANTS.items():
+            if base["rate_per_s"] > 0:
+                plans = tuple(with_cost(with_acceptance(p, acceptance), cost) for p in server.plans)
+                guess = base["rate_per_s"] / cost
+                cells.append(Search(replace(server, plans=plans), precision, name, guess))
+    return cells
+
+
+def _nearest_feasible(sla: Sla, found: Sequence[dict[str, Any]]) -> str:
+    """What the policy that comes nearest gives to requests served alone."""
+    deployable = [each for each in found if each["policy"] != "oracle"] or list(found)
+
+    def failing(each: dict[str, Any]) -> list[Term]:
+        return [term for term in sla.terms if not each["beyond"]["terms"][term.text]["met"]]
+
+    def shortfall(each: dict[str, Any]) -> float:
+        estimates = [(term.bound, each["beyond"]["terms"][term.text]["estimate"]) for term in failing(each)]
+        return sum(abs(math.log(estimate / bound)) for bound, estimate in estimates)
+
+    nearest = min(deployable, key=lambda each: (each["beyond"]["saturated"], shortfall(each)))
+    if nearest["beyond"]["saturated"]:
+        return "no policy keeps this SLA at any rate: the queue grows without bound even at the lightest load"
+    terms = []
+    for term in sla.terms:
+        estimate = nearest["beyond"]["terms"][term.text]["estimate"]
+        terms.append(
+            term.at(_rounded_inwards(term, estimate)).text if term in failing(nearest) else term.text
+        )
+    return (
+        f"no policy keeps {sla} at any rate; the nearest feasible SLA is {', '.join(terms)} "
+        f"({nearest['policy']} at the lightest load, {nearest['beyond']['rate_per_s']:.3g}/s per replica)"
+    )
+
+
+def _rounded_inwards(term: Term, estimate: float) -> float:
+    unit = 10.0 ** (math.floor(math.log10(estimate)) - 2)
+    rounded = math.floor(estimate / unit) if term.comparison == ">=" else math.ceil(estimate / unit)
+    return rounded * unit
+
+
+def _frontier(scenario: Scenario, traffic: Traffic, sizing: Sizing, sweep: Sweeping) -> pd.DataFrame:
+    """Every policy with the scenario's mix and limits in a closed loop, and the plan's cost there."""
+    classes = mix_of(traffic, scenario.search.seed)
+    deployments = scenario.class_deployments(tuple(each.name for each in classes))
+    limits, seed = scenario.limits(), scenario.search.seed
+    cells = [
+        MixCell(
+            tuple(each.plan(policy) for each in deployments),
+            replace(limits, concurrency=load), classes, steps_for(load), seed,
+        )
+        for policy in scenario.parsed_policies()
+        for load in frontier_loads(scenario)
+    ]  # fmt: skip
+    rows = run_cells(
+        run_mix, cells, workers=sweep.workers, progress=sweep.progress, label="Frontier",
+        backend=sweep.backend, address=sweep.address,
+    )  # fmt: skip
+    table = pd.DataFrame(rows)
+    costs = [sizing.cost_at_throughput(each) for each in table["throughput_tok_per_s"]]
+    return table.assign(cost_per_million_output_tokens=costs)
+
+
+def frontier_loads(scenario: Scenario) -> list[int]:
+    """Concurrent requests of the frontier: those of the search that a replica admits, and its limit."""
+    most = scenario.replica.concurrency
+    return sorted({load for load in scenario.search.concurrency if load < most} | {most})
+
+
+def _confirm(
+    scenario: Scenario, server: Server, replicas: int, sizing: Sizing, sweep: Sweeping
+) -> tuple[FleetRun, dict[str, Any]]:
+    """The recommended fleet at the peak behind its router, or a part of it with its share of the traffic
+    and of the prefill pool, which these replicas then share."""
+    count = min(replicas, CONFIRMED_REPLICAS)
+    rate = sizing.peak_per_s * count / replicas
+    workload = share_at_rate(server.traffic, rate, server.requests * count, server.seed + 1)
+    pool = sizing.prefill_workers() if sizing.pool is not None else math.nan
+    prefill = None if math.isnan(pool) else math.ceil(pool * count / replicas)
+    fleet = Fleet(
+        count, server.limits, scenario.fleet.router,
+        prefix_cache_tokens=server.prefix_cache_tokens, prefill_workers=prefill,
+    )  # fmt: skip
+    run = simulate_fleet(
+        workload,
+        server.plans,
+        fleet,
+        server.sla,
+        seed=server.seed + 1,
+        workers=sweep.workers,
+        progress=sweep.progress,
+    )
+    judged = run.assessment
+    per_request = any(term.per_request for term in server.sla.terms)
+    return run, {
+        "policy": server.policy,
+        "replicas_simulated": count,
+        "replicas_planned": replicas,
+        "prefill_workers_simulated": prefill or 0,
+        "router": scenario.fleet.router,
+        "rate_per_s": rate,
+        "requests": judged.requests,
+        "attained": judged.met,
+        "saturated": judged.saturated,
+        "kept_share": judged.attainment if per_request else math.nan,
+        "kept_share_ci95": judged.attainment_ci95 if per_request else math.nan,
+        "prefix_hit_share": float(run.replicas["prefix_hit_share"].mean()),
+        **{each.term.text: each.estimate for each in judged.terms},
+    }

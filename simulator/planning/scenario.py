@@ -1,0 +1,393 @@
+"""A planning scenario: one YAML file that says what is run, for whom, under which promises, at what price."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from simulator.core.errors import BadInputError
+from simulator.core.specs import complain
+from simulator.core.units import parse_percent
+from simulator.deployment.deployment import Deployment, deploy
+from simulator.deployment.profile import Profile, load_profile
+from simulator.engine.limits import EngineLimits, Prefill
+from simulator.fleet.layout import RouterName
+from simulator.schedulers.parse import Policy, parse_policy
+from simulator.sla.terms import Sla, parse_sla
+from simulator.traffic.arrivals import ClosedLoop
+from simulator.traffic.lengths import parse_lengths
+from simulator.traffic.parse import parse_arrivals, parse_recording, split_file_spec
+from simulator.traffic.sources import ReplayTraffic, SyntheticTraffic, Traffic, TrafficClass
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ClassSpec(_Strict):
+    """One class of requests: its lengths, its share of the traffic, the acceptance of its text."""
+
+    lengths: str = "default"
+    share: float = Field(default=1.0, gt=0)
+    acceptance: tuple[str, ...] = ()
+
+
+class TrafficSpec(_Strict):
+    """Either ``arrivals`` (a process with a rate) with classes or lengths, or ``replay`` of a file."""
+
+    arrivals: str | None = None
+    lengths: str | None = None
+    classes: Mapping[str, ClassSpec] = {}
+    replay: str | None = None
+    growth: tuple[str, ...] = ("0%", "25%", "50%", "100%")
+
+
+class KvMemory(_Strict):
+    """KV-cache capacity of a replica from its memory and the model's shape.
+
+    A replica of G GPUs has ``data_parallel`` groups. A group splits its layers over ``pipeline_parallel``
+    stages and attention over the tensor-parallel ranks, G / (data_parallel * pipeline_parallel). On one GPU
+    a token takes
+
+        layers of a stage * 2 * KV heads of a rank * head_dim * bytes_per_value   (keys and values), or
+        layers of a stage * latent_dim * bytes_per_value                          (latent attention).
+
+    Tensor parallelism divides KV heads, so a rank holds ceil(kv_heads / ranks): at least one, which is
+    then the same on several ranks. A latent vector has no heads to divide: every rank holds it whole. So
+
+        tokens = data_parallel * (gpu_memory_gib * usable - weights_gib / G) * 2**30 / bytes on one GPU.
+
+    weights_gib: of the whole replica, spread evenly (with data-parallel attention count its copies too).
+    usable: leaves room for activations and graphs. data_parallel: groups that hold the caches of
+    different requests (data-parallel attention); their sum is the capacity, as if they were equally full.
+    """
+
+    gpu_memory_gib: float = Field(gt=0)
+    weights_gib: float = Field(ge=0)
+    layers: int = Field(gt=0)
+    kv_heads: int | None = Field(default=None, gt=0)
+    head_dim: int | None = Field(default=None, gt=0)
+    latent_dim: int | None = Field(default=None, gt=0)
+    bytes_per_value: float = Field(default=2.0, gt=0)
+    usable: float = Field(default=0.9, gt=0, le=1)
+    data_parallel: int = Field(default=1, gt=0)
+    pipeline_parallel: int = Field(default=1, gt=0)
+
+    def bytes_per_token(self, gpus: int) -> float:
+        """Bytes that one token takes on the fullest GPU of a replica."""
+        ranks = self._ranks(gpus)
+        layers = -(-self.layers // self.pipeline_parallel)
+        if self.latent_dim is not None and self.kv_heads is None and self.head_dim is None:
+            return layers * self.latent_dim * self.bytes_per_value
+        if self.latent_dim is None and self.kv_heads is not None and self.head_dim is not None:
+            return layers * 2 * -(-self.kv_heads // ranks) * self.head_dim * self.bytes_per_value
+        raise BadInputError(
+            "needs either kv_heads and head_dim, or latent_dim", source="scenario", field="replica.kv_memory",
+            remedy="give the shape of one attention layer",
+        )  # fmt: skip
+
+    def tokens(self, gpus: int) -> int:
+        """Tokens that fit; ``BadInputError`` where the weights alone do not."""
+        per_token = self.bytes_per_token(gpus)
+        free_gib = gpus * self.gpu_memory_gib * self.usable - self.weights_gib
+        if free_gib <= 0:
+            raise BadInputError(
+                f"leaves no memory for the KV cache: {self.weights_gib:g} GiB of weights in "
+                f"{gpus * self.gpu_memory_gib * self.usable:g} usable",
+                source="scenario", field="replica.kv_memory", remedy="use more GPUs per replica",
+            )  # fmt: skip
+        return int(self.data_parallel * (free_gib / gpus) * 2**30 / per_token)
+
+    def _ranks(self, gpus: int) -> int:
+        """Tensor-parallel ranks over which one group splits attention."""
+        ranks, rest = divmod(gpus, self.data_parallel * self.pipeline_parallel)
+        if rest or not ranks:
+            raise BadInputError(
+                f"data_parallel * pipeline_parallel must divide the replica's {gpus} GPUs",
+                source="scenario", field="replica.kv_memory.data_parallel",
+                value=self.data_parallel * self.pipeline_parallel,
+                remedy="give replica.gpus the GPUs of the whole replica",
+            )  # fmt: skip
+        return ranks
+
+
+class ReplicaSpec(_Strict):
+    """One replica: its GPUs, what it admits, and how it prefills.
+
+    gpus: None takes what the profile says one replica is, or 1 where it does not say.
+    prefill_tokens_per_s: speed of one worker of the prefill pool. prefill_gpus: GPUs of such a worker; None
+    takes as many as a replica has.
+    """
+
+    gpus: int | None = Field(default=None, gt=0)
+    concurrency: int = Field(default=256, gt=0)
+    kv_tokens: int | None = Field(default=None, gt=0)
+    kv_memory: KvMemory | None = None
+    prefill: Prefill = "elsewhere"
+    chunk_tokens: int = Field(default=2048, gt=0)
+    prefill_tokens_per_s: float | None = Field(default=None, gt=0)
+    prefill_gpus: int | None = Field(default=None, gt=0)
+
+    def gpus_of(self, profile: Profile) -> int:
+        """GPUs of one replica; refuses a number that contradicts the profile's."""
+        stated = profile.replica_gpus
+        if self.gpus is None or stated is None or self.gpus == stated:
+            return self.gpus or stated or 1
+        raise BadInputError(
+            f"contradicts profile {profile.name!r}, whose curve stands for a replica of {stated}",
+            source="scenario", field="replica.gpus", value=self.gpus,
+            remedy=f"write gpus: {stated}, or use a profile measured on a replica of {self.gpus}",
+        )  # fmt: skip
+
+    def limits(self, deployment: Deployment) -> EngineLimits:
+        """What the serving model admits; the profile's own figures stand in where none are given."""
+        if self.kv_tokens is not None and self.kv_memory is not None:
+            raise BadInputError(
+                "is given twice, by kv_tokens and by kv_memory", source="scenario", field="replica"
+            )
+        gpus = self.gpus_of(deployment.profile)
+        capacity = self.kv_memory.tokens(gpus) if self.kv_memory else self.kv_tokens
+        return deployment.limits(
+            self.concurrency, kv_tokens=capacity, prefill=self.prefill, chunk_tokens=self.chunk_tokens,
+            prefill_tokens_per_s=self.prefill_tokens_per_s,
+        )  # fmt: skip
+
+
+class FleetSpec(_Strict):
+    """How replicas are arranged: the router in front, and room beyond the peak."""
+
+    router: RouterName = "round-robin"
+    headroom: str = "20%"
+    max_replicas: int = Field(default=100_000, gt=0)
+    prefix_cache_tokens: int | None = Field(default=None, gt=0)
+
+
+class PriceSpec(_Strict):
+    """What a GPU costs per hour."""
+
+    gpu_hour: float = Field(default=2.0, gt=0)
+    currency: str = "USD"
+
+
+class SearchSpec(_Strict):
+    """How carefully to search: relative precision of rates, requests per trial, random seed."""
+
+    precision: str = "2%"
+    requests: int = Field(default=2000, ge=200)
+    seed: int = Field(default=0, ge=0)
+    concurrency: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 150, 200)
+
+
+class Scenario(_Strict):
+    """Everything a plan depends on. Unknown keys are refused."""
+
+    name: str
+    profile: str
+    policies: tuple[str, ...] = ("mtp1", "fixed:3", "dspark", "dspark-async")
+    acceptance: tuple[str, ...] = ()
+    traffic: TrafficSpec
+    sla: tuple[str, ...]
+    replica: ReplicaSpec = ReplicaSpec()
+    fleet: FleetSpec = FleetSpec()
+    price: PriceSpec = PriceSpec()
+    search: SearchSpec = SearchSpec()
+
+    def deployment(self) -> Deployment:
+        """The profile with its acceptance, or with the one given here."""
+        return self._deployment(self.acceptance)
+
+    def class_deployments(self, classes: tuple[str, ...]) -> tuple[Deployment, ...]:
+        """A deployment per traffic class, in the workload's order: they differ in acceptance alone."""
+        specs = {name: each.acceptance for name, each in self.traffic.classes.items()}
+        return tuple(self._deployment(specs.get(name) or self.acceptance) for name in classes)
+
+    def parsed_policies(self) -> tuple[Policy, ...]:
+        """Policies, each named once."""
+        if not self.policies or len(set(self.policies)) != len(self.policies):
+            raise self._error("policies", "must be distinct and at least one", list(self.policies))
+        return tuple(parse_policy(text) for text in self.policies)
+
+    def parsed_sla(self) -> Sla:
+        """The SLA's terms."""
+        return parse_sla(self.sla)
+
+    def limits(self) -> EngineLimits:
+        """What one replica admits."""
+        return self.replica.limits(self.deployment())
+
+    def replica_gpus(self) -> int:
+        """GPUs of one replica, from the scenario or from the profile."""
+        return self.replica.gpus_of(load_profile(self.profile))
+
+    def demand(self, directory: Path = Path()) -> Traffic:
+        """The demanded traffic; files are looked up relative to ``directory``, where the scenario lies."""
+        spec = self.traffic
+        if (spec.arrivals is None) == (spec.replay is None):
+            raise self._error("traffic", "needs exactly one of arrivals and replay")
+        if spec.replay is not None:
+            return self._replay(directory)
+        assert spec.arrivals is not None
+        arrivals = parse_arrivals(spec.arrivals)
+        if isinstance(arrivals, ClosedLoop):
+            raise self._error("traffic.arrivals", "has no rate to plan for", spec.arrivals)
+        if spec.classes and spec.lengths:
+            raise self._error("traffic", "has lengths both in classes and for all; keep one")
+        classes = spec.classes or {"default": ClassSpec(lengths=spec.lengths or "default")}
+        # By name: which requests are drawn must not depend on the order in which classes were written.
+        return SyntheticTraffic(
+            arrivals,
+            tuple(
+                TrafficClass(name, parse_lengths(c.lengths), c.share) for name, c in sorted(classes.items())
+            ),
+        )
+
+    def growth(self) -> tuple[float, ...]:
+        """Traffic growth to plan for besides today's, as fractions."""
+        return tuple(parse_percent(text, "traffic.growth") for text in self.traffic.growth)
+
+    def _replay(self, directory: Path) -> ReplayTraffic:
+        spec = self.traffic
+        assert spec.replay is not None
+        if spec.lengths is not None:
+            raise self._error("traffic.lengths", "are given by the replayed file already", spec.lengths)
+        traffic = parse_recording(*split_file_spec(str(directory / spec.replay)))
+        if traffic.recorded.is_closed_loop or traffic.recorded.span_s <= 0:
+            raise self._error("traffic.replay", "has no arrival times to plan for", spec.replay)
+        return traffic
+
+    def _deployment(self, specs: tuple[str, ...]) -> Deployment:
+        # A class may be the only one to give acceptance, so that none for all is not yet an error.
+        return deploy(self.profile, specs, required=False)
+
+    def _error(self, field: str, problem: str, value: object = None) -> BadInputError:
+        return BadInputError(problem, source=self.name, field=field, value=value)
+
+
+def load_scenario(path: Path | str) -> Scenario:
+    """Read a scenario; errors name the file, the key, and for an unknown key the nearest known one."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadInputError(
+            "no such file", source=str(path), remedy="`dspark-sim plan --init FILE` writes one"
+        ) from error
+    except OSError as error:
+        raise BadInputError(f"cannot be read: {error.strerror}", source=str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInputError(f"is not YAML: {error}", source=str(path)) from error
+    if not isinstance(raw, dict):
+        raise BadInputError(
+            "is not a mapping of keys", source=str(path), remedy="see `dspark-sim plan --init`"
+        )
+    try:
+        return Scenario.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(error, str(path)) from error
+
+
+def _explain(error: ValidationError, path: str) -> BadInputError:
+    """One error for what the schema refuses, in the words of a scenario."""
+    first = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
+    place, value = first["loc"], first.get("input")
+    field = ".".join(map(str, place))
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(place[:-1])
+        near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return BadInputError("unknown key", source=path, field=field, remedy=remedy)
+    if first["type"] != "missing" and value is None:
+        return BadInputError("is empty", source=path, field=field, remedy=_how_to_fill(place))
+    if {"headroom", "growth", "precision"} & set(place) and isinstance(value, int | float):
+        likely = f"{value:g}% or {value:.0%}" if 0 < value < 1 else f"{value:g}%"
+        return BadInputError(
+            "needs a percent sign", source=path, field=field, value=value, remedy=f"write {likely}"
+        )
+    if first["type"] == "tuple_type":
+        return BadInputError(
+            "is not a list", source=path, field=field, value=value, remedy=f"write [{value}]"
+        )
+    return complain(error, path)
+
+
+def _how_to_fill(place: tuple[int | str, ...]) -> str:
+    examples = {
+        "sla": "as in sla: [tps_mean>=80, ttft_p99<=2s]",
+        "policies": "as in policies: [mtp1, dspark]",
+    }
+    return examples.get(str(place[-1]), "give it a value or leave the key out")
+
+
+def _keys_at(place: tuple[Any, ...]) -> list[str]:
+    """Keys that the scenario's schema knows at a place such as ('traffic', 'classes', 'chat')."""
+    schema = Scenario.model_json_schema()
+    node = schema
+    for part in place:
+        node = node.get("properties", {}).get(part) or node.get("additionalProperties", {})
+        for option in node.get("anyOf", [node]):
+            if "$ref" in option:
+                node = schema["$defs"][option["$ref"].rpartition("/")[2]]
+    return list(node.get("properties", {}))
+
+
+EXAMPLE = """\
+# What is planned: which GPU and model, for which traffic, under which promises, at what price.
+# `dspark-sim plan THIS_FILE --out DIR` answers; docs/planning.md says how.
+name: Chat on DeepSeek-V4-Flash
+
+# Cost of a step: a shipped profile (`dspark-sim list`) or a profile file.
+profile: deepseek-v4-flash
+
+# Verification policies to compare; the first is the baseline of every gain.
+policies: [mtp1, "fixed:3", dspark, dspark-async]
+
+# What drafts are worth, as [DRAFTER=]MODEL. Empty: the profile's own. Classes may have their own.
+acceptance: []
+
+traffic:
+  # poisson:12/s, gamma:12/s,cv=3 or diurnal:12/s,peak=2 (mean rate, peak over mean, once per 24h) ...
+  arrivals: diurnal:120/s,peak=1.6
+  # ... with classes of requests; or lengths alone. Rates and times need units.
+  classes:
+    chat: {lengths: azure-2023-conversation, share: 0.8}
+    code: {lengths: "lognormal:2000,cv=1,max=16000/300,cv=1", share: 0.2}
+  # Instead of all this, replay a recorded file (Mooncake, Azure, BurstGPT, CSV): trace.jsonl, trace.csv@2x
+  # replay: trace.jsonl
+  growth: ["0%", "25%", "50%", "100%"]
+
+# All must hold. tps, ttft, itl, tpot, e2e with _mean or _p1.._p99.9; a class in front narrows it.
+sla:
+  - tps_mean>=80
+  - tps_p10>=60
+  - chat:ttft_p99<=2s
+
+replica:
+  # gpus: 1                 # the profile says what one replica is; give it where the profile does not
+  concurrency: 256
+  # KV-cache capacity: kv_tokens, or from memory and model; left out, it does not limit.
+  # kv_memory: {gpu_memory_gib: 80, weights_gib: 40, layers: 43, latent_dim: 576, bytes_per_value: 1}
+  # Where prompts are prefilled: elsewhere (a pool of workers of its own, sized and paid for beside the decode
+  # replicas), chunked (in decode steps) or whole (between them).
+  prefill: elsewhere
+  # Prompt tokens per second of one worker. Without it no cost is stated. A measured profile knows it; this
+  # one does not. ASSUMED here: 52,300 per node of 8 H100 for DeepSeek-V3 (SGLang, lmsys.org, 2025-05-05),
+  # about 6,500 per GPU. V4-Flash activates fewer parameters and is probably faster: measure yours.
+  prefill_tokens_per_s: 6500
+  # prefill_gpus: 1         # GPUs of one worker; left out, as many as a replica has
+
+fleet:
+  router: round-robin        # or least-loaded, power-of-two, prefix-aware
+  headroom: 20%              # room beyond the peak
+
+price: {gpu_hour: 2.0, currency: USD}
+
+search:
+  precision: 2%              # of the highest sustainable rate
+  requests: 2000             # per trial; more narrows the intervals
+  seed: 0
+"""

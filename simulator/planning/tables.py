@@ -1,0 +1,248 @@
+"""The tables of a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simulator.capacity.search import interpolated_rate
+from simulator.capacity.trials import binding
+from simulator.core.arrays import Floats
+from simulator.core.errors import InfeasibleError
+from simulator.planning.scenario import Scenario
+from simulator.planning.sizing import Sizing
+from simulator.sla.terms import Sla
+from simulator.sweeps.leads import Recommendation, ahead, recommend
+
+
+def plan_table(
+    scenario: Scenario,
+    sizing: Sizing,
+    found: Sequence[dict[str, Any]],
+    peaks: Mapping[str, dict[str, Any]],
+) -> pd.DataFrame:
+    """A row per policy: its fleet, what that costs, and how it fares at the peak and at a replica's limit."""
+    limits, rows = scenario.limits(), []
+    for each in found:
+        rate = each["rate_per_s"]
+        row: dict[str, Any] = {
+            "policy": each["policy"],
+            "feasible": rate > 0,
+            "rate_per_replica_per_s": rate,
+            "fails_at_per_s": each["failing_rate_per_s"],
+        }
+        if rate > 0:
+            peak, limit = peaks[each["policy"]], each["at_rate"]
+            row |= sizing.fleet(rate) | sizing.costs(rate) | _ranges(sizing, each)
+            row |= {"rate_at_peak_per_s": peak["rate_per_s"]}
+            row |= {f"{name}_at_peak": value for name, value in _fared(peak).items()}
+            row |= {f"{name}_at_limit": value for name, value in _fared(limit).items()}
+            row["steps_outside_fraction"] = limit["steps_outside_fraction"]
+        rows.append(row | {"binding": binding(each, limits)})
+    return pd.DataFrame(rows)
+
+
+def _ranges(sizing: Sizing, found: dict[str, Any]) -> dict[str, float]:
+    """What the 95% interval of the rate per replica means for replicas and money: fewest with the highest."""
+    low, high = found["rate_low_per_s"], found["rate_high_per_s"]
+    return {
+        "rate_low_per_s": low,
+        "rate_high_per_s": high,
+        "replicas_low": sizing.fleet(high)["replicas"],
+        "replicas_high": sizing.fleet(low)["replicas"],
+        "cost_per_million_output_tokens_low": sizing.cost(high),
+        "cost_per_million_output_tokens_high": sizing.cost(low),
+    }
+
+
+def _fared(trial: dict[str, Any]) -> dict[str, Any]:
+    """What users get in a trial. attained: every term holds, means included. kept_share: of the requests,
+    those that kept every term that promises something to each, NaN where none does."""
+    metrics = trial["metrics"] or {}
+    per_request = any(not math.isnan(term["share"]) for term in trial["terms"].values())
+    row: dict[str, Any] = {
+        "attained": trial["met"],
+        "kept_share": trial["attainment"] if per_request else math.nan,
+        "kept_share_ci95": trial["attainment_ci95"] if per_request else math.nan,
+        "goodput_per_s": trial["goodput_per_s"],
+    }
+    names = ("tps_mean", "tps_p10", "concurrency_mean", "verification_budget_mean")
+    known = {} if trial["saturated"] else metrics
+    return row | {name: known.get(name, math.nan) for name in names}
+
+
+def recommended_policy(
+    plans: pd.DataFrame, found: Sequence[dict[str, Any]], peaks: Sequence[dict[str, Any]]
+) -> Recommendation:
+    """By ``leads.recommend``. The oracle cannot be deployed."""
+    candidates = plans[plans["feasible"] & (plans["policy"] != "oracle")]
+    if candidates.empty:
+        raise InfeasibleError("only the oracle keeps this SLA, and it cannot be deployed")
+    rates = {each["policy"]: each["seed_rates"] for each in found}
+    speeds = {each["policy"]: each["seed_tps"] for each in peaks}
+    # Without a prefill speed the prefill GPUs are not known; they are the same for every policy.
+    return recommend(
+        [
+            {
+                "policy": each["policy"],
+                "gpus": each["decode_gpus"],
+                "seed_rates": rates[each["policy"]],
+                "seed_tps": speeds[each["policy"]],
+            }
+            for each in candidates.to_dict(orient="records")
+        ]
+    )
+
+
+def trial_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    rows = []
+    for trial in trials:
+        row = {key: trial[key] for key in trial if key not in ("terms", "metrics", "seed_tps")}
+        row |= {f"term {name}": term["estimate"] for name, term in trial["terms"].items()}
+        saturated, metrics = trial["saturated"], trial["metrics"] or {}
+        row |= {
+            key: math.nan if saturated and key != "throughput_tok_per_s" else metrics.get(key, math.nan)
+            for key in ("throughput_tok_per_s", "tps_mean", "verification_budget_mean", "concurrency_mean")
+        }
+        rows.append(row)
+    table = pd.DataFrame(rows).drop_duplicates(["policy", "rate_per_s"])
+    return table.sort_values(["policy", "rate_per_s"], ignore_index=True)
+
+
+def sensitivity_table(
+    sizing: Sizing, found: Sequence[dict[str, Any]], variants: Sequence[dict[str, Any]]
+) -> pd.DataFrame:
+    base = {each["policy"]: each["rate_per_s"] for each in found}
+    first = {each["policy"]: each["seed_rates"][0] for each in found}
+    # A variant is searched on the first replication alone, so its change is against that one.
+    changed = [(each, each["seed_rates"][0] / first[each["policy"]]) for each in variants]
+    cases = [
+        (each["policy"], each["variant"], base[each["policy"]] * ratio, sizing) for each, ratio in changed
+    ]
+    if sizing.pool is not None:  # prefill is a queue of its own: decoding does not change with its speed
+        faster = {f"prefill speed {change:+.0%}": 1 + change for change in (-0.1, 0.1)}
+        for name, factor in faster.items():
+            varied = sizing.with_prefill_speed(factor)
+            cases += [(policy, name, rate, varied) for policy, rate in base.items() if rate > 0]
+    rows: list[dict[str, Any]] = []
+    for policy, variant, rate, priced in cases:
+        row = {"policy": policy, "variant": variant, "rate_per_replica_per_s": rate}
+        row |= {"change": rate / base[policy] - 1, **priced.fleet(rate)}
+        rows.append(row | {"cost_per_million_output_tokens": priced.cost(rate)})
+    order = {policy: position for position, policy in enumerate(base)}
+    rows.sort(key=lambda row: order[row["policy"]])
+    return pd.DataFrame(rows)
+
+
+def growth_table(scenario: Scenario, sizing: Sizing, plans: pd.DataFrame) -> pd.DataFrame:
+    """The fleet when traffic grows: the rate per replica does not change, the number of them does."""
+    rows: list[dict[str, Any]] = []
+    for each in plans[plans["feasible"]].to_dict(orient="records"):
+        for growth in scenario.growth():
+            fleet = sizing.fleet(each["rate_per_replica_per_s"], sizing.peak_per_s * (1 + growth))
+            rows.append({"policy": each["policy"], "growth": growth, **fleet})
+    return pd.DataFrame(rows)
+
+
+def switch_table(trials: Sequence[dict[str, Any]], policies: Sequence[str], recommended: str) -> pd.DataFrame:
+    """Which policy to run at which rate per replica, among those that keep the SLA there.
+
+    The recommended one, unless another serves users faster for sure and by ``SWITCH_LEAD``
+    (``leads.ahead``); that one then keeps its band until it is overtaken in the same way. Speeds (mean TPS)
+    are interpolated linearly between trials, replication by replication. margin: its smallest lead over the
+    next policy in the band, negative where that one is ahead by less than a switch is worth; NaN where no
+    other keeps the SLA.
+    """
+    top = max((t["rate_per_s"] for t in trials if t["met"]), default=0.0)
+    rates = np.linspace(min(t["rate_per_s"] for t in trials), top, 400)
+    speed = {policy: _speeds_at(rates, trials, policy) for policy in policies}
+    bands: list[dict[str, Any]] = []
+    for column, rate in enumerate(rates):
+        here = {
+            policy: values[column] for policy, values in speed.items() if not np.isnan(values[column]).all()
+        }
+        if not here:
+            continue
+        running = next((p for p in ([bands[-1]["policy"]] if bands else []) + [recommended] if p in here), "")
+        policy = _to_run(here, running)
+        others = [float(np.nanmean(values)) for name, values in here.items() if name != policy]
+        margin = float(np.nanmean(here[policy])) / max(others) - 1 if others else math.nan
+        if bands and bands[-1]["policy"] == policy:
+            bands[-1]["to_per_s"] = float(rate)
+            bands[-1]["margin"] = float(np.fmin(bands[-1]["margin"], margin))
+        else:
+            bands.append(
+                {"from_per_s": float(rate), "to_per_s": float(rate), "policy": policy, "margin": margin}
+            )
+    return pd.DataFrame(bands, columns=["from_per_s", "to_per_s", "policy", "margin"])
+
+
+def _to_run(speeds: Mapping[str, Floats], running: str) -> str:
+    """The policy that runs, or the fastest of those that are ahead of it."""
+    better = [name for name in speeds if not running or ahead(speeds[name], speeds[running])]
+    return max(better, key=lambda name: float(np.nanmean(speeds[name])), default=running)
+
+
+def _speeds_at(rates: Floats, trials: Sequence[dict[str, Any]], policy: str) -> Floats:
+    """Mean speed of every replication at each rate, [rates, replications]; NaN above the last that held."""
+    mine = [t for t in trials if t["policy"] == policy and t["met"]]
+    if not mine:
+        return np.full((rates.size, 1), np.nan)
+    mine.sort(key=lambda t: float(t["rate_per_s"]))
+    at, speeds = np.array([t["rate_per_s"] for t in mine]), np.array([t["seed_tps"] for t in mine])
+    return np.stack(
+        [np.interp(rates, at, column, left=column[0], right=np.nan) for column in speeds.T], axis=1
+    )
+
+
+def day_table(
+    demand: pd.DataFrame, sizing: Sizing, plans: pd.DataFrame, switches: pd.DataFrame, replicas: int
+) -> pd.DataFrame:
+    """Over the day: the rate on each replica of the planned fleet, the policy to run then, prefill GPUs, and
+    each policy's decode replicas and GPUs of both kinds."""
+    table = demand.assign(rate_per_replica_per_s=demand["rate_per_s"] / replicas)
+    table["policy"] = [_policy_at(switches, rate) for rate in table["rate_per_replica_per_s"]]
+    for each in plans[plans["feasible"]].to_dict(orient="records"):
+        fleets = [sizing.fleet(each["rate_per_replica_per_s"], rate) for rate in demand["rate_per_s"]]
+        table["prefill_gpus"] = [fleet["prefill_gpus"] for fleet in fleets]
+        table[f"replicas {each['policy']}"] = [fleet["replicas"] for fleet in fleets]
+        table[f"gpus {each['policy']}"] = [fleet["gpus"] for fleet in fleets]
+    return table
+
+
+def _policy_at(switches: pd.DataFrame, rate: float) -> str:
+    bands = switches[switches["to_per_s"] >= rate]
+    return str((bands if len(bands) else switches.tail(1))["policy"].iloc[0]) if len(switches) else ""
+
+
+def cost_table(
+    sizing: Sizing, sla: Sla, trials: Sequence[dict[str, Any]], policies: Sequence[str]
+) -> pd.DataFrame:
+    """Replicas and cost when the first term is tightened or relaxed, read off the trials made."""
+    rows: list[dict[str, Any]] = []
+    first = sla.terms[0]
+    for bound in first.bound * np.linspace(0.5, 1.6, 45):
+        varied = Sla((first.at(float(bound)), *sla.terms[1:]))
+        for policy in policies:
+            rate = interpolated_rate([t for t in trials if t["policy"] == policy], varied)
+            row = {"term": first.key, "bound": float(bound), "policy": policy}
+            row |= {"rate_per_replica_per_s": rate, **sizing.fleet(rate, None, varied.terms)}
+            rows.append(row | {"cost_per_million_output_tokens": sizing.cost(rate, varied.terms)})
+    return pd.DataFrame(rows)
+
+
+def money_columns(sizing: Sizing) -> dict[str, float]:
+    """What the report needs to price a throughput exactly as ``Sizing.cost_at_throughput`` does."""
+    fleet = sizing.fleet(1.0)
+    return {
+        "demanded_per_s": sizing.peak_per_s * (1 + sizing.headroom),
+        "decoded_per_request": max(sizing.tokens_per_request - 1, 1.0),
+        "gpus_per_replica": sizing.gpus,
+        "prefill_gpus": fleet["prefill_gpus"],
+        "gpu_hour": sizing.gpu_hour,
+        "hours_per_million_output_tokens": sizing.hours / (sizing.output_tokens / 1e6),
+    }

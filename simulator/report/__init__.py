@@ -1,0 +1,1 @@
+"""What a person sees: figures, tables on the terminal, the one-file page."""

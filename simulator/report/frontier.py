@@ -1,0 +1,90 @@
+"""Figures: the frontier, and load against throughput and budget (the paper's figures 7 and 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from simulator.deployment.profile_parts import PublishedClaims
+from simulator.report.style import draw_line, finish_axes, new_figure, policy_colour, style_axes
+from simulator.sla.terms import Term
+from simulator.sweeps.comparison import Bound, parse_speed
+from simulator.sweeps.lines import lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Published = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def plot_frontier(
+    frontier: pd.DataFrame,
+    *,
+    slas: Sequence[Bound] = (),
+    published: PublishedClaims | None = None,
+    title: str = "",
+) -> Figure:
+    """Throughput against mean generation speed per user, one line per policy (the paper's figure 7).
+
+    An SLA on the mean is a vertical line; one on a quantile, a cross on each policy where it just holds. The
+    caption says what p10 is there.
+    """
+    figure, (axes,) = new_figure(1, title)
+    for policy, group in frontier.groupby("policy", sort=False):
+        draw_line(axes, group["tps_mean"], group["throughput_tok_per_s"], str(policy), frontier)
+    _dots(axes, published.throughput_vs_tps if published else {}, frontier)
+    captions = [_mark(axes, parse_speed(sla), frontier) for sla in slas]
+    if captions:
+        figure.supxlabel("\n".join(captions), fontsize=7.5, color="#444444")
+    axes.set_xlabel("mean generation speed, tokens/s/user")
+    axes.set_ylabel("throughput, output tokens/s/GPU")
+    finish_axes(axes, published is not None and bool(published.throughput_vs_tps))
+    return figure
+
+
+def _mark(axes: Axes, term: Term, frontier: pd.DataFrame) -> str:
+    """Draw where an SLA holds; returns the caption with each policy's p10 there."""
+    found = {policy: line.at_sla(term) for policy, line in lines(frontier).items()}
+    if term.quantile is None:
+        axes.axvline(term.bound, color="#444444", linewidth=0.8, linestyle=":")
+        axes.annotate(f"SLA {term.bound:g} on average", (term.bound, 1), xycoords=("data", "axes fraction"),
+                      xytext=(3, -3), textcoords="offset points", va="top", fontsize=8,
+                      color="#444444")  # fmt: skip
+    else:
+        x, y = zip(*((each.tps_mean, each.throughput) for each in found.values()), strict=True)
+        axes.plot(x, y, linestyle="none", marker="x", markersize=5, color="#444444", label=term.text)
+    shown = [f"{policy} {each.tps_p10:.0f}" for policy, each in found.items() if each.tps_p10 > 0]
+    return f"p10 of speed at {term.text}: {', '.join(shown) or 'none keeps it'}"
+
+
+def plot_load(frontier: pd.DataFrame, *, published: PublishedClaims | None = None, title: str = "") -> Figure:
+    """Throughput and verification budget against concurrency (the paper's figure 8)."""
+    figure, (left, right) = new_figure(2, title)
+    for policy, group in frontier.groupby("policy", sort=False):
+        load = group["concurrency"]
+        colour = draw_line(left, load, group["throughput_tok_per_s"], str(policy), frontier)
+        low, high = (group["throughput_tok_per_s"] + sign * group["throughput_ci95"] for sign in (-1, 1))
+        left.fill_between(load, low, high, color=colour, alpha=0.15, linewidth=0)
+        draw_line(right, load, group["verification_budget_mean"], str(policy), frontier)
+    _dots(left, published.throughput if published else {}, frontier)
+    _dots(right, published.budget if published else {}, frontier)
+    for axes, label in (
+        (left, "throughput, output tokens/s/GPU"),
+        (right, "verification budget, tokens/request"),
+    ):
+        axes.set_xlabel("concurrent requests per GPU")
+        axes.set_ylabel(label)
+    style_axes(right)
+    finish_axes(left, published is not None and bool(published.throughput))
+    return figure
+
+
+def _dots(axes: Axes, curves: Published, frontier: pd.DataFrame) -> None:
+    for policy, points in curves.items():
+        if policy in set(frontier["policy"]):
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, linestyle="none", marker="D", markersize=3.2, markerfacecolor="white",
+                      markeredgewidth=0.9, color=policy_colour(policy, frontier))  # fmt: skip

@@ -1,0 +1,86 @@
+"""The report of a plan: one HTML file that needs no network, and its figures as PNG.
+
+The page is ``page.html`` beside this module with two things put in: the plan as JSON, and Plotly's
+library, compressed. All text of the plan reaches the page as text, so nothing in it can become markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Mapping
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simulator.core.errors import BadInputError
+from simulator.core.files import write_text
+from simulator.planning.plan import CapacityPlan
+
+
+def write_report(result: CapacityPlan, path: Path) -> None:
+    """Write ``report.html`` atomically. Raises ``BadInputError`` where Plotly is not installed."""
+    page = files("simulator.report").joinpath("page.html").read_text(encoding="utf-8")
+    # The library first: the plan's text must not be searched for a placeholder.
+    head, rest = page.split("__DATA__")
+    middle, tail = rest.split("__PLOTLY__")
+    write_text(path, head + _embedded(page_data(result)) + middle + _library() + tail)
+
+
+def page_data(result: CapacityPlan) -> dict[str, Any]:
+    """What the page shows, as JSON values."""
+    scenario = result.scenario
+    speeds = [term.bound for term in scenario.parsed_sla().terms if term.metric == "tps"]
+    tables = {name: table.to_dict(orient="records") for name, table in result.tables().items()}
+    return tables | {
+        "name": scenario.name,
+        "sla": list(scenario.sla),
+        "sla_tps": speeds[0] if speeds else None,
+        "recommended": result.recommended,
+        "tied": list(result.tied),
+        "currency": scenario.price.currency,
+        "money": dict(result.money),
+        "confirmation": dict(result.confirmation),
+        "assumptions": [list(pair) for pair in result.assumptions],
+        "warnings": list(result.warnings),
+    }
+
+
+def _embedded(value: Any) -> str:
+    """JSON that may stand inside a script element: without ``<``, no text can end it."""
+    return json.dumps(_clean(value), allow_nan=False).replace("<", "\\u003c")
+
+
+def _clean(value: Any) -> Any:
+    """JSON values: null for NaN and infinity, Python's numbers for NumPy's."""
+    if isinstance(value, Mapping):
+        return {str(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value
+
+
+def check_library() -> None:
+    """Refuse to begin a plan whose report could not be written."""
+    if find_spec("plotly") is None:
+        raise BadInputError(
+            "needs the package plotly", source="report.html", remedy="pip install dspark-simulator[report]"
+        )
+
+
+def _library() -> str:
+    check_library()
+    from plotly.offline import get_plotlyjs
+
+    packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode("ascii")

@@ -1,0 +1,83 @@
+"""Colours, axes and files that all figures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from simulator.core.errors import BadInputError
+from simulator.core.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg", ".pdf")
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours: distinguishable in print and with colour-blind eyes."""
+
+_FIXED_COLOURS = {"mtp1": "#6b6b6b", "oracle": "#b5b5b5"}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure atomically; the format follows the suffix. Equal figures are equal bytes."""
+    check_format(path)
+    from matplotlib import rc_context
+
+    varying = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}
+    with atomic_path(path) as temporary, rc_context({"svg.hashsalt": "dspark-simulator"}):
+        figure.savefig(temporary, dpi=150, metadata={varying[path.suffix.lower()]: None})
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file name whose ending is no picture format, before any work is done for it."""
+    if path.suffix.lower() not in FORMATS:
+        raise BadInputError(
+            "is not a picture's name", source=str(path), remedy=f"end it in one of {', '.join(FORMATS)}"
+        )
+
+
+def new_figure(panels: int, title: str) -> tuple[Figure, Sequence[Axes]]:
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    figure = Figure(figsize=(5.6 * panels + 0.8, 4.4), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure, axes
+
+
+def draw_line(
+    axes: Axes, x: pd.Series[float], y: pd.Series[float], policy: str, frontier: pd.DataFrame
+) -> str:
+    colour = policy_colour(policy, frontier)
+    style = "--" if policy == "oracle" else "-"
+    axes.plot(x, y, style, color=colour, label=policy, marker="o", markersize=2.5, linewidth=1.6)
+    return colour
+
+
+def policy_colour(policy: str, frontier: pd.DataFrame) -> str:
+    if policy in _FIXED_COLOURS:
+        return _FIXED_COLOURS[policy]
+    others = [name for name in frontier["policy"].unique() if name not in _FIXED_COLOURS]
+    return PALETTE[others.index(policy) % len(PALETTE)]
+
+
+def style_axes(axes: Axes) -> None:
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    if axes.get_ylim()[1] > 1000:
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+
+
+def finish_axes(axes: Axes, has_published: bool) -> None:
+    style_axes(axes)
+    if has_published:
+        axes.plot([], [], linestyle="none", marker="D", markersize=3.2, markerfacecolor="white",
+                  color="#444444", label="published")  # fmt: skip
+    axes.legend(frameon=False, fontsize=8.5)

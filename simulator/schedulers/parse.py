@@ -1,0 +1,91 @@
+"""Policies from text, such as dspark-async or fixed:3@mtp1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from simulator.core.errors import BadInputError
+from simulator.core.units import require_ascii_digits
+from simulator.schedulers.batch_table import BatchTable
+from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
+from simulator.schedulers.protocol import Scheduler
+
+_Number = TypeVar("_Number", int, float)
+
+_HELP = {
+    "autoregressive": "no speculation: one token per request and step",
+    "mtp1": "one draft token from a one-layer MTP module, always verified (the production baseline)",
+    "fixed:K": "always verify K draft tokens",
+    "threshold:P": "verify up to the first token whose confidence is below P",
+    "dspark": "Algorithm 1: admit by survival while throughput strictly improves",
+    "dspark-async[:LAG]": "budget by global search LAG (2) steps before, allocation by current survival",
+    "tiered:N,N,...[:LAG]": "budget from captured sizes of N draft tokens a request (TensorRT-LLM)",
+    "batch-table:1-16=5,17-64=3,65-=1": "a length by how many requests decode, as vLLM takes it by hand",
+    "oracle": "knows the outcome: in any one step no scheduler can do better",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A scheduler under the name the user gave it, and the drafter it runs with.
+
+    drafter: None leaves the choice to the acceptance given (its only multi-token drafter).
+    """
+
+    name: str
+    scheduler: Scheduler
+    drafter: str | None = None
+
+
+def parse_policy(text: str) -> Policy:
+    """``NAME[:ARGUMENT][@DRAFTER]`` as written on a command line; errors list what is known."""
+    require_ascii_digits(text, source="policy")
+    spec, _, drafter = text.strip().partition("@")
+    name, _, argument = spec.partition(":")
+    scheduler = _build(name, argument, text)
+    default = {"mtp1": "mtp1", "autoregressive": "none"}.get(name)
+    return Policy(name=text.strip(), scheduler=scheduler, drafter=drafter or default)
+
+
+def policy_help() -> dict[str, str]:
+    """Each form a policy can be written in, with what it does in a line."""
+    return dict(_HELP)
+
+
+def _build(name: str, argument: str, text: str) -> Scheduler:
+    plain: dict[str, Scheduler] = {
+        "autoregressive": Fixed(0),
+        "mtp1": Fixed(1),
+        "dspark": DSpark(),
+        "oracle": Oracle(),
+    }
+    if name in plain:
+        if argument:
+            raise BadInputError("takes no argument", source="policy", value=text, remedy=f"write {name}")
+        return plain[name]
+    if name == "fixed":
+        return Fixed(_number(argument, int, text))
+    if name == "threshold":
+        return Threshold(_number(argument, float, text))
+    if name == "dspark-async":
+        return DSparkAsync(_number(argument, int, text)) if argument else DSparkAsync()
+    if name == "batch-table":
+        return BatchTable.parse(argument, text)
+    if name == "tiered":
+        sizes, _, lag = argument.partition(":")
+        tiers = tuple(_number(size, int, text) for size in sizes.split(","))
+        return Tiered(tiers, _number(lag, int, text)) if lag else Tiered(tiers)
+    raise BadInputError("is not a policy", source="policy", value=text, remedy="one of " + ", ".join(_HELP))
+
+
+def _number(argument: str, kind: type[_Number], text: str) -> _Number:
+    try:
+        return kind(argument)
+    except ValueError as error:
+        raise BadInputError(
+            "needs a number after the colon",
+            source="policy",
+            value=text,
+            remedy="as in fixed:3 or threshold:0.7",
+        ) from error

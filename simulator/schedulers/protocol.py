@@ -1,0 +1,49 @@
+"""What a scheduler is given and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from simulator.core.arrays import Array
+from simulator.cost.models import CostModel
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a scheduler may know of a step besides the survival of its draft tokens.
+
+    cost: the believed step time. context_tokens: tokens in the KV cache, summed over requests.
+    prefill_tokens: prefill rows that run in the same step. lagged: survival [R, gamma] of the same
+    rows ``lag`` steps before, 1 where a request was not there yet; None for policies without a lag.
+    """
+
+    cost: CostModel
+    context_tokens: float = 0.0
+    prefill_tokens: int = 0
+    lagged: Array | None = None
+
+
+class Scheduler(Protocol):
+    """Decides how many draft tokens of each request the target verifies in this step.
+
+    lag: how many steps old the survival in ``Batch.lagged`` must be (0: not used).
+    lossless / reason: whether the target's output distribution is untouched, and why.
+    reads_outcome: the policy is given what will happen in place of what is predicted.
+    draft_tokens: how many tokens the drafter is asked for, None for its whole block.
+    """
+
+    @property
+    def lag(self) -> int: ...
+    @property
+    def lossless(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def reads_outcome(self) -> bool: ...
+    @property
+    def draft_tokens(self) -> int | None: ...
+
+    def schedule(self, survival: Array, batch: Batch) -> Array:
+        """Survival [R, gamma] to verification lengths [R], int64, each in 0..gamma."""
+        ...

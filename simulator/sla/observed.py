@@ -1,0 +1,82 @@
+"""What a run delivered, as an SLA sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.core.arrays import Floats
+from simulator.sla.terms import Sla
+
+GAP_RESOLUTION = 1.005
+"""Gaps between deliveries are tallied in classes half a percent wide."""
+
+ROUNDING = 1e-9
+"""Relative amount by which differences of clock times may miss a gap that equals its bound."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observed:
+    """A run as an SLA sees it: measured requests in order of arrival, and their deliveries.
+
+    requests: columns of ``metrics.requests_frame`` and ``e2e_s``, ``deliveries`` and, per itl term,
+    ``on_time BOUND``: deliveries within the bound. gap_s, gap_count: [n] classes of the time between two
+    deliveries, and how often each occurred, by traffic class name.
+    """
+
+    requests: pd.DataFrame
+    gaps: dict[str, tuple[Floats, Floats]]
+
+
+def observe(requests: pd.DataFrame, gap: Floats, sla: Sla) -> Observed:
+    """Count deliveries per request and per traffic class.
+
+    requests: from one engine, any subset of its ``requests_frame``. gap: [decode steps of that engine]
+    time since the step before, which is the gap of a request that was in both; the gap before a request's
+    first delivery is its own ``first_gap_s``.
+    """
+    first, deliveries = requests["first_step"].to_numpy(), requests["decode_steps"].to_numpy()
+    last, own = first + deliveries, requests["first_gap_s"].to_numpy()
+    second = np.minimum(first + 1, last)
+    counted: dict[str, Any] = {
+        "e2e_s": requests["finished_s"] - requests["queued_s"],
+        "deliveries": deliveries,
+    }
+    for term in sla.terms:
+        if term.metric == "itl":
+            bound = term.bound * (1 + ROUNDING)
+            within = np.concatenate([[0], np.cumsum(gap <= bound)])
+            counted[f"on_time {term.bound:g}"] = within[last] - within[second] + (own <= bound)
+    gaps = {}
+    for name, rows in requests.groupby("traffic_class", sort=True).indices.items():
+        # Requests that were in this step and in the one before: those that have joined, less those that left.
+        joined = np.bincount(second[rows], minlength=gap.size + 1)
+        left = np.bincount(last[rows], minlength=gap.size + 1)
+        mine = own[rows][deliveries[rows] > 0]
+        count = np.concatenate([np.cumsum(joined - left)[: gap.size], np.ones(mine.size)])
+        gaps[str(name)] = tally(np.concatenate([gap, mine]), count)
+    return Observed(requests.assign(**counted), gaps)
+
+
+def tally(gap_s: Floats, count: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Gaps put into classes ``GAP_RESOLUTION`` wide, with their counts."""
+    seen = (count > 0) & (gap_s > 0)
+    index = np.round(np.log(gap_s[seen]) / np.log(GAP_RESOLUTION)).astype(np.int64)
+    classes, position = np.unique(index, return_inverse=True)
+    counts: Floats = np.bincount(position, weights=count[seen], minlength=classes.size).astype(np.float64)
+    return np.power(GAP_RESOLUTION, classes.astype(np.float64)), counts
+
+
+def pool(parts: Sequence[Observed]) -> Observed:
+    """Several replicas as one, requests in order of arrival."""
+    requests = pd.concat([part.requests for part in parts], ignore_index=True)
+    gaps = {}
+    for name in sorted({name for part in parts for name in part.gaps}):
+        mine = [part.gaps[name] for part in parts if name in part.gaps]
+        gaps[name] = tally(np.concatenate([g for g, _ in mine]), np.concatenate([c for _, c in mine]))
+    return Observed(requests.sort_values(["queued_s", "request"], ignore_index=True), gaps)

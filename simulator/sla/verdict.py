@@ -1,0 +1,151 @@
+"""A run judged against an SLA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.core.statistics import ratio_interval, weighted_quantile
+from simulator.engine.metrics import Metrics
+from simulator.sla.observed import Observed
+from simulator.sla.terms import REQUEST_METRICS, SYSTEM_METRICS, Sla, Term
+
+
+@dataclass(frozen=True, slots=True)
+class TermResult:
+    """How a term fared. estimate: the metric's own value (NaN when saturated). share: of the requests
+    or deliveries to which it was kept, with its 95% half-width; NaN for means, where ``ci95`` is of the
+    estimate."""
+
+    term: Term
+    met: bool
+    estimate: float
+    share: float
+    ci95: float
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """A run against an SLA.
+
+    attainment: share of requests that kept every per-request term, and its 95% half-width.
+    goodput_per_s: such requests per second. All of it is NaN when the system is saturated: a queue
+    that grows without bound has no latency to report, only one that depends on when one stops looking.
+    """
+
+    met: bool
+    saturated: bool
+    attainment: float
+    attainment_ci95: float
+    goodput_per_s: float
+    requests: int
+    terms: tuple[TermResult, ...]
+
+    @property
+    def failing(self) -> tuple[Term, ...]:
+        """Terms that did not hold."""
+        return tuple(result.term for result in self.terms if not result.met)
+
+
+def assess(sla: Sla, observed: Observed, metrics: Metrics, span_s: float) -> Assessment:
+    """Judge a stable run over the requests observed, which arrived within ``span_s`` seconds."""
+    results = tuple(_judge(term, observed, metrics) for term in sla.terms)
+    kept = np.ones(len(observed.requests), dtype=bool)
+    for term in sla.terms:
+        if term.per_request:
+            kept &= _kept(term, observed.requests)
+    share, half = ratio_interval(kept, np.ones(kept.size))
+    half = max(half, unseen(share, kept.size))
+    met = all(result.met for result in results)
+    return Assessment(met, False, share, half, float(kept.sum() / span_s), int(kept.size), results)
+
+
+def unseen(share: float, requests: int) -> float:
+    """Half-width below which the interval of a share must not fall: failures too rare to have been seen.
+
+    None among n says no more than that at most 3 in n fail (95%).
+    """
+    return 3 / requests if share == 1 and requests else 0.0
+
+
+def saturated_assessment(sla: Sla, requests: int) -> Assessment:
+    """What can be said of a saturated run: that it is one."""
+    nan = float("nan")
+    results = tuple(TermResult(term, False, nan, nan, nan) for term in sla.terms)
+    return Assessment(False, True, nan, nan, nan, requests, results)
+
+
+def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
+    if term.metric in SYSTEM_METRICS:
+        value = float(getattr(metrics, term.metric))
+        half = metrics.throughput_ci95 if term.metric == "throughput_tok_per_s" else float("nan")
+        return TermResult(term, bool(term.holds(value)), value, float("nan"), half)
+    mine = observed.requests
+    if term.traffic_class is not None:
+        mine = mine[mine["traffic_class"] == term.traffic_class]
+    if term.quantile is None:
+        value, half = ratio_interval(*_mean_parts(term.metric, mine))
+        return TermResult(term, bool(term.holds(value)), value, float("nan"), half)
+    if term.metric == "itl":
+        estimate = _gap_quantile(term, observed)
+        good, of = mine[f"on_time {term.bound:g}"].to_numpy(), mine["deliveries"].to_numpy()
+    else:
+        values = metric_values(term.metric, mine).dropna().to_numpy()
+        estimate = float(np.quantile(values, term.quantile)) if values.size else float("nan")
+        good, of = term.holds(values), np.ones(values.size)
+    share, half = ratio_interval(good, of)
+    # Nothing to judge (no such request finished) is no breach.
+    met = bool(share >= term.required_share - 1e-12) if of.sum() else True
+    return TermResult(term, met, estimate, share, half)
+
+
+def _mean_parts(metric: str, requests: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A mean as sums over requests, with the definitions of ``metrics``."""
+    decode_s = (requests["finished_s"] - requests["first_token_s"]).to_numpy()
+    tokens, steps = requests["decode_tokens"].to_numpy(), requests["decode_steps"].to_numpy()
+    if metric == "tps":
+        return tokens, decode_s
+    if metric == "itl":
+        return decode_s, steps
+    if metric == "accepted_length":
+        return tokens, steps
+    values = metric_values(metric, requests).dropna().to_numpy()
+    return values, np.ones(values.size)
+
+
+def metric_values(metric: str, requests: pd.DataFrame) -> pd.Series[float]:
+    """A metric of every request. A request of one token has no TPOT, which then adds nothing to a sum."""
+    if "*" not in metric:
+        return requests[REQUEST_METRICS[metric][0]]
+    total = pd.Series(0.0, requests.index)
+    for part in metric.split("+"):
+        weight, _, name = part.partition("*")
+        column = requests[REQUEST_METRICS[name][0]]
+        total = total + float(weight) * (column.fillna(0.0) if name == "tpot" else column)
+    return total
+
+
+def _kept(term: Term, requests: pd.DataFrame) -> NDArray[np.bool_]:
+    """Whether each request had this term kept; a request that it does not concern counts as kept."""
+    if term.metric == "itl":
+        kept = requests[f"on_time {term.bound:g}"] >= term.required_share * requests["deliveries"]
+    else:
+        values = metric_values(term.metric, requests)
+        kept = term.holds(values) | values.isna()
+    if term.traffic_class is not None:
+        kept |= requests["traffic_class"] != term.traffic_class
+    return kept.to_numpy(dtype=bool)
+
+
+def _gap_quantile(term: Term, observed: Observed) -> float:
+    assert term.quantile is not None
+    names = observed.gaps if term.traffic_class is None else [term.traffic_class]
+    mine = [observed.gaps[name] for name in names if name in observed.gaps]
+    if not mine:
+        return float("nan")
+    gap, count = np.concatenate([g for g, _ in mine]), np.concatenate([c for _, c in mine])
+    return float(weighted_quantile(gap, count, [term.quantile])[0])

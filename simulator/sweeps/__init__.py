@@ -1,0 +1,1 @@
+"""Policies over load and seeds: frontiers, comparisons, load bands, regret."""

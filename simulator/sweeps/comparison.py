@@ -1,0 +1,116 @@
+"""Reading a frontier: what each policy gives under an SLA, by how much, and who wins at which load."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.sla.terms import Term, parse_term
+from simulator.sweeps.lines import SPEEDS, Line, lines
+
+BASELINE = "mtp1"
+"""The policy that gains are over where it is among those compared; otherwise the first one is."""
+
+Bound = float | str | Term
+"""A speed SLA as callers give it: ``80`` (on average), ``p10>=80``, ``tps_p10>=80``, or the term itself."""
+
+
+def parse_speed(bound: Bound) -> Term:
+    """A speed SLA. A bare number bounds the mean; ``p10>=80`` is a promise to 90% of the requests."""
+    if isinstance(bound, Term):
+        term = bound
+    else:
+        text = str(bound).strip()
+        try:
+            number = float(text)
+        except ValueError:
+            term = parse_term(f"tps_{text}" if re.match(r"(mean|p\d)", text) else text)
+        else:
+            if not 0 < number < math.inf:
+                raise BadInputError("must be positive", source="--sla", value=text, remedy="in tokens/s/user")
+            term = parse_term(f"tps_mean>={repr(number).removesuffix('.0')}")
+    if term.key not in SPEEDS or term.comparison != ">=":
+        raise BadInputError(
+            "is not a speed that is compared", source="--sla", value=term.text,
+            remedy="write 80 or tps_mean>=80 for the mean, p10>=80 or p50>=80 for a share of the users",
+        )  # fmt: skip
+    return term
+
+
+def promise(term: Term) -> str:
+    """A speed SLA in words."""
+    if term.quantile is None:
+        return f"at least {term.bound:g} tokens/s per user on average"
+    share = f"{1 - term.quantile:.0%} of the users (p{100 * term.quantile:g})"
+    return f"at least {term.bound:g} tokens/s for {share}"
+
+
+def baseline_of(frontier: pd.DataFrame) -> str:
+    """The policy that gains are over: MTP-1 where it is compared, otherwise the first."""
+    policies = list(dict.fromkeys(frontier["policy"]))
+    return BASELINE if BASELINE in policies else str(policies[0])
+
+
+def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
+    """Each policy's best throughput under each SLA on generation speed; see ``parse_speed``.
+
+    gain: over the baseline (``baseline_of``) at the same SLA. speed_gain: mean speed over the baseline's at
+    the baseline's throughput there ("at matched throughput"). tps_mean, tps_p10: the speeds at that load.
+    lower_bound: the sweep ended before the SLA was reached.
+    Raises ``InfeasibleError`` naming the nearest feasible value if no policy can meet an SLA.
+    """
+    by_policy, base = lines(frontier), baseline_of(frontier)
+    rows = []
+    for term in map(parse_speed, slas):
+        _refuse_if_nobody_can(by_policy, term)
+        reference = by_policy[base].at_sla(term)
+        for policy, line in by_policy.items():
+            found = line.at_sla(term)
+            matched = line.tps_at_throughput(reference.throughput)
+            rows.append(
+                {
+                    "sla": term.text,
+                    "sla_tok_per_s": term.bound,
+                    "policy": policy,
+                    "throughput_tok_per_s": found.throughput,
+                    "concurrency": found.concurrency,
+                    "tps_mean": found.tps_mean,
+                    "tps_p10": found.tps_p10,
+                    "baseline": base,
+                    "gain": found.throughput / reference.throughput - 1,
+                    "speed_gain": matched / reference.tps_mean - 1,
+                    "lower_bound": found.lower_bound,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def speed_gain_range(frontier: pd.DataFrame, policy: str, baseline: str | None = None) -> tuple[float, float]:
+    """Smallest and largest gain in mean speed of a policy over the baseline at equal throughput."""
+    by_policy = lines(frontier)
+    base, line = by_policy[baseline or baseline_of(frontier)], by_policy[policy]
+    levels = np.linspace(
+        max(base.throughput[0], line.throughput[0]), min(base.throughput[-1], line.throughput[-1]), 200
+    )
+    gains = [line.tps_at_throughput(level) / base.tps_at_throughput(level) - 1 for level in levels]
+    return float(np.nanmin(gains)), float(np.nanmax(gains))
+
+
+def _refuse_if_nobody_can(by_policy: dict[str, Line], term: Term) -> None:
+    best = {
+        policy: float(np.nanmax(line.speeds[term.key], initial=0.0))
+        for policy, line in by_policy.items()
+        if policy != "oracle"
+    }
+    if best and max(best.values()) < term.bound:
+        name = max(best, key=lambda policy: best[policy])
+        how = "on average" if term.quantile is None else f"for {1 - term.quantile:.0%} of the users"
+        raise InfeasibleError(
+            f"no policy reaches {term.bound:g} tokens/s/user {how} at any simulated load; the nearest "
+            f"feasible SLA is {best[name]:.4g} ({name} at the lowest concurrency)"
+        )

@@ -1,0 +1,198 @@
+"""Sweeps over policies, concurrency and seeds: the throughput-latency frontier as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from simulator.core.errors import BadInputError, refuse_repeats
+from simulator.core.statistics import mean_interval
+from simulator.deployment.deployment import Deployment
+from simulator.deployment.setup import Setup
+from simulator.engine.limits import EngineLimits
+from simulator.engine.run import enough_requests, simulate
+from simulator.parallel.backends import Backend
+from simulator.parallel.cells import run_cells
+from simulator.schedulers.parse import Policy
+from simulator.sweeps.comparison import Bound
+from simulator.sweeps.refine import loads_to_add
+from simulator.traffic.arrivals import ClosedLoop
+from simulator.traffic.lengths import Lengths, parse_lengths
+from simulator.traffic.sources import SyntheticTraffic, TrafficClass
+
+MEASURED = (
+    "throughput_tok_per_s", "tps_mean", "tps_p10", "tps_p50", "verification_budget_mean",
+    "accepted_length_mean", "acceptance_rate", "batch_tokens_mean", "step_time_mean_s", "wasted_fraction",
+    "itl_p50_s", "itl_p99_s", "tpot_p50_s", "tpot_p99_s", "steps_outside_fraction",
+)  # fmt: skip
+"""Columns of a frontier that are means over seeds."""
+
+REQUEST_STEPS = 60_000
+"""Request-steps a cell simulates at least unless told otherwise: equal precision at every concurrency, and
+an accepted length of spread 1.6 known to well under a percent over three seeds."""
+
+GUESSES, MOST_TURNS = 3, 30
+"""Times that loads are added where answers are interpolated, and in all: after the guesses, which do for a
+smooth curve, ranges are halved, the baseline's first and then those that depend on it."""
+
+FEW_TURNOVERS = 3.0
+"""Finished requests per slot below which the quantiles of speed are those of short outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierRun:
+    """One policy at one concurrency with one seed: an independent piece of a sweep.
+
+    steps: engine steps; None runs ``steps_for`` the concurrency, and on until every slot has finished some
+    requests (``simulation.enough_requests``).
+    """
+
+    plan: Setup
+    limits: EngineLimits
+    lengths: Lengths
+    steps: int | None
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class MixCell:
+    """A policy with several classes of requests at one concurrency. plans: one per class, of one policy."""
+
+    plans: tuple[Setup, ...]
+    limits: EngineLimits
+    classes: tuple[TrafficClass, ...]
+    steps: int | None
+    seed: int
+
+
+def sweep_frontier(
+    deployment: Deployment,
+    policies: Sequence[Policy],
+    concurrency: Sequence[int],
+    *,
+    seeds: int = 3,
+    lengths: Lengths | None = None,
+    steps: int | None = None,
+    workers: int = 1,
+    slas: Sequence[Bound] = (),
+    progress: bool = False,
+    backend: Backend = "loky",
+    address: str | None = None,
+    directory: Path | None = None,
+) -> pd.DataFrame:
+    """Every policy at every concurrency in a closed loop, prefill elsewhere: one row each.
+
+    Policies meet common random numbers: the same seeds give the same requests and drafts. Means are
+    over seeds; ``throughput_ci95`` is the half-width over seeds, or the run's own for a single one.
+    ``tps_p10_ci95`` is over seeds alone. ``steps`` fixes the engine steps per run; by default they follow
+    from ``REQUEST_STEPS`` and from how long requests live. ``finished_per_slot``: requests finished in the
+    measured window of a run per slot, the fewest over seeds; below ``FEW_TURNOVERS`` the quantiles of speed
+    are those of short outputs. slas: speed SLAs around whose answers loads are added to those given, policy
+    by policy, until the answers depend on the given ones no more; ``added`` marks their rows.
+    Raises ``BadInputError`` for a policy or a load given twice: it would count as new data.
+    workers, backend, address, directory: how the cells run and where they are kept; see ``sweep.run_cells``.
+    """
+    refuse_repeats((policy.name for policy in policies), "policies")
+    _check(concurrency, seeds, steps)
+    plans = [deployment.plan(policy) for policy in policies]
+    drawn = parse_lengths("default") if lengths is None else lengths
+    by_name = {plan.policy.name: plan for plan in plans}
+
+    def simulated(wanted: Sequence[tuple[str, int]], label: str, place: Path | None) -> pd.DataFrame:
+        cells = [
+            FrontierRun(by_name[policy], deployment.limits(load), drawn, steps, seed)
+            for seed in range(seeds)  # outermost, so that workers meet one realised trace after the other
+            for policy, load in wanted
+        ]
+        rows = run_cells(
+            run_cell, cells, workers=workers, progress=progress, label=label,
+            backend=backend, address=address, directory=place,
+        )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    given = [(policy, load) for policy in by_name for load in concurrency]
+    rows = simulated(given, "Frontier", directory)
+    table = _over_seeds(rows, list(by_name), seeds)
+    for turn in range(MOST_TURNS if slas else 0):
+        wanted = loads_to_add(table, slas, halve=turn >= GUESSES)
+        if not wanted:
+            break
+        place = None if directory is None else directory / f"added-{turn + 1}"
+        rows = pd.concat([rows, simulated(wanted, "Around the SLA", place)])
+        table = _over_seeds(rows, list(by_name), seeds)
+    table["added"] = [(row.policy, row.concurrency) not in set(given) for row in table.itertuples()]
+    return table
+
+
+def steps_for(concurrency: int) -> int:
+    """Engine steps that give ``REQUEST_STEPS`` at this concurrency, within 400 to 3,000: at least."""
+    return int(np.clip(REQUEST_STEPS // concurrency, 400, 3000))
+
+
+def run_cell(cell: FrontierRun) -> dict[str, object]:
+    """Simulate one cell; the row names its policy, concurrency and seed."""
+    classes = (TrafficClass("default", cell.lengths),)
+    return run_mix(MixCell((cell.plan,), cell.limits, classes, cell.steps, cell.seed))
+
+
+def run_mix(cell: MixCell) -> dict[str, object]:
+    """Simulate a mix of classes in a closed loop: row as of ``run_cell``."""
+    load = cell.limits.concurrency
+    # More requests than slots by far, so that cycling through them shows no pattern.
+    workload = SyntheticTraffic(ClosedLoop(), cell.classes).workload(cell.seed, requests=max(2048, 8 * load))
+    plan = cell.plans[0]
+    run = simulate(
+        workload,
+        [each.replay(cell.seed) for each in cell.plans],
+        plan.scheduler,
+        plan.cost,
+        cell.limits,
+        believed=plan.believed,
+        seed=cell.seed,
+        steps=cell.steps or steps_for(load),
+        finish=enough_requests(load) if cell.steps is None else 0,
+    )
+    key = {"policy": plan.policy.name, "concurrency": load, "seed": cell.seed, "drafter": plan.drafter}
+    return key | run.metrics.as_row()
+
+
+def _over_seeds(rows: pd.DataFrame, policies: Sequence[str], seeds: int) -> pd.DataFrame:
+    table = []
+    for (policy, load), group in rows.groupby(["policy", "concurrency"], sort=False):
+        _, half = mean_interval(group["throughput_tok_per_s"].to_numpy())
+        row = {"policy": policy, "concurrency": load, "drafter": group["drafter"].iloc[0]}
+        row |= {name: float(group[name].mean()) for name in MEASURED}
+        row |= {
+            "throughput_ci95": half if seeds > 1 else float(group["throughput_ci95"].iloc[0]),
+            "tps_p10_ci95": mean_interval(group["tps_p10"].to_numpy())[1],
+            "finished_per_slot": float((group["requests_finished"] / group["concurrency"]).min()),
+            "seeds": seeds,
+            "steps": int(group["steps"].sum()),
+        }
+        table.append(row)
+    first = ["policy", "concurrency", "throughput_tok_per_s", "throughput_ci95"]
+    frame = pd.DataFrame(table)
+    frame = frame[first + [name for name in frame.columns if name not in first]]
+    rank = {policy: position for position, policy in enumerate(policies)}
+    return frame.sort_values(
+        ["policy", "concurrency"],
+        key=lambda column: column.map(rank) if column.name == "policy" else column,
+        ignore_index=True,
+    )
+
+
+def _check(concurrency: Sequence[int], seeds: int, steps: int | None) -> None:
+    if not concurrency:
+        raise BadInputError("names no load", field="concurrency", remedy="as in 10,20,50")
+    for load in concurrency:
+        if load < 1:
+            raise BadInputError("must be at least 1", field="concurrency", value=load)
+    refuse_repeats(concurrency, "concurrency")
+    if seeds < 1:
+        raise BadInputError("must be at least 1", field="seeds", value=seeds)
+    if steps is not None and steps < 1:
+        raise BadInputError("must be at least 1", field="steps", value=steps)

@@ -1,0 +1,102 @@
+"""A frontier as one line per policy, and what each gives under an SLA."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from simulator.core.arrays import Floats
+from simulator.sla.terms import Term
+
+SPEEDS = ("tps_mean", "tps_p10", "tps_p50")
+"""Columns of a frontier that an SLA can bound. The paper's speed is the mean: throughput / requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class AtSla:
+    """What a policy gives at a bound: its best throughput there, the load, and the speeds at that load.
+
+    lower_bound: the sweep ended before the SLA was reached. All NaN where it cannot be met.
+    """
+
+    throughput: float = math.nan
+    concurrency: float = math.nan
+    tps_mean: float = math.nan
+    tps_p10: float = math.nan
+    lower_bound: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One policy's frontier over concurrency, increasing: throughput and speeds per user, decreasing.
+
+    Between simulated loads the time per token, of a slot and of a user, is taken as linear in concurrency:
+    the straight line of the frontier's plot, exact for a linear step time.
+    """
+
+    policy: str
+    concurrency: Floats
+    throughput: Floats
+    speeds: dict[str, Floats]
+
+    @property
+    def tps(self) -> Floats:
+        """Mean speed per user."""
+        return self.speeds["tps_mean"]
+
+    def bracket(self, term: Term) -> tuple[int, int] | None:
+        """Indices of the last load that keeps a term and of the one after it; None where none keeps it.
+
+        Both are the same where the last load of all keeps it.
+        """
+        meets = self.speeds[term.key] >= term.bound
+        if not meets.any():
+            return None
+        last = int(np.flatnonzero(meets)[-1])
+        return last, min(last + 1, len(meets) - 1)
+
+    def at_sla(self, term: Term) -> AtSla:
+        """Best throughput that keeps a term."""
+        ends = self.bracket(term)
+        if ends is None:
+            return AtSla()
+        last, after = ends
+        load = float(self.concurrency[last])
+        if after != last:
+            slowness = 1 / self.speeds[term.key][[last, after]]
+            load = float(np.interp(1 / term.bound, slowness, self.concurrency[[last, after]]))
+        mean, p10 = (self._between(self.speeds[name], load) for name in ("tps_mean", "tps_p10"))
+        if after != last and term.key == "tps_mean":
+            mean = term.bound  # rounding apart, what was interpolated
+        slot = self._between(self.throughput / self.concurrency, load)
+        return AtSla(load * slot, load, mean, p10, last + 1 == len(self.concurrency))
+
+    def tps_at_throughput(self, throughput: float) -> float:
+        """Mean speed per user at the lowest load that gives that throughput; NaN outside its range."""
+        reach, first = np.unique(np.maximum.accumulate(self.throughput), return_index=True)
+        if not reach[0] <= throughput <= reach[-1]:
+            return float("nan")
+        return float(np.interp(throughput, reach, self.tps[first]))
+
+    def _between(self, rate: Floats, load: float) -> float:
+        """A rate between simulated loads, its inverse linear; NaN where a neighbour's is unknown."""
+        with np.errstate(divide="ignore"):
+            return float(1 / np.interp(load, self.concurrency, 1 / rate))
+
+
+def lines(frontier: pd.DataFrame) -> dict[str, Line]:
+    """A frontier table as one line per policy, in the order of the table."""
+    result = {}
+    for policy, group in frontier.groupby("policy", sort=False):
+        ordered = group.sort_values("concurrency")
+
+        def column(name: str, rows: pd.DataFrame = ordered) -> Floats:
+            return rows[name].to_numpy(dtype=np.float64) if name in rows else np.full(len(rows), np.nan)
+
+        speeds = {name: column(name) for name in SPEEDS}
+        line = Line(str(policy), column("concurrency"), column("throughput_tok_per_s"), speeds)
+        result[str(policy)] = line
+    return result

@@ -1,0 +1,81 @@
+"""Which loads to add so that an answer no longer depends on the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from simulator.sla.terms import Term
+from simulator.sweeps.comparison import Bound, baseline_of, parse_speed
+from simulator.sweeps.lines import Line, lines
+
+SHARE = 0.01
+"""Answers are refined until the loads on both sides are this near, as a share of the load, or neighbours."""
+
+
+def loads_to_add(
+    frontier: pd.DataFrame, slas: Sequence[Bound], *, halve: bool = False
+) -> list[tuple[str, int]]:
+    """Policies and loads to simulate so that answers do not rest on far interpolation; empty: none.
+
+    Looked for is each policy's load at each SLA, and its load at the baseline's throughput there. A load
+    that keeps the SLA and the next that does not must be neighbours, or within twice ``SHARE`` of the answer
+    or twice the interval of its throughput. A policy that fails at the lowest load is tried at one.
+    halve: take the middle rather than the interpolated load, which creeps along a curve with risers.
+    """
+    by_policy, base = lines(frontier), baseline_of(frontier)
+    noise = _noise(frontier)
+    wanted: dict[tuple[str, int], None] = {}
+    for term in map(parse_speed, slas):
+        level = by_policy[base].at_sla(term).throughput
+        for policy, line in by_policy.items():
+            share = max(SHARE, noise[policy])
+            for load in (_at_term(line, term, share, halve), _at_throughput(line, level, share, halve)):
+                if load is not None and load not in line.concurrency:
+                    wanted[policy, load] = None
+    return list(wanted)
+
+
+def _noise(frontier: pd.DataFrame) -> dict[str, float]:
+    """Relative half-width of each policy's throughput, the median over its loads; 0 where unknown."""
+    relative = frontier["throughput_ci95"] / frontier["throughput_tok_per_s"]
+    median = relative.groupby(frontier["policy"], sort=False).median().fillna(0.0)
+    return {str(policy): float(value) for policy, value in median.items()}
+
+
+def _at_term(line: Line, term: Term, share: float, halve: bool) -> int | None:
+    ends = line.bracket(term)
+    if ends is None:
+        return 1  # perhaps a request alone is fast enough
+    last, after = ends
+    if last == after:
+        return None  # the sweep ends before the SLA binds, and the answer says so
+    low, high = line.concurrency[last], line.concurrency[after]
+    return _inside(low, high, line.at_sla(term).concurrency, share, halve)
+
+
+def _at_throughput(line: Line, level: float, share: float, halve: bool) -> int | None:
+    """Where the line first reaches a throughput; None where it never does, or needs no closer look."""
+    reached = np.flatnonzero(line.throughput >= level)
+    if not reached.size:
+        return None
+    first = int(reached[0])
+    if first == 0:
+        return 1
+    before = float(line.concurrency[first - 1])
+    guess = level / line.tps_at_throughput(level) if line.throughput[first - 1] <= level else before
+    return _inside(before, line.concurrency[first], guess, share, halve)
+
+
+def _inside(low: float, high: float, guess: float, share: float, halve: bool) -> int | None:
+    """A load between two to simulate next; None where they are near enough.
+
+    The guess, or where that is next to an end a load just beyond: so that the answer is closed in from both
+    sides even where a curve has risers between them.
+    """
+    margin = max(1, int(share * guess))
+    if high - low <= 2 * margin:
+        return None if high - low <= 1 or margin > 1 else int(low) + 1
+    return int(np.clip(round((low + high) / 2 if halve else guess), low + margin, high - margin))

@@ -1,0 +1,1 @@
+"""Requests: their lengths, their arrivals, recorded files, and how text names them."""

@@ -1,0 +1,1 @@
+"""Recorded requests: files in the layouts that serving systems write."""

@@ -1,0 +1,140 @@
+"""Workload files: the published layouts, and the CSV or JSON-lines table that a user would write.
+
+A file passes through four steps: rows (``traffic_tables``), what its columns mean (``_recognise`` and
+``traffic_clocks``), numbers and their rules (``_Fields``), a ``Workload``. A row that breaks a rule is
+malformed: an error by default, listed in the ``ReadReport`` when asked to skip. No row vanishes unreported.
+docs/formats.md shows every layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.core.errors import BadInputError
+from simulator.traffic.recorded.columns import Fields
+from simulator.traffic.recorded.layouts import (
+    OUTPUT_COLUMNS,
+    PROMPT_COLUMNS,
+    Layout,
+    Options,
+    check_options,
+    recognise,
+    required,
+)
+from simulator.traffic.recorded.tables import MalformedRow, read_table
+from simulator.traffic.workload import Workload
+
+_MALFORMED_REMEDY = "mend them, or skip and report them (skip_malformed=True, FILE@skip-malformed)"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReport:
+    """What became of every row of a file: ``rows == requests + len(malformed)``."""
+
+    path: str
+    layout: str
+    rows: int
+    requests: int
+    malformed: tuple[MalformedRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()  # what the file does not say itself: an inferred unit, placed turns
+
+    def summary(self) -> str:
+        """One line for a terminal or a report, the notes and the first malformed rows included."""
+        text = f"{self.path}: {self.requests:,} requests ({self.layout})"
+        if self.malformed:
+            text += f", {len(self.malformed):,} of {self.rows:,} rows malformed and skipped: "
+            text += _first_few(self.malformed)
+        return "; ".join([text, *self.assumed, *self.notes])
+
+
+def read_workload(
+    path: Path | str,
+    *,
+    skip_malformed: bool = False,
+    sort: bool = False,
+    unit: str | None = None,
+    time_column: str | None = None,
+    block_tokens: int | None = None,
+    turn_tokens_per_s: float | None = None,
+) -> tuple[Workload, ReadReport]:
+    """Read a workload file, plain or packed (gzip, zstd), whose layout is recognised from its columns.
+
+    Read are the traces of Azure, BurstGPT, Mooncake, Bailian, GuideLLM, Dynamo, AIPerf and Vidur, exports
+    of gateways with ISO times, and any CSV or JSON lines with ``prompt_tokens`` and ``output_tokens``, an
+    arrival with its unit (``arrival_s``, ``timestamp_ms``, ...; without any column of times the workload is
+    a closed loop) and optionally ``class`` and ``hash_ids``. docs/formats.md lists them, with how units are
+    told apart.
+
+    Malformed rows (a missing or unreadable value, NaN, a length below 1, time going back) raise
+    ``BadInputError`` naming the first few; with ``skip_malformed`` they are left out and reported.
+
+    sort: put rows in order of arrival first. unit: of the arrivals, s, ms, us or ns, where the file does not
+    say. time_column: which column holds the arrivals. block_tokens: tokens per hash id (default: what the
+    layout has). turn_tokens_per_s: speed at which the turns of sessions are assumed to be generated, in
+    tokens/s; where later turns are recorded by their delay after the turn before, they are placed by it.
+    """
+    options = Options(sort, unit, block_tokens, turn_tokens_per_s, skip_malformed)
+    table = read_table(Path(path))
+    layout = recognise(table, time_column)
+    check_options(table, layout, options)
+    fields = Fields(table, layout, options)
+    malformed = fields.malformed()
+    if malformed and not skip_malformed:
+        disordered = any("goes back in time" in row.reason for row in malformed)
+        raise BadInputError(
+            f"{len(malformed):,} of {fields.rows:,} rows are malformed: {_first_few(malformed)}",
+            source=table.path,
+            remedy="; ".join(
+                [
+                    _MALFORMED_REMEDY,
+                    *fields.hints,
+                    *(["FILE@sort sorts them by arrival"] if disordered else []),
+                ]
+            ),
+        )
+    if len(malformed) == fields.rows:
+        raise BadInputError(
+            "has no usable row", source=table.path, remedy=_first_few(malformed) or "add requests"
+        )
+    workload = fields.workload()
+    report = ReadReport(
+        table.path,
+        fields.layout_name,
+        fields.rows,
+        len(workload),
+        malformed,
+        tuple(fields.notes),
+        tuple(fields.assumed),
+    )
+    return workload, report
+
+
+def read_lengths(
+    path: Path | str, *, skip_malformed: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Prompt and output tokens of a workload file, [rows] each, whatever its clock."""
+    table = read_table(Path(path))
+    columns = (required(table, "prompt", PROMPT_COLUMNS), required(table, "output", OUTPUT_COLUMNS))
+    fields = Fields(table, Layout("lengths", *columns, clock=None), Options())
+    malformed = fields.malformed()
+    if malformed and not (skip_malformed and len(malformed) < fields.rows):
+        raise BadInputError(
+            f"{len(malformed):,} of {fields.rows:,} rows are malformed: {_first_few(malformed)}",
+            source=table.path,
+            remedy=_MALFORMED_REMEDY,
+        )
+    workload = fields.workload()
+    if not len(workload):
+        raise BadInputError("has no usable row", source=table.path, remedy="add requests")
+    return workload.prompt_tokens, workload.output_tokens
+
+
+def _first_few(malformed: Sequence[MalformedRow], shown: int = 5) -> str:
+    more = f"; and {len(malformed) - shown:,} more" if len(malformed) > shown else ""
+    return "; ".join(map(str, malformed[:shown])) + more

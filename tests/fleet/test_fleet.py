@@ -1,0 +1,187 @@
+"""Fleets: every request served once, routers that do what they say, saturation that is called so."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.core.errors import BadInputError
+from simulator.cost.models import AdditiveCost, ThroughputCurve
+from simulator.deployment.acceptance_text import parse_acceptance
+from simulator.deployment.setup import Setup
+from simulator.engine.batch import WAITS
+from simulator.engine.limits import EngineLimits
+from simulator.fleet.fleet import simulate_fleet
+from simulator.fleet.layout import Fleet
+from simulator.fleet.routers import LeastLoaded, PowerOfTwo
+from simulator.schedulers.parse import parse_policy
+from simulator.sla.terms import parse_sla
+from simulator.traffic.arrivals import PoissonArrivals
+from simulator.traffic.lengths import parse_lengths
+from simulator.traffic.sources import SyntheticTraffic, TrafficClass
+from simulator.traffic.workload import PrefixBlocks, Workload
+
+SLA = parse_sla(["tps_p10>=20", "ttft_p99<=2s"])
+CURVE = ThroughputCurve([1, 64, 512], [100.0, 70.0, 25.0])
+
+
+def plan(policy: str = "dspark-async", cost: object = CURVE) -> Setup:
+    parsed = parse_policy(policy)
+    model = parse_acceptance("length:3@4")
+    return Setup(parsed, "dspark", model, cost, cost)  # type: ignore[arg-type]
+
+
+def traffic(rate: float, requests: int = 600, lengths: str = "fixed:50/60") -> Workload:
+    process = SyntheticTraffic(PoissonArrivals(rate), (TrafficClass("default", parse_lengths(lengths)),))
+    return process.workload(0, requests=requests)
+
+
+@pytest.mark.parametrize("router", ["round-robin", "least-loaded", "power-of-two"])
+def test_every_request_is_served_once(router: str) -> None:
+    run = simulate_fleet(traffic(20), [plan()], Fleet(4, EngineLimits(16), router=router), SLA)  # type: ignore[arg-type]
+    assert run.replicas["requests"].sum() == 600
+    assert run.observed is not None
+    assert run.observed.requests["queued_s"].is_monotonic_increasing
+    assert run.assessment.met
+    # Warm-up and cool-down are served and not judged.
+    assert run.assessment.requests == pytest.approx(450, abs=40)
+
+
+def test_round_robin_deals_in_turn() -> None:
+    run = simulate_fleet(traffic(20), [plan()], Fleet(4, EngineLimits(16)), SLA)
+    assert list(run.replicas["requests"]) == [150] * 4
+
+
+def test_results_do_not_depend_on_workers() -> None:
+    fleet = Fleet(4, EngineLimits(16), "power-of-two", pods=2)
+    one = simulate_fleet(traffic(20), [plan()], fleet, SLA)
+    two = simulate_fleet(traffic(20), [plan()], fleet, SLA, workers=2)
+    assert one.assessment == two.assessment
+    assert one.replicas.equals(two.replicas)
+
+
+def test_balancing_shortens_the_tail() -> None:
+    """Uneven requests pile up behind a blind router; knowing the loads avoids it."""
+    uneven = traffic(20, 500, "fixed:50/lognormal:150,cv=2.5,max=4000")
+    tails = {}
+    for router in ("round-robin", "power-of-two", "least-loaded"):
+        run = simulate_fleet(uneven, [plan()], Fleet(8, EngineLimits(8), router=router), SLA)  # type: ignore[arg-type]
+        assert run.observed is not None
+        tails[router] = float(run.observed.requests["ttft_s"].quantile(0.99))
+    assert tails["least-loaded"] < tails["power-of-two"] < tails["round-robin"]
+
+
+def test_saturation_is_said_and_not_measured() -> None:
+    run = simulate_fleet(traffic(300, 2000, "fixed:50/200"), [plan()], Fleet(2, EngineLimits(8)), SLA)
+    assert run.assessment.saturated
+    assert not run.assessment.met
+    assert math.isnan(run.assessment.attainment)
+    assert run.observed is None
+    waits = run.replicas[list(WAITS)]
+    assert set(waits.idxmax(axis=1)) == {"waited_slot_s"}
+    assert waits["waited_slot_s"].min() > 5
+
+
+def test_kv_capacity_is_named_as_what_requests_wait_for() -> None:
+    limits = EngineLimits(64, kv_tokens=1000)
+    run = simulate_fleet(traffic(200, 1000), [plan()], Fleet(1, limits), SLA)
+    assert run.replicas["waited_kv_s"].iloc[0] > 0.5
+    assert run.replicas["waited_slot_s"].iloc[0] == 0
+
+
+def shared_prefixes(requests: int = 400) -> Workload:
+    """Twenty conversations of one system prompt each: 8 common blocks of 16 tokens, then their own."""
+    rng = np.random.default_rng(3)
+    rows = [
+        [100 * topic + block for block in range(8)] + [10_000 + i]
+        for i, topic in enumerate(rng.integers(20, size=requests))
+    ]
+    arrival = np.cumsum(rng.exponential(0.1, requests))
+    prefix = PrefixBlocks.from_rows(rows, 16)
+    return Workload.single_class(arrival, np.full(requests, 144), np.full(requests, 20), prefix=prefix)
+
+
+def test_prefix_reuse_saves_prefill_and_awareness_saves_more() -> None:
+    slow_prefill = EngineLimits(16, prefill="elsewhere", prefill_tokens_per_s=1500.0)
+    ttft, hits = {}, {}
+    for name, router, cache in (
+        ("none", "round-robin", None), ("blind", "round-robin", 400), ("aware", "prefix-aware", 400),
+    ):  # fmt: skip
+        fleet = Fleet(4, slow_prefill, router=router, prefix_cache_tokens=cache)  # type: ignore[arg-type]
+        run = simulate_fleet(shared_prefixes(), [plan()], fleet, SLA)
+        assert run.observed is not None
+        ttft[name] = float(run.observed.requests["ttft_s"].mean())
+        hits[name] = float(run.replicas["prefix_hit_share"].mean())
+    assert hits["none"] == 0 < hits["blind"] < hits["aware"] < 128 / 144
+    assert ttft["aware"] < ttft["blind"] < ttft["none"]
+
+
+def test_a_prompt_held_whole_still_prefills_one_token() -> None:
+    same = PrefixBlocks.from_rows([[1, 2]] * 50, 16)
+    arrival = np.arange(50) * 0.2
+    workload = Workload.single_class(arrival, np.full(50, 32), np.full(50, 20), prefix=same)
+    limits = EngineLimits(8, prefill="chunked", chunk_tokens=64)
+    run = simulate_fleet(workload, [plan()], Fleet(1, limits, prefix_cache_tokens=64), SLA)
+    assert run.replicas["prefix_hit_share"].iloc[0] == pytest.approx(49 * 31 / (50 * 32))
+
+
+def test_steps_beyond_the_cost_table_are_counted() -> None:
+    short = AdditiveCost(0.01, [1, 4], [0.0, 0.001], [1, 8], [0.0, 0.002], beyond="last-slope")
+    run = simulate_fleet(traffic(40), [plan(cost=short)], Fleet(1, EngineLimits(32)), SLA)
+    assert run.replicas["steps_outside_fraction"].iloc[0] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"replicas": 0}, "at least 1"),
+        ({"replicas": 4, "router": "magic"}, "is not known"),
+        ({"replicas": 4, "router": "least-loaded", "pods": 3}, "divide"),
+        ({"replicas": 4, "router": "prefix-aware"}, "cache to be aware of"),
+        ({"replicas": 4, "prefix_cache_tokens": 0}, "at least 1"),
+        ({"replicas": 4, "prefill_workers": 2}, "no known speed"),
+    ],
+)
+def test_bad_fleets_are_explained(options: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        Fleet(limits=EngineLimits(4), **options)  # type: ignore[arg-type]
+
+
+def test_prefix_cache_needs_traffic_with_prefixes() -> None:
+    with pytest.raises(BadInputError, match="which prefixes are common"):
+        simulate_fleet(traffic(20), [plan()], Fleet(1, EngineLimits(4), prefix_cache_tokens=100), SLA)
+
+
+def test_closed_loops_are_refused() -> None:
+    closed = Workload.single_class(None, np.full(5, 10), np.full(5, 10))
+    with pytest.raises(BadInputError, match="arrival times"):
+        simulate_fleet(closed, [plan()], Fleet(1, EngineLimits(4)), SLA)
+
+
+def test_routers_choose_by_load() -> None:
+    loads = np.array([3, 1, 2])
+    assert LeastLoaded(loads, np.random.default_rng(0)).choose(0) == 1
+    router = PowerOfTwo(loads, np.random.default_rng(0))
+    chosen = np.bincount([router.choose(i) for i in range(3000)], minlength=3) / 3000
+    # With replacement: the busiest wins only against itself, the idlest in 5 of 9 pairs.
+    assert chosen == pytest.approx([1 / 9, 5 / 9, 3 / 9], abs=0.03)
+
+
+def test_a_fleet_resumes_from_its_finished_pods(tmp_path: Path) -> None:
+    fleet = Fleet(4, EngineLimits(16), pods=2)
+    whole = simulate_fleet(traffic(20), [plan()], fleet, SLA)
+    kept = simulate_fleet(traffic(20), [plan()], fleet, SLA, directory=tmp_path)
+    pods = sorted((tmp_path / "cells").glob("*.parquet"))
+    assert len(pods) == 2
+    pods[0].unlink()  # as if killed before its end
+    left = pods[1].stat().st_mtime_ns
+    resumed = simulate_fleet(traffic(20), [plan()], fleet, SLA, directory=tmp_path)
+    assert pods[1].stat().st_mtime_ns == left
+    for run in (kept, resumed):
+        pd.testing.assert_frame_equal(run.replicas, whole.replicas)
+        assert run.assessment == whole.assessment
+        assert run.metrics == whole.metrics

@@ -1,0 +1,266 @@
+"""A small validation on a CPU: tables, parity, refusals, resumption, tolerances; and the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from simulator.acceptance.trace import AcceptanceTrace
+from simulator.acceptance.trace_file import save_trace
+from simulator.cli import device as serving_commands
+from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.core.files import read_json
+from simulator.core.provenance import Provenance
+from simulator.deployment.deployment import Deployment
+from simulator.deployment.profile import Profile
+from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
+from simulator.engine.limits import EngineLimits
+from simulator.live.checks.validation import ValidationCase, check_profile, validate
+from simulator.live.device import OutOfMemoryError, device_name
+from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.models.pairs import new_dspark, new_mtp, save_draft
+from simulator.report.style import save
+from simulator.report.validation import plot_frontiers, plot_lengths
+from simulator.schedulers.parse import parse_policy
+from simulator.traffic.lengths import parse_lengths
+from tests.live.conftest import MakeTarget
+from tests.support.modelled_device import modelled_device
+
+
+@pytest.fixture(scope="module")
+def target(make_target: MakeTarget) -> Any:
+    return make_target()
+
+
+@pytest.fixture(scope="module")
+def drafters(target: Any) -> Any:
+    dspark = new_dspark(target, mask_token_id=5, block_size=4, num_layers=1, markov_rank=4)
+    return {"dspark": dspark, "mtp1": new_mtp(target)}
+
+
+def trace(name: str, gamma: int) -> AcceptanceTrace:
+    draw = np.random.default_rng(gamma)
+    logits = draw.normal(1.0, 1.0, (400, gamma)).astype(np.float32)
+    passed = draw.random((400, gamma)) < 1 / (1 + np.exp(-logits))
+    return AcceptanceTrace(
+        name=name, confidence_logits=logits, sequence_start=np.arange(0, 401, 40),
+        provenance=Provenance(kind="synthetic", source="test", date="2026-01-01"),
+        accepted=np.cumprod(passed, axis=1).sum(axis=1).astype(np.uint8),
+    )  # fmt: skip
+
+
+def profile_of(target: Any) -> Profile:
+    return Profile(
+        name="here",
+        title="A guess for the test",
+        provenance=Provenance(
+            kind="synthetic", source="test", date="2026-01-01", device=device_name(target.device),
+            software={"dtype": "float32"}, model=target.name,
+        ),
+        step=AdditiveSpec(
+            bias_s=2e-3, request_probes=(1, 8), alpha_s=(0, 1e-4), token_probes=(1, 40), theta_s=(0, 2e-3)
+        ),
+        drafters={
+            "dspark": DraftSpec(structure="parallel", block_size=4, requests=(1, 8), pass_s=(1e-3, 1e-3)),
+            "mtp1": DraftSpec(structure="autoregressive", block_size=1, requests=(1, 8), pass_s=(1e-3, 1e-3)),
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture
+def scenario(target: Any, drafters: Any) -> ValidationCase:
+    return ValidationCase(
+        target=target, drafters=drafters,
+        deployment=Deployment(profile_of(target), {"dspark": trace("a", 4), "mtp1": trace("b", 1)}),
+        policies=[parse_policy(text) for text in ("autoregressive", "mtp1", "dspark", "dspark-async")],
+        concurrency=(1, 3), lengths=parse_lengths("fixed:8/geometric:12"), steps=52, options=LiveOptions(),
+    )  # fmt: skip
+
+
+def test_a_validation_end_to_end(scenario: ValidationCase, tmp_path: Path) -> None:
+    told: list[str] = []
+    result = validate(scenario, tmp_path / "v", told.append)
+    assert len(told) == 8
+    assert (result.parity["differing"] == 0).all()
+    exact = result.errors[result.errors["metric"].isin(["accepted_length_mean", "verification_budget_mean"])]
+    assert exact["error"].abs().max() == 0
+    assert (result.errors["measured"] > 0).all()
+    sums = result.lengths.groupby(["policy", "concurrency"])[["measured", "predicted"]].sum()
+    assert sums.to_numpy() == pytest.approx(1.0)
+    assert pd.read_parquet(tmp_path / "v" / "dspark-3-run1" / "steps.parquet")["requests"].max() == 3
+    for name, figure in (("a", plot_frontiers(result.errors)), ("b", plot_lengths(result.lengths))):
+        save(figure, tmp_path / f"{name}.png")
+    # A second call measures nothing again; another scenario is refused.
+    assert validate(scenario, tmp_path / "v", print).errors.equals(result.errors)
+    with pytest.raises(BadInputError, match="validation with another steps"):
+        validate(replace(scenario, steps=70), tmp_path / "v", print)
+    result.check({"accepted_length_mean": 0.0})
+    with pytest.raises(InfeasibleError, match="throughput_tok_per_s: median error"):
+        result.check({"throughput_tok_per_s": 0.0})
+    with pytest.raises(BadInputError, match="is not compared"):
+        result.check({"speed": 1.0})
+    object.__setattr__(result, "parity", result.parity.assign(differing=1))
+    with pytest.raises(InfeasibleError, match="8 decisions"):
+        result.check({})
+
+
+def test_of_several_runs_the_median_counts(scenario: ValidationCase, tmp_path: Path) -> None:
+    few = replace(scenario, policies=[parse_policy("dspark")], concurrency=(2,))
+    once = validate(few, tmp_path, print)
+    assert (once.errors["spread"] == 0).all()
+    told: list[str] = []
+    result = validate(few, tmp_path, told.append, runs=3)  # two more; the first is not run again
+    assert len(told) == 3
+    runs = [read_json(tmp_path / f"dspark-2-run{number}.json") for number in (1, 2, 3)]
+    rates = np.array([run["metrics"]["throughput_tok_per_s"] for run in runs])
+    row = result.errors.set_index("metric").loc["throughput_tok_per_s"]
+    assert row["measured"] == np.median(rates)
+    assert row["spread"] == pytest.approx(np.ptp(rates) / np.median(rates))
+    assert row["predicted"] == once.errors.set_index("metric").loc["throughput_tok_per_s", "predicted"]
+    assert result.parity["decisions"].item() == 3 * once.parity["decisions"].item()
+    assert result.summary()["spread"]["accepted_length_mean"] == 0
+
+
+def test_the_pairs_own_acceptance(scenario: ValidationCase, tmp_path: Path) -> None:
+    own = replace(scenario, replayed=False, policies=[parse_policy("dspark")], concurrency=(2,))
+    result = validate(own, tmp_path, print)
+    assert (result.parity["differing"] == 0).all()
+    length = result.errors.set_index("metric").loc["accepted_length_mean"]
+    assert length["measured"] < length["predicted"]  # untrained, against a made-up trace
+
+
+def test_profiles_of_other_conditions_are_refused(target: Any) -> None:
+    good = profile_of(target)
+    check_profile(good, target)
+    other = good.model_copy(
+        update={"provenance": good.provenance.model_copy(update={"device": "GPU", "software": {}})}
+    )
+    with pytest.raises(BadInputError, match=r"here: device, dtype: .*device 'GPU' there") as caught:
+        check_profile(other, target)
+    assert "model" not in str(caught.value.field)
+
+
+def test_a_drafter_that_was_not_given_is_named(scenario: ValidationCase, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="--draft dspark=FOLDER"):
+        validate(replace(scenario, drafters={}, policies=[parse_policy("dspark")]), tmp_path, print)
+
+
+@pytest.fixture
+def files(target: Any, drafters: Any, tmp_path: Path) -> dict[str, Any]:
+    profile_of(target).save(tmp_path / "profile.json")
+    save_trace(trace("a", 4), tmp_path / "trace.parquet")
+    save_draft(drafters["dspark"], tmp_path / "dspark")
+    return {
+        "target": str(target.folder), "draft": [f"dspark={tmp_path / 'dspark'}"], "device": "cpu",
+        "profile": str(tmp_path / "profile.json"), "acceptance": [str(tmp_path / "trace.parquet")],
+    }  # fmt: skip
+
+
+def test_live_writes_what_a_simulated_run_writes(files: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    serving_commands.live(
+        **files, policy="dspark-async", concurrency=2, out=out, lengths="fixed:8/fixed:12", steps=60
+    )
+    assert {path.name for path in out.iterdir()} >= {"requests.parquet", "steps.parquet", "run.json"}
+    described: Any = read_json(out / "run.json")
+    assert described["kind"] == "live"
+    assert described["metrics"]["throughput_tok_per_s"] > 0
+    assert 0 <= described["visible_schedule_share"] < 1
+    for prefill in ("whole", "chunked"):
+        serving_commands.live(
+            **files, policy="fixed:2", concurrency=2, out=tmp_path / prefill, lengths="fixed:8/fixed:12",
+            traffic="poisson:200/s", requests=40, prefill=prefill, own=True,
+        )  # fmt: skip
+        assert len(pd.read_parquet(tmp_path / prefill / "requests.parquet")) == 40
+
+
+def test_live_runs_are_limited_by_what_the_profile_knows(
+    files: dict[str, Any], target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = profile_of(target).model_copy(update={"kv_tokens": 40, "prefill_tokens_per_s": 1e6})
+    known.save(Path(files["profile"]))
+    made: list[EngineLimits] = []
+    check = EngineLimits.__post_init__
+    monkeypatch.setattr(EngineLimits, "__post_init__", lambda limits: (check(limits), made.append(limits)))
+    given = {"lengths": "fixed:8/fixed:12", "steps": 60}
+    serving_commands.live(**files, **given, policy="fixed:2", concurrency=2, out=tmp_path / "live")
+    assert len(made) == 1
+    serving_commands.validate(**files, **given, policies="fixed:2", concurrency="2", out=tmp_path / "v")
+    assert {(each.kv_tokens, each.prefill_tokens_per_s) for each in made} == {(40, 1e6)}
+    assert len(made) == 3  # measured and predicted
+    # 8 + 12 + a block of 4 are 24 tokens: two requests do not fit at once.
+    assert pd.read_parquet(tmp_path / "live" / "steps.parquet")["requests"].max() == 1
+
+
+def test_a_live_run_that_breaks_off_keeps_what_it_had(
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, calls = LiveExecutor.verify, 0
+
+    def fails_in_its_30th_step(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise OutOfMemoryError("it does not fit")
+        return verify(*arguments)
+
+    monkeypatch.setattr(LiveExecutor, "verify", fails_in_its_30th_step)
+    out = tmp_path / "run"
+    with pytest.raises(OutOfMemoryError):
+        serving_commands.live(
+            **files, policy="fixed:2", concurrency=2, out=out, lengths="fixed:8/fixed:12", steps=60, own=True
+        )
+    assert len(pd.read_parquet(out / "steps.parquet")) == 29
+    assert read_json(out / "unfinished.json") == {"schema": 1, "reason": "it does not fit", "steps": 29}
+    assert not (out / "run.json").exists()
+
+
+def test_validate_command_writes_tables_and_judges(files: dict[str, Any], tmp_path: Path) -> None:
+    def command(**options: Any) -> None:
+        serving_commands.validate(
+            **files, out=tmp_path / "v", policies="dspark", concurrency="1,2", lengths="fixed:8/fixed:12",
+            steps=60, **options,
+        )  # fmt: skip
+
+    command()
+    names = {"errors.csv", "lengths.csv", "parity.csv", "frontiers.png", "lengths.png", "settings.json"}
+    assert names <= {path.name for path in (tmp_path / "v").iterdir()}
+    with pytest.raises(InfeasibleError):
+        command(tolerance=["throughput_tok_per_s=0"])
+    with pytest.raises(BadInputError, match="is not a tolerance"):
+        command(tolerance=["throughput_tok_per_s=low"])
+
+
+def test_profile_command(files: dict[str, Any], tmp_path: Path) -> None:
+    options: Callable[..., None] = serving_commands.profile
+    with modelled_device():
+        options(
+            target=files["target"], draft=files["draft"], out=tmp_path / "p", requests="1,2", drafts="0,2",
+            context="16", prefill="8", policies="none", confidence=0.02, repeats=60, tolerance=0.05,
+            device="cpu",
+        )  # fmt: skip
+    written = list((tmp_path / "p").rglob("*.json"))
+    assert len(written) == 1
+    assert written[0].with_suffix(".cells.jsonl").is_file()
+
+
+def test_pairs_that_cannot_be_had_are_refused(files: dict[str, Any]) -> None:
+    for wrong, says in (
+        ({"draft": ["dspark"]}, "names no draft"),
+        ({"dtype": "float31"}, "not a torch dtype"),
+        ({"device": "cuda"}, "no CUDA device"),
+    ):
+        if wrong.get("device") == "cuda" and torch.cuda.is_available():
+            continue
+        options: dict[str, Any] = {"draft": files["draft"], "device": "cpu", "dtype": None} | wrong
+        with pytest.raises(BadInputError, match=says):
+            serving_commands._pair(
+                files["target"], options["draft"], options["device"], options["dtype"], threads=1
+            )

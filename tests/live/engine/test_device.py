@@ -1,0 +1,102 @@
+"""What a GPU would refuse to record, shown without one: on the meta device, which holds no data at all."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from simulator.cost.models import ThroughputCurve
+from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.engine.observed import ObservedScheduler
+from simulator.live.engine.prompts import random_prompts
+from simulator.live.models.pairs import new_dspark, new_mtp
+from simulator.live.models.targets import Target
+from simulator.schedulers.policies import DSparkAsync, Fixed, Threshold, Tiered
+from simulator.schedulers.protocol import Batch
+from simulator.traffic.workload import Workload
+from tests.live.conftest import MakeTarget
+
+
+class StaysOnTheDevice(TorchDispatchMode):
+    """Refuses every operation that reads or makes a tensor of the host.
+
+    On a GPU each of these is a copy to or from the device, which a CUDA graph cannot contain. What asks a
+    tensor for its value fails by itself: tensors of this device have none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, result)):
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.device.type == "meta", f"{operation} touches the host"
+        self.operations += 1
+        return result
+
+
+def on_meta(make_target: MakeTarget, architecture: str, drafter: str) -> tuple[Target, Any]:
+    target = make_target(architecture)
+    draft: Any = {
+        "dspark": lambda: new_dspark(target, mask_token_id=5, block_size=4, num_layers=2, markov_rank=4),
+        "mtp1": lambda: new_mtp(target),
+        "none": lambda: None,
+    }[drafter]()
+    if draft is not None:
+        draft.to("meta")
+    return Target(target.model.to("meta"), target.name), draft
+
+
+@pytest.fixture
+def meta_like_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device has no random numbers and, in some versions, no autocast: neither is on trial."""
+    make = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device=None: make())
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+
+
+@pytest.mark.usefixtures("meta_like_a_device")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", ["dspark", "mtp1", "none"])
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+def test_a_steps_passes_can_be_recorded(
+    make_target: MakeTarget, architecture: str, drafter: str, temperature: float
+) -> None:
+    target, draft = on_meta(make_target, architecture, drafter)
+    load = Workload.single_class(None, np.full(8, 100), np.full(8, 20))
+    executor = LiveExecutor(
+        target, draft, load, concurrency=8, prompts=random_prompts(64, 0),
+        options=LiveOptions(temperature=temperature),
+    )  # fmt: skip
+    with StaysOnTheDevice() as seen:
+        if draft is not None:
+            executor._draft_pass(8, 16, 256)
+        executor._verify_pass(8, 32, 256, executor.gamma + 1)
+    assert seen.operations > 100
+
+
+@pytest.mark.parametrize("scheduler", [DSparkAsync(), Fixed(3), Threshold(0.5), Tiered((0, 2, 4))])
+def test_allocation_never_waits_where_the_budget_is_known_or_not_needed(scheduler: Any) -> None:
+    survival = torch.zeros((8, 4), device="meta")
+    lagged = np.linspace(0.9, 0.2, 4, dtype=np.float32)[None].repeat(8, 0) if scheduler.lag else None
+    batch = Batch(ThroughputCurve([1, 64], [100.0, 10.0]), lagged=lagged)
+    with StaysOnTheDevice() as seen:
+        lengths = ObservedScheduler(scheduler).schedule(survival, batch)
+    assert lengths.device.type == "meta"
+    assert seen.operations > 0
+
+
+def test_the_check_notices_the_host() -> None:
+    device = torch.zeros(3, device="meta")
+    with StaysOnTheDevice(), pytest.raises(AssertionError, match="touches the host"):
+        device + torch.tensor([1.0, 2.0, 3.0]).to("meta")
+    with StaysOnTheDevice(), pytest.raises(RuntimeError):
+        device.sum().item()

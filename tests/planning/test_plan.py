@@ -1,0 +1,523 @@
+"""Plans: the search finds what theory says, infeasible is an answer, bad scenarios are explained."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from simulator.acceptance.rates import mean_length
+from simulator.acceptance.scaled import ScaledTrace, scaled_acceptance
+from simulator.acceptance.trace import anchor_rows
+from simulator.capacity.search import Search, find_rate, interpolated_rate
+from simulator.capacity.server import Server, share_at_rate
+from simulator.capacity.trials import binding
+from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.cost.models import ThroughputCurve
+from simulator.cost.scaled import ScaledCost
+from simulator.deployment.acceptance_text import parse_acceptance
+from simulator.deployment.profile import load_profile
+from simulator.deployment.setup import Setup
+from simulator.engine.limits import EngineLimits
+from simulator.parallel.cells import Sweeping
+from simulator.planning.demand import demand_profile
+from simulator.planning.plan import frontier_loads, plan, write_tables
+from simulator.planning.scenario import EXAMPLE, KvMemory, Scenario, load_scenario
+from simulator.planning.sizing import Sizing
+from simulator.schedulers.parse import parse_policy
+from simulator.sla.terms import parse_sla
+from simulator.traffic.arrivals import PoissonArrivals
+from simulator.traffic.lengths import parse_lengths
+from simulator.traffic.parse import parse_traffic
+from simulator.traffic.sources import ReplayTraffic, SyntheticTraffic, TrafficClass
+from simulator.traffic.workload import Workload
+
+MOONCAKE = Path(__file__).parents[3] / "shared" / "data" / "mooncake_conversation.jsonl"
+
+MEMORY = {"gpu_memory_gib": 80, "weights_gib": 1, "layers": 2}
+QUICK = {"requests": 200, "precision": "20%", "concurrency": [1]}
+SMALL: dict[str, object] = {
+    "name": "Small",
+    "profile": "deepseek-v4-flash",
+    "policies": ["mtp1", "dspark-async"],
+    "traffic": {"arrivals": "diurnal:90/s,peak=1.5", "lengths": "fixed:100/lognormal:120,cv=0.8,max=2000"},
+    "sla": ["tps_p10>=75", "ttft_p95<=1s"],
+    "replica": {"concurrency": 100, "prefill_tokens_per_s": 20_000},
+    "search": {"precision": "5%", "requests": 400, "concurrency": [1, 20, 100]},
+}
+
+
+def scenario(**changes: object) -> Scenario:
+    return Scenario.model_validate({**SMALL, **changes})
+
+
+def constant_server(*terms: str, step_s: float = 0.05, concurrency: int = 1, requests: int = 1200) -> Server:
+    """Autoregressive, constant step time: an M/D/1 queue when one request fits at a time."""
+    policy = parse_policy("autoregressive")
+    cost = ThroughputCurve([1.0], [1 / step_s])
+    process = SyntheticTraffic(PoissonArrivals(1.0), (TrafficClass("default", parse_lengths("fixed:10/5")),))
+    only = Setup(policy, "none", None, cost, cost)
+    return Server((only,), EngineLimits(concurrency), parse_sla(terms), process, requests, 0)
+
+
+# --- the search ---------------------------------------------------------------------------------------------
+
+
+def test_sustainable_rate_of_an_m_d_1_queue() -> None:
+    """Mean wait rho * service / (2 * (1 - rho)) = 0.2 s with service 0.2 s: rho = 2/3, rate 3.33/s."""
+    found = find_rate(Search(constant_server("ttft_mean<=200ms", requests=5000), 0.03))
+    assert found["rate_per_s"] == pytest.approx(10 / 3, rel=0.07)
+    assert found["failing_rate_per_s"] / found["rate_per_s"] <= 1 / 0.97 + 1e-9
+    assert not found["beyond"]["met"]
+    assert found["at_rate"]["met"]
+
+
+def test_rate_without_a_latency_term_ends_at_saturation() -> None:
+    """Five requests a second is all the server can do, whatever was promised."""
+    found = find_rate(Search(constant_server("tps_p10>=10"), 0.02))
+    assert found["rate_per_s"] == pytest.approx(5.0, rel=0.08)
+    assert found["beyond"]["saturated"]
+    assert math.isnan(found["beyond"]["attainment"])
+    assert "saturation" in binding(found, EngineLimits(1))
+    assert "concurrency limit of 1" in binding(found, EngineLimits(1))
+
+
+def test_a_speed_no_rate_allows_is_found_infeasible() -> None:
+    found = find_rate(Search(constant_server("tps_p10>=60", concurrency=8, requests=300), 0.05))
+    assert found["rate_per_s"] == 0
+    assert found["beyond"]["terms"]["tps_p10>=60"]["estimate"] == pytest.approx(20, rel=0.1)
+
+
+def test_a_good_guess_changes_the_answer_by_no_more_than_the_precision() -> None:
+    server = constant_server("ttft_mean<=200ms")
+    plain, guessed = (find_rate(Search(server, 0.05, guess_per_s=g))["rate_per_s"] for g in (None, 3.2))
+    assert plain == pytest.approx(guessed, rel=0.051)
+
+
+def test_rates_read_off_trials_agree_with_the_search() -> None:
+    server = constant_server("ttft_mean<=200ms")
+    found = find_rate(Search(server, 0.02))
+    assert interpolated_rate(found["trials"], server.sla) == pytest.approx(found["rate_per_s"], rel=0.03)
+    tighter = parse_sla(["ttft_mean<=1ms"])
+    assert not interpolated_rate(found["trials"], tighter) > found["rate_per_s"]
+
+
+def test_a_replayed_share_has_the_rate_that_was_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    arrival = np.sort(rng.random(4000) * 1000)
+    recorded = Workload.single_class(arrival, np.full(4000, 10), np.full(4000, 10))
+    for rate in (0.5, 4.0, 40.0):
+        share = share_at_rate(ReplayTraffic(recorded), rate, 1500, 0)
+        assert share.rate_per_s == pytest.approx(rate, rel=0.08)
+
+
+def test_rate_zero_is_refused() -> None:
+    with pytest.raises(BadInputError, match="rate: must be positive"):
+        share_at_rate(constant_server("tps_p10>=1").traffic, 0.0, 10, 0)
+    with pytest.raises(BadInputError, match="must be positive"):
+        scenario(traffic={"arrivals": "poisson:0/s"}).demand()
+
+
+# --- sensitivity --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", ["qwen3-4b-chat@5", "length:3.5@5", "0.5*length:3@5+0.5*qwen3-4b-math@5"])
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_acceptance_is_scaled_by_what_was_asked(spec: str, factor: float) -> None:
+    model = parse_acceptance(spec)
+    before, after = (m.replay(0) for m in (model, scaled_acceptance(model, factor)))
+    ratio = after.accepted[anchor_rows(after)].mean() / before.accepted[anchor_rows(before)].mean()
+    assert ratio == pytest.approx(factor, abs=0.03)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_recorded_trace_is_scaled_draft_by_draft(factor: float) -> None:
+    base = mean_length(3.0, 4)
+    before, after = base.replay(0), ScaledTrace(base, factor).replay(0)
+    ratio = after.accepted[anchor_rows(after)].mean() / before.accepted[anchor_rows(before)].mean()
+    assert ratio == pytest.approx(factor, abs=0.005)
+    shorter = after.accepted.astype(int) - before.accepted
+    assert (shorter <= 0).all() if factor < 1 else (shorter >= 0).all()
+    assert after.survival.sum(axis=1).mean() == pytest.approx(after.accepted.mean(), rel=0.01)
+    assert (np.diff(after.survival, axis=1) <= 1e-6).all()
+
+
+def test_scaled_cost() -> None:
+    curve = ThroughputCurve([1, 10], [100.0, 50.0])
+    assert ScaledCost(curve, 1.1).step_time_s(1, 10) == pytest.approx(0.022)
+    assert ScaledCost(curve, 1.1).step_time_s(1, range(1, 11))[-1] == pytest.approx(0.022)
+    assert ScaledCost(curve, 1.1).outside(1, 11)
+
+
+# --- the scenario -------------------------------------------------------------------------------------------
+
+
+def written(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def test_the_example_is_valid(tmp_path: Path) -> None:
+    example = load_scenario(written(tmp_path, EXAMPLE))
+    assert example.demand().rate_per_s == 120
+    assert example.parsed_sla().terms[2].traffic_class == "chat"
+
+
+def test_the_example_states_a_whole_cost() -> None:
+    """120/s on average, 192/s at the peak, 1.2 for headroom: the pool is no smaller than its prompts need."""
+    example = Scenario.model_validate(yaml.safe_load(EXAMPLE))
+    traffic = example.demand()
+    sizing = Sizing.of(example, traffic, demand_profile(traffic))
+    assert sizing.pool is not None
+    sizing.pool.check()
+    prompts = share_at_rate(traffic, 1.0, 20_000, 7).prompt_tokens.mean()
+    least = 192 * 1.2 * prompts / 6500
+    assert 0.97 * least < sizing.prefill_workers() < 1.3 * least
+    assert sizing.cost(30.0) > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("headroom", "headrom", r"fleet\.headrom: unknown key; did you mean 'headroom'"),
+        ("share: 0.2", "shar: 0.2", r"traffic\.classes\.code\.shar: unknown key; did you mean 'share'"),
+        ("policies:", "polices:", "did you mean 'policies'"),
+        ("# gpus: 1 ", "gpus: none #", r"replica\.gpus"),
+        ("profile: deepseek-v4-flash", "", "profile: is missing"),
+        ("name: Chat", "name: [", "is not YAML"),
+        ("headroom: 20%", "headroom: 0.2", r"fleet\.headroom: needs a percent sign.*write 0\.2% or 20%"),
+        ("headroom: 20%", "headroom: 20", r"fleet\.headroom: needs a percent sign \(got 20\); write 20%"),
+        ("precision: 2%", "precision: 2", r"search\.precision: needs a percent sign"),
+        ('["0%", "25%"', '["0%", 25', r"traffic\.growth\.1: needs a percent sign \(got 25\); write 25%"),
+        ("gpu_hour: 2.0", "gpu_hour: .inf", r"price\.gpu_hour: Input should be a finite number"),
+        ("gpu_hour: 2.0", "gpu_hour: .nan", r"price\.gpu_hour: Input should be a finite number"),
+        ("sla:", "sla:\nnot_sla:", r"not_sla: unknown key; did you mean 'sla'"),
+        ("acceptance: []", "acceptance: length:3@5", r"acceptance: is not a list.*write \[length:3@5\]"),
+    ],
+)  # fmt: skip
+def test_typos_are_answered_with_the_nearest_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        load_scenario(written(tmp_path, EXAMPLE.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize("key", ["sla", "policies", "traffic", "price"])
+def test_an_empty_key_is_named_with_what_belongs_there(tmp_path: Path, key: str) -> None:
+    content = yaml.safe_load(EXAMPLE) | {key: None}
+    with pytest.raises(BadInputError, match=f"{key}: is empty; (as in|give it a value)"):
+        load_scenario(written(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sla": ["tps_mean>=80", "tps_mean<=60"]}, "contradicts"),
+        ({"sla": ["ttft_p99<=2"]}, "no unit of time"),
+        ({"sla": ["chat:tps_p10>=60"]}, "no traffic class 'chat'"),
+        ({"traffic": {"arrivals": "poisson:12"}}, "has no unit"),
+        ({"traffic": {"arrivals": "closed"}}, "no rate to plan for"),
+        ({"traffic": {}}, "exactly one of arrivals and replay"),
+        ({"traffic": {"replay": "missing.jsonl"}}, "no such file|cannot be read|missing"),
+        ({"fleet": {"headroom": "0.2"}}, "percent sign"),
+        ({"policies": ["mtp1", "mtp1"]}, "distinct"),
+        ({"policies": ["mpt1"]}, "not a policy"),
+        ({"replica": {"kv_tokens": 5, "kv_memory": MEMORY}}, "twice"),
+        ({"replica": {"kv_tokens": 50}}, "could never run"),
+    ],
+)  # fmt: skip
+def test_bad_scenarios_are_explained(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        plan(scenario(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"traffic": {"arrivals": "poisson:12/s", "growth": ["100"]}}, r"growth: needs a percent sign"),
+        ({"search": {"precision": "90%"}}, "precision: must be between"),
+        ({"search": {"concurrency": [10, 10]}}, r"search\.concurrency.*twice"),
+        ({"search": {"concurrency": [0]}}, r"search\.concurrency.*at least 1"),
+        ({"fleet": {"router": "prefix-aware"}}, "needs a cache to be aware of"),
+        ({"fleet": {"prefix_cache_tokens": 1000}}, "does not say which prefixes are common"),
+        ({"replica": {"prefill_gpus": 2, "prefill": "chunked"}}, r"replica\.prefill_gpus.*no prefill pool"),
+        ({"replica": {"prefill_tokens_per_s": 9000, "prefill": "whole"}}, "no prefill pool"),
+        ({"replica": {"kv_tokens": 900}}, "could never run"),
+        ({"traffic": {"arrivals": "poisson:12/s", "classes": {"a": {"acceptance": ["mpt"]}}}}, "mpt"),
+        ({"policies": ["dspark@eagle"]}, "eagle"),
+    ],
+)  # fmt: skip
+def test_every_input_is_checked_before_the_first_simulation(
+    changes: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def simulated(*_: object, **__: object) -> None:
+        raise AssertionError("the work began before the inputs were checked")
+
+    monkeypatch.setattr("simulator.planning.plan.run_cells", simulated)
+    with pytest.raises(BadInputError, match=message):
+        plan(scenario(**changes))
+
+
+def test_loads_above_the_replica_are_left_out_not_fatal() -> None:
+    assert frontier_loads(scenario(replica={"concurrency": 16})) == [1, 16]
+    assert frontier_loads(scenario(replica={"concurrency": 16}, search={"concurrency": [20, 50]})) == [16]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["0,10,10", "5,10,10", "3,10,10"], "line 4.*back|back.*line 4"),
+        (["0,10,10", "5,10,0"], "line 3"),
+    ],
+)
+def test_bad_traces_are_named_by_line(tmp_path: Path, rows: list[str], message: str) -> None:
+    (tmp_path / "trace.csv").write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]))
+    with pytest.raises(BadInputError, match=message):
+        plan(scenario(traffic={"replay": "trace.csv"}), base=tmp_path)
+
+
+def test_kv_capacity_from_memory_and_model() -> None:
+    """80 GiB at 90% less 40 GiB of weights; 32 layers of 8 heads of 128, two bytes: 131,072 B a token."""
+    grouped = KvMemory(gpu_memory_gib=80, weights_gib=40, layers=32, kv_heads=8, head_dim=128)
+    assert grouped.bytes_per_token(1) == 131_072
+    assert grouped.tokens(1) == 32 * 2**30 // 131_072
+    latent = KvMemory(gpu_memory_gib=80, weights_gib=40, layers=60, latent_dim=576)
+    assert latent.bytes_per_token(1) == 60 * 576 * 2
+    with pytest.raises(BadInputError, match="no memory for the KV cache"):
+        KvMemory(gpu_memory_gib=24, weights_gib=40, layers=60, latent_dim=576).tokens(1)
+    with pytest.raises(BadInputError, match="kv_heads and head_dim, or latent_dim"):
+        KvMemory(gpu_memory_gib=80, weights_gib=40, layers=60).tokens(1)
+
+
+def test_a_replica_is_what_the_profile_says_it_is() -> None:
+    """Figure 8 counts requests per GPU, so V4's curves stand for one GPU; eight would be billed for one."""
+    assert scenario().replica_gpus() == 1
+    assert scenario(replica={"gpus": 1}).replica_gpus() == 1
+    with pytest.raises(
+        BadInputError, match=r"replica\.gpus: contradicts.*replica of 1 \(got 8\); write gpus: 1"
+    ):
+        plan(scenario(replica={"gpus": 8}))
+
+
+def test_a_profile_that_does_not_say_leaves_it_to_the_scenario(tmp_path: Path) -> None:
+    silent = load_profile("deepseek-v4-flash").model_copy(update={"replica_gpus": None})
+    silent.save(tmp_path / "silent.json")
+    loud = silent.model_copy(update={"replica_gpus": 8})
+    loud.save(tmp_path / "loud.json")
+    assert scenario(profile=str(tmp_path / "silent.json")).replica_gpus() == 1
+    assert scenario(profile=str(tmp_path / "silent.json"), replica={"gpus": 4}).replica_gpus() == 4
+    assert scenario(profile=str(tmp_path / "loud.json")).replica_gpus() == 8
+    memory = {
+        "gpu_memory_gib": 80,
+        "weights_gib": 40,
+        "usable": 1,
+        "layers": 2,
+        "kv_heads": 8,
+        "head_dim": 128,
+    }
+    alone, eight = (
+        scenario(
+            profile=str(tmp_path / name), replica={"kv_memory": memory | {"usable": 1.0, "weights_gib": 40}}
+        )
+        for name in ("silent.json", "loud.json")
+    )
+    # 40 GiB are free on one GPU, 600 on eight, each of which holds one of the eight heads.
+    assert alone.limits().kv_tokens == 40 * 2**30 // (2 * 2 * 8 * 128 * 2)
+    assert eight.limits().kv_tokens == 600 * 2**30 // (2 * 2 * 8 * 128 * 2)
+
+
+# --- plans --------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
+    sweeping = Sweeping(tmp_path / "cells")
+    result = plan(scenario(), sweeping=sweeping)
+    best = result.plans.set_index("policy").loc[result.recommended]
+    demand = demand_profile(scenario().demand())
+    peak = demand["rate_per_s"].max()
+    assert peak == pytest.approx(135, rel=0.01)
+    assert best["replicas"] == math.ceil(peak * 1.2 / best["rate_per_replica_per_s"])
+    # 135 * 1.2 prompts of 100 tokens a second keep one worker of 20,000 tokens/s busy for 81% of the time.
+    assert best["prefill_gpus"] == 1
+    assert best["gpus"] == best["decode_gpus"] + 1 == best["replicas"] + 1
+    assert best["gpu_hours"] == best["gpus"] * 24
+    tokens = 90 * 86400 * share_at_rate(scenario().demand(), 1.0, 20_000, 0).output_tokens.mean()
+    assert best["cost_per_million_output_tokens"] == pytest.approx(
+        best["gpu_hours"] * 2 / tokens * 1e6, rel=0.01
+    )
+    assert best["cost_per_million_following_demand"] < best["cost_per_million_output_tokens"]
+    assert result.recommended == "dspark-async"
+    assert result.confirmation["attained"]
+    assert result.confirmation["prefill_workers_simulated"] == 1
+
+    changes = result.sensitivity.pivot(index="policy", columns="variant", values="change")
+    assert (changes["acceptance +10%"] > changes["acceptance -10%"]).all()
+    assert (changes["step time -10%"] > 0.05).all()
+    assert (changes["step time +10%"] < -0.05).all()
+    doubled = result.growth[result.growth["growth"] == 1.0].set_index("policy")["replicas"]
+    assert doubled[result.recommended] == math.ceil(2 * peak * 1.2 / best["rate_per_replica_per_s"])
+    assert result.day["policy"].isin(["mtp1", "dspark-async"]).all()
+    assert len(result.frontier) == 6
+    for table in (result.growth, result.sensitivity, result.cost.dropna()):
+        assert (table["gpus"] == table["replicas"] + table["prefill_gpus"]).all()
+        assert (table["prefill_gpus"] >= 1).all()
+    slower = result.sensitivity[result.sensitivity["variant"] == "prefill speed -10%"]
+    assert (slower["prefill_gpus"] == 1).all(), "81% / 0.9 is 90% of the time"
+    day = result.day
+    assert (day["gpus mtp1"] == day["replicas mtp1"] + day["prefill_gpus"]).all()
+    costs = result.cost[result.cost["policy"] == "mtp1"].sort_values("bound")["replicas"].dropna()
+    assert costs.is_monotonic_increasing
+
+    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.parquet")}
+    again = plan(scenario(), sweeping=sweeping)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.parquet")} == cells
+    assert again.plans.equals(result.plans)
+    with pytest.raises(BadInputError, match="holds another sweep"):
+        plan(scenario(sla=["tps_p10>=80"]), sweeping=sweeping)
+
+    write_tables(result, tmp_path)
+    assert (tmp_path / "plans.csv").read_text().startswith("policy,")
+    assert (tmp_path / "plan.json").exists()
+
+
+def test_without_a_prefill_speed_no_cost_is_stated_only_what_is_missing() -> None:
+    result = plan(scenario(replica={"concurrency": 20}, policies=["mtp1"], search=QUICK))
+    row = result.plans.iloc[0]
+    assert row["decode_gpus"] == row["replicas"] >= 1
+    for table in (result.plans, result.sensitivity, result.cost, result.growth, result.frontier):
+        priced = [name for name in table if name in ("gpus", "gpu_hours") or name.startswith("cost_per")]
+        assert priced
+        assert table[priced].isna().all(axis=None)
+    assert result.day["gpus mtp1"].isna().all()
+    assert "no cost is stated" in result.warnings[0]
+    for remedy in ("replica.prefill_tokens_per_s", "profile", "chunked"):
+        assert remedy in result.warnings[0]
+
+
+def test_prefill_on_the_replicas_needs_no_pool() -> None:
+    result = plan(
+        scenario(replica={"concurrency": 20, "prefill": "chunked"}, policies=["mtp1"], search=QUICK)
+    )
+    row = result.plans.iloc[0]
+    assert row["prefill_gpus"] == 0
+    assert row["gpus"] == row["decode_gpus"] == row["replicas"]
+    assert row["cost_per_million_output_tokens"] > 0
+
+
+def test_long_prompts_are_paid_for() -> None:
+    """40/s of 12,000 tokens are 480,000 tokens/s, 576,000 with 20% headroom: 89 workers of 6,500 at least.
+
+    Decoding 300 tokens each takes two replicas; prefill is nearly all of the money.
+    """
+    long = scenario(
+        policies=["mtp1"],
+        traffic={"arrivals": "poisson:40/s", "lengths": "fixed:12000/300"},
+        sla=["tps_mean>=40", "ttft_p99<=4s"],
+        replica={"concurrency": 40, "prefill_tokens_per_s": 6500, "prefill_gpus": 2},
+        search={"requests": 400, "precision": "10%", "concurrency": [1]},
+    )
+    row = plan(long).plans.iloc[0]
+    assert 89 <= row["prefill_workers"] <= 96
+    assert row["prefill_gpus"] == 2 * row["prefill_workers"]
+    assert row["gpus"] == row["decode_gpus"] + row["prefill_gpus"]
+    expected = row["gpus"] * 2.0 / (40 * 300 * 3600 / 1e6)
+    assert row["cost_per_million_output_tokens"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_order_of_classes_in_the_file_changes_nothing() -> None:
+    classes = {
+        "long": {"lengths": "fixed:50/80", "share": 0.3, "acceptance": ["length:2@5"]},
+        "short": {"lengths": "fixed:50/20", "share": 0.7, "acceptance": ["length:4@5"]},
+    }
+    given: dict[str, object] = {"policies": ["fixed:5"], "replica": {"concurrency": 10}, "search": QUICK}
+    one, other = (
+        plan(scenario(traffic={"arrivals": "poisson:60/s", "classes": dict(items)}, **given))
+        for items in (classes.items(), reversed(list(classes.items())))
+    )
+    for name, table in one.tables().items():
+        assert table.equals(other.tables()[name]), name
+
+
+def test_the_frontier_has_the_mix_the_limits_and_the_money_of_the_plan() -> None:
+    """20 requests of 100 + 100 + 5 tokens fill the KV cache; the rest waits, and throughput stays."""
+    classes = {
+        "poor": {"lengths": "fixed:100/100", "acceptance": ["length:1.5@5"]},
+        "rich": {"lengths": "fixed:100/100", "acceptance": ["length:4.5@5"]},
+    }
+    limited = scenario(
+        policies=["fixed:5"],
+        traffic={"arrivals": "poisson:60/s", "classes": classes},
+        replica={"concurrency": 80, "kv_tokens": 20 * 205, "prefill_tokens_per_s": 20_000},
+        search=QUICK | {"precision": "50%", "concurrency": [5, 20, 40, 80]},
+    )
+    result = plan(limited)
+    frontier = result.frontier.set_index("concurrency")
+    assert frontier.loc[40, "concurrency_mean"] <= 20
+    assert frontier.loc[80, "throughput_tok_per_s"] == pytest.approx(
+        frontier.loc[20, "throughput_tok_per_s"], rel=0.05
+    )
+    # Half of the requests commit 1.5 tokens a step and take three times as many steps as the others:
+    # 100 decoded tokens take 66 and 22 steps, so a step commits 200 / 88.
+    assert frontier["accepted_length_mean"].to_numpy() == pytest.approx(
+        2 * 99 / (99 / 1.5 + 99 / 4.5), rel=0.1
+    )
+    replicas = np.ceil(60 * 1.2 / (frontier["throughput_tok_per_s"] / 99))
+    gpus = replicas + result.plans["prefill_gpus"].iloc[0]
+    cost = gpus * 2.0 / (60 * 100 * 3600 / 1e6)
+    assert frontier["cost_per_million_output_tokens"].to_numpy() == pytest.approx(cost.to_numpy(), rel=1e-6)
+
+
+def test_the_plan_shows_the_load_that_will_be_run_and_the_limit_beside_it() -> None:
+    """A mean is part of what is attained; where nothing is promised to each request no share is shown."""
+    result = plan(scenario(policies=["mtp1"], sla=["tps_mean>=80"], search=QUICK))
+    row = result.plans.iloc[0]
+    assert row["rate_at_peak_per_s"] == pytest.approx(135 / row["replicas"], rel=0.01)
+    assert row["rate_at_peak_per_s"] < row["rate_per_replica_per_s"]
+    assert row["tps_mean_at_peak"] > row["tps_mean_at_limit"] >= 80
+    assert row["tps_p10_at_peak"] < row["tps_mean_at_peak"]
+    assert row["attained_at_peak"]
+    assert row["attained_at_limit"]
+    assert np.isnan(row["kept_share_at_peak"])
+
+
+def test_a_first_token_that_no_pool_can_keep_is_infeasible_before_any_simulation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("simulator.planning.plan.run_cells", None)
+    with pytest.raises(InfeasibleError, match=r"no prefill pool keeps ttft_p95<=1ms.*nearest.*ttft_p95<=5ms"):
+        plan(scenario(sla=["ttft_p95<=1ms"]))
+
+
+def test_infeasible_names_the_nearest_feasible_sla() -> None:
+    with pytest.raises(InfeasibleError, match=r"nearest feasible SLA is tps_p10>=(\d+)") as caught:
+        plan(scenario(sla=["tps_p10>=900"], policies=["mtp1"], replica={"concurrency": 20}, search=QUICK))
+    assert caught.value.exit_code == 1
+    nearest = str(caught.value).split("nearest feasible SLA is ")[1].split(" ")[0]
+    feasible = plan(scenario(sla=[nearest], policies=["mtp1"], replica={"concurrency": 20}, search=QUICK))
+    assert feasible.plans["feasible"].any()
+
+
+def test_too_many_replicas_is_infeasible() -> None:
+    message = r"more than the 1 replicas allowed; the fewest is (\d+) \(mtp1\).*nearest.*max_replicas: \1"
+    with pytest.raises(InfeasibleError, match=message):
+        plan(
+            scenario(
+                fleet={"max_replicas": 1}, policies=["mtp1"], search={"requests": 200, "precision": "20%"}
+            )
+        )
+
+
+@pytest.mark.slow
+def test_the_mooncake_hour_is_planned() -> None:
+    if not MOONCAKE.exists():
+        pytest.skip("the Mooncake sample is not here; it is not ours to ship")
+    traffic = parse_traffic(str(MOONCAKE))
+    assert isinstance(traffic, ReplayTraffic)
+    assert len(traffic.recorded) == 12_031
+    # Prompts have 12,035 tokens on average and 126,195 at most: at 20,000 tokens/s, 6.3 s of prefill.
+    promised = ["tps_p10>=75", "ttft_p95<=5s"]
+    result = plan(scenario(traffic={"replay": str(MOONCAKE)}, sla=promised), sweeping=Sweeping(workers=2))
+    assert result.plans["feasible"].all()
+    assert result.plans.set_index("policy").loc["dspark-async", "rate_per_replica_per_s"] > 3.4

@@ -1,0 +1,166 @@
+"""The report in a real browser: drawn without errors, numbers that follow the SLA, nothing injected."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator.planning.plan import CapacityPlan, plan
+from simulator.planning.scenario import Scenario
+from simulator.report.page import write_report
+from simulator.report.plan_figures import write_figures
+
+EVIL = 'Plan </script><script>document.title="owned"</script><img src=x onerror="document.title=1">'
+FIGURES = ("frontier", "throughput", "budget", "attainment", "cost", "day")
+
+
+@pytest.fixture(scope="module")
+def result() -> CapacityPlan:
+    return plan(
+        Scenario.model_validate(
+            {
+                "name": EVIL,
+                "profile": "deepseek-v4-flash",
+                "policies": ["mtp1", "dspark-async"],
+                "traffic": {
+                    "arrivals": "diurnal:60/s,peak=1.5",
+                    "classes": {"<b>chat</b>": {"lengths": "fixed:100/100"}},
+                },
+                "sla": ["tps_p10>=90"],
+                "replica": {"concurrency": 40, "prefill_tokens_per_s": 10_000},
+                "price": {"gpu_hour": 2.0, "currency": "<i>$</i>"},
+                "search": {"precision": "20%", "requests": 200, "concurrency": [1, 10, 40]},
+            }
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def page(result: CapacityPlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("plotly", reason="needs the extra 'report'")
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(result, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with its driver is installed (apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--window-size=1200,1000", f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield session
+    session.quit()
+
+
+@pytest.fixture(scope="module")
+def shown(browser: Any, page: Path) -> Any:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(page.as_uri())
+    WebDriverWait(browser, 60).until(lambda b: b.execute_script("return document.body.dataset.drawn"))
+    return browser
+
+
+def test_figures_are_drawn_without_errors(shown: Any) -> None:
+    script = "return document.querySelectorAll('#%s .trace, #%s .scatterlayer .trace path').length"
+    for name in FIGURES:
+        assert shown.execute_script(script % (name, name)) >= 2, name
+    assert shown.get_log("browser") == []
+
+
+def test_nothing_is_loaded_from_a_network(shown: Any) -> None:
+    assert shown.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
+
+
+def test_selecting_an_sla_changes_the_numbers(shown: Any, result: CapacityPlan) -> None:
+    select = (
+        "const s = document.getElementById('sla'); s.value = arguments[0];"
+        "s.dispatchEvent(new Event('input'));"
+        "return [document.getElementById('at-sla').innerText,"
+        " document.getElementById('frontier').layout.shapes[0].x0]"
+    )
+    before, _ = shown.execute_script(select, 90)
+    after, line = shown.execute_script(select, 120)
+    assert before != after
+    assert float(line) == 120
+    from simulator.sweeps.comparison import parse_speed
+    from simulator.sweeps.lines import lines
+
+    head = after.splitlines()[0].split("\t")
+    assert head[-1] == "<i>$</i> per M output tokens"
+    for policy, each in lines(result.frontier).items():
+        throughput = each.at_sla(parse_speed(120)).throughput
+        row = next(row for row in after.splitlines() if row.startswith(policy)).split("\t")
+        if throughput == throughput:  # not NaN: the policy reaches it
+            assert float(row[1].replace(",", "")) == pytest.approx(throughput, rel=1e-3)
+            # 60/s on average and 90 at the peak, 100 tokens each of which 99 are decoded; 20% headroom.
+            replicas = math.ceil(result.day["rate_per_s"].max() * 1.2 / (throughput / 99))
+            gpus = replicas + result.plans["prefill_gpus"].iloc[0]
+            assert float(row[4]) == pytest.approx(gpus * 2.0 / (60 * 100 * 3600 / 1e6), rel=5e-3)
+        else:
+            assert "cannot" in row
+
+
+def test_text_from_scenarios_stays_text(shown: Any, page: Path) -> None:
+    assert shown.title == EVIL
+    assert shown.find_element("id", "title").text == EVIL
+    assert "<b>chat</b>" in shown.find_element("id", "assumptions").text
+    assert shown.execute_script("return document.images.length") == 0
+    source = page.read_text(encoding="utf-8")
+    assert "</script><script>document" not in source
+
+
+def test_light_and_dark_are_both_legible(shown: Any) -> None:
+    """WCAG's contrast of text against its background: at least 4.5 in either scheme."""
+    contrast = """
+      const luminance = c => { const v = c.match(/[0-9.]+/g).slice(0, 3).map(x => x / 255)
+        .map(x => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; };
+      const paper = luminance(getComputedStyle(document.body).backgroundColor);
+      return [...document.querySelectorAll('h1, p, td, th, dt, dd, figcaption span')].map(e => {
+        const ink = luminance(getComputedStyle(e).color);
+        return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05); })"""
+    backgrounds = set()
+    for scheme in ("light", "dark"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        shown.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        assert min(shown.execute_script(contrast)) >= 4.5
+        backgrounds.add(shown.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert len(backgrounds) == 2
+
+
+def test_warnings_come_first(result: CapacityPlan, shown: Any) -> None:
+    text = shown.find_element("tag name", "body").text
+    assert result.warnings
+    assert text.index(result.warnings[0]) < text.index("Plan\n")
+
+
+def test_the_page_carries_the_plan_as_json(page: Path, result: CapacityPlan) -> None:
+    source = page.read_text(encoding="utf-8")
+    data = json.loads(source.split('id="data">')[1].split("</script>")[0])
+    assert data["recommended"] == result.recommended
+    assert len(data["plans"]) == 2
+    assert page.stat().st_size < 4_000_000
+
+
+def test_figures_as_png(result: CapacityPlan, tmp_path: Path) -> None:
+    write_figures(result, tmp_path)
+    for name in ("frontier", "budget", "attainment", "cost"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,43 @@
+"""The folders show the architecture: imports point one way, packages stay small, tests mirror them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "simulator"
+
+
+def test_imports_keep_the_contracts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    status = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "package", sorted(path.parent.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("__init__.py"))
+)
+def test_packages_hold_few_rooms(package: str) -> None:
+    """At most nine modules or packages in each folder, 25 at the top."""
+    folder = ROOT / package
+    rooms = [
+        path for path in folder.iterdir()
+        if (path.suffix == ".py" and not path.name.startswith("__")) or (path / "__init__.py").is_file()
+    ]  # fmt: skip
+    assert 2 <= len(rooms) <= (25 if folder == PACKAGE else 9), [path.name for path in rooms]
+
+
+def test_tests_mirror_the_packages() -> None:
+    tests = ROOT / "tests"
+    own = {"benchmarks", "fuzz", "notebooks", "support", "tools"}
+    for folder in tests.iterdir():
+        if folder.is_dir() and not folder.name.startswith(("__", ".")):
+            assert folder.name in own or (PACKAGE / folder.name).is_dir(), folder.name
+    for package in PACKAGE.rglob("__init__.py"):
+        inside = package.parent.relative_to(PACKAGE)
+        assert list((tests / inside).rglob("test_*.py")), f"tests/{inside} tests nothing"

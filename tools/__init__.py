@@ -1,0 +1,1 @@
+"""Tools that build or measure what the package ships; not in the wheel."""

@@ -1,0 +1,1 @@
+"""A device measured part by part."""

@@ -1,0 +1,278 @@
+"""The parts of a campaign: each measures one thing, checks its own results and leaves them in files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pandas as pd
+
+from simulator.acceptance.trace_file import load_trace
+from simulator.core.errors import BadInputError, InfeasibleError, SimulatorError
+from simulator.core.files import write_csv, write_json
+from simulator.deployment.acceptance_text import parse_acceptances
+from simulator.deployment.profile import load_profile
+from simulator.live.clock import now_s
+from tools.campaign.campaign import GAMMAS, OUTPUT_TOKENS, PROMPT_TOKENS, SIZES, SMALL, Campaign, Part, origin
+
+LENGTHS = "lognormal:160,cv=0.5,max=256/lognormal:160,cv=0.5,max=240"
+"""Of requests served at Qwen3 sizes: 256 of them fit beside the weights of 14B on an 80 GB device, and
+prompts, which are really prefilled, take little of the time."""
+
+LIVE_POLICIES = "autoregressive mtp1 fixed:3 threshold:0.6 dspark dspark-async"
+"""What runs live and simulated."""
+
+AGREEMENT_BATCHES = 1_000_000
+
+
+def gpu_tests(campaign: Campaign, *, selection: Sequence[str] = ("-m", "gpu", "tests/live")) -> None:
+    """What ``scripts/gpu_tests`` runs; fails where a test failed, and where none ran."""
+    root = Path(__file__).parents[2]
+    results = (campaign.out / "gpu-tests.xml").resolve()
+    results.unlink(missing_ok=True)
+    subprocess.run(
+        [sys.executable, "-m", "pytest", *selection, f"--junitxml={results}"], cwd=root, check=False
+    )
+    if not results.is_file():
+        raise BadInputError(
+            "could not be run", field="tests", remedy="install pytest, and run from a checkout of the project"
+        )
+    counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for suite in ElementTree.parse(results).getroot().iter("testsuite"):
+        for name in counts:
+            counts[name] += int(suite.get(name, 0))
+    write_json(campaign.out / "gpu-tests.json", counts | origin(campaign, "gpu-tests"))
+    if counts["failures"] or counts["errors"]:
+        raise InfeasibleError(
+            f"{counts['failures'] + counts['errors']} of {counts['tests']} failed: {results}"
+        )
+    if counts["tests"] == counts["skipped"]:
+        raise InfeasibleError(f"no test ran, {counts['skipped']} were skipped; they need a CUDA device")
+
+
+def ceilings(campaign: Campaign) -> None:
+    """Copy bandwidth and matmul rate of the device."""
+    import torch
+
+    from simulator.live.profiling.device_ceilings import measure_ceilings
+
+    dtype = torch.float32 if campaign.device == "cpu" else torch.bfloat16
+    sizes: dict[str, Any] = {"copy_bytes": 2**22, "matmul_size": 128} if campaign.tiny else {}
+    measured = measure_ceilings(torch.device(campaign.device), dtype, **sizes)
+    print(measured.line)
+    write_json(campaign.out / "ceilings.json", asdict(measured) | origin(campaign, "ceilings"))
+
+
+def profile(campaign: Campaign, *, size: str) -> None:
+    """Step, draft, head, prefill and scheduling cost at each gamma of a size; a finished profile stays."""
+    for gamma in GAMMAS[size]:
+        grid: dict[str, Any] = {"drafts": "0,1,3,5" if gamma == 5 else "0,1,3,7"}
+        if size == SMALL:
+            # Its steps take about a millisecond, of which launches are a good part.
+            grid |= {"context": "128,256,512", "prefill": "48,192,512", "confidence": 0.02, "repeats": 400}
+        _profile(campaign, f"profile-{size}", size, gamma, f"profiles-{size}-gamma{gamma}", grid)
+
+
+def staircase(campaign: Campaign, *, size: str) -> None:
+    """Step time at many batch tokens and one context: what tiles and graph sizes make of the curve."""
+    grid: dict[str, Any] = {
+        "requests": ",".join(str(count) for count in (1, 2, *range(4, 193, 4))), "drafts": "0,1",
+        "context": "512", "prefill": "128", "policies": "none",
+    }  # fmt: skip
+    _profile(campaign, f"staircase-{size}", size, 7, f"staircase-{size}", grid)
+
+
+def _profile(
+    campaign: Campaign, part: str, size: str, gamma: int, folder: str, grid: Mapping[str, Any]
+) -> None:
+    from simulator.cli import device as serving_commands
+
+    out = campaign.out / folder
+    if not list(out.rglob("*.json")):
+        target, drafts = campaign.pair(size, gamma)
+        try:
+            serving_commands.profile(
+                target=target, draft=drafts, out=out, device=campaign.device,
+                **(dict(grid) | (_TINY_GRID if campaign.tiny else {})),
+            )  # fmt: skip
+        except InfeasibleError as error:
+            raise InfeasibleError(f"{error}. Measured cells stay; delete {out} to measure anew") from error
+    (path,) = out.rglob("*.json")
+    written = load_profile(path)
+    # The command that wrote it was this campaign's, whatever the program's arguments looked like.
+    signed = written.provenance.model_copy(update={"command": campaign.command(part)})
+    written.model_copy(update={"provenance": signed}).save(path)
+    _check_profile(written.provenance.device, campaign, path)
+    if set(written.drafters or {}) != {text.partition("=")[0] for text in campaign.pair(size, gamma)[1]}:
+        raise SimulatorError(f"{path} lacks a drafter's cost; delete it and measure again")
+
+
+_TINY_GRID: dict[str, Any] = {
+    "requests": "1,32", "context": "16", "prefill": "8", "confidence": 0.9, "repeats": 6, "tolerance": 50.0,
+}  # fmt: skip
+
+
+def _check_profile(device: str | None, campaign: Campaign, path: Path) -> None:
+    here = origin(campaign, "")["device"]
+    if device != here:
+        raise SimulatorError(f"{path} was measured on {device}, this is {here}; delete it and measure again")
+
+
+def validation(campaign: Campaign, *, size: str) -> None:
+    """Each policy over concurrency, live and simulated.
+
+    The small pair serves held-out code and decides for itself; at Qwen3's sizes acceptance is replayed
+    from the fitted models while every pass is real.
+    """
+    from simulator.cli import device as serving_commands
+
+    target, drafts = campaign.pair(size, 7)
+    part, acceptance = f"validation-{size}", campaign.acceptance_of(size)
+    if size == SMALL:
+        asked: dict[str, Any] = {
+            "own": True, "prompts": "code", "text": campaign.text, "steps": 400,
+            "policies": f"{LIVE_POLICIES} fixed:3@dflash", "concurrency": "1,2,4,8,16,32,64,128,256",
+            "lengths": f"fixed:{PROMPT_TOKENS}/fixed:{OUTPUT_TOKENS}",
+        }  # fmt: skip
+    else:
+        asked = {"policies": LIVE_POLICIES, "concurrency": "1,4,16,64,256", "steps": 200, "lengths": LENGTHS}
+    if campaign.tiny:
+        asked |= {"concurrency": "1,3", "lengths": "fixed:8/fixed:10", "steps": 52}
+    write_json(campaign.out / part / "origin.json", origin(campaign, part) | {"lengths": asked["lengths"]})
+    serving_commands.validate(
+        target=target, draft=drafts, profile=str(campaign.profile_of(size, 7)), out=campaign.out / part,
+        acceptance=acceptance, device=campaign.device, **asked,
+    )  # fmt: skip
+
+
+def train_small(campaign: Campaign) -> None:
+    """Train the small target, its DSpark, DFlash and MTP-1 drafts; weights stay in the campaign's folder."""
+    from simulator.live.training.log import read_log
+    from simulator.live.training.optimisation import Progress
+    from simulator.live.training.train import train
+    from simulator.report.traces import write_losses
+
+    def tell(progress: Progress) -> None:
+        if progress.step % 100 == 0 or progress.step == progress.steps:
+            print(
+                f"{progress.stage} {progress.step}/{progress.steps} loss {progress.losses['loss']:.3f}",
+                flush=True,
+            )
+
+    folder = campaign.out / SMALL
+    preset = "nano" if campaign.tiny else "small"
+    train(preset, campaign.text, folder, device=campaign.device, on_step=tell)
+    write_losses(folder)
+    for stage, log in read_log(folder).groupby("stage"):
+        tenth = max(1, len(log) // 10)
+        if not log["loss"].tail(tenth).mean() < log["loss"].head(tenth).mean():
+            raise InfeasibleError(f"the loss of {stage} did not fall; delete {folder} and train again")
+
+
+def trace_small(campaign: Campaign) -> None:
+    """Acceptance traces of the small pair, greedy and sampled, calibrated, with tables and figures."""
+    from simulator.live.tracing.report import write_tables
+    from simulator.live.tracing.run import Sampling, trace_run
+    from simulator.report.traces import write_figures
+
+    sampling = Sampling(64, PROMPT_TOKENS, OUTPUT_TOKENS)
+    if campaign.tiny:
+        sampling = Sampling(4, 16, 24)
+    traced = trace_run(
+        campaign.small, campaign.text, campaign.out / f"traces-{SMALL}", device=campaign.device,
+        sampling=sampling, on_step=print,
+    )  # fmt: skip
+    report = campaign.out / f"trace-report-{SMALL}"
+    write_tables(traced.recorded, traced.fits, report)
+    write_figures(report)
+    for path in traced.files:
+        if "-dspark-" in path.name and load_trace(path).temperatures is None:
+            raise SimulatorError(f"{path} is not calibrated; run trace-small again")
+
+
+def schedulers(campaign: Campaign) -> None:
+    """NumPy, torch on the CPU and torch on the device decide alike on a million random batches."""
+    from simulator.live.checks.agreement import compare
+
+    devices = tuple(dict.fromkeys(("cpu", campaign.device)))
+    start_s = now_s()
+    found = compare(
+        seed=0, batches=1000 if campaign.tiny else AGREEMENT_BATCHES, devices=devices,
+        workers=campaign.workers, directory=campaign.out / "agreement", tell=partial(print, flush=True),
+    )  # fmt: skip
+    print(found.line)
+    described = asdict(found) | {"seconds": now_s() - start_s, "workers": campaign.workers}
+    write_json(campaign.out / "agreement.json", described | origin(campaign, "schedulers"))
+    found.check()
+
+
+def speed(campaign: Campaign) -> None:
+    """Rows on how fast the live path is at the size of Qwen3-8B; measurements that are done stay."""
+    import torch
+
+    from simulator.live.checks import speed as measurements
+    from simulator.live.models.pairs import new_dspark
+    from simulator.live.models.targets import load_target
+
+    torch.set_num_threads(1)  # on a CPU: as in every other part
+    name, _ = campaign.pair("8b", 7)
+    dtype = torch.float32 if campaign.device == "cpu" else torch.bfloat16
+    target = load_target(name, dtype=dtype, device=campaign.device)
+    draft = new_dspark(target, mask_token_id=0, block_size=7)
+    (acceptance,) = parse_acceptances(campaign.acceptance_of("8b")).values()
+    scale = measurements.SpeedScale(steps=60, repeats=3)
+    if campaign.tiny:
+        scale = measurements.SpeedScale(
+            concurrency=(1, 2), batches=(1,), contexts=(16,), prompt_tokens=8, output_tokens=16, steps=4,
+            repeats=2, copy_bytes=2**20,
+        )  # fmt: skip
+    pair = (target, draft, acceptance)
+    for title, measure in (
+        ("bandwidth_floor", partial(measurements.bandwidth_floor, target, draft)),
+        ("visible_scheduling", partial(measurements.visible_scheduling, *pair)),
+        ("ragged_against_padded", partial(measurements.ragged_against_padded, *pair)),
+        ("against_generate", partial(measurements.against_generate, target)),
+    ):
+        _speed_table(campaign, title, partial(measure, scale, partial(print, flush=True)))
+
+
+def _speed_table(campaign: Campaign, title: str, measure: Callable[[], pd.DataFrame]) -> None:
+    """Measure one table unless it is there, and leave it with where it comes from beside it."""
+    path = campaign.out / "speed" / f"{title}.csv"
+    if path.is_file():
+        return
+    frame = measure()
+    if frame.empty:
+        raise InfeasibleError(f"{title} has no row: the device's memory sufficed for none")
+    write_json(path.with_suffix(".json"), origin(campaign, "speed"))
+    write_csv(path, frame)
+
+
+def report(campaign: Campaign) -> None:
+    """Everything the campaign has measured, and what follows from it, as one page with figures."""
+    from tools.campaign.report import write_report
+
+    print(write_report(campaign))
+
+
+PARTS: Mapping[str, Part] = {
+    "gpu-tests": gpu_tests,
+    "ceilings": ceilings,
+    "schedulers": schedulers,
+    "train-small": train_small,
+    "trace-small": trace_small,
+    "profile-small": partial(profile, size=SMALL),
+    "validation-small": partial(validation, size=SMALL),
+    **{f"profile-{size}": partial(profile, size=size) for size in SIZES},
+    **{f"staircase-{size}": partial(staircase, size=size) for size in SIZES},
+    **{f"validation-{size}": partial(validation, size=size) for size in SIZES},
+    "speed": speed,
+    "report": report,
+}
+"""Every part, in an order in which each finds what it needs."""

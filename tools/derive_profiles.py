@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from simulator.core.files import data_directory, read_json
+from simulator.core.files import data_directory
 from simulator.core.provenance import Provenance
+from simulator.core.reading import read_json
 from simulator.deployment.deployment import deploy
 from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import AcceptanceSpec, CurveSpec, PublishedClaims

@@ -23,16 +23,16 @@ from typing import Literal
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from scipy.optimize import brentq
 from scipy.special import expit, ndtri
 
 from simulator.acceptance.trace import SEQUENCE_ROWS, SEQUENCES, AcceptanceTrace, Replay, check_truncation
 from simulator.core.errors import BadInputError
-from simulator.core.files import data_directory, read_json
+from simulator.core.files import data_directory
 from simulator.core.provenance import Provenance
 from simulator.core.random import random_stream
-from simulator.core.specs import complain
+from simulator.core.reading import checked, read_json
 
 SOLVING_SEQUENCES = 4 * SEQUENCES
 """Sequences over which expectations are taken when a level is solved for."""
@@ -312,10 +312,7 @@ def fitted_model(name: str) -> FittedModel:
 
 def read_parameters(path: Path) -> Parameters:
     """Read and check a parameter file."""
-    try:
-        return Parameters.model_validate(read_json(path))
-    except ValidationError as error:
-        raise complain(error, str(path)) from error
+    return checked(Parameters, read_json(path), str(path))
 
 
 @cache

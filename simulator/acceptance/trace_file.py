@@ -32,7 +32,7 @@ from simulator.acceptance.trace import MAX_GAMMA, AcceptanceTrace, TraceKind
 from simulator.core.errors import BadInputError
 from simulator.core.files import atomic_path
 from simulator.core.provenance import Provenance
-from simulator.core.specs import complain
+from simulator.core.reading import complain
 
 SCHEMA = "dspark-simulator/acceptance-trace"
 

@@ -9,6 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+_LONGEST_NAME = 4096
+"""Letters of a path or a field that a message shows: as many as a path can have."""
+
+_LONGEST_PART = 1500
+"""Letters of a problem or a remedy that a message shows."""
+
 
 class SimulatorError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -38,10 +44,11 @@ class BadInputError(SimulatorError, ValueError):
         super().__init__(self._render())
 
     def _render(self) -> str:
-        place = ": ".join(part for part in (self.source, self.field) if part)
+        place = ": ".join(_line(part, _LONGEST_NAME) for part in (self.source, self.field) if part)
         shown = "" if self.value is None else f" (got {_short(self.value)})"
-        text = f"{place}: {self.problem}{shown}" if place else f"{self.problem}{shown}"
-        return f"{text}; {self.remedy}" if self.remedy else text
+        problem = _line(self.problem, _LONGEST_PART)
+        text = f"{place}: {problem}{shown}" if place else f"{problem}{shown}"
+        return f"{text}; {_line(self.remedy, _LONGEST_PART)}" if self.remedy else text
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process boundaries in parallel sweeps; keyword arguments must survive pickling.
@@ -91,5 +98,15 @@ def _rebuild(
 
 
 def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # more digits, or levels, than Python writes out
+        text = f"a {type(value).__name__} too large to show"
+    return _line(text, limit)
+
+
+def _line(text: str, limit: int) -> str:
+    """Text of other people on one line of bounded length, without what would steer a terminal."""
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else " " for letter in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

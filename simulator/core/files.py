@@ -115,20 +115,6 @@ def append_line(path: Path, line: str) -> None:
             os.fsync(file.fileno())
 
 
-def read_json(path: Path) -> object:
-    """Parse a JSON file; errors name the file, the line and the remedy."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except FileNotFoundError as error:
-        raise BadInputError("no such file", source=str(path), remedy="check the path") from error
-    except OSError as error:
-        raise BadInputError(f"cannot be read: {error.strerror}", source=str(path)) from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadInputError(
-            f"is not JSON: {error}", source=str(path), remedy="mend or re-export it"
-        ) from error
-
-
 def data_directory(kind: str) -> Path:
     """Where shipped data of one kind (``profiles``, ``traces``) lies: in the wheel, or in a checkout."""
     package = Path(__file__).parents[1]
@@ -330,10 +316,6 @@ def _unwritable(target: Path, number: int | None, reason: str) -> UnwritableErro
         f"cannot be written: {reason}", source=str(target),
         remedy=remedies.get(number or 0, "choose a writable directory"),
     )  # fmt: skip
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that JSON allows")
 
 
 def slug(text: str) -> str:

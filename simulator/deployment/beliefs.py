@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from simulator.core.errors import BadInputError
-from simulator.core.files import read_json
+from simulator.core.reading import read_json
 from simulator.core.units import require_ascii_digits
 from simulator.cost.curve import Lookup
 from simulator.cost.models import AdditiveCost, CostModel, StepCost, ThroughputCurve

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
-from simulator.core.files import data_directory, read_json, write_json
+from simulator.core.files import data_directory, write_json
 from simulator.core.provenance import Provenance
-from simulator.core.specs import Strict, complain
+from simulator.core.reading import Strict, complain, read_json, strictly
 from simulator.cost.draft import DraftCost
 from simulator.cost.models import CostModel
 from simulator.deployment.profile_parts import (
@@ -34,7 +34,7 @@ class Profile(Strict):
     prefill_tokens_per_s: prompt tokens that such a replica prefills alone, for a pool of them.
     """
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: int = Field(default=1, ge=1, le=1, alias="schema")  # a Literal would take true for 1
     name: str
     title: str
     provenance: Provenance
@@ -47,7 +47,7 @@ class Profile(Strict):
     prefill_tokens_per_s: float | None = Field(default=None, gt=0)
     published: PublishedClaims | None = None
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
     def target_cost(self) -> CostModel:
         """Step cost of the target."""
@@ -80,7 +80,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """
     path = _find(str(name_or_path))
     try:
-        profile = Profile.model_validate(read_json(path))
+        profile = strictly(Profile, read_json(path))
         profile.target_cost()
         for drafter in profile.drafters or {}:
             profile.draft_cost(drafter)

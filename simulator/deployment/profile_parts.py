@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from simulator.acceptance.trace import AcceptanceModel, Shiftable
 from simulator.core.errors import BadInputError
 from simulator.core.provenance import Provenance
-from simulator.core.specs import Strict
+from simulator.core.reading import Strict
 from simulator.cost.curve import Beyond, Lookup
 from simulator.cost.draft import DraftCost, Structure
 from simulator.cost.models import AdditiveCost, ThroughputCurve, usual_beyond
 from simulator.deployment.acceptance_text import parse_acceptance
+
+_Quantity = Annotated[float, Field(ge=0)]
+
+Curve = tuple[tuple[_Quantity, _Quantity], ...]
+
+Gain = Annotated[float, Field(gt=-1)]  # a loss of all there is would be -1
 
 
 class CurveSpec(Strict):
@@ -137,8 +143,8 @@ class PublishedClaims(Strict):
     """
 
     source: str
-    throughput: Mapping[str, tuple[tuple[float, float], ...]] = {}
-    budget: Mapping[str, tuple[tuple[float, float], ...]] = {}
-    throughput_vs_tps: Mapping[str, tuple[tuple[float, float], ...]] = {}
-    throughput_gain_at_sla: Mapping[str, float] = {}
-    tps_gain_at_matched_throughput: tuple[float, float] | None = None
+    throughput: Mapping[str, Curve] = {}
+    budget: Mapping[str, Curve] = {}
+    throughput_vs_tps: Mapping[str, Curve] = {}
+    throughput_gain_at_sla: Mapping[str, Gain] = {}
+    tps_gain_at_matched_throughput: tuple[Gain, Gain] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import numpy as np
 
 from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
-from simulator.core.files import read_json
+from simulator.core.reading import parse_json, read_json
 from simulator.cost.believed import NEVER_TRIMS, is_flat, row_spread
 from simulator.cost.models import AdditiveCost, ThroughputCurve
 
@@ -130,12 +129,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
         if not line.strip():
             continue
         place = f"{path}: line {number}"
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise BadInputError(
-                f"is not JSON: {error}", source=place, remedy="remove it if the writer was interrupted"
-            ) from error
+        value = parse_json(line, place, is_line=True)
         if not isinstance(value, dict):
             raise BadInputError("must be a JSON object", source=place, value=value)
         yield number, Record(place, value)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from simulator.core.files import data_directory, read_json
+from simulator.core.files import data_directory
 from simulator.core.provenance import Provenance
-from simulator.core.specs import complain
+from simulator.core.reading import checked, read_json
 
 Domain = Literal["math", "code", "chat"]
 
@@ -103,7 +103,4 @@ class Published(_Data):
 def published() -> Published:
     """The shipped figures."""
     path = data_directory("traces") / "published.json"
-    try:
-        return Published.model_validate(read_json(path))
-    except ValidationError as error:
-        raise complain(error, str(path)) from error
+    return checked(Published, read_json(path), str(path))

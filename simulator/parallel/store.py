@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from simulator.core.errors import BadInputError, UnwritableError
-from simulator.core.files import atomic_path, read_json, write_json
+from simulator.core.files import atomic_path, write_json
+from simulator.core.reading import read_json
 from simulator.parallel.hashing import code_digest, package_version
 
 MANIFEST = "sweep.json"

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.core.errors import BadInputError
-from simulator.core.specs import complain
+from simulator.core.reading import complain, is_there, read_yaml, strictly
 from simulator.core.units import parse_percent
 from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import Profile, load_profile
@@ -271,22 +270,17 @@ class Scenario(_Strict):
 def load_scenario(path: Path | str) -> Scenario:
     """Read a scenario; errors name the file, the key, and for an unknown key the nearest known one."""
     path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not is_there(path):
         raise BadInputError(
             "no such file", source=str(path), remedy="`dspark-sim plan --init FILE` writes one"
-        ) from error
-    except OSError as error:
-        raise BadInputError(f"cannot be read: {error.strerror}", source=str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInputError(f"is not YAML: {error}", source=str(path)) from error
+        )
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise BadInputError(
             "is not a mapping of keys", source=str(path), remedy="see `dspark-sim plan --init`"
         )
     try:
-        return Scenario.model_validate(raw)
+        return strictly(Scenario, raw)
     except ValidationError as error:
         raise _explain(error, str(path)) from error
 

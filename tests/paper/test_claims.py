@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from simulator.core.files import data_directory, read_json
+from simulator.core.files import data_directory
+from simulator.core.reading import read_json
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import load_profile
 from simulator.deployment.profile_parts import PublishedClaims

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from simulator.core.errors import BadInputError, InfeasibleError, SimulatorError
-from simulator.core.files import read_json, write_json
+from simulator.core.files import write_json
+from simulator.core.reading import read_json
 from simulator.deployment.profile import load_profile
 from simulator.live.checks import speed
 from simulator.live.profiling import device_ceilings

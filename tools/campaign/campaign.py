@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import simulator
 from simulator.core.errors import BadInputError
-from simulator.core.files import atomic_directory, read_json, write_json, write_text
+from simulator.core.files import atomic_directory, write_json, write_text
+from simulator.core.reading import read_json
 
 SIZES = ("4b", "8b", "14b")
 """Qwen3 shapes that are measured with random weights and replayed acceptance."""

@@ -18,7 +18,8 @@ import pandas as pd
 
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
-from simulator.core.files import read_json, slug, write_text
+from simulator.core.files import slug, write_text
+from simulator.core.reading import read_json
 from simulator.cost.models import CostModel, StepCost
 from simulator.deployment.acceptance_text import parse_acceptances
 from simulator.deployment.deployment import Deployment

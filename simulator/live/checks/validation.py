@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from simulator.acceptance.trace import AcceptanceTrace
 from simulator.core.errors import BadInputError, InfeasibleError
-from simulator.core.files import read_json, slug, write_json
+from simulator.core.files import slug, write_json
+from simulator.core.reading import read_json
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile
 from simulator.deployment.setup import Setup

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simulator.core.errors import BadInputError
-from simulator.core.files import atomic_path, read_json, write_json
+from simulator.core.files import atomic_path, write_json
+from simulator.core.reading import read_json
 
 CONFIG_FILE = "config.json"
 

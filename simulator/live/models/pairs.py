@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from simulator.core.errors import BadInputError
-from simulator.core.files import read_json
+from simulator.core.reading import read_json
 from simulator.live.models import checkpoints
 from simulator.live.models.checkpoints import Fields
 from simulator.live.models.draft import Draft

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from simulator.core.errors import BadInputError
-from simulator.core.files import read_json, write_json
+from simulator.core.files import write_json
+from simulator.core.reading import read_json
 from simulator.live.device import device_name, software
 from simulator.live.models.checkpoints import CONFIG_FILE, save_model
 from simulator.live.models.dspark import DSparkDraft

@@ -16,8 +16,8 @@ from simulator.acceptance.trace import AcceptanceTrace
 from simulator.acceptance.trace_file import save_trace
 from simulator.cli import device as serving_commands
 from simulator.core.errors import BadInputError, InfeasibleError
-from simulator.core.files import read_json
 from simulator.core.provenance import Provenance
+from simulator.core.reading import read_json
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec

@@ -36,15 +36,18 @@ _ELSEWHERE = {
 _LIVE_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
 
-def _register_elsewhere() -> None:
-    """Commands that live in modules of their own; those import what is heavy only when they run."""
+def commands() -> typer.Typer:
+    """The whole command line; its modules import what is heavy only when a command runs."""
     from importlib import import_module
 
     import_module("simulator.cli.explore")  # its decorators register
+    known = {command.name for command in app.registered_commands}
     for module, names in _ELSEWHERE.items():
-        commands = import_module(module)
+        rooms = import_module(module)
         for name in names:
-            app.command(name)(getattr(commands, name))
+            if name not in known:
+                app.command(name)(getattr(rooms, name))
+    return app
 
 
 def main() -> None:
@@ -59,8 +62,7 @@ def main() -> None:
     shown, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         with interruptible():
-            _register_elsewhere()
-            app()
+            commands()()
     except (SimulatorError, Interrupted) as error:
         said = f"error: {error}" if isinstance(error, SimulatorError) else f"interrupted by {error}"
         _end(error.exit_code, said, *_notes(error))

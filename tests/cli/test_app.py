@@ -353,7 +353,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 
 
 def test_every_command_that_writes_is_in_the_test_above() -> None:
-    cli._register_elsewhere()
+    cli.commands()
     names = {each.name or each.callback.__name__ for each in cli.app.registered_commands if each.callback}
     assert (names - {"list"}) | {"acceptance show"} == set(WRITING)
 
@@ -409,7 +409,7 @@ def imported_by(code: str) -> set[str]:
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
-    loaded = imported_by("from simulator.cli import app; app._register_elsewhere()")
+    loaded = imported_by("from simulator.cli import app; app.commands()")
     assert "typer" in loaded
     assert not loaded & {"torch", "scipy", "pandas", "matplotlib", "simpy", "pyarrow", "joblib", "pydantic"}
     assert "numpy" not in imported_by("import simulator")

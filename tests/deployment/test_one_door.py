@@ -98,7 +98,7 @@ def test_every_command_takes_what_the_profile_knows(
 
 
 def test_every_command_is_tested_here_or_runs_no_engine() -> None:
-    cli._register_elsewhere()
+    cli.commands()
     names = {
         command.name or command.callback.__name__  # type: ignore[union-attr]
         for command in cli.app.registered_commands

@@ -63,7 +63,7 @@ def step_curve(published: dict[str, Any], figure_7_alone: bool = False) -> tuple
 def profile(
     name: str, title: str, published: dict[str, Any], level: float, figure_7_alone: bool = False
 ) -> Profile:
-    """A profile of one model at an acceptance level."""
+    """Return A profile of one model at an acceptance level."""
     batch_tokens, steps_per_s = step_curve(published, figure_7_alone)
     source = "Cheng et al., DSpark, arXiv 2607.05147, figures 7 and 8"
     lines_used = "figure 7's MTP-1 line alone" if figure_7_alone else "MTP-1 lines"
@@ -123,7 +123,7 @@ def profile(
 
 
 def fit_level(published: dict[str, Any]) -> float:
-    """The level at which simulated Flash throughput meets figure 8 at ``FITTED_AT`` requests.
+    """Fit the level at which simulated Flash throughput meets figure 8 at ``FITTED_AT`` requests.
 
     To two decimals: 0.01 moves the throughput by 0.2%, which is what three seeds leave uncertain.
     """
@@ -141,6 +141,7 @@ def fit_level(published: dict[str, Any]) -> float:
 
 
 def main() -> None:
+    """Write the profiles of both models."""
     published: Any = read_json(SOURCE)
     level = fit_level(published["v4_flash"])
     root = data_directory("profiles")

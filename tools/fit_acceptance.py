@@ -16,6 +16,7 @@ from simulator.paper.fit import fit_confidence, fit_parameters
 
 
 def main() -> None:
+    """Fit and write the parameters."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

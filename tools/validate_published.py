@@ -27,6 +27,7 @@ def markdown(row: Mapping[Hashable, Any]) -> str:
 
 
 def main() -> None:
+    """Print the tables of both models as Markdown."""
     for name in (
         "deepseek-v4-flash",
         "deepseek-v4-flash-figure7",
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def draft_costs() -> None:
-    """What a constant cost of drafting, which the curve does not contain, does to the budget."""
+    """Print what a constant cost of drafting, which the curve does not contain, does to the budget."""
     print("\n| drafting, ms a step | budget at 20 concurrent |\n| ---: | ---: |")
     for extra_s, budget in draft_cost_budgets(20, (0.0, 0.001, 0.003)).items():
         print(f"| {1000 * extra_s:g} | {budget:.2f} |")

@@ -155,18 +155,18 @@ class FittedModel:
         return self.trace(seed).replay(seed, raw=raw)
 
     def truncated(self, gamma: int) -> FittedModel:
-        """The same drafter with blocks cut to ``gamma``."""
+        """Return the same drafter with blocks cut to ``gamma``."""
         check_truncation(self.name, self.gamma, gamma)
         return replace(self, gamma=gamma)
 
     def shifted(self, level: float) -> FittedModel:
-        """The same drafter on text easier by ``level``, in log-odds of acceptance at every position."""
+        """Return the drafter on text easier by ``level``, in log-odds of acceptance at every position."""
         if not np.isfinite(level):
             raise BadInputError("must be finite", source=self.name, field="level", value=level)
         return replace(self, level=self.level + level)
 
     def accepted_length(self) -> float:
-        """Expected accepted length under full verification at this block size, bonus included."""
+        """Return the expected accepted length under full verification at this block size, bonus included."""
         return mean_accepted_length(self._logits(self._solving_pool())[..., : self.gamma])
 
     def with_accepted_length(self, accepted_length: float) -> FittedModel:
@@ -200,7 +200,7 @@ def mean_accepted_length(logits: Chances) -> float:
 
 
 def solve_level(logits: Chances, accepted_length: float) -> float:
-    """The shift of all log-odds at which ``mean_accepted_length`` is as asked; ``ValueError`` if none is."""
+    """Find the shift of all log-odds that gives a ``mean_accepted_length``; ``ValueError`` if none does."""
 
     def excess(level: float) -> float:
         return mean_accepted_length(logits + np.float32(level)) - accepted_length
@@ -296,7 +296,7 @@ def catalogue() -> tuple[FittedModel, ...]:
 
 
 def fitted_model(name: str) -> FittedModel:
-    """The fitted model of that name or alias; ``BadInputError`` suggests the nearest names."""
+    """Find the fitted model of that name or alias; ``BadInputError`` suggests the nearest names."""
     parameters = _shipped()
     known = ALIASES.get(name.lower(), name.lower())
     if known in parameters.models:

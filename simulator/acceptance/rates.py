@@ -78,7 +78,7 @@ class Rates:
         return Replay(constant_rows(np.cumprod(self.conditional), rows), accepted, start)
 
     def truncated(self, gamma: int) -> Rates:
-        """The first ``gamma`` rates."""
+        """Return the first ``gamma`` rates."""
         check_truncation(self.name, self.gamma, gamma)
         return replace(self, conditional=self.conditional[:gamma])
 
@@ -191,11 +191,11 @@ class Mix:
         return _laid_end_to_end([chosen[i] for i in stream.permutation(len(chosen))])
 
     def truncated(self, gamma: int) -> Mix:
-        """The same mix with every component's blocks cut to ``gamma``."""
+        """Return the same mix with every component's blocks cut to ``gamma``."""
         return replace(self, components=tuple(c.truncated(gamma) for c in self.components))
 
     def shifted(self, level: float) -> Mix:
-        """The same mix with ``level`` added to the log-odds of every acceptance; fitted components only."""
+        """Add ``level`` to the log-odds of every acceptance of the mix; fitted components only."""
         for component in self.components:
             if not isinstance(component, Shiftable):
                 raise refusal("has no level to move", component.name)
@@ -214,7 +214,7 @@ def _apportion(weights: Sequence[float], count: int) -> NDArray[np.int64]:
 
 
 def _draw_sequences(available: int, wanted: int, stream: np.random.Generator) -> NDArray[np.int64]:
-    """Indices of ``wanted`` sequences; all are used once before any is used again."""
+    """Return indices of ``wanted`` sequences; all are used once before any is used again."""
     rounds = -(-wanted // available)
     drawn: NDArray[np.int64] = np.concatenate([stream.permutation(available) for _ in range(rounds)])
     return drawn[:wanted]
@@ -231,6 +231,7 @@ def _laid_end_to_end(chosen: Sequence[tuple[Replay, int]]) -> Replay:
 
 
 def parse_rate(text: str, where: str) -> float:
+    """Parse one rate of a list."""
     try:
         return float(text)
     except ValueError:
@@ -242,4 +243,5 @@ def _listed(rates: Sequence[float]) -> str:
 
 
 def refusal(problem: str, where: str, value: object = None) -> BadInputError:
+    """Make the error of an acceptance text, with how such a text is written."""
     return BadInputError(problem, source="acceptance", field=where, value=value, remedy=HOW_TO)

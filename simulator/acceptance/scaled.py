@@ -22,7 +22,7 @@ Lengths = NDArray[np.uint8]
 
 
 def scaled_acceptance(model: AcceptanceModel, factor: float) -> AcceptanceModel:
-    """A model that accepts ``factor`` times as many draft tokens per step under full verification.
+    """Make a model that accepts ``factor`` times as many draft tokens per step under full verification.
 
     Accepted draft tokens, tau - 1, are scaled: the bonus token comes whatever the drafts are worth. The
     result never exceeds 99.9% of the block. Fitted models and plain rates shift the log-odds of
@@ -73,11 +73,11 @@ class ScaledTrace:
         return self.base.provenance
 
     def truncated(self, gamma: int) -> ScaledTrace:
-        """The same with blocks cut to ``gamma``."""
+        """Return the same with blocks cut to ``gamma``."""
         return replace(self, base=self.base.truncated(gamma))
 
     def replay(self, seed: int, *, raw: bool = False) -> Replay:
-        """The trace's replay, altered."""
+        """Realise the trace's replay, altered."""
         replay = self.base.replay(seed, raw=raw)
         now = float(replay.accepted[anchor_rows(replay)].mean())
         goal = min(now * self.factor, 0.999 * self.gamma)

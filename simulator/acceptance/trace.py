@@ -60,10 +60,12 @@ class AcceptanceModel(Protocol):
     """Anything that can be realised as a replay: a recorded trace, a fitted model, plain rates, a mix."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the model, as outputs show it."""
 
     @property
-    def gamma(self) -> int: ...
+    def gamma(self) -> int:
+        """Draft tokens in a block."""
 
     @property
     def has_confidence(self) -> bool:
@@ -71,14 +73,15 @@ class AcceptanceModel(Protocol):
         ...
 
     @property
-    def provenance(self) -> Provenance: ...
+    def provenance(self) -> Provenance:
+        """Where the model's numbers come from."""
 
     def replay(self, seed: int, *, raw: bool = False) -> Replay:
         """Realise outcomes; the same seed gives the same bytes. ``raw`` leaves confidences uncalibrated."""
         ...
 
     def truncated(self, gamma: int) -> AcceptanceModel:
-        """The same drafter with blocks cut to ``gamma``; ``BadInputError`` when asked to lengthen them."""
+        """Cut the drafter's blocks to ``gamma``; ``BadInputError`` when asked to lengthen them."""
         ...
 
 
@@ -87,7 +90,7 @@ class Shiftable(Protocol):
     """An acceptance model whose drafts can be made better or worse by one number."""
 
     def shifted(self, level: float) -> AcceptanceModel:
-        """The same model with ``level`` added to the log-odds of every acceptance."""
+        """Return the same model with ``level`` added to the log-odds of every acceptance."""
         ...
 
 
@@ -183,7 +186,7 @@ class AcceptanceTrace:
         return Replay(survival, accepted, self.sequence_start, drawn=self.accepted is None)
 
     def truncated(self, gamma: int) -> AcceptanceTrace:
-        """The same trace with blocks cut to ``gamma``; ``BadInputError`` if that is more than was drafted."""
+        """Cut the trace's blocks to ``gamma``; ``BadInputError`` if that is more than was drafted."""
         check_truncation(self.name, self.gamma, gamma)
         return replace(
             self,
@@ -279,12 +282,12 @@ def anchor_rows(replay: Replay, gain: NDArray[np.integer[Any]] | None = None) ->
 
 
 def derived_seed(seed: int, name: str) -> int:
-    """A seed for a part of what ``seed`` draws: parts that use the same streams become independent."""
+    """Derive a seed for a part of what ``seed`` draws: parts of the same streams become independent."""
     return int(random_stream(seed, name).integers(2**63))
 
 
 def draw_accepted(probability: ArrayLike, stream: np.random.Generator) -> NDArray[np.uint8]:
-    """Accepted lengths, uint8 [N], from P(draft k accepted | those before it), [N, gamma].
+    """Draw accepted lengths, uint8 [N], from P(draft k accepted | those before it), [N, gamma].
 
     Uniforms are drawn position by position, so a block cut to fewer drafts keeps its outcomes.
     """
@@ -298,7 +301,7 @@ def draw_accepted(probability: ArrayLike, stream: np.random.Generator) -> NDArra
 
 
 def constant_rows(row: Sequence[float] | NDArray[Any], rows: int) -> NDArray[np.float32]:
-    """The same float32 row ``rows`` times, as memory of its own."""
+    """Repeat a float32 row ``rows`` times, in memory of its own."""
     return np.tile(np.asarray(row, dtype=np.float32), (rows, 1))
 
 

@@ -86,5 +86,5 @@ def _overloaded_steps(server: Server, workload: Workload, limits: EngineLimits) 
 
 
 def closed_loop_capacity(server: Server) -> float:
-    """Requests per second of one replica that always has more to do: a scale for rates, not a promise."""
+    """Measure one replica that always has more to do, requests per second: a scale, not a promise."""
     return capacity(server).rate_per_s

@@ -49,7 +49,7 @@ class Search:
 
 
 def find_rate(search: Search) -> dict[str, Any]:
-    """The highest rate at which every term holds, by bisection on simulated attainment.
+    """Find the highest rate at which every term holds, by bisection on simulated attainment.
 
     Within a replication the same requests arrive at every rate, faster or slower, so that attainment hardly
     wanders. Each replication is searched by itself; ``seed_rates`` are their answers, the middle of the last
@@ -91,7 +91,7 @@ def find_rate(search: Search) -> dict[str, Any]:
 
 
 def _worst_alone(search: Search, rate: float) -> dict[str, Any]:
-    """What requests get at a rate in the worst of the replications: that much may be promised."""
+    """Return what requests get at a rate in the worst replication: that much may be promised."""
     servers = [search.server.replication(index) for index in range(search.replications)]
     requests = min(ALONE, search.server.requests)
     rows = [one_trial(each, rate, capacity(each), requests) for each in servers]
@@ -103,7 +103,7 @@ def _worst_alone(search: Search, rate: float) -> dict[str, Any]:
 
 
 def _all_together(search: Search, rate: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The highest rate at which all replications together hold, and the one a precision above that fails."""
+    """Find the highest rate at which all replications hold together, and the one above it that fails."""
 
     def trial(rate: float) -> dict[str, Any]:
         return try_rate(Trial(search.server, rate, search.replications))
@@ -179,7 +179,7 @@ def _out_of_reach(alone: dict[str, Any], sla: Sla) -> bool:
 def _bracket(
     holds: Callable[[float], bool], guess: float, lightest: float, step: float
 ) -> tuple[float, float]:
-    """A rate that holds and a higher one that does not; (0, lightest) when none above it holds."""
+    """Bracket the rate: one that holds and a higher one that does not; (0, lightest) when none holds."""
     rate, factor = guess, step
     if holds(rate):
         while True:

@@ -34,7 +34,7 @@ class Server:
         return self.plans[0].policy.name
 
     def replication(self, index: int) -> Server:
-        """The same with other random numbers; number 0 is the server itself."""
+        """Return the same server with other random numbers; number 0 is the server itself."""
         return replace(self, seed=replication_seed(self.seed, index))
 
 
@@ -44,7 +44,7 @@ def replication_seed(seed: int, index: int) -> int:
 
 
 def share_at_rate(traffic: Traffic, rate_per_s: float, requests: int, seed: int) -> Workload:
-    """What one replica sees when its share of the traffic comes at ``rate_per_s``: so many requests.
+    """Draw what one replica sees when its share of the traffic comes at ``rate_per_s``.
 
     A process keeps its burstiness at the lower rate; one that swings over the day is taken as Poisson at
     a fixed rate, a trial being short against the day. A recording is resampled as a whole, at the rate of

@@ -69,7 +69,7 @@ def one_trial(
 
 
 def binding(found: dict[str, Any], limits: EngineLimits) -> str:
-    """What stops a replica from carrying more: the terms that give first, and what requests wait for most.
+    """Name what stops a replica from carrying more: the terms that give first, and the largest wait.
 
     Waiting is named where the terms that fail measure it (time to first token, end-to-end time, saturation),
     or where it makes up more than ``MUCH_WAITING`` of a request's decoding. Otherwise steps take too long.
@@ -94,6 +94,7 @@ def binding(found: dict[str, Any], limits: EngineLimits) -> str:
 
 
 def trial_row(run: FleetRun) -> dict[str, Any]:
+    """Turn a run into the row of a trial."""
     judged: Assessment = run.assessment
     return {
         "met": judged.met,
@@ -160,7 +161,7 @@ def _measures_waiting(term: Term) -> bool:
 
 
 def _term_together(term: Term, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A term over replications: judged by its mean share, or by its mean estimate where it has no share."""
+    """Judge a term over replications: by its mean share, or by its mean estimate where it has no share."""
     worst = math.inf if term.comparison == "<=" else 0.0
     waits = _measures_waiting(term)
     estimate, half = _known_interval([part["estimate"] for part in parts], worst if waits else math.nan)

@@ -37,7 +37,7 @@ _LIVE_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
 
 def commands() -> typer.Typer:
-    """The whole command line; its modules import what is heavy only when a command runs."""
+    """Assemble the whole command line; its modules import what is heavy only when a command runs."""
     from importlib import import_module
 
     import_module("simulator.cli.explore")  # its decorators register

@@ -321,7 +321,7 @@ def _scenario(
 
 
 def _cells_beside(profile: str) -> CellLog | None:
-    """The cells that a profile was made from, where they lie beside it: they know what decisions cost."""
+    """Find the cells that a profile was made from beside it: they know what decisions cost."""
     from simulator.deployment.profile import shipped_profiles
     from simulator.live.profiling.cells import CellLog
 
@@ -332,7 +332,7 @@ def _cells_beside(profile: str) -> CellLog | None:
 def _pair(
     target: str, drafts: list[str], device: str, dtype: str | None, threads: int
 ) -> tuple[Target, dict[str, Draft]]:
-    """The target and its drafts, loaded on the device."""
+    """Load the target and its drafts on the device."""
     import torch
 
     from simulator.live.models.pairs import load_draft, new_dspark, new_mtp

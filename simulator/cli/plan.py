@@ -101,7 +101,7 @@ def regret(
     address: AddressOption = None,
     cells: CellsOption = None,
 ) -> None:
-    """What a scheduler loses when the cost table it believes is not the true one."""
+    """Show what a scheduler loses when the cost table it believes is not the true one."""
     from simulator.core.files import beside, check_writable_file, is_standard_output, write_csv
     from simulator.deployment.deployment import deploy
     from simulator.report.regret import plot_regret

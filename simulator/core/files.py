@@ -128,7 +128,7 @@ def is_standard_output(path: Path) -> bool:
 
 
 def beside(path: Path, suffix: str) -> Path | None:
-    """The second file of a command that writes two; None where the first is no regular file."""
+    """Return the second file of a command that writes two; None where the first is no regular file."""
     return None if _is_stream(Path(path)) else Path(path).with_suffix(suffix)
 
 
@@ -202,7 +202,7 @@ def _is_stream(target: Path) -> bool:
 
 
 def _descriptor(target: Path) -> int | None:
-    """The number of an open file that ``target`` is another name of: it must not be opened anew."""
+    """Return the number of an open file that ``target`` is another name of: it must not be opened anew."""
     text = os.path.normpath(target)
     for _ in range(_MOST_LINKS):
         if text in _STREAMS:
@@ -228,7 +228,7 @@ def _resolved(target: Path) -> Path:
 
 
 def _new_file_beside(place: Path, named: Path) -> Path:
-    """A new empty file in the directory of ``place``; its mode is that of any new file."""
+    """Make a new empty file in the directory of ``place``; its mode is that of any new file."""
     suffix = place.suffix if len(place.suffix) <= _NAMED else ""
     temporary = place.with_name(f"{PARTIAL}{secrets.token_hex(8)}{suffix}")
     with _faults_named(named):
@@ -251,7 +251,7 @@ def _finish(temporary: Path, place: Path) -> None:
 
 @contextmanager
 def _spooled(target: Path) -> Iterator[Path]:
-    """A temporary file elsewhere whose bytes go to a stream once they are complete."""
+    """Give a temporary file elsewhere whose bytes go to a stream once they are complete."""
     suffix = target.suffix if len(target.suffix) <= _NAMED else ""
     with _faults_named(target), tempfile.TemporaryDirectory(prefix="dspark-sim-") as folder:
         temporary = Path(folder) / f"output{suffix}"

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def random_stream(seed: int, name: str) -> np.random.Generator:
-    """An independent generator for each (seed, name), the same on every machine and worker.
+    """Return an independent generator for each (seed, name), the same on every machine and worker.
 
     name: the role of what is drawn, never a quantity that a study may vary. Variants that differ in such a
     quantity then meet the same uniforms, and their difference is not noise.

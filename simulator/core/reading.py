@@ -268,7 +268,7 @@ class _Values:
         self._source, self._made = source, 0
 
     def of(self, node: yaml.Node, field: str, depth: int) -> object:
-        """The value of a node; ``field`` is where it stands."""
+        """Return the value of a node; ``field`` is where it stands."""
         self._made += 1
         if depth > MAX_DEPTH:  # an alias may also stand inside of what it names
             raise self._error(node, field, f"is nested more than {MAX_DEPTH} deep", "flatten it")
@@ -337,7 +337,7 @@ class Strict(BaseModel):
 
 
 def checked(model: type[_Model], value: object, source: str) -> _Model:
-    """What a reader gave, as a model: true is no number, nor is text, and errors name the field."""
+    """Turn what a reader gave into a model: true is no number, nor is text, and errors name the field."""
     try:
         return strictly(model, value)
     except ValidationError as error:
@@ -345,7 +345,7 @@ def checked(model: type[_Model], value: object, source: str) -> _Model:
 
 
 def strictly(model: type[_Model], value: object) -> _Model:
-    """The same, raising pydantic's own error."""
+    """Do the same, raising pydantic's own error."""
     # By way of JSON, where a list may stand for a tuple and everything else is what it seems to be.
     return model.model_validate_json(json.dumps(value), strict=True)
 

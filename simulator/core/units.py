@@ -29,7 +29,7 @@ def parse_duration_s(text: str, *, field: str) -> float:
 
 
 def parse_rate_per_s(text: str, *, field: str) -> float:
-    """Requests per second from ``12/s``, ``700/min``, ``4e4/h``, ``10 rps``, ``600rpm``; must be positive."""
+    """Parse requests per second, as in ``12/s``, ``700/min``, ``4e4/h``, ``10 rps``; must be positive."""
     value, unit = _split(text, field)
     per = _RATE_NAMES.get(unit.lower(), unit)
     period = per.removeprefix("/")
@@ -49,7 +49,7 @@ def parse_rate_per_s(text: str, *, field: str) -> float:
 
 
 def parse_number(text: str, *, field: str) -> float:
-    """A plain finite number, for quantities that have no unit."""
+    """Parse a plain finite number, for quantities that have no unit."""
     value, unit = _split(text, field)
     if unit:
         raise BadInputError(f"takes a plain number, without {unit!r}", field=field, value=text)
@@ -57,7 +57,7 @@ def parse_number(text: str, *, field: str) -> float:
 
 
 def parse_whole(text: str, *, field: str, least: int = 1, most: int = 2**53) -> int:
-    """A whole number in ``least..most``, ``1e6`` included."""
+    """Parse a whole number in ``least..most``, ``1e6`` included."""
     value = parse_number(text, field=field)
     if not value.is_integer() or not least <= value <= most:
         raise BadInputError(f"must be a whole number in {least:,}..{most:,}", field=field, value=text)
@@ -74,7 +74,7 @@ def require_ascii_digits(text: str, *, source: str) -> None:
 
 
 def number_or_nan(text: str) -> float:
-    """A number in a table; NaN for what is none.
+    """Read a number in a table; NaN for what is none.
 
     ``float`` alone also takes ``1_000`` and the digits of other scripts, which no exporter writes.
     """
@@ -120,7 +120,7 @@ def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
 
 
 def parse_percent(text: str, field: str) -> float:
-    """A share from ``20%``; a bare number could mean 20 or 0.2 and is refused."""
+    """Parse a share such as ``20%``; a bare number could mean 20 or 0.2 and is refused."""
     match = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*%\s*", text)
     if match is None:
         raise BadInputError(

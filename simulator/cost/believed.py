@@ -61,7 +61,7 @@ class BelievedTable(StepTime):
 
     @classmethod
     def of_curve(cls, batch_tokens: ArrayLike, steps_per_s: ArrayLike, *, lookup: Lookup) -> BelievedTable:
-        """Steps per second by batch tokens, which may rise; every rate must be positive."""
+        """Check steps per second by batch tokens, which may rise; every rate must be positive."""
         tokens = axis(batch_tokens, "batch_tokens")
         rate = _finite(steps_per_s, tokens, "steps_per_s")
         if rate.min() <= 0:
@@ -85,7 +85,7 @@ class BelievedTable(StepTime):
 
 
 def table_warnings(cost: CostModel) -> tuple[str, ...]:
-    """What makes a table decide badly: it is flat, or more work takes less time somewhere."""
+    """Say what makes a table decide badly: it is flat, or more work takes less time somewhere."""
     warnings = []
     if is_flat(cost):
         warnings.append(f"step time varies by {row_spread(cost):.1%} over all batch tokens: {NEVER_TRIMS}")

@@ -48,6 +48,7 @@ class Curve:
         self.at.flags.writeable = self.value.flags.writeable = False
 
     def __call__(self, x: float) -> float:
+        """Return the value at ``x``."""
         if isinstance(x, int) and 0 <= x < _TABLE_LIMIT:
             return float(self.span(x, x + 1)[0])
         return float(self._evaluate(np.asarray(x, dtype=np.float64)))
@@ -78,7 +79,7 @@ class Curve:
 
 
 def axis(points: ArrayLike, name: str) -> Floats:
-    """A strictly increasing, finite, non-negative axis of at least one point, as float64."""
+    """Check a strictly increasing, finite, non-negative axis of at least one point; float64."""
     array = _one_dimensional(points, name)
     if np.any(array < 0):
         raise BadInputError("must not be negative", field=name, value=float(array.min()))
@@ -118,6 +119,7 @@ def _one_dimensional(points: ArrayLike, name: str) -> Floats:
 
 
 def refuse_rising(tokens: Floats, rate: Floats) -> None:
+    """Refuse a table in which a larger batch is faster."""
     rises = np.diff(rate) > 0
     if np.any(rises):
         where = int(np.argmax(rises))
@@ -130,6 +132,7 @@ def refuse_rising(tokens: Floats, rate: Floats) -> None:
 
 
 def refuse_falling(probes: Floats, times: Floats, name: str) -> None:
+    """Refuse probes in which more work takes less time."""
     falls = np.diff(times) < 0
     if np.any(falls):
         where = int(np.argmax(falls))
@@ -141,4 +144,5 @@ def refuse_falling(probes: Floats, times: Floats, name: str) -> None:
 
 
 def if_possible(beyond: Beyond, probes: Floats) -> Beyond:
+    """Return ``beyond``, or clamp where a single probe gives no slope to go on with."""
     return beyond if len(probes) > 1 else "clamp"

@@ -171,7 +171,7 @@ class _Design:
         return parts | {term: slice(theta + i, theta + i + 1) for i, term in enumerate(self.terms)}
 
     def cost(self, solution: Floats, beyond: Beyond) -> AdditiveCost:
-        """The unknowns as a cost model."""
+        """Return the unknowns as a cost model."""
         part = {name: solution[columns] for name, columns in self.groups().items()}
         coefficient = {term: float(part[term][0]) for term in self.terms}
         return AdditiveCost(
@@ -273,7 +273,7 @@ def _folds(table: pd.DataFrame, folds: int, seed: int) -> NDArray[np.int64]:
 
 
 def _probes(given: ArrayLike | None, measured: pd.Series[float], name: str, *, most: int) -> Floats:
-    """The probes asked for, or the measured sizes thinned evenly in rank, both ends kept."""
+    """Choose the probes: those asked for, or the measured sizes thinned evenly in rank, both ends kept."""
     if given is not None:
         return axis(given, name)
     sizes = np.unique(measured.to_numpy(dtype=np.float64))
@@ -282,7 +282,7 @@ def _probes(given: ArrayLike | None, measured: pd.Series[float], name: str, *, m
 
 
 def _checked(cells: pd.DataFrame, terms: Sequence[Term]) -> pd.DataFrame:
-    """The columns a fit needs, as float64, every value refused that no measurement can give."""
+    """Return the columns a fit needs, float64; a value that no measurement can give is refused."""
     for term in terms:
         if term not in _COLUMN or terms.count(term) > 1:
             raise BadInputError(

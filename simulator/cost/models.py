@@ -90,7 +90,7 @@ class StepTime(ABC):
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
-        """A float for one size, [len(range)] for a range."""
+        """Return A float for one size, [len(range)] for a range."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,7 +235,7 @@ class LengthByRequests:
             raise BadInputError("must not be negative", field="length", value=self.length, remedy="0 or more")
 
     def __call__(self, requests: int) -> int:
-        """The length for a batch of at least one request."""
+        """Return the length for a batch of at least one request."""
         return self.length[bisect_right(self.first, requests) - 1]
 
 
@@ -277,5 +277,5 @@ class StepCost(StepTime):
 
 
 def usual_beyond(lookup: Lookup, points: int) -> Beyond:
-    """What a throughput curve does above its last point unless told otherwise: go on, where it can."""
+    """Say what a throughput curve does above its last point unless told otherwise: go on, where it can."""
     return "last-slope" if lookup == "linear" and points > 1 else "clamp"

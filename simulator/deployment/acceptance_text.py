@@ -52,7 +52,7 @@ def _parse_mix(text: str) -> Mix:
 
 
 def _parse_named(text: str) -> AcceptanceModel:
-    """A file or a catalogue name, optionally with ``@GAMMA``, a block size to cut it to."""
+    """Load a file or a catalogue name, optionally with ``@GAMMA``, a block size to cut it to."""
     name, at, size = text.rpartition("@")
     cut = int(size) if at and size.isdigit() and not Path(text).is_file() else None
     name = text if cut is None else name

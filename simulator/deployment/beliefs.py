@@ -28,7 +28,7 @@ BELIEFS = {
 
 
 def believe(text: str, plan: Setup, most_requests: int) -> CostModel:
-    """The step cost that a belief stands for, drafting and overhead included as in the true one."""
+    """Return the step cost that a belief stands for, drafting and overhead included as in the true one."""
     kind, _, argument = text.partition(":")
     target = plan.cost.target if isinstance(plan.cost, StepCost) else plan.cost
     gamma = plan.acceptance.gamma if plan.acceptance is not None else 0
@@ -54,8 +54,11 @@ def believe(text: str, plan: Setup, most_requests: int) -> CostModel:
 
 
 def probed(target: CostModel, probes: int, gamma: int, most_requests: int, lookup: Lookup) -> ThroughputCurve:
-    """What a profiler finds that runs whole blocks only: ``probes`` batches from one request to the most,
-    spread geometrically, each of requests * (gamma + 1) tokens."""
+    """Probe as a profiler that runs whole blocks only.
+
+    ``probes`` batches from one request to the most, spread geometrically, each of requests * (gamma + 1)
+    tokens.
+    """
     requests = np.unique(np.geomspace(1, max(most_requests, 2), probes).round().astype(int))
     tokens = requests * (gamma + 1)
     times = [target.step_time_s(int(r), int(b)) for r, b in zip(requests, tokens, strict=True)]
@@ -63,7 +66,7 @@ def probed(target: CostModel, probes: int, gamma: int, most_requests: int, looku
 
 
 def load_table(path: Path) -> CostModel:
-    """A profile's, SGLang's or TensorRT-LLM's table as its engine looks it up, right or wrong."""
+    """Load a profile's, SGLang's or TensorRT-LLM's table as its engine looks it up, right or wrong."""
     from simulator.deployment.profile import load_profile
     from simulator.interop import sglang_tables as sglang
     from simulator.interop import tensorrt_llm

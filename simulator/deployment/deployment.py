@@ -53,7 +53,7 @@ class Deployment:
         chunk_tokens: int = 2048,
         prefill_tokens_per_s: float | None = None,
     ) -> EngineLimits:
-        """What one engine admits here; what the profile knows stands in where None is given.
+        """Return what one engine admits here; what the profile knows stands in where None is given.
 
         kv_tokens: KV-cache capacity in tokens. prefill_tokens_per_s: speed of the prefill pool; the profile's
         own stands in only where prefill runs elsewhere. Raises ``BadInputError`` as ``EngineLimits`` does.
@@ -85,7 +85,7 @@ class Deployment:
         )  # fmt: skip
 
     def _multi_token_drafter(self, policy: Policy) -> str:
-        """The drafter of a policy that names none: the only one that drafts more than a token, or DSpark."""
+        """Find the drafter of a policy that names none: the only one with more than a token, or DSpark."""
         candidates = [name for name, model in self.acceptance.items() if model.gamma > 1] or list(
             self.acceptance
         )
@@ -114,7 +114,7 @@ def deploy(
     believed: str | Path | None = None,
     required: bool = True,
 ) -> Deployment:
-    """A deployment from the words of a command line or a scenario.
+    """Build a deployment from the words of a command line or a scenario.
 
     profile: a shipped name, a file, or one that is loaded. acceptance: ``[DRAFTER=]MODEL`` specs; each
     replaces the profile's own model of that drafter, and a note says so. believed: profile whose step cost

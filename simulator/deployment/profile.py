@@ -65,7 +65,7 @@ class Profile(Strict):
         return self.drafters[drafter].build()
 
     def acceptance_models(self) -> dict[str, AcceptanceModel]:
-        """The acceptance models that belong to this deployment, by drafter."""
+        """Return the acceptance models that belong to this deployment, by drafter."""
         return {drafter: spec.build() for drafter, spec in self.acceptance.items()}
 
     def save(self, path: Path) -> None:
@@ -74,7 +74,7 @@ class Profile(Strict):
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """A shipped profile by name (``deepseek-v4-flash``, ``h200/qwen3-8b--dspark``) or any profile file.
+    """Load a shipped profile by name (``deepseek-v4-flash``, ``h200/qwen3-8b--dspark``) or a profile file.
 
     Raises ``BadInputError`` naming the file, the field, the value and the remedy.
     """

@@ -49,7 +49,7 @@ class CurveSpec(Strict):
         )
 
     def build(self) -> ThroughputCurve:
-        """The cost model it describes."""
+        """Return the cost model it describes."""
         return ThroughputCurve(self.batch_tokens, self.steps_per_s, lookup=self.lookup, beyond=self.beyond)
 
 
@@ -83,7 +83,7 @@ class AdditiveSpec(Strict):
         )
 
     def build(self) -> AdditiveCost:
-        """The cost model it describes."""
+        """Return the cost model it describes."""
         return AdditiveCost(
             self.bias_s,
             self.request_probes,
@@ -108,7 +108,7 @@ class DraftSpec(Strict):
     context_s_per_token: float = 0.0
 
     def build(self) -> DraftCost:
-        """The draft cost it describes."""
+        """Return the draft cost it describes."""
         return DraftCost(
             self.structure, self.block_size, self.requests, self.pass_s, self.sequential_s,
             self.context_s_per_token,
@@ -124,7 +124,7 @@ class AcceptanceSpec(Strict):
     provenance: Provenance
 
     def build(self) -> AcceptanceModel:
-        """The acceptance model it describes."""
+        """Return the acceptance model it describes."""
         model = parse_acceptance(self.model)
         if self.level:
             if not isinstance(model, Shiftable):

@@ -37,7 +37,7 @@ class Setup:
         return self.policy.scheduler
 
     def replay(self, seed: int) -> Replay:
-        """The acceptance realised for one seed; cached, since many cells of a sweep share it."""
+        """Realise acceptance for one seed; cached, since many cells of a sweep share it."""
         return NO_DRAFT if self.acceptance is None else realised(self.acceptance, seed)
 
 

@@ -75,7 +75,7 @@ class Prompt:
     started: bool = False
 
     def admit(self, now: float, kept_out_s: list[float]) -> None:
-        """It leaves the line."""
+        """Take the request out of the line."""
         self.admitted_s = now
         self.kept_out_s = tuple(
             after - before for before, after in zip(self.kept_out_s, kept_out_s, strict=True)
@@ -104,6 +104,7 @@ class BatchRows:
 
     @property
     def occupied(self) -> int:
+        """Rows that hold a request."""
         return self.count - self.holes.size
 
     def release(self, rows: Rows) -> Floats:

@@ -87,7 +87,7 @@ class TraceCursors:
         return self._survival.take(self._cursor[: len(out)], axis=0, mode="wrap", out=out)
 
     def accepted(self, count: int) -> Rows:
-        """Accepted lengths under full verification at the first ``count`` cursors, int64 [count]."""
+        """Return accepted lengths under full verification at the first ``count`` cursors, int64 [count]."""
         return self._accepted.take(self._cursor[:count], mode="wrap")
 
     def advance(self, accepted: Rows) -> None:

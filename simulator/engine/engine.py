@@ -103,7 +103,7 @@ class Engine:
         return len(self._in_pool) + len(self._waiting) + admitted
 
     def submit(self, request: int, *, cached_tokens: int = 0) -> None:
-        """A request has arrived now; with a prefill pool it first queues there.
+        """Submit a request that has arrived now; with a prefill pool it first queues there.
 
         ``cached_tokens`` of its prompt are in the prefix cache already: they fill the KV cache like any
         others but need no prefill.
@@ -123,7 +123,7 @@ class Engine:
         event.callbacks.append(lambda _: self._hand_over(prompt))
 
     def _hand_over(self, prompt: Prompt) -> None:
-        """The pool has emitted a first token: the request gets in line, or is done if it wanted no more."""
+        """Take a request over from the pool with its first token: queue it, or finish it."""
         del self._in_pool[prompt.request]
         prompt.first_token_s = self.environment.now
         if int(self.workload.output_tokens[prompt.request]) > 1:
@@ -144,7 +144,7 @@ class Engine:
             self._wake = None
 
     def _what_keeps_out(self, request: int) -> int:
-        """What the request at the head of the line waits for."""
+        """Name what the request at the head of the line waits for."""
         if not self._free_slots:
             return _SLOT
         return _STEP if self._fits(request) else _KV
@@ -180,7 +180,7 @@ class Engine:
         return self._described(np.concatenate([np.empty((len(BATCH_ROW), 0)), *self._finished], axis=1))
 
     def decoding(self) -> dict[str, Floats]:
-        """The same of requests now in the batch, which have not finished."""
+        """Return the same of requests now in the batch, which have not finished."""
         return self._described(np.delete(self._rows.table[:, : self._rows.count], self._rows.holes, axis=1))
 
     def served_s(self) -> tuple[Floats, Floats]:
@@ -206,7 +206,7 @@ class Engine:
         return table | {name: rows[row] for name, row in changing.items()}
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
-        """The step loop: one event a step."""
+        """Run the step loop: one event a step."""
         environment, rows = self.environment, self._rows
         while True:
             self._admit()
@@ -287,7 +287,7 @@ class Engine:
         self.steps.append(Step(now, duration_s, gap_s, *tokens, waiting, decoding_s, queued_s, handover_s))
 
     def _leave(self, left: Floats) -> None:
-        """Requests whose output is complete leave, with their batch rows ([columns, n])."""
+        """Let requests whose output is complete leave, with their batch rows ([columns, n])."""
         left[FINISHED_S] = self.environment.now
         left[LAST_STEP] = self._decode_steps
         self._finished.append(left)
@@ -322,7 +322,7 @@ class Engine:
         return admitted
 
     def _next_in_line(self) -> Prompt | None:
-        """The request at the head of the line if its KV cache fits; nobody overtakes it."""
+        """Return the request at the head of the line if its KV cache fits; nobody overtakes it."""
         closed, now = self.workload.is_closed_loop, self.environment.now
         if not closed and not self._waiting:
             return None

@@ -58,11 +58,11 @@ class Executor(Protocol):
     gamma: int
 
     def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
-        """These requests now sit in these rows, prefilled; the last token of their context is the anchor."""
+        """Place requests, prefilled, into rows; the last token of their context is the anchor."""
         ...
 
     def move(self, source: Rows, target: Rows) -> None:
-        """The requests of ``source`` rows move to ``target`` rows, whose own have left."""
+        """Move the requests of ``source`` rows to ``target`` rows, whose own have left."""
         ...
 
     def draft(self, count: int) -> Array:
@@ -70,7 +70,7 @@ class Executor(Protocol):
         ...
 
     def outcome(self) -> Array:
-        """The survival an all-knowing scheduler would see: 1 up to the accepted length, then 0."""
+        """Return the survival an all-knowing scheduler would see: 1 up to the accepted length, then 0."""
         ...
 
     def snapshot(self) -> NDArray[np.float32]:

@@ -66,7 +66,7 @@ class Metrics:
         return asdict(self)
 
     def without_waiting(self, *, decoding_waits: bool) -> Metrics:
-        """The same without what contains a wait in a queue that grows: NaN instead.
+        """Leave out what contains a wait in a queue that grows: NaN instead.
 
         Such a number would only say how long one looked. decoding_waits: requests wait between their first
         and their second token as well (behind a prefill pool), so speeds and gaps contain it too.

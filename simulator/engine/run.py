@@ -135,7 +135,7 @@ def run_engine(
 
 
 def enough_requests(concurrency: int) -> int:
-    """Requests that a closed loop must finish before quantiles over requests mean anything.
+    """Return how many requests a closed loop must finish before quantiles over requests mean anything.
 
     Short outputs finish first: in a run shorter than a few lives of a request the quantiles of speed are
     those of short outputs, whose speed scatters most. ``TURNOVERS`` per slot leave four lives after

@@ -54,7 +54,7 @@ class SimulatedExecutor:
         return (np.arange(self.gamma) < accepted[:, None]).astype(np.float32)
 
     def snapshot(self) -> NDArray[np.float32]:
-        """The survival just drafted."""
+        """Return the survival just drafted."""
         return self._drafted
 
     def verify(self, lengths: Rows, context_tokens: float, prompts: PromptRows = NO_PROMPTS) -> Verified:

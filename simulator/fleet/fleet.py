@@ -34,9 +34,12 @@ from simulator.traffic.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class FleetRun:
-    """assessment: against the SLA. metrics: means over replicas, None where none could be measured or the
+    """What a fleet did.
+
+    assessment: against the SLA. metrics: means over replicas, None where none could be measured or the
     fleet is saturated. replicas: one row each: requests, steps, mean seconds that its requests waited by
-    cause (``serving.WAITS``), prefix hits."""
+    cause (``serving.WAITS``), prefix hits.
+    """
 
     assessment: Assessment
     metrics: Metrics | None
@@ -81,7 +84,7 @@ def simulate_fleet(
 
 
 def measured_span(workload: Workload) -> tuple[float, float]:
-    """The part of an open workload's arrivals that is judged: without its warm-up and cool-down."""
+    """Return the part of an open workload's arrivals that is judged: without its warm-up and cool-down."""
     assert workload.arrival_s is not None
     start_s, span_s = float(workload.arrival_s[0]), workload.span_s
     return start_s + WARMUP * span_s, start_s + (1 - COOLDOWN) * span_s

@@ -78,7 +78,7 @@ class Fleet:
         return self.pods or (self.replicas if apart else 1)
 
     def pod_pool(self) -> PrefillPool | None:
-        """The prefill pool that a pod's replicas share, None where each has its own or none is timed."""
+        """Return the prefill pool that a pod's replicas share; None where each has its own or none."""
         if self.prefill_workers is None:
             return None
         return replace(self.limits, prefill_workers=self.prefill_workers // self.pod_count).pool()

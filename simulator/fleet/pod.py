@@ -80,7 +80,7 @@ class PodRun:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> PodRun:
-        """The pod that ``as_row`` described."""
+        """Rebuild the pod that ``as_row`` described."""
         kept, observed = row["observed"], None
         if kept is not None:
             gaps = {name: (np.array(gap), np.array(count)) for name, (gap, count) in kept["gaps"].items()}
@@ -258,7 +258,7 @@ def queue_trend_of(pod: Pod, served: Sequence[pd.DataFrame]) -> Trend:
 def _replica_row(
     pod: Pod, replica: Replica, steps: pd.DataFrame, requests: pd.DataFrame, outside: int
 ) -> dict[str, Any]:
-    """What one replica did, and for how many seconds a request of its waited for what, on average."""
+    """Summarise one replica: what it did, and for how many seconds a request waited for what on average."""
     waits = {name: float(requests[name].mean()) if len(requests) else 0.0 for name in WAITS}
     return {
         "pod": pod.index,

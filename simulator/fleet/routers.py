@@ -16,8 +16,11 @@ SPILL = 1.25
 
 @dataclass(slots=True)
 class Board:
-    """What a pod knows of its replicas: requests on each, [replicas], who holds which prefix block, and
-    how many requests were served in all."""
+    """What a pod knows of its replicas.
+
+    Requests on each, [replicas], who holds which prefix block, and
+    how many requests were served in all.
+    """
 
     loads: NDArray[np.int64]
     holders: dict[int, set[int]] = field(default_factory=dict)
@@ -40,7 +43,7 @@ class RoundRobin:
     _next: int = -1
 
     def choose(self, request: int) -> int:
-        """The replica after the last one."""
+        """Return the replica after the last one."""
         self._next = (self._next + 1) % self.replicas
         return self._next
 
@@ -66,7 +69,7 @@ class PowerOfTwo:
     stream: np.random.Generator
 
     def choose(self, request: int) -> int:
-        """The better of two, the first on ties."""
+        """Choose the better of two, the first on ties."""
         one, other = self.stream.integers(self.loads.size, size=2)
         return int(one if self.loads[one] <= self.loads[other] else other)
 
@@ -80,7 +83,7 @@ class PrefixAware:
     otherwise: LeastLoaded
 
     def choose(self, request: int) -> int:
-        """A replica with the prefix in its cache, or a least loaded one."""
+        """Choose a replica with the prefix in its cache, or a least loaded one."""
         best: set[int] = set()
         for block in self.prefix.row(request).tolist():
             holding = self.board.holders.get(block, set())

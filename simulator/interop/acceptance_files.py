@@ -86,11 +86,11 @@ class _File:
     def error(
         self, problem: str, field: str, value: object = None, remedy: str | None = None
     ) -> BadInputError:
-        """A complaint about one field of this file."""
+        """Return A complaint about one field of this file."""
         return BadInputError(problem, source=self.source, field=field, value=value, remedy=remedy)
 
     def measured(self, rates: Rates, *notes: str, date: str = "undated") -> Rates:
-        """The rates with their origin, cut to the block size given."""
+        """Return the rates with their origin, cut to the block size given."""
         source = "; ".join([f"{self.source}, {self.form.title}", *(note for note in notes if note)])
         if self.gamma is not None and not 1 <= self.gamma <= rates.gamma:
             raise self.error(f"records blocks of {rates.gamma} drafts", "block size", self.gamma,
@@ -134,8 +134,11 @@ _V0 = re.compile(
 
 
 def _vllm_v0_log(file: _File) -> Rates:
-    """Counters since the start; emitted tokens over drafts is the accepted length, bonus included. The
-    accepted tokens printed beside them are counted one by one, also behind a rejected one."""
+    """Read counters since the start.
+
+    Emitted tokens over drafts is the accepted length, bonus included. The accepted tokens printed beside
+    them are counted one by one, also behind a rejected one.
+    """
     counted = _V0.findall(file.text)
     if not counted:
         raise file.error("has no counts of draft and emitted tokens", "Speculative metrics",
@@ -184,7 +187,7 @@ def _llama_cpp_log(file: _File) -> Rates:
 
 
 def _from_mean_rate(file: _File, rate: float, field: str) -> Rates:
-    """A share of drafted tokens that was accepted, where nothing else is printed."""
+    """Return A share of drafted tokens that was accepted, where nothing else is printed."""
     if file.gamma is None:
         raise file.error(
             f"is {file.form.title} with a mean rate alone: the block size is missing", field, round(rate, 4),
@@ -286,7 +289,7 @@ _READERS: dict[Form, Callable[[_File], Rates]] = {
 
 
 def _parsed(text: str) -> tuple[dict[str, object] | None, int]:
-    """The JSON object that a text begins with, ``None`` for other text, and how many lines of JSON there are.
+    """Return the JSON object that a text begins with (``None`` for other text) and how many lines it has.
 
     Container logs are JSON lines whose objects hold a line of a log each; they are read as text.
     """

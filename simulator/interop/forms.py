@@ -80,7 +80,7 @@ _KEY_MARKS = (
 
 
 def known_form(content: object) -> Form | None:
-    """The form of a parsed JSON object, or of text that is none; ``None`` where nothing gives it away."""
+    """Tell the form of a parsed JSON object, or of other text; ``None`` where nothing gives it away."""
     if isinstance(content, dict):
         return next((form for key, form in _KEY_MARKS if key in content), None)
     if isinstance(content, str):
@@ -126,7 +126,7 @@ def refuse_unreal(content: object, source: str) -> None:
 
 
 def _settings(content: object, depth: int = _DEPTH) -> Iterator[tuple[str, object]]:
-    """Settings by their names in lower case, nested objects included; of a text, those it mentions."""
+    """Return settings by lower-case name, nested objects included; of a text, those it mentions."""
     if isinstance(content, str):
         for mark in (*_SIMULATED, _TREE):
             for match in re.finditer(rf"({mark}){_NUMBER}", content, re.IGNORECASE):

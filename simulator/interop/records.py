@@ -36,44 +36,44 @@ class Record:
         return self.values.get(key) is not None
 
     def whole(self, key: str) -> int:
-        """An integer."""
+        """Read an integer."""
         return self._integer(key, self._value(key))
 
     def number(self, key: str) -> float:
-        """A finite number."""
+        """Read a finite number."""
         return self._finite(key, self._value(key))
 
     def flag(self, key: str) -> bool:
-        """``true`` or ``false``."""
+        """Read ``true`` or ``false``."""
         value = self._value(key)
         if not isinstance(value, bool):
             raise self.error(key, "must be true or false", value)
         return value
 
     def text(self, key: str) -> str:
-        """A string."""
+        """Read a string."""
         value = self._value(key)
         if not isinstance(value, str):
             raise self.error(key, "must be a string", value)
         return value
 
     def wholes(self, key: str) -> list[int]:
-        """A list of integers."""
+        """Read a list of integers."""
         return [self._integer(f"{key}[{index}]", item) for index, item in enumerate(self._items(key))]
 
     def numbers(self, key: str) -> list[float]:
-        """A list of finite numbers."""
+        """Read a list of finite numbers."""
         return [self._finite(f"{key}[{index}]", item) for index, item in enumerate(self._items(key))]
 
     def record(self, key: str) -> Record:
-        """A nested object."""
+        """Read a nested object."""
         value = self._value(key)
         if not isinstance(value, dict):
             raise self.error(key, "must be an object", value)
         return Record(f"{self.source}: {key}", value)
 
     def records(self, key: str) -> list[Record]:
-        """A list of objects."""
+        """Read a list of objects."""
         nested = []
         for index, item in enumerate(self._items(key)):
             if not isinstance(item, dict):
@@ -82,7 +82,7 @@ class Record:
         return nested
 
     def error(self, key: str, problem: str, value: object = None, remedy: str | None = None) -> BadInputError:
-        """A complaint about one field."""
+        """Return A complaint about one field."""
         return BadInputError(problem, source=self.source, field=key, value=value, remedy=remedy)
 
     def _value(self, key: str) -> object:
@@ -116,7 +116,7 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """The JSON object in a file."""
+    """Read the JSON object in a file."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise BadInputError("must be a JSON object", source=str(path), value=value)
@@ -136,7 +136,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def read_text(path: Path) -> str:
-    """A text file of an engine; bytes that are not UTF-8 become replacement characters, as logs have them."""
+    """Read an engine's text file; bytes that are not UTF-8, as in logs, become replacement characters."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError as error:
@@ -162,7 +162,7 @@ _Table = TypeVar("_Table", ThroughputCurve, AdditiveCost)
 
 
 def refuse_flat(cost: _Table, field: str) -> _Table:
-    """The cost, unless batch tokens hardly change it."""
+    """Return the cost, unless batch tokens hardly change it."""
     if is_flat(cost):
         raise BadInputError(
             f"varies by {row_spread(cost):.1%} over all batch tokens: {NEVER_TRIMS}",

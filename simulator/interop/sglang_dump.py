@@ -86,7 +86,7 @@ class RoundAcceptance:
         return 1.0 + float(self.survival.sum())
 
     def rates(self) -> Rates:
-        """The conditional rates as an acceptance model; an error where a position was never verified."""
+        """Make conditional rates an acceptance model; an error where a position was never verified."""
         unknown = np.flatnonzero(np.isnan(self.survival))
         if unknown.size:
             raise BadInputError(
@@ -121,7 +121,7 @@ class StepDump:
     forward_ct: NDArray[np.int64]
 
     def acceptance(self) -> RoundAcceptance:
-        """Acceptance per position."""
+        """Return acceptance per position."""
         position = np.arange(1, self.gamma + 1)
         reached = (self.verified[:, None] >= position) & (self.accepted[:, None] >= position - 1)
         accepted = reached & (self.accepted[:, None] >= position)

@@ -92,7 +92,7 @@ class ProfilerRounds:
         return np.array(tokens), np.array([np.median(rates[size]) for size in tokens])
 
     def curve(self, *, lookup: Lookup = "floor") -> ThroughputCurve:
-        """The throughput curve through ``points``, by default looked up as SGLang's diagonal table is.
+        """Return the throughput curve through ``points``, by default looked up as SGLang's diagonal table is.
 
         Raises ``BadInputError`` where a larger batch was faster; ``cost.fit.monotone`` repairs noise.
         """

@@ -54,7 +54,7 @@ def load_table(path: Path | str, *, allow_flat: bool = False) -> ThroughputCurve
 
 
 def load_believed(path: Path | str) -> BelievedTable:
-    """A table of either kind as SGLang's scheduler looks it up, also where more work takes less time.
+    """Return a table of either kind as SGLang's scheduler looks it up, also where more work takes less time.
 
     It is for a scheduler to consult and not for a clock. Raises ``BadInputError`` for what SGLang rejects.
     """
@@ -66,7 +66,7 @@ def load_believed(path: Path | str) -> BelievedTable:
 
 
 def _table_record(path: Path) -> tuple[Record, bool]:
-    """The table's fields, and whether SGLang takes it for an additive one."""
+    """Return the table's fields, and whether SGLang takes it for an additive one."""
     return read_record(path), _ADDITIVE_MARK in read_text(path)
 
 
@@ -173,7 +173,7 @@ class Calibration:
 
     @classmethod
     def of_fit(cls, fit: TemperatureFit, *, dataset: str, num_samples: int) -> Calibration:
-        """What was fitted, as SGLang would store it."""
+        """Return what was fitted, as SGLang would store it."""
         return cls(fit.temperatures, dataset, num_samples, fit.ece_before, fit.ece_after)
 
 

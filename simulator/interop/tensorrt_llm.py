@@ -49,7 +49,7 @@ class EngineTable:
     engine: Mapping[str, object] = field(default_factory=dict)
 
     def mismatches(self, live: Mapping[str, object]) -> tuple[Mismatch, ...]:
-        """Recorded keys that the live engine answers differently; keys not recorded are not compared."""
+        """List recorded keys that the live engine answers differently; others are not compared."""
         return tuple(
             Mismatch(key, recorded, live.get(key))
             for key, recorded in self.engine.items()
@@ -71,7 +71,7 @@ def load_table(path: Path | str, *, allow_flat: bool = False) -> EngineTable:
 
 
 def load_believed(path: Path | str) -> BelievedTable:
-    """A table as the engine's scheduler looks it up, also where more work takes less time."""
+    """Return A table as the engine's scheduler looks it up, also where more work takes less time."""
     record = read_record(Path(path))
     with blaming(record.source):
         _engine(record)

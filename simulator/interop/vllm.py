@@ -43,8 +43,10 @@ _RATES = re.compile(rf"Per-position acceptance rate: ({_NUMBER}(?:, {_NUMBER})*)
 
 @dataclass(frozen=True, slots=True)
 class LoggedAcceptance:
-    """One printed interval: marginal rates per position, how many drafts they stand for and how many
-    tokens were drafted, if printed."""
+    """One printed interval.
+
+    Marginal rates per position, how many drafts they stand for, and how many tokens were drafted, if printed.
+    """
 
     line: int
     accepted_length: float
@@ -61,7 +63,7 @@ class VllmLog:
     without_drafts: tuple[int, ...] = ()
 
     def summary(self) -> str:
-        """What was read and what was left out."""
+        """Return what was read and what was left out."""
         left_out = f", {len(self.without_drafts)} without drafts left out" if self.without_drafts else ""
         counted = "" if all(each.drafts is not None for each in self.intervals) else ", not all with counts"
         return f"{len(self.intervals)} intervals{counted}{left_out}"
@@ -84,7 +86,7 @@ def read_log(path: Path | str) -> VllmLog:
 
 
 def load_log(path: Path | str) -> tuple[LoggedAcceptance, ...]:
-    """The intervals of ``read_log``."""
+    """Return the intervals of ``read_log``."""
     return read_log(path).intervals
 
 

@@ -25,7 +25,7 @@ def software() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's architecture."""
+    """Return the GPU's name, or the CPU's architecture."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"CPU ({platform.machine()})"
@@ -33,8 +33,10 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def long_lived_objects_set_aside() -> Iterator[None]:
-    """For a while the collector passes over what is alive now: models and libraries, far too much to walk
-    in the middle of a step."""
+    """Keep the collector away from what is alive now.
+
+    Models and libraries are far too much to walk in the middle of a step.
+    """
     gc.collect()
     gc.freeze()
     try:

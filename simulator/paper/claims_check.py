@@ -113,7 +113,7 @@ def _gain_rows(frontier: pd.DataFrame, published: PublishedClaims) -> list[dict[
 
 
 def gain_over_load(published: PublishedClaims, sla: float) -> float | None:
-    """The published gain at a speed where MTP-1 is read off its line over load (figure 8), as a fraction.
+    """Return the published gain at a speed where MTP-1 is read off its line over load (figure 8), a fraction.
 
     Speed is throughput / load. The claims rest on the lines over speed (figure 7), whose MTP-1 is another: on
     Pro at 50 tokens/s/user less than half as fast. Where no line of the headline policy over load was

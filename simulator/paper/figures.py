@@ -101,6 +101,6 @@ class Published(_Data):
 
 @cache
 def published() -> Published:
-    """The shipped figures."""
+    """Load the shipped figures."""
     path = data_directory("traces") / "published.json"
     return checked(Published, read_json(path), str(path))

@@ -135,7 +135,7 @@ class Confidence:
 
     @classmethod
     def unpacked(cls, vector: Sequence[float] | Floats) -> Confidence:
-        """The inverse of flattening, for an optimiser."""
+        """Invert flattening, for an optimiser."""
         skew, p0, p1, t0, t1, *head = map(float, vector)
         half = len(head) // 2
         return cls(skew, (p0, p1), (t0, t1), tuple(head[:half]), tuple(head[half:]))

@@ -56,7 +56,7 @@ class WorkersLost(Exception):
 
 @contextmanager
 def runner(backend: Backend, address: str | None, workers: int) -> Iterator[Run]:
-    """What runs cells on this backend; a cluster that is started here is closed again."""
+    """Give what runs cells on this backend; a cluster that is started here is closed again."""
     check(backend, address, workers)
     count = cpu_count() if workers == -1 else workers
     if backend == "loky":
@@ -167,7 +167,7 @@ def _on_dask(distributed: Any, client: Any, task: Task, pending: list[Positioned
 
 @contextmanager
 def _local_dask(distributed: Any, workers: int) -> Iterator[Any]:
-    """A Dask cluster of this machine; one whose workers die while they start is started again."""
+    """Start a Dask cluster of this machine; one whose workers die while they start is started again."""
     dask: Any = import_module("dask")
     # A cell lost with a worker comes back at once: whether it runs again is decided, and said, here.
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
@@ -273,7 +273,7 @@ def _outlived_by_nothing() -> Iterator[None]:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Processes that ``pid`` has started, and theirs; none where there is no /proc."""
+    """List processes that ``pid`` has started, and theirs; none where there is no /proc."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has just ended

@@ -192,7 +192,7 @@ def _surviving(run: Run, task: Task, pending: list[tuple[int, Any]]) -> Iterator
 
 
 def _kept(finished: int, total: int, directory: Path | None) -> str:
-    """What is left of a sweep that ends early."""
+    """Say what is left of a sweep that ends early."""
     if directory is None:
         return f"the {total} cells under way are not kept and run again with the same command"
     return f"{finished} of {total} cells are finished and kept in {directory}: the same command resumes"

@@ -71,7 +71,7 @@ def code_digest() -> str:
 
 
 def package_version() -> str:
-    """The version of this package, as installed."""
+    """Return the version of this package, as installed."""
     return _installed("dspark-simulator")
 
 
@@ -115,7 +115,7 @@ class _Reader:
         self.met: dict[int, tuple[int, Any]] = {}
 
     def pieces(self, value: Any) -> Iterator[bytes]:
-        """The content of any value, in pieces."""
+        """Yield the content of any value, in pieces."""
         if isinstance(value, enum.Enum):
             yield from self._once(value)
         elif value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes):
@@ -143,7 +143,7 @@ class _Reader:
             yield from self._once(value)
 
     def _once(self, value: Any) -> Iterator[bytes]:
-        """A value that can lead back to itself."""
+        """Tell whether a value can lead back to itself."""
         if id(value) in self.met:
             yield f"again {self.met[id(value)][0]}".encode()
             return
@@ -274,7 +274,7 @@ def _globals_of(code: types.CodeType) -> set[str]:
 
 
 def _underneath(member: Any) -> Any:
-    """What a class attribute is made of."""
+    """Return what a class attribute is made of."""
     if isinstance(member, staticmethod | classmethod):
         return (type(member).__name__, member.__func__)
     if isinstance(member, property):

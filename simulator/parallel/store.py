@@ -47,7 +47,7 @@ class CellStore:
         return self.directory / "cells" / f"{key}.parquet"
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """A finished cell's result; None where there is none, and with a warning where it is damaged."""
+        """Return a finished cell's result; None where there is none; a warning where it is damaged."""
         path = self.path(key)
         if not os.path.lexists(path):
             return None
@@ -76,7 +76,7 @@ class CellStore:
 
 @contextmanager
 def open_store(directory: Path, sweep: str, cells: int) -> Iterator[CellStore]:
-    """A new run directory, or the one that holds this very sweep, for this process alone.
+    """Open a new run directory, or the one that holds this very sweep, for this process alone.
 
     sweep: hash of function and cells, whatever code computes them. Results of other code stay where they
     are and are not used, which is said. Raises ``BadInputError`` for a directory of another sweep, for one
@@ -110,7 +110,7 @@ def _check_owner(directory: Path) -> None:
 
 
 def _found(directory: Path, described: Mapping[str, Any]) -> Any:
-    """The manifest that is there; refuses another sweep's, and warns of another code's."""
+    """Read the manifest that is there; refuses another sweep's, and warns of another code's."""
     manifest = directory / MANIFEST
     if not manifest.exists():
         return None
@@ -175,7 +175,7 @@ def _locked(directory: Path) -> Iterator[bool]:
 
 
 def _unsealed(path: Path, key: str) -> dict[str, Any]:
-    """The row of a cell's file. Raises ``ValueError`` unless it is this cell's and as it was written."""
+    """Read the row of a cell's file. Raises ``ValueError`` unless it is this cell's and as it was written."""
     from pyarrow import parquet
 
     table = parquet.read_table(path, page_checksum_verification=True)

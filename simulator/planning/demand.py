@@ -28,7 +28,7 @@ def demand_profile(traffic: Traffic) -> pd.DataFrame:
 
 
 def mix_of(traffic: Traffic, seed: int) -> tuple[TrafficClass, ...]:
-    """The classes of a traffic with their lengths and shares; of a recording, those observed in it."""
+    """Return the classes of a traffic with their lengths and shares; of a recording, those observed in it."""
     if isinstance(traffic, SyntheticTraffic):
         return traffic.classes
     sample = traffic.workload(seed)

@@ -18,6 +18,7 @@ from simulator.traffic.sources import ReplayTraffic, Traffic
 def list_assumptions(
     scenario: Scenario, servers: Sequence[Server], traffic: Traffic, sizing: Sizing
 ) -> list[tuple[str, str]]:
+    """List what a plan takes for granted: topic and text."""
     from simulator.deployment.profile import load_profile
 
     profile, limits = load_profile(scenario.profile), scenario.limits()
@@ -70,6 +71,7 @@ def list_warnings(
     plans: pd.DataFrame,
     confirmed: FleetRun,
 ) -> list[str]:
+    """List what a reader of a plan must know before trusting it."""
     notes = [plan.note for server in servers for plan in server.plans if plan.note]
     warnings = list(dict.fromkeys(notes))
     judged = confirmed.assessment

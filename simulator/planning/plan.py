@@ -161,8 +161,11 @@ def write_tables(result: CapacityPlan, out: Path) -> None:
 
 
 def _grid_trial(server: Server, best_per_s: float, share: float) -> Trial:
-    """A trial at a share of the best rate. A lighter load holds fewer requests at once, and needs fewer for
-    as many turns (``REQUESTS_PER_SLOT``); alone, they would take the longest of all trials."""
+    """Plan a trial at a share of the best rate.
+
+    A lighter load holds fewer requests, and needs fewer for as many turns (``REQUESTS_PER_SLOT``); alone,
+    they would take the longest of all trials.
+    """
     requests = max(math.ceil(min(share, 1.0) * server.requests), min(GRID_REQUESTS, server.requests))
     return Trial(server, best_per_s * share, GRID_REPLICATIONS, requests)
 
@@ -188,7 +191,7 @@ def _variants(servers: Sequence[Server], found: Sequence[dict[str, Any]], precis
 
 
 def _nearest_feasible(sla: Sla, found: Sequence[dict[str, Any]]) -> str:
-    """What the policy that comes nearest gives to requests served alone."""
+    """Say what the policy that comes nearest gives to requests served alone."""
     deployable = [each for each in found if each["policy"] != "oracle"] or list(found)
 
     def failing(each: dict[str, Any]) -> list[Term]:
@@ -250,8 +253,10 @@ def frontier_loads(scenario: Scenario) -> list[int]:
 def _confirm(
     scenario: Scenario, server: Server, replicas: int, sizing: Sizing, sweep: Sweeping
 ) -> tuple[FleetRun, dict[str, Any]]:
-    """The recommended fleet at the peak behind its router, or a part of it with its share of the traffic
-    and of the prefill pool, which these replicas then share."""
+    """Serve the recommended fleet at the peak behind its router, or a part of it.
+
+    A part gets its share of the traffic and of the prefill pool, which these replicas then share.
+    """
     count = min(replicas, CONFIRMED_REPLICAS)
     rate = sizing.peak_per_s * count / replicas
     workload = share_at_rate(server.traffic, rate, server.requests * count, server.seed + 1)

@@ -144,7 +144,7 @@ class ReplicaSpec(_Strict):
         )  # fmt: skip
 
     def limits(self, deployment: Deployment) -> EngineLimits:
-        """What the serving model admits; the profile's own figures stand in where none are given."""
+        """Return what the serving model admits; the profile's own figures stand in where none are given."""
         if self.kv_tokens is not None and self.kv_memory is not None:
             raise BadInputError(
                 "is given twice, by kv_tokens and by kv_memory", source="scenario", field="replica"
@@ -197,11 +197,11 @@ class Scenario(_Strict):
     search: SearchSpec = SearchSpec()
 
     def deployment(self) -> Deployment:
-        """The profile with its acceptance, or with the one given here."""
+        """Return the profile with its acceptance, or with the one given here."""
         return self._deployment(self.acceptance)
 
     def class_deployments(self, classes: tuple[str, ...]) -> tuple[Deployment, ...]:
-        """A deployment per traffic class, in the workload's order: they differ in acceptance alone."""
+        """Return A deployment per traffic class, in the workload's order: they differ in acceptance alone."""
         specs = {name: each.acceptance for name, each in self.traffic.classes.items()}
         return tuple(self._deployment(specs.get(name) or self.acceptance) for name in classes)
 
@@ -212,11 +212,11 @@ class Scenario(_Strict):
         return tuple(parse_policy(text) for text in self.policies)
 
     def parsed_sla(self) -> Sla:
-        """The SLA's terms."""
+        """Return the SLA's terms."""
         return parse_sla(self.sla)
 
     def limits(self) -> EngineLimits:
-        """What one replica admits."""
+        """Return what one replica admits."""
         return self.replica.limits(self.deployment())
 
     def replica_gpus(self) -> int:
@@ -224,7 +224,7 @@ class Scenario(_Strict):
         return self.replica.gpus_of(load_profile(self.profile))
 
     def demand(self, directory: Path = Path()) -> Traffic:
-        """The demanded traffic; files are looked up relative to ``directory``, where the scenario lies."""
+        """Load the demanded traffic; files are relative to ``directory``, where the scenario lies."""
         spec = self.traffic
         if (spec.arrivals is None) == (spec.replay is None):
             raise self._error("traffic", "needs exactly one of arrivals and replay")

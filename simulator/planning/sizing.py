@@ -47,7 +47,7 @@ class Sizing:
 
     @classmethod
     def of(cls, scenario: Scenario, traffic: Traffic, profile: pd.DataFrame) -> Sizing:
-        """The sizing of a scenario whose demand over time is ``profile``."""
+        """Size a scenario whose demand over time is ``profile``."""
         width_s = (profile["end_s"] - profile["start_s"]).to_numpy()
         requests = float(profile["rate_per_s"].to_numpy() @ width_s)
         sample = share_at_rate(traffic, 1.0, 20_000, scenario.search.seed).output_tokens
@@ -123,14 +123,14 @@ class Sizing:
         return self._per_million(self.fleet(rate_per_s, None, terms)["gpus"] * self.hours)
 
     def cost_at_throughput(self, tokens_per_s: float) -> float:
-        """The same cost per million output tokens if every replica decoded so many tokens/s.
+        """Price a million output tokens if every replica decoded so many tokens/s.
 
         A request's first token comes with its prefill, so that one less than its output is decoded.
         """
         return self.cost(tokens_per_s / max(self.tokens_per_request - 1, 1.0))
 
     def with_prefill_speed(self, factor: float) -> Sizing:
-        """The same demand with prefill workers ``factor`` times as fast."""
+        """Return the same demand with prefill workers ``factor`` times as fast."""
         if self.pool is None:
             return self
         return replace(self, pool=replace(self.pool, tokens_per_s=self.pool.tokens_per_s * factor))

@@ -25,7 +25,7 @@ def plan_table(
     found: Sequence[dict[str, Any]],
     peaks: Mapping[str, dict[str, Any]],
 ) -> pd.DataFrame:
-    """A row per policy: its fleet, what that costs, and how it fares at the peak and at a replica's limit."""
+    """Tabulate each policy: its fleet, its cost, how it fares at the peak and at a replica's limit."""
     limits, rows = scenario.limits(), []
     for each in found:
         rate = each["rate_per_s"]
@@ -47,7 +47,7 @@ def plan_table(
 
 
 def _ranges(sizing: Sizing, found: dict[str, Any]) -> dict[str, float]:
-    """What the 95% interval of the rate per replica means for replicas and money: fewest with the highest."""
+    """Say what the rate's 95% interval means for replicas and money: fewest with the highest."""
     low, high = found["rate_low_per_s"], found["rate_high_per_s"]
     return {
         "rate_low_per_s": low,
@@ -60,8 +60,11 @@ def _ranges(sizing: Sizing, found: dict[str, Any]) -> dict[str, float]:
 
 
 def _fared(trial: dict[str, Any]) -> dict[str, Any]:
-    """What users get in a trial. attained: every term holds, means included. kept_share: of the requests,
-    those that kept every term that promises something to each, NaN where none does."""
+    """Say what users get in a trial.
+
+    attained: every term holds, means included. kept_share: of the requests,
+    those that kept every term that promises something to each, NaN where none does.
+    """
     metrics = trial["metrics"] or {}
     per_request = any(not math.isnan(term["share"]) for term in trial["terms"].values())
     row: dict[str, Any] = {
@@ -99,6 +102,7 @@ def recommended_policy(
 
 
 def trial_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Tabulate trials: a row each, terms as columns."""
     rows = []
     for trial in trials:
         row = {key: trial[key] for key in trial if key not in ("terms", "metrics", "seed_tps")}
@@ -116,6 +120,7 @@ def trial_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def sensitivity_table(
     sizing: Sizing, found: Sequence[dict[str, Any]], variants: Sequence[dict[str, Any]]
 ) -> pd.DataFrame:
+    """Tabulate how the fleet changes where an input is off by the variants' factors."""
     base = {each["policy"]: each["rate_per_s"] for each in found}
     first = {each["policy"]: each["seed_rates"][0] for each in found}
     # A variant is searched on the first replication alone, so its change is against that one.
@@ -139,7 +144,7 @@ def sensitivity_table(
 
 
 def growth_table(scenario: Scenario, sizing: Sizing, plans: pd.DataFrame) -> pd.DataFrame:
-    """The fleet when traffic grows: the rate per replica does not change, the number of them does."""
+    """Tabulate the fleet when traffic grows: the rate per replica does not change, their number does."""
     rows: list[dict[str, Any]] = []
     for each in plans[plans["feasible"]].to_dict(orient="records"):
         for growth in scenario.growth():
@@ -182,7 +187,7 @@ def switch_table(trials: Sequence[dict[str, Any]], policies: Sequence[str], reco
 
 
 def _to_run(speeds: Mapping[str, Floats], running: str) -> str:
-    """The policy that runs, or the fastest of those that are ahead of it."""
+    """Choose the policy that runs, or the fastest of those that are ahead of it."""
     better = [name for name in speeds if not running or ahead(speeds[name], speeds[running])]
     return max(better, key=lambda name: float(np.nanmean(speeds[name])), default=running)
 
@@ -202,8 +207,11 @@ def _speeds_at(rates: Floats, trials: Sequence[dict[str, Any]], policy: str) -> 
 def day_table(
     demand: pd.DataFrame, sizing: Sizing, plans: pd.DataFrame, switches: pd.DataFrame, replicas: int
 ) -> pd.DataFrame:
-    """Over the day: the rate on each replica of the planned fleet, the policy to run then, prefill GPUs, and
-    each policy's decode replicas and GPUs of both kinds."""
+    """Tabulate the day.
+
+    The rate on each replica of the planned fleet, the policy to run then, prefill GPUs, and each policy's
+    decode replicas and GPUs of both kinds.
+    """
     table = demand.assign(rate_per_replica_per_s=demand["rate_per_s"] / replicas)
     table["policy"] = [_policy_at(switches, rate) for rate in table["rate_per_replica_per_s"]]
     for each in plans[plans["feasible"]].to_dict(orient="records"):
@@ -236,7 +244,7 @@ def cost_table(
 
 
 def money_columns(sizing: Sizing) -> dict[str, float]:
-    """What the report needs to price a throughput exactly as ``Sizing.cost_at_throughput`` does."""
+    """Return what the report needs to price a throughput exactly as ``Sizing.cost_at_throughput`` does."""
     fleet = sizing.fleet(1.0)
     return {
         "demanded_per_s": sizing.peak_per_s * (1 + sizing.headroom),

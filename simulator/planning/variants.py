@@ -14,14 +14,14 @@ from simulator.traffic.sources import Traffic
 
 
 def with_acceptance(plan: Setup, factor: float) -> Setup:
-    """The same policy with ``factor`` times as many draft tokens accepted; its scheduler knows."""
+    """Return the policy with ``factor`` times as many draft tokens accepted; its scheduler knows."""
     if plan.acceptance is None or factor == 1:
         return plan
     return replace(plan, acceptance=scaled_acceptance(plan.acceptance, factor))
 
 
 def with_cost(plan: Setup, factor: float) -> Setup:
-    """The same policy with every step taking ``factor`` times as long; its scheduler knows."""
+    """Return the policy with every step taking ``factor`` times as long; its scheduler knows."""
     if factor == 1:
         return plan
     return replace(plan, cost=ScaledCost(plan.cost, factor), believed=ScaledCost(plan.believed, factor))
@@ -33,6 +33,7 @@ its requests over ten times then, twice of them within warm-up: the system is se
 
 
 def servers_of(scenario: Scenario, traffic: Traffic, sla: Sla) -> list[Server]:
+    """Return a server per policy, as the scenario asks for them."""
     # The prefill pool is sized by itself: here every prompt takes its time, and none waits for a worker.
     limits, seed = replace(scenario.limits(), prefill_workers=None), scenario.search.seed
     requests = max(scenario.search.requests, REQUESTS_PER_SLOT * limits.concurrency)

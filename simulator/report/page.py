@@ -34,7 +34,7 @@ def write_report(result: CapacityPlan, path: Path) -> None:
 
 
 def page_data(result: CapacityPlan) -> dict[str, Any]:
-    """What the page shows, as JSON values."""
+    """Return what the page shows, as JSON values."""
     scenario = result.scenario
     speeds = [term.bound for term in scenario.parsed_sla().terms if term.metric == "tps"]
     tables = {name: table.to_dict(orient="records") for name, table in result.tables().items()}

@@ -9,7 +9,7 @@ from simulator.planning.plan import CapacityPlan
 
 
 def write_figures(result: CapacityPlan, directory: Path) -> None:
-    """The report's figures as PNG, for documents that cannot hold a page."""
+    """Draw the report's figures as PNG, for documents that cannot hold a page."""
     from matplotlib.figure import Figure
 
     drawings = {

@@ -42,6 +42,7 @@ def check_format(path: Path) -> None:
 
 
 def new_figure(panels: int, title: str) -> tuple[Figure, Sequence[Axes]]:
+    """Make a figure with so many panels side by side."""
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
     figure = Figure(figsize=(5.6 * panels + 0.8, 4.4), layout="constrained")
@@ -54,6 +55,7 @@ def new_figure(panels: int, title: str) -> tuple[Figure, Sequence[Axes]]:
 def draw_line(
     axes: Axes, x: pd.Series[float], y: pd.Series[float], policy: str, frontier: pd.DataFrame
 ) -> str:
+    """Draw one policy's line; returns its colour."""
     colour = policy_colour(policy, frontier)
     style = "--" if policy == "oracle" else "-"
     axes.plot(x, y, style, color=colour, label=policy, marker="o", markersize=2.5, linewidth=1.6)
@@ -61,6 +63,7 @@ def draw_line(
 
 
 def policy_colour(policy: str, frontier: pd.DataFrame) -> str:
+    """Choose a policy's colour: the same in every figure of a frontier."""
     if policy in _FIXED_COLOURS:
         return _FIXED_COLOURS[policy]
     others = [name for name in frontier["policy"].unique() if name not in _FIXED_COLOURS]
@@ -68,6 +71,7 @@ def policy_colour(policy: str, frontier: pd.DataFrame) -> str:
 
 
 def style_axes(axes: Axes) -> None:
+    """Give axes the look that all figures share."""
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -76,6 +80,7 @@ def style_axes(axes: Axes) -> None:
 
 
 def finish_axes(axes: Axes, has_published: bool) -> None:
+    """Add the legend, and say which marks are published."""
     style_axes(axes)
     if has_published:
         axes.plot([], [], linestyle="none", marker="D", markersize=3.2, markerfacecolor="white",

@@ -44,7 +44,7 @@ def write_losses(run: Path) -> None:
 
 
 def plot_conditional(table: pd.DataFrame) -> Figure:
-    """The paper's figure 2: conditional acceptance over the position, one panel per domain and kind."""
+    """Draw the paper's figure 2: conditional acceptance over the position, a panel per domain and kind."""
     kinds = [kind for kind in ("greedy", "expected") if kind in set(table["kind"])]
     domains = sorted(set(table["domain"]))
     figure, axes = _panels(len(kinds), len(domains))
@@ -69,7 +69,7 @@ def plot_conditional(table: pd.DataFrame) -> Figure:
 
 
 def plot_thresholds(table: pd.DataFrame) -> Figure:
-    """The paper's figure 5: length and acceptance rate when blocks end at the first low confidence.
+    """Draw the paper's figure 5: length and acceptance rate when blocks end at the first low confidence.
 
     table: thresholds.csv of recorded traces, columns domain, threshold, verified, accepted, rate.
     """
@@ -91,7 +91,7 @@ def plot_thresholds(table: pd.DataFrame) -> Figure:
 
 
 def plot_reliability(table: pd.DataFrame) -> Figure:
-    """The paper's figure 6: observed over predicted prefix survival, all domains, raw and calibrated.
+    """Draw the paper's figure 6: observed over predicted prefix survival, all domains, raw and calibrated.
 
     table: reliability.csv of recorded traces, columns kind, position, survival, predicted, observed, weight,
     ece; four of its positions are drawn, evenly spaced.
@@ -125,7 +125,7 @@ def _draw_curve(axis: Any, table: pd.DataFrame, survival: str) -> str:
 
 
 def plot_losses(rows: pd.DataFrame) -> Figure:
-    """The losses of every step, one panel per model.
+    """Draw the losses of every step, one panel per model.
 
     rows: losses.csv, columns stage, step, loss and its terms.
     """

@@ -44,7 +44,7 @@ class BatchTable:
         return max(self.lengths.length)
 
     def schedule(self, survival: Array, batch: Batch) -> Array:
-        """The table's length for every request."""
+        """Return the table's length for every request."""
         requests, gamma = survival.shape
         length = self.lengths(requests) if requests else 0
         if length > gamma:

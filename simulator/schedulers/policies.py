@@ -51,7 +51,7 @@ class Fixed:
         return self.length
 
     def schedule(self, survival: Array, batch: Batch) -> Array:
-        """The fixed length for every request."""
+        """Return the fixed length for every request."""
         requests, gamma = survival.shape
         if self.length > gamma:
             raise BadInputError(
@@ -137,7 +137,7 @@ class DSparkAsync:
         return admit(on_grid(survival), self.budget(past, batch))
 
     def budget(self, lagged: Array, batch: Batch) -> int:
-        """The step's draft budget, which no survival of this step enters: known before it has drafted."""
+        """Return the step's draft budget, known before it has drafted: no survival of this step enters."""
         return global_maximum(_theta(on_grid(lagged), batch))
 
 

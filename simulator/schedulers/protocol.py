@@ -34,15 +34,24 @@ class Scheduler(Protocol):
     """
 
     @property
-    def lag(self) -> int: ...
+    def lag(self) -> int:
+        """Steps by which the survivals that are read are older than the step."""
+
     @property
-    def lossless(self) -> bool: ...
+    def lossless(self) -> bool:
+        """Whether outputs keep the target's distribution."""
+
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str:
+        """Why it is lossless, or by which counterexample it is not."""
+
     @property
-    def reads_outcome(self) -> bool: ...
+    def reads_outcome(self) -> bool:
+        """Whether it needs to know what will be accepted; then no deployment can run it."""
+
     @property
-    def draft_tokens(self) -> int | None: ...
+    def draft_tokens(self) -> int | None:
+        """Draft tokens that it ever verifies of a request; None for the whole block."""
 
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Survival [R, gamma] to verification lengths [R], int64, each in 0..gamma."""

@@ -32,7 +32,7 @@ Array = Any  # an array of any array-API namespace: NumPy or torch
 
 
 def namespace(array: Array) -> Any:
-    """The array-API namespace of an array; NumPy's own is complete and spares the look-up in every step."""
+    """Return an array's array-API namespace; NumPy's own is complete and spares the look-up in every step."""
     return np if type(array) is np.ndarray else array_namespace(array)
 
 
@@ -88,7 +88,7 @@ def first_descent(theta: Array) -> int:
 
 
 def global_maximum(theta: Array) -> int:
-    """The budget with the largest Theta anywhere, the smallest such budget on ties (within ``TIE``)."""
+    """Find the budget with the largest Theta anywhere, the smallest on ties (within ``TIE``)."""
     best = theta >= theta.max() * (1 - TIE)
     return int(best.argmax()) if type(best) is np.ndarray else int(namespace(best).argmax(_as_numbers(best)))
 

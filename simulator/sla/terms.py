@@ -52,8 +52,11 @@ _SUMMAND = re.compile(r"(?:([^*]+)\*)?([a-z0-9_]+)")
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One promise. bound: seconds for times, tokens/s for speeds. quantile: in (0, 1), None for a mean
-    or a system metric, whose ``metric`` is then its whole name."""
+    """One promise.
+
+    bound: seconds for times, tokens/s for speeds. quantile: in (0, 1), None for a mean
+    or a system metric, whose ``metric`` is then its whole name.
+    """
 
     text: str
     metric: str
@@ -83,7 +86,7 @@ class Term:
         return value >= self.bound if self.comparison == ">=" else value <= self.bound
 
     def at(self, bound: float) -> Term:
-        """The same term with another bound (in seconds or tokens/s)."""
+        """Return the same term with another bound (in seconds or tokens/s)."""
         shown = f"{bound * 1e3:.4g}ms" if self.is_time else f"{bound:.4g}"
         return Term(
             f"{self.key}{self.comparison}{shown}", self.metric, self.quantile, self.comparison, bound,
@@ -181,7 +184,7 @@ def _metric(name: str, text: str) -> tuple[str, float | None]:
 
 
 def _sum(name: str, text: str) -> str:
-    """A sum of times in one spelling, so that equal sums are seen to be equal: 1*ttft+16*tpot."""
+    """Spell a sum of times one way, so that equal sums are seen to be equal: 1*ttft+16*tpot."""
     weights: dict[str, float] = {}
     for part in name.split("+"):
         match = _SUMMAND.fullmatch(part.strip())

@@ -17,9 +17,12 @@ from simulator.sla.terms import REQUEST_METRICS, SYSTEM_METRICS, Sla, Term
 
 @dataclass(frozen=True, slots=True)
 class TermResult:
-    """How a term fared. estimate: the metric's own value (NaN when saturated). share: of the requests
+    """How a term fared.
+
+    estimate: the metric's own value (NaN when saturated). share: of the requests
     or deliveries to which it was kept, with its 95% half-width; NaN for means, where ``ci95`` is of the
-    estimate."""
+    estimate.
+    """
 
     term: Term
     met: bool
@@ -73,7 +76,7 @@ def unseen(share: float, requests: int) -> float:
 
 
 def saturated_assessment(sla: Sla, requests: int) -> Assessment:
-    """What can be said of a saturated run: that it is one."""
+    """Judge a saturated run: all that can be said is that it is one."""
     nan = float("nan")
     results = tuple(TermResult(term, False, nan, nan, nan) for term in sla.terms)
     return Assessment(False, True, nan, nan, nan, requests, results)
@@ -104,7 +107,7 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
 
 
 def _mean_parts(metric: str, requests: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A mean as sums over requests, with the definitions of ``metrics``."""
+    """Return A mean as sums over requests, with the definitions of ``metrics``."""
     decode_s = (requests["finished_s"] - requests["first_token_s"]).to_numpy()
     tokens, steps = requests["decode_tokens"].to_numpy(), requests["decode_steps"].to_numpy()
     if metric == "tps":
@@ -118,7 +121,7 @@ def _mean_parts(metric: str, requests: pd.DataFrame) -> tuple[NDArray[Any], NDAr
 
 
 def metric_values(metric: str, requests: pd.DataFrame) -> pd.Series[float]:
-    """A metric of every request. A request of one token has no TPOT, which then adds nothing to a sum."""
+    """Return a metric of every request. A request of one token has no TPOT; it adds nothing to a sum."""
     if "*" not in metric:
         return requests[REQUEST_METRICS[metric][0]]
     total = pd.Series(0.0, requests.index)

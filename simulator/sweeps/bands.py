@@ -9,7 +9,7 @@ import pandas as pd
 
 
 def load_bands(frontier: pd.DataFrame, exclude: Sequence[str] = ("oracle",)) -> pd.DataFrame:
-    """The winning policy per band of concurrency, with the switch points between them.
+    """Find the winning policy per band of concurrency, with the switch points between them.
 
     At equal concurrency more throughput is also more speed per user, so there is one winner.
     ``margin`` is its smallest lead over the runner-up in the band (below zero where a rival was ahead
@@ -51,7 +51,7 @@ class Band:
     clear: bool
 
     def extended(self, other: Band) -> Band:
-        """This band up to where ``other`` lies, with the smaller lead of the two."""
+        """Return this band up to where ``other`` lies, with the smaller lead of the two."""
         closest = other if other.margin < self.margin else self
         return replace(
             self,
@@ -63,7 +63,7 @@ class Band:
 
 
 def _lead(throughput: pd.Series[float], half: pd.Series[float], load: float, incumbent: str) -> Band:
-    """The winner at one load; the incumbent keeps its place unless it is clearly beaten."""
+    """Choose the winner at one load; the incumbent keeps its place unless it is clearly beaten."""
     order = throughput.sort_values(ascending=False)
     first = str(order.index[0])
     if order.iloc[0] - order[incumbent] <= half[first] + half[incumbent]:

@@ -21,7 +21,7 @@ Bound = float | str | Term
 
 
 def parse_speed(bound: Bound) -> Term:
-    """A speed SLA. A bare number bounds the mean; ``p10>=80`` is a promise to 90% of the requests."""
+    """Parse a speed SLA. A bare number bounds the mean; ``p10>=80`` is a promise to 90% of the requests."""
     if isinstance(bound, Term):
         term = bound
     else:
@@ -43,7 +43,7 @@ def parse_speed(bound: Bound) -> Term:
 
 
 def promise(term: Term) -> str:
-    """A speed SLA in words."""
+    """Describe a speed SLA in words."""
     if term.quantile is None:
         return f"at least {term.bound:g} tokens/s per user on average"
     share = f"{1 - term.quantile:.0%} of the users (p{100 * term.quantile:g})"
@@ -51,7 +51,7 @@ def promise(term: Term) -> str:
 
 
 def baseline_of(frontier: pd.DataFrame) -> str:
-    """The policy that gains are over: MTP-1 where it is compared, otherwise the first."""
+    """Choose the policy that gains are over: MTP-1 where it is compared, otherwise the first."""
     policies = list(dict.fromkeys(frontier["policy"]))
     return BASELINE if BASELINE in policies else str(policies[0])
 

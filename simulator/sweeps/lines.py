@@ -48,7 +48,7 @@ class Line:
         return self.speeds["tps_mean"]
 
     def bracket(self, term: Term) -> tuple[int, int] | None:
-        """Indices of the last load that keeps a term and of the one after it; None where none keeps it.
+        """Find the last load that keeps a term and the one after it, as indices; None where none keeps it.
 
         Both are the same where the last load of all keeps it.
         """
@@ -82,13 +82,13 @@ class Line:
         return float(np.interp(throughput, reach, self.tps[first]))
 
     def _between(self, rate: Floats, load: float) -> float:
-        """A rate between simulated loads, its inverse linear; NaN where a neighbour's is unknown."""
+        """Interpolate a rate between simulated loads, inverse linear; NaN where a neighbour is unknown."""
         with np.errstate(divide="ignore"):
             return float(1 / np.interp(load, self.concurrency, 1 / rate))
 
 
 def lines(frontier: pd.DataFrame) -> dict[str, Line]:
-    """A frontier table as one line per policy, in the order of the table."""
+    """Return A frontier table as one line per policy, in the order of the table."""
     result = {}
     for policy, group in frontier.groupby("policy", sort=False):
         ordered = group.sort_values("concurrency")

@@ -70,7 +70,7 @@ def _at_throughput(line: Line, level: float, share: float, halve: bool) -> int |
 
 
 def _inside(low: float, high: float, guess: float, share: float, halve: bool) -> int | None:
-    """A load between two to simulate next; None where they are near enough.
+    """Propose a load between two to simulate next; None where they are near enough.
 
     The guess, or where that is next to an end a load just beyond: so that the answer is closed in from both
     sides even where a curve has risers between them.

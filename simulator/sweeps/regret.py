@@ -81,7 +81,7 @@ def regret(
 
 
 def belief_warnings(beliefs: Sequence[str]) -> list[str]:
-    """What a reader should know of the tables among the beliefs; they are looked up as they are."""
+    """Say what to know of the tables among the beliefs; they are looked up as they are."""
     files = [text for text in beliefs if text.endswith(".json")]
     return [f"{text}: {warning}" for text in files for warning in table_warnings(load_table(Path(text)))]
 

@@ -43,7 +43,7 @@ class Arrivals(Protocol):
         ...
 
     def scaled(self, factor: float) -> Self:
-        """The same process at ``factor`` times the rate."""
+        """Return the same process at ``factor`` times the rate."""
         ...
 
 
@@ -57,10 +57,12 @@ class PoissonArrivals:
         require_within(self.rate_per_s, RATES_PER_S, "arrival rate")
 
     def times_s(self, rng: np.random.Generator, *, requests: int | None, duration_s: float | None) -> Times:
+        """Draw arrival times in seconds, ascending, up to either limit."""
         horizon = None if duration_s is None else duration_s * self.rate_per_s
         return _accumulate(rng.standard_exponential, requests, horizon) / self.rate_per_s
 
     def scaled(self, factor: float) -> PoissonArrivals:
+        """Return the same process at ``factor`` times the rate."""
         return replace(self, rate_per_s=self.rate_per_s * factor)
 
 
@@ -80,6 +82,7 @@ class GammaArrivals:
         require_within(self.cv, GAMMA_CVS, "gamma cv")
 
     def times_s(self, rng: np.random.Generator, *, requests: int | None, duration_s: float | None) -> Times:
+        """Draw arrival times in seconds, ascending, up to either limit."""
         shape = self.cv**-2
         # The wait from a random moment: a uniform share of a gap drawn in proportion to its length.
         first = rng.random() * rng.standard_gamma(shape + 1) / shape
@@ -91,6 +94,7 @@ class GammaArrivals:
         return _accumulate(gaps, requests, horizon, first) / self.rate_per_s
 
     def scaled(self, factor: float) -> GammaArrivals:
+        """Return the same process at ``factor`` times the rate."""
         return replace(self, rate_per_s=self.rate_per_s * factor)
 
 
@@ -129,6 +133,7 @@ class DiurnalArrivals:
         return np.asarray(self.rate_per_s * self.peak_to_mean * np.exp(concentration * swing))
 
     def times_s(self, rng: np.random.Generator, *, requests: int | None, duration_s: float | None) -> Times:
+        """Draw arrival times in seconds, ascending, up to either limit."""
         edges_s = np.linspace(0, self.period_s, 4097)
         expected = np.concatenate(([0.0], np.cumsum(self.rate_at((edges_s[1:] + edges_s[:-1]) / 2))))
         per_period = self.rate_per_s * self.period_s
@@ -141,6 +146,7 @@ class DiurnalArrivals:
         return whole_periods * self.period_s + np.interp(rest, expected, edges_s)
 
     def scaled(self, factor: float) -> DiurnalArrivals:
+        """Return the same process at ``factor`` times the rate."""
         return replace(self, rate_per_s=self.rate_per_s * factor)
 
     def _concentration(self) -> float:
@@ -183,6 +189,7 @@ def _accumulate(
 
 
 def check_limits(requests: int | None, duration_s: float | None) -> None:
+    """Refuse limits of a workload that are out of range."""
     if requests is not None and not 1 <= requests <= MAX_REQUESTS:
         raise BadInputError(f"must lie in 1..{MAX_REQUESTS:,}", field="requests", value=requests)
     if duration_s is not None:
@@ -190,10 +197,12 @@ def check_limits(requests: int | None, duration_s: float | None) -> None:
 
 
 def require_within(value: float, bounds: tuple[float, float], name: str) -> None:
+    """Refuse a value outside the bounds, by name."""
     if not bounds[0] <= value <= bounds[1]:
         raise BadInputError(f"must lie in {bounds[0]:g}..{bounds[1]:g}", field=name, value=value)
 
 
 def require_positive(value: float, name: str) -> None:
+    """Refuse a value that is not positive and finite, by name."""
     if not (math.isfinite(value) and value > 0):
         raise BadInputError("must be positive and finite", field=name, value=value)

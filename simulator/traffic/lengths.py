@@ -67,9 +67,11 @@ class ConstantLength:
 
     @property
     def mean(self) -> float:
+        """Mean length, tokens."""
         return float(self.tokens)
 
     def quantile(self, uniform: NDArray[np.float64]) -> Tokens:
+        """Return lengths at uniforms in [0, 1), int64, same shape."""
         return np.full(uniform.shape, self.tokens, dtype=np.int64)
 
 
@@ -86,6 +88,7 @@ class Geometric:
             )
 
     def quantile(self, uniform: NDArray[np.float64]) -> Tokens:
+        """Return lengths at uniforms in [0, 1), int64, same shape."""
         if self.mean == 1:
             return np.ones(uniform.shape, dtype=np.int64)
         trials = np.floor(np.log1p(-uniform) / math.log1p(-1 / self.mean))
@@ -132,6 +135,7 @@ class Lognormal:
         return math.sqrt(math.log1p(self.cv**2))
 
     def quantile(self, uniform: NDArray[np.float64]) -> Tokens:
+        """Return lengths at uniforms in [0, 1), int64, same shape."""
         below_limit = self._probability_below_limit(self._log_median)
         deviates = ndtri(np.maximum(uniform, np.finfo(np.float64).tiny) * below_limit)
         tokens = np.ceil(np.exp(self._log_median + self.sigma * deviates))
@@ -193,6 +197,7 @@ class IndependentLengths:
     provenance: Provenance | None = None
 
     def sample(self, seed: int, stream: str, requests: int) -> tuple[Tokens, Tokens]:
+        """Draw prompt and output lengths, int64 [requests] each."""
         prompts = self.prompt.quantile(random_stream(seed, f"{stream}/prompt").random(requests))
         outputs = self.output.quantile(random_stream(seed, f"{stream}/output").random(requests))
         return prompts, outputs
@@ -215,6 +220,7 @@ class EmpiricalLengths:
             )
 
     def sample(self, seed: int, stream: str, requests: int) -> tuple[Tokens, Tokens]:
+        """Draw prompt and output lengths, int64 [requests] each."""
         uniform = random_stream(seed, f"{stream}/pair").random(requests)
         chosen = (uniform * self.prompt_tokens.size).astype(np.int64)
         return self.prompt_tokens[chosen], self.output_tokens[chosen]

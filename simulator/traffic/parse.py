@@ -51,7 +51,7 @@ def draw_workload(
     generated: int | None = None,
     generated_s: float | None = None,
 ) -> Workload:
-    """A run's requests: a recording whole, a process up to ``generated`` requests or ``generated_s`` seconds.
+    """Draw a run's requests: a recording whole, a process up to ``generated`` requests or ``generated_s`` s.
 
     requests, duration_s: what the user asked for; they cut a process and a recording alike, and raise
     ``BadInputError`` where a recording holds less.
@@ -62,7 +62,7 @@ def draw_workload(
 
 
 def parse_arrivals(spec: str) -> Arrivals | ClosedLoop:
-    """An arrival process from text; rates and times need units.
+    """Parse an arrival process; rates and times need units.
 
     ``closed``; ``poisson:12/s``; ``gamma:700/min,cv=3``;
     ``diurnal:12/s,peak=2[,period=24h][,peak_at=14h]`` with the peak rate over the mean.
@@ -109,7 +109,7 @@ def _build_diurnal(rate_per_s: float, given: dict[str, str]) -> DiurnalArrivals:
 
 
 def parse_recording(path: str | Path, options: str = "") -> ReplayTraffic:
-    """A workload file with its options, separated by commas.
+    """Read a workload file with its options, separated by commas.
 
     How it is played: ``2x``, twice the requests per second on the recorded clock; ``speed=10``, the clock ten
     times as fast. How it is read (see ``read_workload``): ``unit=s`` or ms, us, ns, of the arrivals;
@@ -149,7 +149,7 @@ def split_file_spec(spec: str) -> tuple[str, str]:
 
 
 def _factor(text: str, name: str) -> float:
-    """A factor on rate or speed; beyond a million it is a mistake, and copies that fill the memory."""
+    """Parse a factor on rate or speed; beyond a million it is a mistake, and copies fill the memory."""
     value = parse_number(text, field=name)
     if not 0 < value <= 1e6:
         raise BadInputError("must lie above 0 and at most 1e6", field=name, value=value)

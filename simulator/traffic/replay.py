@@ -47,7 +47,7 @@ def tied_share(recorded: Workload) -> float:
 
 
 def tie_note(recorded: Workload) -> str | None:
-    """What a reader must know of a coarse clock; None where ties are rare."""
+    """Say what to know of a coarse clock; None where ties are rare."""
     if recorded.is_closed_loop or tied_share(recorded) <= TIED_SHARE:
         return None
     return (
@@ -57,7 +57,7 @@ def tie_note(recorded: Workload) -> str | None:
 
 
 def untied(recorded: Workload, seed: int) -> Workload:
-    """The recording with ties spread evenly at random over the tick of the clock in which they fall.
+    """Spread ties evenly at random over the tick of the clock in which they fall.
 
     Requests keep their order, and none moves past the next recorded time. A recording without ties, or of
     an unknown clock, comes back as it is.
@@ -127,7 +127,7 @@ def _as_other_users(prefix: PrefixBlocks, generation: NDArray[np.int64]) -> Pref
 
 
 def resampled(recorded: Workload, rate_per_s: float, requests: int, seed: int) -> Workload:
-    """A trial that represents a whole recording: so many requests at a steady mean rate.
+    """Draw a trial that represents a whole recording: so many requests at a steady mean rate.
 
     1. Ties are spread, and each twelfth of the recording is played as much faster as it is quieter than the
        busiest, so that the whole recording has its peak's rate. Bursts within a twelfth remain.
@@ -166,7 +166,7 @@ def resampled(recorded: Workload, rate_per_s: float, requests: int, seed: int) -
 
 
 def replay_notes(recorded: Workload, requests: int) -> list[str]:
-    """What a reader must know of trials of so many requests from a recording: a coarse clock, repeats."""
+    """Say what to know of trials of so many requests from a recording: a coarse clock, repeats."""
     notes = [note] if (note := tie_note(recorded)) else []
     if requests > 2 * len(recorded):
         notes.append(

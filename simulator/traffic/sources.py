@@ -44,11 +44,11 @@ class Traffic(Protocol):
     def workload(
         self, seed: int, *, requests: int | None = None, duration_s: float | None = None
     ) -> Workload:
-        """The first ``requests`` requests, those within ``duration_s``, or whichever ends first."""
+        """Draw the first ``requests`` requests, those within ``duration_s``, or whichever ends first."""
         ...
 
     def scaled(self, factor: float) -> Traffic:
-        """The same traffic with ``factor`` times as many requests per second."""
+        """Return the same traffic with ``factor`` times as many requests per second."""
         ...
 
 
@@ -84,10 +84,11 @@ class SyntheticTraffic:
 
     @property
     def rate_per_s(self) -> float | None:
+        """Mean arrival rate, requests/s; None for a closed loop."""
         return None if isinstance(self.arrivals, ClosedLoop) else self.arrivals.rate_per_s
 
     def scaled(self, factor: float) -> SyntheticTraffic:
-        """The same traffic at ``factor`` times the rate; a closed loop has none to scale."""
+        """Return the same traffic at ``factor`` times the rate; a closed loop has none to scale."""
         require_positive(factor, "rate factor")
         if isinstance(self.arrivals, ClosedLoop):
             raise BadInputError("has no rate to scale", field="closed loop", remedy="change its concurrency")
@@ -153,6 +154,7 @@ class ReplayTraffic:
 
     @property
     def rate_per_s(self) -> float | None:
+        """Mean arrival rate, requests/s; None for a closed loop."""
         if self.recorded.is_closed_loop:
             return None
         return self.recorded.rate_per_s * self.rate_scale * self.speed
@@ -165,7 +167,7 @@ class ReplayTraffic:
     def workload(
         self, seed: int, *, requests: int | None = None, duration_s: float | None = None
     ) -> Workload:
-        """The recording, whole unless limited; asking for more than it holds is an error."""
+        """Return the recording, whole unless limited; asking for more than it holds is an error."""
         check_limits(requests, duration_s)
         played = self.recorded if self.recorded.is_closed_loop else untied(self.recorded, seed)
         if self.rate_scale != 1:

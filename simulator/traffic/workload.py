@@ -68,7 +68,7 @@ class PrefixBlocks:
         return self.ids[self.offsets[request] : self.offsets[request + 1]]
 
     def take(self, requests: NDArray[np.intp]) -> PrefixBlocks:
-        """The rows of the chosen requests, in the order given."""
+        """Return the rows of the chosen requests, in the order given."""
         counts = np.diff(self.offsets)[requests]
         offsets = np.concatenate(([0], np.cumsum(counts)))
         # Position of every kept id: its row's start in the old array, plus its rank within the row.
@@ -127,7 +127,7 @@ class Workload:
         name: str = "default",
         prefix: PrefixBlocks | None = None,
     ) -> Self:
-        """A workload whose requests all belong to one class."""
+        """Return A workload whose requests all belong to one class."""
         prompts, outputs = np.asarray(prompt_tokens), np.asarray(output_tokens)
         times = None if arrival_s is None else np.asarray(arrival_s)
         return cls(times, prompts, outputs, np.zeros(prompts.shape, np.int16), (name,), prefix)
@@ -155,7 +155,7 @@ class Workload:
         return (len(self) - 1) / span_s if span_s > 0 else float("inf")
 
     def take(self, requests: NDArray[np.integer[Any]] | NDArray[np.bool_] | slice) -> Workload:
-        """The chosen requests (indices, mask or slice), keeping their arrival times and the class list."""
+        """Select requests (indices, mask or slice), keeping their arrival times and the class list."""
         chosen = np.arange(len(self))[requests]
         return replace(
             self,
@@ -167,15 +167,15 @@ class Workload:
         )
 
     def head(self, requests: int) -> Workload:
-        """The first so many requests, or all when there are fewer."""
+        """Return the first so many requests, or all when there are fewer."""
         return self.take(slice(max(requests, 0)))
 
     def before(self, time_s: float) -> Workload:
-        """Requests that arrive before ``time_s``."""
+        """Return requests that arrive before ``time_s``."""
         return self.head(int(np.searchsorted(self._times("before"), time_s, side="left")))
 
     def of_class(self, name: str) -> Workload:
-        """Requests of one class."""
+        """Return requests of one class."""
         if name not in self.classes:
             raise BadInputError("no such class", field="class", value=name, remedy=f"one of {self.classes}")
         return self.take(self.class_index == self.classes.index(name))
@@ -187,7 +187,7 @@ class Workload:
         return self.take(slice(index, None, of))
 
     def at_rate(self, factor: float) -> Workload:
-        """The same requests arriving ``factor`` times as fast: times divided, lengths and order untouched."""
+        """Speed up arrivals ``factor`` times: times divided, lengths and order untouched."""
         if not (np.isfinite(factor) and factor > 0):
             raise BadInputError("must be positive and finite", field="rate factor", value=factor)
         return replace(

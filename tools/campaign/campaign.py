@@ -58,12 +58,12 @@ class Campaign:
             raise BadInputError("must be at least 1", field="workers", value=self.workers)
 
     def command(self, part: str) -> str:
-        """What repeats a part, wherever the results go."""
+        """Return what repeats a part, wherever the results go."""
         device = "" if self.device == "cuda" else f" --device {self.device}"
         return f"scripts/gpu_campaign {part}{device}{' --tiny' if self.tiny else ''}"
 
     def pair(self, size: str, gamma: int) -> tuple[str, list[str]]:
-        """The target and the drafts, as the commands that run on a device take them."""
+        """Load the target and the drafts, as the commands that run on a device take them."""
         if size == SMALL:
             folder = self.small
             return str(folder / "target"), [
@@ -86,7 +86,7 @@ class Campaign:
         return _tiny_text(self.out) if self.tiny else None
 
     def profile_of(self, size: str, gamma: int) -> Path:
-        """A finished profile; raises ``BadInputError`` where there is none."""
+        """Load a finished profile; raises ``BadInputError`` where there is none."""
         folder = self.out / f"profiles-{size}-gamma{gamma}"
         found = sorted(folder.rglob("*.json"))
         if not found:
@@ -97,7 +97,7 @@ class Campaign:
         return found[0]
 
     def acceptance_of(self, size: str) -> list[str]:
-        """Acceptance models of a size's drafts: fitted to what is published, or traced in this campaign."""
+        """Return acceptance models of a size's drafts: fitted to publications, or traced in this campaign."""
         if size != SMALL:
             return [f"qwen3-{size}/dspark/mt-bench"]
         traces = self.out / f"traces-{SMALL}"
@@ -197,7 +197,7 @@ def _alarm(seconds: float | None) -> Iterator[None]:
 
 
 def origin(campaign: Campaign, part: str) -> dict[str, Any]:
-    """What every number of a part is kept with: command, date, device and software."""
+    """Return what every number of a part is kept with: command, date, device and software."""
     import torch
 
     from simulator.live.device import device_name, software
@@ -252,7 +252,7 @@ def _is_done(campaign: Campaign, part: str) -> bool:
 
 
 def _tiny_target(out: Path) -> Path:
-    """A random target saved as a user's would be."""
+    """Save a random target as a user's would be."""
     folder = out / "tiny-target"
     if not folder.is_dir():
         import transformers
@@ -268,7 +268,7 @@ def _tiny_target(out: Path) -> Path:
 
 
 def _tiny_text(out: Path) -> Path:
-    """A dozen files of code, this package's own, and a dozen of arithmetic."""
+    """Write a dozen files of code, this package's own, and a dozen of arithmetic."""
     folder = out / "tiny-text"
     if not folder.is_dir():
         from simulator.live.training.corpus import arithmetic_files

@@ -32,7 +32,7 @@ AGREEMENT_BATCHES = 1_000_000
 
 
 def gpu_tests(campaign: Campaign, *, selection: Sequence[str] = ("-m", "gpu", "tests/live")) -> None:
-    """What ``scripts/gpu_tests`` runs; fails where a test failed, and where none ran."""
+    """Run what ``scripts/gpu_tests`` runs; fails where a test failed, and where none ran."""
     root = Path(__file__).parents[2]
     results = (campaign.out / "gpu-tests.xml").resolve()
     results.unlink(missing_ok=True)
@@ -176,7 +176,7 @@ def train_small(campaign: Campaign) -> None:
 
 
 def trace_small(campaign: Campaign) -> None:
-    """Acceptance traces of the small pair, greedy and sampled, calibrated, with tables and figures."""
+    """Record acceptance traces of the small pair, greedy and sampled, calibrated, with tables and figures."""
     from simulator.live.tracing.report import write_tables
     from simulator.live.tracing.run import Sampling, trace_run
     from simulator.report.traces import write_figures

@@ -95,7 +95,7 @@ class _Page:
         return f"![{alt}]({self.slug}/{name}.png)"
 
     def json(self, name: str, part: str) -> dict[str, Any]:
-        """What a part left."""
+        """Return what a part left."""
         path = self.campaign.out / name
         if not path.is_file():
             raise _NotMeasuredError(part)
@@ -103,21 +103,21 @@ class _Page:
         return dict(found)
 
     def csv(self, name: str, part: str) -> pd.DataFrame:
-        """A table that a part left."""
+        """Return A table that a part left."""
         path = self.campaign.out / name
         if not path.is_file():
             raise _NotMeasuredError(part)
         return pd.read_csv(path)
 
     def profile(self, size: str, gamma: int = 7) -> Profile:
-        """A measured profile."""
+        """Return A measured profile."""
         try:
             return load_profile(self.campaign.profile_of(size, gamma))
         except BadInputError as error:
             raise _NotMeasuredError(f"profile-{size}") from error
 
     def acceptance(self, size: str) -> dict[str, AcceptanceModel]:
-        """Acceptance of a size's drafts."""
+        """Return acceptance of a size's drafts."""
         try:
             return parse_acceptances(self.campaign.acceptance_of(size))
         except BadInputError as error:
@@ -125,7 +125,7 @@ class _Page:
 
 
 def _section(body: Callable[[_Page], str]) -> Callable[[_Page], str]:
-    """A section that says what to run where its input is missing."""
+    """Write a section that says what to run where its input is missing."""
 
     def said(page: _Page) -> str:
         try:
@@ -137,7 +137,7 @@ def _section(body: Callable[[_Page], str]) -> Callable[[_Page], str]:
 
 
 def _for_sizes(body: Callable[..., str], sizes: Sequence[str]) -> Callable[[_Page], str]:
-    """A section with a part for each size, each of which may be missing."""
+    """Write a section with a part for each size, each of which may be missing."""
 
     def said(page: _Page) -> str:
         parts = []
@@ -217,7 +217,7 @@ def _steps(profile: Profile, path: Path) -> tuple[pd.DataFrame, CostModel]:
 
 
 def _ends(steps: pd.DataFrame) -> str:
-    """The smallest and the largest batch of some cells, in words."""
+    """Describe the smallest and the largest batch of some cells, in words."""
     ordered = steps.sort_values(["batch_tokens", "context_tokens"])
     said = [
         f"{1e3 * cell['seconds']:.2f} ms at {cell['batch_tokens']:,.0f} batch tokens and a context of "
@@ -562,7 +562,7 @@ def _number(value: object) -> str:
 
 
 def _markdown(frame: pd.DataFrame) -> str:
-    """A table of strings and whole numbers."""
+    """Format a table of strings and whole numbers."""
     lines = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
     lines += [["" if pd.isna(cell) else str(cell) for cell in row] for row in frame.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -150,7 +150,7 @@ class Chunk:
 
 
 def compare_chunk(chunk: Chunk) -> dict[str, list[int]]:
-    """Indices of the batches that a device decides otherwise than NumPy, by device."""
+    """Find the batches that a device decides otherwise than NumPy: indices by device."""
     torch.set_num_threads(1)  # arrays are small: threads would only wait for one another
     batches = [draw(chunk.seed, index) for index in range(chunk.first, chunk.stop)]
     expected = np.concatenate([batch.decide(batch.survival, batch.lagged) for batch in batches])
@@ -184,7 +184,7 @@ def _moved(arrays: Sequence[NDArray[np.float32]], device: str) -> Iterator[torch
 
 
 def draw(seed: int, index: int) -> RandomBatch:
-    """The batch of this index: 1 to 256 requests, blocks of 1 to 8 drafts, any policy, any step cost."""
+    """Draw the batch of this index: 1 to 256 requests, blocks of 1 to 8 drafts, any policy and step cost."""
     stream = random_stream(seed, f"agreement/{index}")
     requests = int(np.exp(stream.uniform(0.0, np.log(MOST_REQUESTS + 1))))
     gamma = int(stream.integers(1, MOST_DRAFTS + 1))
@@ -203,7 +203,7 @@ def draw(seed: int, index: int) -> RandomBatch:
 def _lagged(
     stream: np.random.Generator, scheduler: Scheduler, requests: int, gamma: int
 ) -> NDArray[np.float32] | None:
-    """An earlier snapshot for policies that read one, now and then none at all, as in a first step."""
+    """Draw an earlier snapshot for policies that read one; now and then none at all, as in a first step."""
     if not scheduler.lag or stream.random() < 0.1:
         return None
     lagged = _survival(stream, requests, gamma)

@@ -86,7 +86,7 @@ class StaticGenerate:
             self.tokens()
 
     def _generate(self, note: Callable[[int], None]) -> Tensor:
-        """Outputs [R, N]; ``note`` is called with the output tokens so far, at every step."""
+        """Generate outputs [R, N]; ``note`` is called with the output tokens so far, at every step."""
         requests, prompt_tokens = self.prompts.shape
         going_on = torch.zeros(requests, dtype=torch.bool, device=self.prompts.device)
 
@@ -104,7 +104,7 @@ class StaticGenerate:
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
-        """The model's own generation settings step aside: what they hold wins over a None that is passed."""
+        """Put the model's own generation settings aside: what they hold wins over a None that is passed."""
         model, settings = self.target.model, cast(Any, GenerationConfig)
         before = model.generation_config
         model.generation_config = settings(

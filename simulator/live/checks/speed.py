@@ -93,7 +93,7 @@ class SpeedScale:
 
     @classmethod
     def for_cpu(cls) -> SpeedScale:
-        """What a tiny pair gets through on a CPU in a minute or two."""
+        """Choose what a tiny pair gets through on a CPU in a minute or two."""
         return cls(
             concurrency=(1, 4, 16), contexts=(64, 256, 640), prompt_tokens=64, output_tokens=64, steps=40,
             repeats=5,
@@ -145,7 +145,7 @@ def measure_speed(
 
 
 def bandwidth_floor(target: Target, draft: Draft, scale: SpeedScale, tell: Tell) -> pd.DataFrame:
-    """A step of one request against the least time that reading takes, at each context.
+    """Compare a step of one request with the least time that reading takes, at each context.
 
     Columns: kind (``autoregressive``, or ``verify`` of a whole block, without its draft), context,
     batch_tokens, step_ms, read_MB (weights once, and the keys and values of the context), copy_GB_per_s,
@@ -367,7 +367,7 @@ def _padding_row(ragged: _Loop, padded: _Loop, policy: str, believed: CostModel)
 def visible_scheduling(
     target: Target, draft: Draft, acceptance: AcceptanceModel, scale: SpeedScale, tell: Tell
 ) -> pd.DataFrame:
-    """The share of a step between the draft's end and the target's beginning, on the device's clock.
+    """Measure the share of a step between the draft's end and the target's beginning, by the device's clock.
 
     Steps in which a CUDA graph was recorded do not count. Columns: policy, concurrency, steps, visible_us and
     step_ms (means over these), visible_share, lowest_share and highest_share (of single runs).
@@ -444,7 +444,7 @@ class _Loop:
         )
 
     def measured_cost(self) -> ThroughputCurve:
-        """What steps of this batch cost in mid-output, by batch tokens: what schedulers are to believe."""
+        """Measure steps of this batch in mid-output, by batch tokens: what schedulers are to believe."""
         executor, requests = self.executor, self.concurrency
         context = self.scale.prompt_tokens + self.scale.output_tokens // 2
         executor.place(np.arange(requests), np.arange(requests), np.full(requests, context))
@@ -478,7 +478,7 @@ def _executor(
     target: Target, draft: Draft | None, load: Workload, requests: int, *, padded: bool = False,
     keep_tokens: bool = False, **options: Any,
 ) -> LiveExecutor:  # fmt: skip
-    """An engine for this load; ``padded`` verifies as many rows as whole blocks have, whatever is decided."""
+    """Build an engine for this load; ``padded`` verifies as many rows as whole blocks have in any case."""
     block = 1 + (0 if draft is None else draft.gamma)
     tiers = Tiers()
     if target.device.type == "cuda":
@@ -508,7 +508,7 @@ def _check_acceptance(draft: Draft, acceptance: AcceptanceModel) -> None:
 
 @contextmanager
 def _cell(what: str, target: Target, tell: Tell) -> Iterator[None]:
-    """A part of a measurement: left out where memory does not suffice, and its own memory free behind it."""
+    """Run a part of a measurement: left out where memory does not suffice, and its memory freed behind it."""
     try:
         yield
     except OutOfMemoryError as error:

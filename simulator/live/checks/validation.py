@@ -83,7 +83,7 @@ class ValidationCase:
         return traffic.workload(self.seed, requests=max(256, 8 * concurrency))
 
     def settings(self) -> dict[str, Any]:
-        """What results depend on: a directory of other settings is not continued."""
+        """Return what results depend on: a directory of other settings is not continued."""
         profile = self.deployment.profile
         return {
             "target": self.target.name,
@@ -102,7 +102,9 @@ class ValidationCase:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Validation:
-    """errors: policy, concurrency, metric, measured (median of the live runs), predicted, error (relative,
+    """Live runs beside simulated ones, as tables.
+
+    errors: policy, concurrency, metric, measured (median of the live runs), predicted, error (relative,
     signed), spread (largest minus smallest of the live runs over their median: what no prediction can beat).
 
     lengths: policy, concurrency, length, measured, predicted (shares of request-steps).
@@ -252,7 +254,7 @@ def _measured(scenario: ValidationCase, policy: Policy, concurrency: int, folder
 
 
 def _predicted(scenario: ValidationCase, policy: Policy, concurrency: int) -> dict[str, Any]:
-    """The same run simulated, and what is compared of it."""
+    """Simulate the same run, and compare."""
     plan, workload = scenario.plan(policy), scenario.workload(concurrency)
     counted = _Counted(plan.scheduler)
     run = simulate(

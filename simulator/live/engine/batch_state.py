@@ -85,7 +85,7 @@ class BatchState:
         return None if self.q_draft is None else self.uniforms[:requests, : self.drafts.shape[1]]
 
     def judging(self, requests: int) -> dict[str, Tensor]:
-        """The arguments of ``sampling.verify`` that sampling needs beyond greedy decoding."""
+        """Return the arguments of ``sampling.verify`` that sampling needs beyond greedy decoding."""
         if self.q_draft is None:
             return {}
         w, mine = self.drafts.shape[1], self.uniforms[:requests]

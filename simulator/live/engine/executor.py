@@ -126,7 +126,7 @@ class LiveExecutor:
         self._step = _Step(self.device)
 
     def observe(self, scheduler: Scheduler, *, keep_records: bool = False) -> ObservedScheduler:
-        """The scheduler to drive this executor with: it passes on the budget where that is known early."""
+        """Return the scheduler for this executor: it passes on the budget where that is known early."""
         self._observed = ObservedScheduler(scheduler, keep_records=keep_records)
         return self._observed
 
@@ -385,13 +385,13 @@ class LiveExecutor:
         return self._prefilled(positions, logits, features)
 
     def _pieces(self, chunk: Chunk) -> list[PromptPiece]:
-        """A chunk in the cache row that its prompt has until it is complete."""
+        """Return A chunk in the cache row that its prompt has until it is complete."""
         if chunk.request not in self._prompts_begun:
             self._prompts_begun[chunk.request] = self._begin_prompt(chunk)
         return prompt_slices(*self._prompts_begun[chunk.request], chunk)
 
     def _begin_prompt(self, chunk: Chunk) -> tuple[int, Tensor]:
-        """A cache row for a prompt of which this is the first chunk, and its tokens on the device."""
+        """Return A cache row for a prompt of which this is the first chunk, and its tokens on the device."""
         if chunk.start:
             raise BadInputError(
                 "begins behind a cached prefix, which the live engine does not keep", field="prompt",
@@ -415,7 +415,7 @@ class LiveExecutor:
         return output.logits[-1], output.features
 
     def _finish(self, piece: PromptPiece, logits: Tensor, features: Tensor) -> None:
-        """What is left to do for prompt rows that the target has processed."""
+        """Finish prompt rows that the target has processed."""
         self._see(piece, features)
         if piece.end == piece.positions:
             row, _ = self._prompts_begun.pop(piece.request)
@@ -462,7 +462,7 @@ class LiveExecutor:
             self.outputs[request] = [int(ready.anchor)]
 
     def _stash(self, row: int, ready: PrefilledPrompt) -> PrefilledPrompt:
-        """The same with copies of the cache row, so that the next prompt can use it."""
+        """Return the same with copies of the cache row, so that the next prompt can use it."""
         used = ready.positions
         content = [(cache, 1, cache[:, row, :used].clone()) for cache in (self.cache.keys, self.cache.values)]
         if self.draft_cache is not None:
@@ -488,7 +488,7 @@ class LiveExecutor:
         return self.gamma + 1 if self.device.type == "cuda" else int(lengths.max()) + 1
 
     def _draft_tokens(self, lengths: Tensor) -> int:
-        """The draft budget K: from the scheduler where the host has it, else by waiting for the device."""
+        """Return the draft budget K: from the scheduler where the host has it, else from the device."""
         early = None if self._observed is None else self._observed.draft_budget
         return int(lengths.sum()) if early is None else early
 

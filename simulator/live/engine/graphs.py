@@ -40,7 +40,7 @@ class Tiers:
 
     @staticmethod
     def fit(tiers: tuple[int, ...], size: int) -> int:
-        """The smallest tier that holds ``size``, or ``size`` itself where none does."""
+        """Find the smallest tier that holds ``size``, or ``size`` itself where none does."""
         at = bisect_left(tiers, size)
         return tiers[at] if at < len(tiers) else size
 

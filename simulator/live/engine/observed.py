@@ -34,7 +34,7 @@ class ObservedScheduler:
         self._keep = keep_records
 
     def schedule(self, survival: Tensor, batch: Batch) -> Tensor:
-        """The scheduler's own lengths."""
+        """Return the scheduler's own lengths."""
         lengths = self._decide(survival, batch)
         if self._keep:
             lagged = None if batch.lagged is None else batch.lagged.copy()

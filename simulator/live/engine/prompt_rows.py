@@ -57,7 +57,7 @@ class PromptPiece:
 
 
 def prompt_slices(row: int, prompt: Tensor, chunk: Chunk) -> list[PromptPiece]:
-    """A chunk of a prompt [positions] in this cache row, in slices of ``PREFILL_ROWS``."""
+    """Cut a chunk of a prompt [positions] in this cache row into slices of ``PREFILL_ROWS``."""
     end = chunk.start + chunk.tokens
     starts = range(chunk.start, end, PREFILL_ROWS)
     return [

@@ -102,7 +102,7 @@ class RaggedRows:
         return torch.where(self.valid, self.request + self.first_cache_row, trash)
 
     def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """What every layer's attention needs of these rows alike: made by the first, kept for the others."""
+        """Return what every layer's attention needs of these rows: made by the first, kept for the others."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -148,7 +148,7 @@ class RaggedTarget:
         self.kernel: Kernel = partial(explicit, cap=self.cap) if explicitly else KERNELS[self.kernel_name]
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty cache for ``rows`` requests of up to ``capacity`` positions."""
+        """Return an empty cache for ``rows`` requests of up to ``capacity`` positions."""
         target = self.target
         return KVCache(
             target.num_layers, rows, capacity, self.kv_heads, self.head_dim,
@@ -188,7 +188,7 @@ class RaggedTarget:
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
-        """The model's attention goes through ``_attend`` for a while; ``Target.forward`` stays as it was."""
+        """Route the model's attention through ``_attend`` for a while; ``Target.forward`` stays as it was."""
         config = self.target.config.get_text_config()
         before = config._attn_implementation
         config._attn_implementation = _INTERFACE
@@ -261,7 +261,7 @@ def _attend(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: [1, heads, N, head_dim] each -> [1, N, heads, head_dim].
+    """Serve transformers' attention interface: [1, heads, N, head_dim] each -> [1, N, heads, head_dim].
 
     s_aux: attention sinks, one logit per head. softcap: bound of the logits. Raises ``BadInputError`` for an
     argument that this pass would leave out.
@@ -282,7 +282,7 @@ def _attend(
 def _checked_kernel(
     module: Any, ragged: _Pass, sinks: Tensor | None, cap: float | None, others: Mapping[str, Any]
 ) -> Kernel:
-    """The pass's kernel with a layer's sinks; raises where the layer asks for more than it computes."""
+    """Bind the pass's kernel to a layer's sinks; raises where the layer asks for more than it computes."""
     unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
     if unknown:
         raise BadInputError(
@@ -351,13 +351,13 @@ def explicit(
 
 
 def _grouped(query: Tensor, kv_heads: int, rows: RaggedRows) -> Tensor:
-    """Queries [N, heads, head_dim] by request and key head: [R, kv_heads, group * block, head_dim]."""
+    """Group queries [N, heads, head_dim] by request and key head: [R, kv_heads, group * block, head_dim]."""
     block = query[rows.once("blocks", rows.blocks)]  # [R, block, heads, head_dim]
     return torch.unflatten(block, 2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
 def _mask(query: Tensor, kv_heads: int, rows: RaggedRows, window: int | None) -> Tensor:
-    """The mask of grouped queries, [R, 1, group * block, context]."""
+    """Return the mask of grouped queries, [R, 1, group * block, context]."""
     groups = query.shape[1] // kv_heads
     return rows.once(
         ("mask", window, query.dtype, groups),

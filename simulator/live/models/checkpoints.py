@@ -34,28 +34,28 @@ class Fields:
         self.raw, self.source = raw, source
 
     def integer(self, name: str, default: int | None = None, *, minimum: int = 0) -> int:
-        """A whole number of at least ``minimum``; required unless there is a default."""
+        """Read a whole number of at least ``minimum``; required unless there is a default."""
         value = self._present(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self.error(name, f"must be a whole number of at least {minimum}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A positive number; required unless there is a default."""
+        """Read a positive number; required unless there is a default."""
         value = self._present(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
             raise self.error(name, "must be a positive number")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
+        """Read true or false."""
         value = self._present(name, default)
         if not isinstance(value, bool):
             raise self.error(name, "must be true or false")
         return value
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """A required list of whole numbers."""
+        """Read a required list of whole numbers."""
         value = self._present(name, None)
         if not isinstance(value, (list, tuple)) or any(type(item) is not int for item in value):
             raise self.error(name, "must be a list of whole numbers")
@@ -69,7 +69,7 @@ class Fields:
     def error(
         self, name: str, problem: str, remedy: str = "check that this is a draft's config.json"
     ) -> BadInputError:
-        """The error to raise for field ``name``."""
+        """Return the error to raise for field ``name``."""
         return BadInputError(problem, source=self.source, field=name, value=self.raw.get(name), remedy=remedy)
 
     def _present(self, name: str, default: Any) -> Any:
@@ -82,7 +82,7 @@ class Fields:
 
 
 def model_folder(path_or_name: str | Path) -> Path:
-    """The local folder of a model: a folder as given, or a hub repository, downloaded without any pickle."""
+    """Find a model's local folder: a folder as given, or a hub repository, downloaded without any pickle."""
     folder = Path(path_or_name)
     if folder.is_dir():
         return folder
@@ -112,7 +112,7 @@ def read_fields(folder: Path) -> Fields:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, whole or sharded, each with a readable header."""
+    """List the safetensors files of a model folder, whole or sharded, each with a readable header."""
     if (folder / WEIGHTS_FILE).is_file():
         files = [folder / WEIGHTS_FILE]
     elif (folder / _INDEX_FILE).is_file():
@@ -147,7 +147,7 @@ def read_tensors(folder: Path, device: torch.device) -> dict[str, Tensor]:
 
 
 def one_dtype(tensors: Mapping[str, Tensor], source: str) -> torch.dtype:
-    """The dtype that all tensors share; a mixture is refused, because it would be computed inconsistently."""
+    """Return the dtype that all tensors share; a mixture is refused: it would be computed inconsistently."""
     seen = {tensor.dtype: name for name, tensor in tensors.items()}
     if len(seen) != 1:
         shown = ", ".join(f"{name} is {str(dtype).removeprefix('torch.')}" for dtype, name in seen.items())

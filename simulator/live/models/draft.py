@@ -36,7 +36,7 @@ class Proposal:
         return self.calibrated_survival(None)
 
     def calibrated_survival(self, temperatures: Tensor | None) -> Tensor:
-        """The same with sequential temperatures [gamma] (paper, section 3.2.1); None leaves it as it is."""
+        """Apply sequential temperatures [gamma] (paper, section 3.2.1); None leaves logits as they are."""
         if self.confidence_logits is None:
             return torch.ones(self.tokens.shape, device=self.tokens.device)
         logits = self.confidence_logits.float()
@@ -84,7 +84,7 @@ class Draft(Protocol):
         ...
 
     def new_cache(self, rows: int, capacity: int) -> DraftCache:
-        """An empty cache for ``rows`` requests of up to ``capacity`` positions, drafted block included."""
+        """Make an empty cache for ``rows`` requests of up to ``capacity`` positions, block included."""
         ...
 
     def propose(

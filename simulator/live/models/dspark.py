@@ -88,7 +88,7 @@ class DSparkConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The config.json that DeepSpec would write for this draft."""
+        """Return the config.json that DeepSpec would write for this draft."""
         fields: dict[str, Any] = self.shape.to_dict() | {
             "architectures": [ARCHITECTURE],
             "block_size": self.block_size,
@@ -181,7 +181,7 @@ class DSparkDraft(nn.Module):
         return Proposal(drafted, logits, self.confidence_logits(hidden, previous), q_draft, hidden, context)
 
     def project(self, features: Tensor) -> Tensor:
-        """What every layer attends to, from the target's states (equation 2): [..., width] -> [..., d]."""
+        """Project the target's states for every layer (equation 2): [..., width] -> [..., d]."""
         context: Tensor = self.hidden_norm(self.fc(features))
         return context
 
@@ -216,7 +216,7 @@ class DSparkDraft(nn.Module):
         return normed
 
     def packed_hidden(self, features: Tensor, tokens: Tensor, anchors: Tensor) -> Tensor:
-        """The backbone over many blocks of the same sequences in one pass (training, tracing).
+        """Run the backbone over many blocks of the same sequences in one pass (training, tracing).
 
         features: [S, T, width]; tokens: [S, T]; anchors: int64 [S, A], positions in the sequence.
         Block a attends to the context before its anchor and to itself. Returns [S, A, gamma, d].
@@ -242,7 +242,7 @@ class DSparkDraft(nn.Module):
     def draw(
         self, hidden: Tensor, anchors: Tensor, *, temperature: float = 0.0, uniforms: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The sequential stage (equation 4): draft tokens one by one, each seeing those before it.
+        """Draw the sequential stage (equation 4): draft tokens one by one, each seeing those before it.
 
         hidden: [..., gamma, d]; anchors: [...]; uniforms: [..., gamma]. Returns the tokens [..., gamma],
         the corrected logits [..., gamma, V] and, unless greedy, q_draft [..., gamma, V].
@@ -300,7 +300,7 @@ def packed_mask(anchors: Tensor, length: int, gamma: int) -> Tensor:
 
 
 def architecture(fields: Fields, known: Sequence[str]) -> str:
-    """The architecture that a draft's config names; other packagings share field names and differ inside."""
+    """Tell the architecture that a draft's config names; packagings share field names and differ inside."""
     named = fields.raw.get("architectures")
     if isinstance(named, list) and len(named) == 1 and named[0] in known:
         return str(named[0])

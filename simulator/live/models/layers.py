@@ -71,7 +71,7 @@ class BackboneConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """The same shape as a config.json that transformers and DeepSpec read, old and new."""
+        """Return the same shape as a config.json that transformers and DeepSpec read, old and new."""
         rope = dict(self.rope)
         return {
             "attention_bias": self.attention_bias,
@@ -293,7 +293,7 @@ class DraftCache:
         self.values[layer][rows, :, positions] = values
 
     def read(self, layer: int, beyond: int = 0) -> KeysValues:
-        """Views [R, kv_heads, longest + beyond, head_dim]: the context and ``beyond`` scratch entries."""
+        """View the cache [R, kv_heads, longest + beyond, head_dim]: context and scratch entries."""
         end = int(self.lengths.max()) + beyond
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 

@@ -120,13 +120,13 @@ class MTPDraft(nn.Module):
         return Proposal(drafted, logits, None, q_draft, hidden, joined)
 
     def join(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """The layer's input from the target's state at i and token i+1: [..., d] and [...] -> [..., d]."""
+        """Combine the state at i and token i+1 into the layer's input: [..., d], [...] -> [..., d]."""
         pair = torch.cat((self.enorm(self.embed_tokens(tokens)), self.hnorm(features)), dim=-1)
         joined: Tensor = self.eh_proj(pair)
         return joined
 
     def sequence_hidden(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """The module over whole sequences (training, tracing): [S, T, d] and tokens i+1 [S, T] -> [S, T, d].
+        """Run the module over whole sequences (training): [S, T, d] and tokens i+1 [S, T] -> [S, T, d].
 
         ``lm_head`` of output i are the logits of token i+2.
         """

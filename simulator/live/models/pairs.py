@@ -36,7 +36,7 @@ def new_dspark(
     seed: int = 0,
     **shape: Any,
 ) -> DSparkDraft:
-    """An untrained DSpark draft for a target, in its dtype, on its device, with its embedding and head.
+    """Make an untrained DSpark draft for a target, in its dtype, on its device, with its embedding and head.
 
     ``markov_rank`` 0 with ``confidence`` False is DFlash. ``target_layer_ids`` None spreads five (fewer
     for a shallow target) from layer 1 to the third last, which gives the published drafts' choice.
@@ -58,7 +58,7 @@ def new_dspark(
 
 
 def new_mtp(target: Target, *, seed: int = 0, **shape: Any) -> MTPDraft:
-    """An untrained MTP-1 module for a target; arguments as for ``new_dspark``."""
+    """Make an untrained MTP-1 module for a target; arguments as for ``new_dspark``."""
     draft = MTPDraft(MTPConfig.from_fields(Fields(_shape_of(target, 1) | shape, "new draft")))
     _initialise(draft, target, seed)
     return draft.to(device=target.device, dtype=target.dtype)

@@ -58,7 +58,7 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def choose(logits: Tensor, temperature: float, uniforms: Tensor | None) -> Tensor:
-    """The next token of each row: argmax of [..., V] when greedy, else a draw with uniforms [...]."""
+    """Sample the next token of each row: argmax of [..., V] when greedy, else a draw with uniforms [...]."""
     if is_greedy(temperature):
         return logits.argmax(dim=-1)
     if uniforms is None:

@@ -157,7 +157,7 @@ class Target:
         return self.dtype.itemsize * (self.weights_read + cached)
 
     def new_cache(self) -> Any:
-        """An empty key-value cache.
+        """Return an empty key-value cache.
 
         It is made without the model's config on purpose: every layer then keeps all positions, also
         those with a sliding window, which a cache that forgets could not be cropped back to.
@@ -326,7 +326,7 @@ def _random_target(config: Any, dtype: torch.dtype, device: torch.device, name: 
 
 
 def _pretrained(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
-    """The model on the CPU; whatever transformers would only warn about is an error."""
+    """Load the model on the CPU; whatever transformers would only warn about is an error."""
     arguments = {_DTYPE_ARGUMENT: dtype, "output_loading_info": True, "use_safetensors": True}
     try:
         model, info = _AUTO_MODEL.from_pretrained(folder, config=config, local_files_only=True, **arguments)

@@ -46,7 +46,7 @@ class Bench:
         return requests <= executor.concurrency and batch_tokens <= requests * (1 + executor.gamma)
 
     def sample(self, kind: str, name: str, requests: int, batch_tokens: int) -> Callable[[], float]:
-        """What to call again and again to measure a cell of this kind."""
+        """Return what to call again and again to measure a cell of this kind."""
         return {
             "step": lambda: self.step_s(requests, batch_tokens),
             "idle": lambda: self.step_s(requests, batch_tokens),
@@ -57,7 +57,7 @@ class Bench:
         }[kind]
 
     def step_s(self, requests: int, batch_tokens: int) -> float:
-        """A step of these sizes, without its draft."""
+        """Run a step of these sizes, without its draft."""
         self.executor.pretend(requests, self.context)
         self.executor.draft(requests)
         self.executor.verify(self._lengths(requests, batch_tokens - requests), 0.0)
@@ -72,7 +72,7 @@ class Bench:
         return self.executor.drafting_s
 
     def schedule_s(self, requests: int, policy: str) -> float:
-        """What deciding adds between the draft's end and the target's beginning."""
+        """Measure what deciding adds between the draft's end and the target's beginning."""
         scheduler = self.executor.observe(parse_policy(policy).scheduler)
         self.executor.pretend(requests, self.context)
         survival = self.executor.draft(requests)
@@ -122,6 +122,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def head_sample(draft: DSparkDraft, requests: int) -> Callable[[], float]:
+    """Return what times the heads of a draft for a batch, in seconds."""
     weight = draft.fc.weight
     hidden = torch.randn(requests, draft.gamma, draft.shape.hidden_size).to(weight)
     anchors = torch.zeros(requests, dtype=torch.int64, device=weight.device)
@@ -139,6 +140,7 @@ def head_sample(draft: DSparkDraft, requests: int) -> Callable[[], float]:
 
 
 def judge_sample(target: Target, requests: int, length: int) -> Callable[[], float]:
+    """Return what times the acceptance decision of a batch, in seconds."""
     device = target.device
     logits = torch.randn(requests * (length + 1), target.vocab_size, device=device).to(target.dtype)
     drafts = torch.zeros((requests, length), dtype=torch.int64, device=device)

@@ -108,7 +108,7 @@ class Measurement:
         return _relative(_typical(self.samples, self.part_of_s), self.part_of_s) <= repeats.relative
 
     def cell(self, repeats: Repeats, round: int) -> MeasuredCell:
-        """The finished cell; ``InfeasibleError`` where it is not known as well as was asked."""
+        """Return the finished cell; ``InfeasibleError`` where it is not known as well as was asked."""
         kept = _typical(self.samples, self.part_of_s)
         relative = _relative(kept, self.part_of_s)
         if relative > repeats.relative:
@@ -196,12 +196,12 @@ class CellLog:
 
     @classmethod
     def read(cls, path: Path) -> CellLog:
-        """A finished log, whatever its settings."""
+        """Load a finished log, whatever its settings."""
         first = Path(path).read_text(encoding="utf-8").split("\n", 1)[0]
         return cls(path, json.loads(first)["settings"])
 
     def get(self, key: Key) -> MeasuredCell | None:
-        """The cell, if it has been measured."""
+        """Return the cell, if it has been measured."""
         return self.cells.get(key)
 
     def add(self, cell: MeasuredCell) -> None:

@@ -48,7 +48,7 @@ def measure_ceilings(
 
 
 def best_s(work: Callable[[], object], device: torch.device, *, repeats: int = 10) -> float:
-    """The shortest of several runs in seconds, after two that do not count."""
+    """Time several runs, after two that do not count: the shortest in seconds."""
     times = []
     for _ in range(repeats + 2):
         synchronise(device)

@@ -40,7 +40,7 @@ class Profiled:
 
 
 def settings_of(target: Target, drafters: dict[str, Draft], options: ProfileOptions) -> dict[str, Any]:
-    """What cells depend on: a log of other settings is not resumed."""
+    """Return what cells depend on: a log of other settings is not resumed."""
     return {
         "device": device_name(target.device),
         "dtype": str(target.dtype).removeprefix("torch."),
@@ -165,7 +165,7 @@ def _slope(x: pd.Series[float], y: pd.Series[float], group: pd.Series[int]) -> f
 
 
 def _prefill_s_per_token(prompts: pd.DataFrame, cost: AdditiveCost) -> float:
-    """What prompt rows cost beyond the rows they are: least squares over whole prompts."""
+    """Fit what prompt rows cost beyond the rows they are: least squares over whole prompts."""
     tokens = prompts["batch_tokens"].to_numpy(dtype=float)
     rows_s = np.array([cost.step_time_s(0, int(n)) for n in tokens])
     return max(0.0, float(tokens @ (prompts["seconds"].to_numpy() - rows_s) / (tokens @ tokens)))
@@ -210,7 +210,7 @@ def efficiency(log: CellLog, target: Target, bytes_per_s: float, flop_per_s: flo
 
 
 def label(target: Target) -> str:
-    """A target's short name: its own, or of its pair's folder where that merely says ``target``."""
+    """Return A target's short name: its own, or of its pair's folder where that merely says ``target``."""
     path = Path(target.name)
     return slug(path.parent.name if path.name == "target" and path.parent.name else path.name)
 

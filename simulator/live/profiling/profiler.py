@@ -115,7 +115,7 @@ class Profiler:
                 torch.cuda.empty_cache()
 
     def _bench(self, draft: Draft | None, context: int) -> Bench | None:
-        """An engine for as many of the grid's requests as fit at this context, or None for none."""
+        """Build an engine for as many of the grid's requests as fit at this context, or None for none."""
         sizes = self.options.grid.requests
         for largest in reversed(sizes):
             try:
@@ -135,7 +135,7 @@ class Profiler:
         self._measure(bench, [("prefill", name, 1, tokens, 0) for tokens in sizes])
 
     def _heads(self) -> None:
-        """The sequential stage, and the acceptance decision that is part of every step."""
+        """Run the sequential stage, and the acceptance decision that is part of every step."""
         samples = {}
         for requests in self.options.grid.requests:
             for name, draft in self.drafters.items():

@@ -93,7 +93,7 @@ class Generation:
 
 
 def random_uniforms(seed: int) -> Iterator[float]:
-    """An endless stream of uniforms in [0, 1) that depends on the seed alone."""
+    """Return an endless stream of uniforms in [0, 1) that depends on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.rand(1024, dtype=torch.float64, generator=generator).tolist()

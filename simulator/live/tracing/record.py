@@ -162,7 +162,7 @@ def record(
     temperatures: Sequence[float] | None = None,
     sequences_per_pass: int = 8,
 ) -> AcceptanceTrace:
-    """The trace of one draft over outputs: every position as anchor, up to where a sequence stops.
+    """Record one draft over outputs: every position as anchor, up to where a sequence stops.
 
     Raises ``BadInputError`` for a pair that does not match, outputs of the other temperature, and
     outputs that all stop at once.
@@ -210,7 +210,7 @@ def prefix_outcomes(trace: AcceptanceTrace) -> tuple[NDArray[np.float64], NDArra
 
 
 def _block_hidden(draft: DSparkDraft | MTPDraft, features: Tensor, tokens: Tensor, anchors: Tensor) -> Tensor:
-    """The draft's output at anchors [S, A] of tokens [S, T]: [S, A, gamma, d]."""
+    """Run the draft at anchors [S, A] of tokens [S, T]: [S, A, gamma, d]."""
     if isinstance(draft, DSparkDraft):
         return draft.packed_hidden(features, tokens, anchors)
     # Output i joins the state at i with token i + 1, which is the anchor.

@@ -208,8 +208,9 @@ def fit_on(recorded: Iterable[Recorded], convention: Convention) -> TemperatureF
 def write_tables(
     recorded: Sequence[Recorded], fits: Mapping[str, Sequence[TemperatureFit]], folder: Path
 ) -> None:
-    """Write accepted_length.csv, conditional.csv, calibration.csv, temperatures.csv, thresholds.csv and
-    reliability.csv into a folder.
+    """Write the tables into a folder.
+
+    accepted_length.csv, conditional.csv, calibration.csv, temperatures.csv, thresholds.csv, reliability.csv.
     """
     temperatures = pd.DataFrame(
         {"kind": kind, "convention": fit.convention.name, "position": k + 1, "temperature": value}
@@ -236,6 +237,7 @@ class _Pool:
 
 
 def pool(recorded: Iterable[Recorded]) -> _Pool:
+    """Put the positions of several traces together."""
     traces = [item.trace for item in recorded]
     outcomes = [prefix_outcomes(trace) for trace in traces]
     logits = [trace.confidence_logits for trace in traces if trace.confidence_logits is not None]

@@ -63,7 +63,7 @@ class Sampling:
 
 
 def shipped_pair() -> Path:
-    """The run directory of the tiny models that come with the package."""
+    """Return the run directory of the tiny models that come with the package."""
     return data_directory("traces") / "models" / "tiny"
 
 
@@ -201,7 +201,7 @@ class _Tracer:
 
 
 def _calibrated(item: Recorded, fits: Mapping[str, Sequence[TemperatureFit]]) -> Recorded:
-    """The trace with the reference convention's temperatures, where its draft has confidences."""
+    """Attach the reference convention's temperatures to the trace, where its draft has confidences."""
     if not item.trace.has_confidence or item.kind not in fits:
         return item
     fit = next(fit for fit in fits[item.kind] if fit.convention is REFERENCE)

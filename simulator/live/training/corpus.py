@@ -68,7 +68,7 @@ class Corpus:
         return tuple(sorted({domain for file in self.splits["train"] for domain in file.texts}))
 
     def texts(self, split: Split, domain: str) -> list[str]:
-        """What the files of a split say in one domain, file after file."""
+        """Return what the files of a split say in one domain, file after file."""
         return [file.texts[domain] for file in self.splits[split] if domain in file.texts]
 
     @property
@@ -83,7 +83,7 @@ class Corpus:
 
 
 def load_corpus(folder: Path | str | None = None) -> Corpus:
-    """The corpus of a folder, or the default one."""
+    """Load the corpus of a folder, or the default one."""
     if folder is None:
         files = [*library_files(Path(sysconfig.get_paths()["stdlib"])), *arithmetic_files()]
         return split_by_file(files, f"Python {platform.python_version()} standard library and arithmetic")
@@ -156,7 +156,7 @@ def library_files(root: Path) -> Iterator[SourceFile]:
 
 
 def arithmetic_files() -> Iterator[SourceFile]:
-    """Generated files of worked problems; no problem occurs twice, in one file or in two."""
+    """Generate files of worked problems; no problem occurs twice, in one file or in two."""
     problems = worked_problems(_ARITHMETIC_SEED)
     for index in range(_ARITHMETIC_FILES):
         text = "\n\n".join(islice(problems, _PROBLEMS_PER_FILE)) + "\n"
@@ -164,7 +164,7 @@ def arithmetic_files() -> Iterator[SourceFile]:
 
 
 def _separate(text: str, tree: ast.Module) -> tuple[str, str]:
-    """A module's lines without its docstrings, and the docstrings."""
+    """Separate a module's lines without its docstrings from the docstrings."""
     lines: list[str | None] = list(text.splitlines())
     prose = []
     for node in ast.walk(tree):

@@ -71,7 +71,7 @@ class LossSums:
     acceptance: Tensor
 
     def total(self, weights: LossWeights) -> Tensor:
-        """The loss to minimise, a scalar (equation 12)."""
+        """Return the loss to minimise, a scalar (equation 12)."""
         mixed = (
             weights.cross_entropy * self.cross_entropy
             + weights.l1 * self.l1
@@ -128,7 +128,7 @@ def forward_blocks(draft: DSparkDraft, features: Tensor, tokens: Tensor, blocks:
 
 
 def target_logits(last_hidden: Tensor, head: Tensor, blocks: Blocks) -> Tensor:
-    """The target's logits for every label, [S, A, gamma, V], from its final-normed states [S, T, d].
+    """Compute the target's logits for every label, [S, A, gamma, V], from final-normed states [S, T, d].
 
     Passing states instead of logits keeps training data small; the label at j was predicted at j - 1.
     """
@@ -164,7 +164,7 @@ def loss_sums(output: BlockOutput, target: Tensor, blocks: Blocks, weights: Loss
 
 
 def probabilistic_tau(acceptance: Tensor, mask: Tensor) -> Tensor:
-    """Expected accepted length under sampling, bonus included, averaged over the blocks with any label.
+    """Compute the expected accepted length under sampling, bonus included, over the blocks with any label.
 
     tau = 1 + sum_k prod_(i<=k) (1 - L1_i / 2); acceptance and mask [S, A, gamma].
     """

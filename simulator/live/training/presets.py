@@ -96,7 +96,7 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """A preset by its name; ``BadInputError`` lists them where there is none."""
+    """Find a preset by its name; ``BadInputError`` lists them where there is none."""
     if name not in PRESETS:
         raise BadInputError(
             "no such preset", field="preset", value=name, remedy=f"choose one of {', '.join(PRESETS)}"

@@ -28,7 +28,7 @@ END_ID, MASK_ID = 0, 1
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer. Digits stay apart, so that numbers of any length are read alike."""
+    """Train a byte-level BPE tokenizer. Digits stay apart, so that numbers of any length are read alike."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -115,6 +115,6 @@ class TokenStreams:
 
 
 def step_generator(seed: int, name: str, step: int) -> torch.Generator:
-    """A CPU generator that depends on (seed, name, step) alone."""
+    """Return A CPU generator that depends on (seed, name, step) alone."""
     digest = hashlib.sha256(f"{seed}/{name}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -125,7 +125,7 @@ class _Run:
         write_json(path, described | origin | {"software": software()})
 
     def target(self) -> Target:
-        """The trained target, read back from its folder: the drafts learn from the weights that ship."""
+        """Load the trained target from its folder: the drafts learn from the weights that ship."""
         folder = self.out / "target"
         if not (folder / CONFIG_FILE).is_file():
             model = _new_target(self.preset, self.seed).to(self.device)

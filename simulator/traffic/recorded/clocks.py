@@ -62,8 +62,11 @@ _DURATION_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The arrival column. ``unit``: of ``CLOCK_UNITS``, ``None`` where the name does not say; no unit is
-    wanted where the column holds dates."""
+    """The arrival column.
+
+    ``unit``: of ``CLOCK_UNITS``, ``None`` where the name does not say; no unit is
+    wanted where the column holds dates.
+    """
 
     column: str
     unit: str | None
@@ -71,7 +74,7 @@ class Clock:
 
 
 def find_clock(table: Table, wanted: str | None = None) -> Clock | None:
-    """The arrival column, the one named ``wanted`` if given; ``None`` where the file has no column of times.
+    """Find the arrival column, the one named ``wanted`` if given; ``None`` where no column holds times.
 
     Raises ``BadInputError`` for several columns that could be it, and for a time that is not understood:
     leaving it out would turn a recording into a closed loop.
@@ -110,7 +113,7 @@ def find_clock(table: Table, wanted: str | None = None) -> Clock | None:
 
 
 def clock_without_unit(path: str, column: str, problem: str = "has no unit") -> BadInputError:
-    """The question that only the user can answer, with both ways to answer it."""
+    """Ask the question that only the user can answer, with both ways to answer it."""
     return BadInputError(
         problem,
         source=path,
@@ -120,7 +123,7 @@ def clock_without_unit(path: str, column: str, problem: str = "has no unit") -> 
 
 
 def unix_unit(times: NDArray[np.float64]) -> str | None:
-    """The unit in which all of these are Unix times of our years; ``None`` where there is none."""
+    """Tell the unit in which all of these are Unix times of our years; ``None`` where there is none."""
     if not times.size:
         return None
     for unit, scale in CLOCK_UNITS.items():
@@ -163,7 +166,7 @@ def published_unit(
 
 
 def plain_name(name: str) -> str:
-    """A column name in lower case with underscores."""
+    """Return A column name in lower case with underscores."""
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 

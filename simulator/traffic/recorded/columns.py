@@ -59,7 +59,7 @@ class Fields:
         return tuple(sorted([*judged, *self._table.broken], key=lambda row: row.line))
 
     def workload(self) -> Workload:
-        """The well-formed rows."""
+        """Return the well-formed rows."""
         kept = np.flatnonzero(self._well_formed())
         arrival_s = None
         if self._times is not None:
@@ -161,7 +161,7 @@ class Fields:
         return times_s
 
     def _unit(self, clock: Clock, times: NDArray[np.float64]) -> str:
-        """The unit of the clock: said by the user, the name, Unix times, the layout; else asked for."""
+        """Find the unit of the clock: said by the user, the name, Unix times, the layout; else asked for."""
         unix = unix_unit(times)
         said = self._options.unit or clock.unit
         if said is not None:
@@ -185,7 +185,7 @@ class Fields:
         return unit
 
     def _marks(self) -> tuple[str | None, str]:
-        """The unit that columns or block sizes of one published layout stand for, and what these are."""
+        """Return the unit that the columns or block sizes of a published layout stand for, and their name."""
         if self._layout.name == "Bailian":
             return "s", "columns chat_id and parent_chat_id"
         if self._layout.delay is not None:
@@ -197,7 +197,7 @@ class Fields:
         return None, ""
 
     def _from_first(self, arrival_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Times from 0 where the clock started longer before the first request than the recording lasts."""
+        """Start times at 0 where the clock began longer before the first request than the recording lasts."""
         span_s = float(np.ptp(arrival_s)) if arrival_s.size else 0.0
         if span_s == 0 or arrival_s[0] <= span_s:
             return arrival_s
@@ -348,7 +348,7 @@ def _covers(
 
 
 def as_list(value: object) -> object:
-    """A list as a table of text writes it."""
+    """Write a list as a table of text writes it."""
     try:
         return json.loads(str(value))
     except (ValueError, RecursionError):
@@ -379,7 +379,7 @@ def _clock_tick_s(arrival_s: NDArray[np.float64]) -> float:
 
 
 def _number(value: object, is_text: bool) -> float:
-    """The value as a float; NaN for what is none, JSON's true and quoted numbers included."""
+    """Read the value as a float; NaN for what is none, JSON's true and quoted numbers included."""
     if is_text:
         return number_or_nan(str(value))
     if not isinstance(value, int | float) or isinstance(value, bool):

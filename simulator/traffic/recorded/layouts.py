@@ -62,6 +62,7 @@ class Options:
 
 
 def recognise(table: Table, time_column: str | None) -> Layout:
+    """Recognise the layout of a table by its columns."""
     names = set(table.columns)
     prompt = required(table, "prompt", PROMPT_COLUMNS)
     output = required(table, "output", OUTPUT_COLUMNS)
@@ -86,6 +87,7 @@ def recognise(table: Table, time_column: str | None) -> Layout:
 
 
 def required(table: Table, role: str, choices: Sequence[str]) -> str:
+    """Find the column of a role among its usual names; an error where there is none."""
     column = _find_column(table, choices)
     if column is None:
         raise BadInputError(

@@ -215,5 +215,5 @@ def _split(record: str, separator: str) -> list[str] | None:
 
 
 def _separator(header: str) -> str:
-    """The separator that names most columns; a comma in doubt."""
+    """Find the separator that names most columns; a comma in doubt."""
     return max(_SEPARATORS, key=lambda each: len(_split(header, each) or ()))

@@ -39,9 +39,7 @@ FLASH = "deepseek-v4-flash"
 
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the folder of public cases is not here")
 
-PENDING: dict[str, str] = {
-    **dict.fromkeys(("N04",), "one door; answers beyond what was measured"),
-}
+PENDING: dict[str, str] = {}
 """Rows whose mend has not landed, and what is missing: expected to fail, and to be taken out of here."""
 
 SLOW = {"C03"}

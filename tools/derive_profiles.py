@@ -63,7 +63,7 @@ def step_curve(published: dict[str, Any], figure_7_alone: bool = False) -> tuple
 def profile(
     name: str, title: str, published: dict[str, Any], level: float, figure_7_alone: bool = False
 ) -> Profile:
-    """Return A profile of one model at an acceptance level."""
+    """Return a profile of one model at an acceptance level."""
     batch_tokens, steps_per_s = step_curve(published, figure_7_alone)
     source = "Cheng et al., DSpark, arXiv 2607.05147, figures 7 and 8"
     lines_used = "figure 7's MTP-1 line alone" if figure_7_alone else "MTP-1 lines"

@@ -36,7 +36,11 @@ def main() -> None:
     ):
         profile = load_profile(name)
         table = sweep_frontier(
-            deploy(profile), [parse_policy(text) for text in POLICIES], LOADS, seeds=3, workers=-1
+            deploy(profile, extrapolate_rows=True),
+            [parse_policy(text) for text in POLICIES],
+            LOADS,
+            seeds=3,
+            workers=-1,
         )
         print(f"\n### {profile.title}\n\n| quantity | published | predicted | error |")
         print("| --- | ---: | ---: | ---: |")

@@ -16,6 +16,7 @@ from simulator.cli.options import (
     BelievedOption,
     CellsOption,
     ConcurrencyOption,
+    ExtrapolateOption,
     LengthsOption,
     PolicyOption,
     ProcessLengthsOption,
@@ -57,6 +58,7 @@ def frontier(
     workers: WorkersOption = -1,
     lengths: LengthsOption = "default",
     believed: BelievedOption = None,
+    extrapolate_rows: ExtrapolateOption = False,
     backend: BackendOption = "loky",
     address: AddressOption = None,
     cells: CellsOption = None,
@@ -70,7 +72,7 @@ def frontier(
 
         check_format(plot)
     check_writable_file(*(path for path in (out, plot) if path is not None))
-    deployment = _deployment(profile, acceptance, believed)
+    deployment = _deployment(profile, acceptance, believed, extrapolate_rows)
     table = _sweep(
         deployment, policy, concurrency, seeds, steps, lengths,
         workers=workers, backend=backend, address=address, directory=cells,
@@ -106,6 +108,7 @@ def compare(
     workers: WorkersOption = -1,
     lengths: LengthsOption = "default",
     believed: BelievedOption = None,
+    extrapolate_rows: ExtrapolateOption = False,
     backend: BackendOption = "loky",
     address: AddressOption = None,
     cells: CellsOption = None,
@@ -118,7 +121,7 @@ def compare(
     terms = sorted(map(parse_speed, sla), key=lambda term: term.bound)
     refuse_repeats((term.text for term in terms), "--sla")
     check_writable_directory(out)
-    deployment = _deployment(profile, acceptance, believed)
+    deployment = _deployment(profile, acceptance, believed, extrapolate_rows)
     table = _sweep(
         deployment, policy, concurrency, seeds, steps, lengths,
         workers=workers, backend=backend, address=address, directory=cells, slas=terms,
@@ -153,13 +156,14 @@ def simulate(
     prefill: Annotated[str, typer.Option(help="elsewhere, chunked or whole.")] = "elsewhere",
     seed: Annotated[int, typer.Option(help="Seed of every random stream.")] = 0,
     believed: BelievedOption = None,
+    extrapolate_rows: ExtrapolateOption = False,
 ) -> None:
     """Run one engine under one policy on one traffic, request by request."""
     from simulator.cli.simulate import SingleRun, write_single_run
     from simulator.core.files import check_writable_directory
 
     check_writable_directory(out)
-    deployment = _deployment(profile, acceptance, believed)
+    deployment = _deployment(profile, acceptance, believed, extrapolate_rows)
     run = SingleRun(policy, concurrency, traffic, lengths, requests, steps, kv_tokens, prefill, seed)
     write_single_run(deployment, run, out)
     typer.echo(f"wrote {out}")
@@ -195,10 +199,12 @@ def acceptance_show(
     typer.echo(f"{parsed.provenance.line()}\n{written}", err=is_standard_output(out))
 
 
-def _deployment(profile: str, acceptance: list[str] | None, believed: str | None = None) -> Deployment:
+def _deployment(
+    profile: str, acceptance: list[str] | None, believed: str | None, extrapolate_rows: bool
+) -> Deployment:
     from simulator.deployment.deployment import deploy
 
-    deployment = deploy(profile, acceptance or (), believed=believed)
+    deployment = deploy(profile, acceptance or (), believed=believed, extrapolate_rows=extrapolate_rows)
     for note in deployment.notes:
         typer.echo(note, err=True)
     return deployment

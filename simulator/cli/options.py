@@ -74,6 +74,14 @@ LengthsOption = Annotated[
     typer.Option(help="Prompt/output lengths: default, fixed:1024/256, lognormal:1500,cv=1/300,cv=0.8, ..."),
 ]
 
+ExtrapolateOption = Annotated[
+    bool,
+    typer.Option(
+        "--extrapolate-rows",
+        help="Answer also for batches whose rows lie far beyond those that the profile was measured with.",
+    ),
+]
+
 BelievedOption = Annotated[
     str | None,
     typer.Option(help="Profile whose step cost the scheduler believes, where it is not the true one."),

@@ -11,6 +11,7 @@ from simulator.cli.options import (
     AddressOption,
     BackendOption,
     CellsOption,
+    ExtrapolateOption,
     ProcessLengthsOption,
     WorkersOption,
     say_how_read,
@@ -91,6 +92,7 @@ def regret(
     acceptance: Annotated[
         list[str] | None, typer.Option(help="[DRAFTER=]MODEL; default: what the profile carries.")
     ] = None,
+    extrapolate_rows: ExtrapolateOption = False,
     concurrency: Annotated[
         str, typer.Option(help="Concurrent requests, comma-separated.")
     ] = "10,20,50,100,200",
@@ -112,7 +114,7 @@ def regret(
 
     figure = beside(out, ".png")
     check_writable_file(*(path for path in (out, figure) if path is not None))
-    deployment = deploy(profile, acceptance or ())
+    deployment = deploy(profile, acceptance or (), extrapolate_rows=extrapolate_rows)
     for note in deployment.notes:
         typer.echo(note, err=True)
     for warning in belief_warnings(believed):
@@ -146,6 +148,7 @@ def fleet(
     acceptance: Annotated[
         list[str] | None, typer.Option(help="[DRAFTER=]MODEL; default: what the profile carries.")
     ] = None,
+    extrapolate_rows: ExtrapolateOption = False,
     router: Annotated[
         Literal["round-robin", "least-loaded", "power-of-two", "prefix-aware"],
         typer.Option(help="How requests reach replicas."),
@@ -174,7 +177,7 @@ def fleet(
     from simulator.sla.terms import parse_sla
     from simulator.traffic.parse import draw_workload, parse_traffic
 
-    deployment = deploy(profile, acceptance or ())
+    deployment = deploy(profile, acceptance or (), extrapolate_rows=extrapolate_rows)
     for note in deployment.notes:
         typer.echo(note, err=True)
     limits = deployment.limits(concurrency, prefill=prefill)
@@ -185,7 +188,8 @@ def fleet(
     source = parse_traffic(traffic, lengths)
     say_how_read(source)
     workload = draw_workload(source, seed, duration_s=seconds, generated_s=GENERATED_S)
-    plans = [deployment.plan(parse_policy(policy))] * len(workload.classes)
+    setup = deployment.answerable(deployment.plan(parse_policy(policy)), concurrency)
+    plans = [setup] * len(workload.classes)
     run = simulate_fleet(
         workload, plans, arranged, terms, seed=seed, workers=workers, backend=backend, address=address,
         directory=cells, progress=True,

@@ -44,7 +44,7 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
     """Simulate it."""
     if asked.steps is not None and asked.steps < 1:
         raise BadInputError("must be at least 1", source="--steps", value=asked.steps)
-    plan = deployment.plan(parse_policy(asked.policy))
+    plan = deployment.answerable(deployment.plan(parse_policy(asked.policy)), asked.concurrency)
     traffic = parse_traffic(asked.traffic, asked.lengths)
     say_how_read(traffic)
     workload = draw_workload(traffic, asked.seed, requests=asked.requests, generated=GENERATED_REQUESTS)

@@ -8,6 +8,7 @@ unless a user makes them differ to see what a bad table costs.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -72,6 +73,11 @@ class StepTime(ABC):
         """How single steps of one size scatter, as multiples of their mean; empty: they do not."""
         return ()
 
+    @property
+    def measured_tokens(self) -> float:
+        """Tokens of the largest batch that was measured; infinite for a model that knows no end."""
+        return math.inf
+
     @overload
     def step_time_s(
         self, requests: int, batch_tokens: int, context_tokens: float = 0.0, prefill_tokens: int = 0
@@ -90,7 +96,7 @@ class StepTime(ABC):
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
-        """Return A float for one size, [len(range)] for a range."""
+        """Return a float for one size, [len(range)] for a range."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +141,11 @@ class ThroughputCurve(StepTime):
         if isinstance(batch_tokens, range):
             return self.curve.span(batch_tokens.start, batch_tokens.stop)
         return self.curve(batch_tokens)
+
+    @property
+    def measured_tokens(self) -> float:
+        """Batch tokens of the last point; infinite for a single one, which says that size does not matter."""
+        return float(self.batch_tokens[-1]) if len(self.batch_tokens) > 1 else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
         """Whether the size lies beyond the measured points."""
@@ -213,6 +224,11 @@ class AdditiveCost(StepTime):
             return theta + per_row * np.arange(batch_tokens.start, batch_tokens.stop) if per_row else theta
         return fixed + self.theta(batch_tokens) + per_row * batch_tokens
 
+    @property
+    def measured_tokens(self) -> float:
+        """Batch tokens of the last probe; infinite for a single one, which says that size does not matter."""
+        return float(self.theta.at[-1]) if len(self.theta.at) > 1 else math.inf
+
     def outside(self, requests: int, batch_tokens: int) -> bool:
         """Whether requests or tokens lie beyond the probes; a step of prompt rows alone has no requests."""
         return (requests > 0 and self.alpha.outside(requests)) or self.theta.outside(batch_tokens)
@@ -270,6 +286,11 @@ class StepCost(StepTime):
             else:
                 extra += self.draft.time_s(requests, asked, context_tokens)
         return verify + extra if extra else verify
+
+    @property
+    def measured_tokens(self) -> float:
+        """As the target's pass."""
+        return self.target.measured_tokens if isinstance(self.target, StepTime) else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
         """Whether the target's pass lies beyond what was measured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from simulator.core.arrays import Floats
@@ -25,6 +26,11 @@ class ScaledCost(StepTime):
     ) -> float | Floats:
         """Step time at one size or over a range."""
         return self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens) * self.factor
+
+    @property
+    def measured_tokens(self) -> float:
+        """As the base model."""
+        return self.base.measured_tokens if isinstance(self.base, StepTime) else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
         """Whether the base model was measured there."""

@@ -28,6 +28,7 @@ class Deployment:
 
     acceptance: by drafter. believed: the profile whose step cost schedulers consult, where it is not
     the true one. overhead_s: fixed time added to every step. notes: what a user should be told.
+    extrapolate_rows: answer also where rows lie far beyond those measured (``Setup.extrapolates``).
     """
 
     profile: Profile
@@ -35,6 +36,7 @@ class Deployment:
     believed: Profile | None = None
     overhead_s: float = 0.0
     notes: tuple[str, ...] = field(default=())
+    extrapolate_rows: bool = False
 
     def plan(self, policy: Policy) -> Setup:
         """How this policy runs here; raises ``BadInputError`` where it cannot."""
@@ -43,6 +45,13 @@ class Deployment:
         cost = self._step_cost(self.profile, drafter, policy)
         believed = cost if self.believed is None else self._step_cost(self.believed, drafter, policy)
         return Setup(policy, drafter, model, cost, believed, note)
+
+    def answerable(self, setup: Setup, requests: int) -> Setup:
+        """Return the setup; ``BadInputError`` where rows at that batch lie far beyond those measured."""
+        refusal = None if self.extrapolate_rows else setup.extrapolates(requests)
+        if refusal is not None:
+            raise refusal
+        return setup
 
     def limits(
         self,
@@ -113,13 +122,14 @@ def deploy(
     *,
     believed: str | Path | None = None,
     required: bool = True,
+    extrapolate_rows: bool = False,
 ) -> Deployment:
     """Build a deployment from the words of a command line or a scenario.
 
     profile: a shipped name, a file, or one that is loaded. acceptance: ``[DRAFTER=]MODEL`` specs; each
     replaces the profile's own model of that drafter, and a note says so. believed: profile whose step cost
     schedulers consult. required: refuse to go on where nothing gives an acceptance model; otherwise
-    ``Deployment.plan`` refuses the policies that need one.
+    ``Deployment.plan`` refuses the policies that need one. extrapolate_rows: see ``Deployment``.
     """
     loaded = profile if isinstance(profile, Profile) else load_profile(profile)
     given = parse_acceptances(acceptance)
@@ -135,6 +145,7 @@ def deploy(
             f"acceptance of {drafter}: {model.name} ({model.provenance.line()})"
             for drafter, model in given.items()
         ),
+        extrapolate_rows=extrapolate_rows,
     )  # fmt: skip
 
 

@@ -9,12 +9,23 @@ from functools import lru_cache
 import numpy as np
 
 from simulator.acceptance.trace import AcceptanceModel, Replay
-from simulator.cost.models import CostModel
+from simulator.core.errors import BadInputError
+from simulator.cost.models import CostModel, StepTime
 from simulator.schedulers.parse import Policy
+from simulator.schedulers.policies import Fixed
 from simulator.schedulers.protocol import Scheduler
 
 NO_DRAFT = Replay(np.zeros((1, 0), np.float32), np.zeros(1, np.uint8), np.array([0, 1], dtype=np.int64))
 """What autoregressive decoding replays: blocks of no tokens."""
+
+MOST_BEYOND = 3.0
+"""Batch tokens over the largest that was measured, above which step times are refused: a choice.
+
+A line measured without speculation knows how a step grows with requests. Further rows of the same requests
+share their KV cache and often their experts, so they cost less than that line says: read at four times its
+end, at 8 rows a request, it gave 0.76 of the throughput without speculation where 0.99 was measured (Kimi-K3
+on AMD GPUs, AMD-AGI/Infera issue 74, 32 requests).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,25 @@ class Setup:
     def scheduler(self) -> Scheduler:
         """The policy's scheduler."""
         return self.policy.scheduler
+
+    def extrapolates(self, requests: int) -> BadInputError | None:
+        """Return the error of a batch whose rows lie far beyond those measured, or None.
+
+        requests: in the batch. Only a fixed length is known before a step; what other policies choose is
+        counted when they run (``steps_outside_fraction``).
+        """
+        if not isinstance(self.scheduler, Fixed) or not isinstance(self.cost, StepTime):
+            return None
+        rows, measured = requests * (1 + self.scheduler.length), self.cost.measured_tokens
+        if rows <= MOST_BEYOND * measured:
+            return None
+        return BadInputError(
+            f"verifies {rows:,} rows at {requests} requests, {rows / measured:.1f} times those measured: its "
+            "answer would rest on extrapolation along rows",
+            source="policy", field=self.policy.name,
+            remedy="measure a fixed length too (docs/planning.md, two lines), take fewer requests, or accept "
+            "it with --extrapolate-rows (in a scenario: search.extrapolate_rows)",
+        )  # fmt: skip
 
     def replay(self, seed: int) -> Replay:
         """Realise acceptance for one seed; cached, since many cells of a sweep share it."""

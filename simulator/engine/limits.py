@@ -63,7 +63,7 @@ class EngineLimits:
         return self.prefill_tokens_per_s * self.prefill_workers
 
     def pool(self) -> PrefillPool | None:
-        """Return A pool of its own for one engine, None without one."""
+        """Return a pool of its own for one engine, None without one."""
         if not self.has_pool:
             return None
         assert self.prefill_tokens_per_s is not None

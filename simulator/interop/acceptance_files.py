@@ -86,7 +86,7 @@ class _File:
     def error(
         self, problem: str, field: str, value: object = None, remedy: str | None = None
     ) -> BadInputError:
-        """Return A complaint about one field of this file."""
+        """Return a complaint about one field of this file."""
         return BadInputError(problem, source=self.source, field=field, value=value, remedy=remedy)
 
     def measured(self, rates: Rates, *notes: str, date: str = "undated") -> Rates:
@@ -187,7 +187,7 @@ def _llama_cpp_log(file: _File) -> Rates:
 
 
 def _from_mean_rate(file: _File, rate: float, field: str) -> Rates:
-    """Return A share of drafted tokens that was accepted, where nothing else is printed."""
+    """Return a share of drafted tokens that was accepted, where nothing else is printed."""
     if file.gamma is None:
         raise file.error(
             f"is {file.form.title} with a mean rate alone: the block size is missing", field, round(rate, 4),

@@ -82,7 +82,7 @@ class Record:
         return nested
 
     def error(self, key: str, problem: str, value: object = None, remedy: str | None = None) -> BadInputError:
-        """Return A complaint about one field."""
+        """Return a complaint about one field."""
         return BadInputError(problem, source=self.source, field=key, value=value, remedy=remedy)
 
     def _value(self, key: str) -> object:

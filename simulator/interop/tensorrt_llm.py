@@ -71,7 +71,7 @@ def load_table(path: Path | str, *, allow_flat: bool = False) -> EngineTable:
 
 
 def load_believed(path: Path | str) -> BelievedTable:
-    """Return A table as the engine's scheduler looks it up, also where more work takes less time."""
+    """Return a table as the engine's scheduler looks it up, also where more work takes less time."""
     record = read_record(Path(path))
     with blaming(record.source):
         _engine(record)

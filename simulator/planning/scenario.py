@@ -174,12 +174,16 @@ class PriceSpec(_Strict):
 
 
 class SearchSpec(_Strict):
-    """How carefully to search: relative precision of rates, requests per trial, random seed."""
+    """How carefully to search: relative precision of rates, requests per trial, random seed.
+
+    extrapolate_rows: plan also with rows far beyond those that the profile was measured with.
+    """
 
     precision: str = "2%"
     requests: int = Field(default=2000, ge=200)
     seed: int = Field(default=0, ge=0)
     concurrency: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 150, 200)
+    extrapolate_rows: bool = False
 
 
 class Scenario(_Strict):
@@ -201,7 +205,7 @@ class Scenario(_Strict):
         return self._deployment(self.acceptance)
 
     def class_deployments(self, classes: tuple[str, ...]) -> tuple[Deployment, ...]:
-        """Return A deployment per traffic class, in the workload's order: they differ in acceptance alone."""
+        """Return a deployment per traffic class, in the workload's order: they differ in acceptance alone."""
         specs = {name: each.acceptance for name, each in self.traffic.classes.items()}
         return tuple(self._deployment(specs.get(name) or self.acceptance) for name in classes)
 
@@ -261,7 +265,7 @@ class Scenario(_Strict):
 
     def _deployment(self, specs: tuple[str, ...]) -> Deployment:
         # A class may be the only one to give acceptance, so that none for all is not yet an error.
-        return deploy(self.profile, specs, required=False)
+        return deploy(self.profile, specs, required=False, extrapolate_rows=self.search.extrapolate_rows)
 
     def _error(self, field: str, problem: str, value: object = None) -> BadInputError:
         return BadInputError(problem, source=self.name, field=field, value=value)

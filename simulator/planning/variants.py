@@ -42,7 +42,8 @@ def servers_of(scenario: Scenario, traffic: Traffic, sla: Sla) -> list[Server]:
     deployments = scenario.class_deployments(classes)
     return [
         Server(
-            tuple(each.plan(policy) for each in deployments), limits, sla, traffic,
+            tuple(each.answerable(each.plan(policy), limits.concurrency) for each in deployments),
+            limits, sla, traffic,
             requests, seed, scenario.fleet.prefix_cache_tokens,
         )
         for policy in scenario.parsed_policies()

@@ -107,7 +107,7 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
 
 
 def _mean_parts(metric: str, requests: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return A mean as sums over requests, with the definitions of ``metrics``."""
+    """Return a mean as sums over requests, with the definitions of ``metrics``."""
     decode_s = (requests["finished_s"] - requests["first_token_s"]).to_numpy()
     tokens, steps = requests["decode_tokens"].to_numpy(), requests["decode_steps"].to_numpy()
     if metric == "tps":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from warnings import warn
 
 import numpy as np
 import pandas as pd
@@ -93,12 +94,15 @@ def sweep_frontier(
     measured window of a run per slot, the fewest over seeds; below ``FEW_TURNOVERS`` the quantiles of speed
     are those of short outputs. slas: speed SLAs around whose answers loads are added to those given, policy
     by policy, until the answers depend on the given ones no more; ``added`` marks their rows.
-    Raises ``BadInputError`` for a policy or a load given twice: it would count as new data.
+    Raises ``BadInputError`` for a policy or a load given twice: it would count as new data; and for a policy
+    whose every load lies far beyond the rows measured (``Setup.extrapolates``); single such loads are left
+    out with a warning.
     workers, backend, address, directory: how the cells run and where they are kept; see ``sweep.run_cells``.
     """
     refuse_repeats((policy.name for policy in policies), "policies")
     _check(concurrency, seeds, steps)
     plans = [deployment.plan(policy) for policy in policies]
+    given = _answerable(deployment, plans, concurrency)
     drawn = parse_lengths("default") if lengths is None else lengths
     by_name = {plan.policy.name: plan for plan in plans}
 
@@ -114,7 +118,6 @@ def sweep_frontier(
         )  # fmt: skip
         return pd.DataFrame(rows)
 
-    given = [(policy, load) for policy in by_name for load in concurrency]
     rows = simulated(given, "Frontier", directory)
     table = _over_seeds(rows, list(by_name), seeds)
     for turn in range(MOST_TURNS if slas else 0):
@@ -126,6 +129,22 @@ def sweep_frontier(
         table = _over_seeds(rows, list(by_name), seeds)
     table["added"] = [(row.policy, row.concurrency) not in set(given) for row in table.itertuples()]
     return table
+
+
+def _answerable(
+    deployment: Deployment, plans: Sequence[Setup], concurrency: Sequence[int]
+) -> list[tuple[str, int]]:
+    """Pair policies with loads; warn of loads that are left out, and refuse a policy that has none left."""
+    pairs = []
+    for plan in plans:
+        kept = [load for load in concurrency if deployment.extrapolate_rows or not plan.extrapolates(load)]
+        refused = plan.extrapolates(max(concurrency)) if len(kept) < len(concurrency) else None
+        if refused is not None and not kept:
+            raise refused
+        if refused is not None:
+            warn(f"loads above {max(kept)} are left out: {refused}", UserWarning, stacklevel=3)
+        pairs += [(plan.policy.name, load) for load in kept]
+    return pairs
 
 
 def steps_for(concurrency: int) -> int:

@@ -88,7 +88,7 @@ class Line:
 
 
 def lines(frontier: pd.DataFrame) -> dict[str, Line]:
-    """Return A frontier table as one line per policy, in the order of the table."""
+    """Return a frontier table as one line per policy, in the order of the table."""
     result = {}
     for policy, group in frontier.groupby("policy", sort=False):
         ordered = group.sort_values("concurrency")

@@ -58,6 +58,8 @@ def regret(
     plans = {"true": replace(true, believed=true.cost)}
     plans |= {text: replace(true, believed=believe(text, true, most)) for text in beliefs}
     drawn = parse_lengths("default") if lengths is None else lengths
+    for plan in plans.values():
+        deployment.answerable(plan, max(concurrency))
     cells = [
         FrontierRun(plan, deployment.limits(load), drawn, steps, seed)
         for seed in range(seeds)

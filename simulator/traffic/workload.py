@@ -127,7 +127,7 @@ class Workload:
         name: str = "default",
         prefix: PrefixBlocks | None = None,
     ) -> Self:
-        """Return A workload whose requests all belong to one class."""
+        """Return a workload whose requests all belong to one class."""
         prompts, outputs = np.asarray(prompt_tokens), np.asarray(output_tokens)
         times = None if arrival_s is None else np.asarray(arrival_s)
         return cls(times, prompts, outputs, np.zeros(prompts.shape, np.int16), (name,), prefix)

@@ -151,10 +151,15 @@ def test_acceptance_given_by_hand_is_said_aloud(tmp_path: Path, capsys: pytest.C
 def test_batches_beyond_the_measured_range_are_warned_about(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    what = ("--policy", "fixed:5", "--concurrency", "20,300", *SHORT, "--out", tmp_path / "frontier.csv")
-    assert run("frontier", "--profile", FLASH, *what) == 0
+    what = ("--policy", "fixed:5", *SHORT, "--out", tmp_path / "frontier.csv")
+    assert run("frontier", "--profile", FLASH, *what, "--concurrency", "20,300") == 0
     warning = capsys.readouterr().err
     assert "warning: up to 100% of the steps (fixed:5 at 300 requests)" in warning
+    far = ("--concurrency", "20,400")
+    with pytest.warns(UserWarning, match="loads above 20 are left out: policy: fixed:5"):
+        assert run("frontier", "--profile", FLASH, *what, *far) == 0
+    assert run("frontier", "--profile", FLASH, *what, *far, "--extrapolate-rows") == 0
+    assert "(fixed:5 at 400 requests)" in capsys.readouterr().err
 
 
 def test_runs_too_short_for_their_outputs_are_warned_about(

@@ -15,7 +15,7 @@ from pandas.testing import assert_frame_equal
 
 from simulator.core.files import data_directory
 from simulator.core.reading import read_json
-from simulator.deployment.deployment import Deployment
+from simulator.deployment.deployment import deploy
 from simulator.deployment.profile import load_profile
 from simulator.deployment.profile_parts import PublishedClaims
 from simulator.paper.claims_check import LOAD_RANGE, check_against, draft_cost_budgets, gain_over_load
@@ -30,9 +30,8 @@ LOADS = (10, 20, 35, 50, 80, 100, 120, 160, 200, 300)
 
 def frontier_of(name: str) -> pd.DataFrame:
     loaded = load_profile(name)
-    models = loaded.acceptance_models()
     policies = [parse_policy(text) for text in POLICIES]
-    return sweep_frontier(Deployment(loaded, models), policies, LOADS, seeds=1, steps=400)
+    return sweep_frontier(deploy(loaded, extrapolate_rows=True), policies, LOADS, seeds=1, steps=400)
 
 
 @pytest.fixture(scope="module")

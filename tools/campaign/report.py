@@ -103,14 +103,14 @@ class _Page:
         return dict(found)
 
     def csv(self, name: str, part: str) -> pd.DataFrame:
-        """Return A table that a part left."""
+        """Return a table that a part left."""
         path = self.campaign.out / name
         if not path.is_file():
             raise _NotMeasuredError(part)
         return pd.read_csv(path)
 
     def profile(self, size: str, gamma: int = 7) -> Profile:
-        """Return A measured profile."""
+        """Return a measured profile."""
         try:
             return load_profile(self.campaign.profile_of(size, gamma))
         except BadInputError as error:

@@ -385,13 +385,13 @@ class LiveExecutor:
         return self._prefilled(positions, logits, features)
 
     def _pieces(self, chunk: Chunk) -> list[PromptPiece]:
-        """Return A chunk in the cache row that its prompt has until it is complete."""
+        """Return a chunk in the cache row that its prompt has until it is complete."""
         if chunk.request not in self._prompts_begun:
             self._prompts_begun[chunk.request] = self._begin_prompt(chunk)
         return prompt_slices(*self._prompts_begun[chunk.request], chunk)
 
     def _begin_prompt(self, chunk: Chunk) -> tuple[int, Tensor]:
-        """Return A cache row for a prompt of which this is the first chunk, and its tokens on the device."""
+        """Return a cache row for a prompt of which this is the first chunk, and its tokens on the device."""
         if chunk.start:
             raise BadInputError(
                 "begins behind a cached prefix, which the live engine does not keep", field="prompt",

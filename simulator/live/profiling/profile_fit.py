@@ -210,7 +210,7 @@ def efficiency(log: CellLog, target: Target, bytes_per_s: float, flop_per_s: flo
 
 
 def label(target: Target) -> str:
-    """Return A target's short name: its own, or of its pair's folder where that merely says ``target``."""
+    """Return a target's short name: its own, or of its pair's folder where that merely says ``target``."""
     path = Path(target.name)
     return slug(path.parent.name if path.name == "target" and path.parent.name else path.name)
 

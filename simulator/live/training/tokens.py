@@ -115,6 +115,6 @@ class TokenStreams:
 
 
 def step_generator(seed: int, name: str, step: int) -> torch.Generator:
-    """Return A CPU generator that depends on (seed, name, step) alone."""
+    """Return a CPU generator that depends on (seed, name, step) alone."""
     digest = hashlib.sha256(f"{seed}/{name}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -166,7 +166,7 @@ def published_unit(
 
 
 def plain_name(name: str) -> str:
-    """Return A column name in lower case with underscores."""
+    """Return a column name in lower case with underscores."""
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 

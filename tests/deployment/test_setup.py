@@ -1,0 +1,52 @@
+"""Answers that rest on rows far beyond those measured are refused, or left out and said."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.core.errors import BadInputError
+from simulator.core.provenance import Provenance
+from simulator.deployment.deployment import Deployment, deploy
+from simulator.deployment.profile import Profile
+from simulator.deployment.profile_parts import CurveSpec
+from simulator.schedulers.parse import parse_policy
+from simulator.sweeps.frontier import sweep_frontier
+
+LINE = Profile(
+    name="line", title="line", provenance=Provenance(kind="synthetic", source="test", date="2026-01-01"),
+    step=CurveSpec(batch_tokens=(1, 64), steps_per_s=(100.0, 50.0)),
+)  # fmt: skip
+"""A line measured without speculation, up to 64 requests."""
+
+
+def deployment(extrapolate_rows: bool = False) -> Deployment:
+    return deploy(LINE, ["length:3@7"], extrapolate_rows=extrapolate_rows)
+
+
+@pytest.mark.parametrize(("requests", "policy", "refused"), [
+    (24, "fixed:7", False),  # 192 rows: three times the last point, and no more
+    (25, "fixed:7", True),
+    (97, "mtp1", True), (96, "mtp1", False),
+    (192, "autoregressive", False), (193, "autoregressive", True),
+    (500, "dspark-async", False),  # its rows are not known before it has decided
+])  # fmt: skip
+def test_rows_of_fixed_lengths_are_known_before_a_step(requests: int, policy: str, refused: bool) -> None:
+    setup = deployment().plan(parse_policy(policy))
+    assert (setup.extrapolates(requests) is not None) == refused
+    assert deployment(True).answerable(setup, requests) is setup
+    if refused:
+        with pytest.raises(BadInputError, match=r"extrapolation along rows.*--extrapolate-rows"):
+            deployment().answerable(setup, requests)
+
+
+def test_a_sweep_leaves_such_loads_out_and_says_so() -> None:
+    policies = [parse_policy("fixed:7"), parse_policy("autoregressive")]
+    said = r"loads above 16 are left out: policy: fixed:7: verifies 320 rows at 40 requests, 5\.0 times"
+    with pytest.warns(UserWarning, match=said):
+        table = sweep_frontier(deployment(), policies, [8, 16, 40], seeds=1, steps=60)
+    kept = table.groupby("policy")["concurrency"].agg(list).to_dict()
+    assert kept == {"fixed:7": [8, 16], "autoregressive": [8, 16, 40]}
+    with pytest.raises(BadInputError, match=r"fixed:7.* 5\.0 times .*extrapolation along rows"):
+        sweep_frontier(deployment(), policies, [40], seeds=1, steps=60)
+    whole = sweep_frontier(deployment(True), policies, [8, 40], seeds=1, steps=60)
+    assert len(whole) == 4

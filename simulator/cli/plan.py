@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +19,9 @@ from simulator.cli.options import (
 )
 from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.units import numbers
+
+if TYPE_CHECKING:
+    from simulator.sla.verdict import Assessment
 
 GENERATED_S = 600.0
 """Simulated time of ``fleet`` under an arrival process unless told otherwise; a recording is played whole."""
@@ -161,14 +165,28 @@ def fleet(
     prefill: Annotated[
         Literal["elsewhere", "chunked", "whole"], typer.Option(help="Where prompts are prefilled.")
     ] = "elsewhere",
+    kv_tokens: Annotated[
+        int | None, typer.Option(help="KV-cache capacity of a replica in tokens. Default: the profile's.")
+    ] = None,
+    chunk_tokens: Annotated[
+        int, typer.Option(help="Prompt tokens of a step at most, with prefill chunked or whole.")
+    ] = 2048,
+    prefill_tokens_per_s: Annotated[
+        float | None,
+        typer.Option(help="Prompt tokens/s of one worker of the prefill pool. Default: the profile's."),
+    ] = None,
+    prefill_workers: Annotated[
+        int | None,
+        typer.Option(help="Workers of one prefill pool for the whole fleet. Default: one for each replica."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every random stream.")] = 0,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     address: AddressOption = None,
     cells: CellsOption = None,
 ) -> None:
-    """Simulate a whole fleet behind a router and judge it by an SLA. Exit 1: it is missed."""
-    from simulator.core.files import check_writable_directory, write_csv
+    """Simulate a fleet behind a router, judge it by an SLA, write verdict.json. Exit 1: a term fails."""
+    from simulator.core.files import check_writable_directory, without_nan, write_csv, write_json
     from simulator.core.units import parse_duration_s
     from simulator.deployment.deployment import deploy
     from simulator.fleet.fleet import simulate_fleet
@@ -180,8 +198,16 @@ def fleet(
     deployment = deploy(profile, acceptance or (), extrapolate_rows=extrapolate_rows)
     for note in deployment.notes:
         typer.echo(note, err=True)
-    limits = deployment.limits(concurrency, prefill=prefill)
-    arranged = Fleet(replicas, limits, router, pods, prefix_cache_tokens)
+    if prefill != "elsewhere" and prefill_tokens_per_s is not None:
+        raise BadInputError(
+            f"there is no prefill pool with --prefill {prefill}", source="--prefill-tokens-per-s",
+            value=prefill_tokens_per_s, remedy="leave it out",
+        )  # fmt: skip
+    limits = deployment.limits(
+        concurrency, kv_tokens=kv_tokens, prefill=prefill, chunk_tokens=chunk_tokens,
+        prefill_tokens_per_s=prefill_tokens_per_s,
+    )  # fmt: skip
+    arranged = Fleet(replicas, limits, router, pods, prefix_cache_tokens, prefill_workers)
     terms = parse_sla(sla)
     check_writable_directory(out)
     seconds = None if duration is None else parse_duration_s(duration, field="--duration")
@@ -195,16 +221,23 @@ def fleet(
         directory=cells, progress=True,
     )  # fmt: skip
     write_csv(out / "replicas.csv", run.replicas)
-    judged = run.assessment
+    asked = {
+        "profile": deployment.profile.name, "policy": policy, "traffic": traffic,
+        "rate_per_s": workload.rate_per_s, "requests": len(workload), "seed": seed, "fleet": asdict(arranged),
+    }  # fmt: skip
+    write_json(out / "verdict.json", without_nan({"schema": 1} | asked | run.assessment.as_row()))
+    _say_verdict(run.assessment, int(run.replicas["steps"].sum()))
+
+
+def _say_verdict(judged: Assessment, steps: int) -> None:
+    """Print each term and the whole; ``InfeasibleError`` where a term fails."""
     if judged.saturated:
         raise InfeasibleError("the fleet is saturated: the queue grows without bound, so it has no latency")
     for each in judged.terms:
-        share = "" if each.term.quantile is None else f", kept by {each.share:.2%} ± {each.ci95:.2%}"
-        typer.echo(f"{'met   ' if each.met else 'MISSED'} {each.term.text}: {each.estimate:.4g}{share}")
+        typer.echo(f"{'met   ' if each.met else 'MISSED'} {each.term.text}: {each.shown()}")
     typer.echo(
         f"{judged.requests:,} requests judged, attainment {judged.attainment:.2%} ± "
-        f"{judged.attainment_ci95:.2%}, goodput {judged.goodput_per_s:.4g} requests/s; "
-        f"{run.replicas['steps'].sum():,} engine steps"
+        f"{judged.attainment_ci95:.2%}, goodput {judged.goodput_per_s:.4g} requests/s; {steps:,} engine steps"
     )
     if not judged.met:
         raise InfeasibleError(f"the fleet misses {', '.join(term.text for term in judged.failing)}")

@@ -17,7 +17,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -326,16 +326,12 @@ def slug(text: str) -> str:
     return "-".join(part for part in kept.split("-") if part)
 
 
-def without_nan(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
-    """JSON has no NaN: null stands for it."""
-    return [
-        {
-            str(k): None if isinstance(v, float) and not math.isfinite(v) else _python(v)
-            for k, v in row.items()
-        }
-        for row in rows
-    ]
-
-
-def _python(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def without_nan(value: Any) -> Any:
+    """Nest values as JSON knows them: null for NaN and infinity, Python's numbers for NumPy's."""
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -151,9 +151,9 @@ def write_tables(result: CapacityPlan, out: Path) -> None:
         "scenario": result.scenario.model_dump(mode="json"),
         "recommended": result.recommended,
         "tied": list(result.tied),
-        "money": without_nan([dict(result.money)])[0],
+        "money": without_nan(result.money),
         "plans": without_nan(result.plans.to_dict(orient="records")),
-        "confirmation": without_nan([dict(result.confirmation)])[0],
+        "confirmation": without_nan(result.confirmation),
         "warnings": list(result.warnings),
         "assumptions": dict(result.assumptions),
     }

@@ -9,18 +9,13 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import math
-from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from simulator.core.errors import BadInputError
-from simulator.core.files import write_text
+from simulator.core.files import without_nan, write_text
 from simulator.planning.plan import CapacityPlan
 
 
@@ -54,20 +49,7 @@ def page_data(result: CapacityPlan) -> dict[str, Any]:
 
 def _embedded(value: Any) -> str:
     """JSON that may stand inside a script element: without ``<``, no text can end it."""
-    return json.dumps(_clean(value), allow_nan=False).replace("<", "\\u003c")
-
-
-def _clean(value: Any) -> Any:
-    """JSON values: null for NaN and infinity, Python's numbers for NumPy's."""
-    if isinstance(value, Mapping):
-        return {str(key): _clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return value
+    return json.dumps(without_nan(value), allow_nan=False).replace("<", "\\u003c")
 
 
 def check_library() -> None:

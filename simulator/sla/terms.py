@@ -76,6 +76,13 @@ class Term:
         return re.split("[<>]=", self.text)[0].strip()
 
     @property
+    def statistic(self) -> str:
+        """Which statistic is bounded: ``mean``, ``p99``, or ``system`` for a metric of the whole system."""
+        if self.quantile is not None:
+            return f"p{100 * self.quantile:g}"
+        return "system" if self.metric in SYSTEM_METRICS else "mean"
+
+    @property
     def required_share(self) -> float:
         """Share of requests (of deliveries, for itl) to which it is promised."""
         assert self.quantile is not None
@@ -92,6 +99,13 @@ class Term:
             f"{self.key}{self.comparison}{shown}", self.metric, self.quantile, self.comparison, bound,
             self.traffic_class,
         )  # fmt: skip
+
+    def in_unit(self, value: float) -> str:
+        """Write a value of the metric for people: 1.2 s, 35 ms, 80 tokens/s, or a bare number."""
+        if self.is_time:
+            return f"{value:.4g} s" if abs(value) >= 1 else f"{value * 1e3:.4g} ms"
+        speed = self.metric == "tps" or self.metric.startswith(("tps_", "throughput"))
+        return f"{value:.4g} tokens/s" if speed else f"{value:.4g}"
 
     @property
     def is_time(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,38 @@ class TermResult:
     share: float
     ci95: float
 
+    def shown(self) -> str:
+        """Say what was attained, with its unit and its 95% interval: ``1.2 s, kept by 99.40% ± 0.30%``."""
+        if math.isnan(self.estimate):
+            return "not measured"
+        value = self.term.in_unit(self.estimate)
+        if self.term.per_request:
+            return f"{value}, kept by {self.share:.2%} ± {self.ci95:.2%}"
+        return value if math.isnan(self.ci95) else f"{value} ± {self.term.in_unit(self.ci95)}"
+
+    def as_row(self) -> dict[str, Any]:
+        """Return what was asked and what was attained, as plain values; times in s, speeds in tokens/s.
+
+        ``share_asked``, ``share_kept`` and its half-width are NaN for a mean; ``attained_ci95`` is for a
+        quantile.
+        """
+        term, nan = self.term, float("nan")
+        shared = term.per_request
+        return {
+            "term": term.text,
+            "metric": term.metric,
+            "statistic": term.statistic,
+            "traffic_class": term.traffic_class,
+            "comparison": term.comparison,
+            "asked": term.bound,
+            "attained": self.estimate,
+            "attained_ci95": nan if shared else self.ci95,
+            "share_asked": term.required_share if shared else nan,
+            "share_kept": self.share,
+            "share_kept_ci95": self.ci95 if shared else nan,
+            "holds": self.met,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
@@ -52,6 +85,18 @@ class Assessment:
     def failing(self) -> tuple[Term, ...]:
         """Terms that did not hold."""
         return tuple(result.term for result in self.terms if not result.met)
+
+    def as_row(self) -> dict[str, Any]:
+        """Every term and the whole, as nested plain values; NaN throughout where the system is saturated."""
+        return {
+            "holds": self.met,
+            "saturated": self.saturated,
+            "requests_judged": self.requests,
+            "attainment": self.attainment,
+            "attainment_ci95": self.attainment_ci95,
+            "goodput_per_s": self.goodput_per_s,
+            "terms": [each.as_row() for each in self.terms],
+        }
 
 
 def assess(sla: Sla, observed: Observed, metrics: Metrics, span_s: float) -> Assessment:
@@ -101,6 +146,7 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
         estimate = float(np.quantile(values, term.quantile)) if values.size else float("nan")
         good, of = term.holds(values), np.ones(values.size)
     share, half = ratio_interval(good, of)
+    half = max(half, unseen(share, len(mine)))
     # Nothing to judge (no such request finished) is no breach.
     met = bool(share >= term.required_share - 1e-12) if of.sum() else True
     return TermResult(term, met, estimate, share, half)

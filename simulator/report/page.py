@@ -1,14 +1,17 @@
 """The report of a plan: one HTML file that needs no network, and its figures as PNG.
 
-The page is ``page.html`` beside this module with two things put in: the plan as JSON, and Plotly's
-library, compressed. All text of the plan reaches the page as text, so nothing in it can become markup.
+The page is ``page.html`` beside this module with three things put in: the plan as JSON, Plotly's library,
+compressed, and a Content-Security-Policy. All text of the plan reaches the page as text, so nothing in it can
+become markup; the policy names the page's two scripts by their hashes, so that no other could run.
 """
 
 from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import json
+import re
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,10 +25,31 @@ from simulator.planning.plan import CapacityPlan
 def write_report(result: CapacityPlan, path: Path) -> None:
     """Write ``report.html`` atomically. Raises ``BadInputError`` where Plotly is not installed."""
     page = files("simulator.report").joinpath("page.html").read_text(encoding="utf-8")
-    # The library first: the plan's text must not be searched for a placeholder.
+    library = _library()
+    page = page.replace("__POLICY__", security_policy(page, library))
+    # The plan's text comes last: it must not be searched for a placeholder.
     head, rest = page.split("__DATA__")
     middle, tail = rest.split("__PLOTLY__")
-    write_text(path, head + _embedded(page_data(result)) + middle + _library() + tail)
+    packed = base64.b64encode(gzip.compress(library.encode(), compresslevel=9, mtime=0)).decode("ascii")
+    write_text(path, head + _embedded(page_data(result)) + middle + packed + tail)
+
+
+def security_policy(page: str, library: str) -> str:
+    """Allow the page's own script and Plotly's, and nothing from elsewhere.
+
+    Styles are inline without hashes: Plotly sets the attribute ``style`` of what it draws, which no hash can
+    name. Images are the page's own (``data:``): the empty icon, and what Plotly draws off screen.
+    """
+    own = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in (*own, library))
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
 def page_data(result: CapacityPlan) -> dict[str, Any]:
@@ -64,5 +88,4 @@ def _library() -> str:
     check_library()
     from plotly.offline import get_plotlyjs
 
-    packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
-    return base64.b64encode(packed).decode("ascii")
+    return str(get_plotlyjs())

@@ -127,6 +127,56 @@ def test_text_from_scenarios_stays_text(shown: Any, page: Path) -> None:
     assert "</script><script>document" not in source
 
 
+def test_labels_of_figures_are_text_too(shown: Any) -> None:
+    """Plotly reads tags in labels: the currency would be set in italics, and its tags would be lost."""
+    title = shown.execute_script("return document.querySelector('#cost .ytitle').textContent")
+    assert title == "<i>$</i> per million output tokens"
+
+
+def test_only_the_pages_own_scripts_run(shown: Any) -> None:
+    """A script that found its way in is blocked, and so is every connection."""
+    inject = """
+      const script = document.createElement('script'); script.textContent = 'window.owned = 1';
+      document.body.append(script);
+      const image = document.createElement('img'); image.setAttribute('onerror', 'window.owned = 1');
+      image.src = 'data:,'; document.body.append(image);
+      setTimeout(() => { const seen = window.owned ?? 'blocked'; image.remove(); script.remove();
+        arguments[0](seen); }, 300)"""
+    assert shown.execute_async_script(inject) == "blocked"
+    fetched = "fetch('data:,x').then(() => arguments[0]('loaded'), () => arguments[0]('blocked'))"
+    assert shown.execute_async_script(fetched) == "blocked"
+    shown.get_log("browser")  # what was blocked is said there
+
+
+@pytest.mark.parametrize("width", [390, 768, 1200])
+def test_the_page_is_no_wider_than_the_screen(shown: Any, width: int) -> None:
+    """Tables scroll in their own box; the names of their rows are not broken, and text keeps its width."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    shown.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        WebDriverWait(shown, 10).until(lambda b: b.execute_script(overflow) <= 0)  # figures follow the window
+        beyond = """const most = document.documentElement.clientWidth;
+          return [...document.querySelectorAll('body *')].filter(e => !e.closest('.table') &&
+            e.getBoundingClientRect().right > most + 0.5).map(e => e.tagName)"""
+        assert shown.execute_script(beyond) == []
+        for box in shown.find_elements("class name", "table"):
+            assert box.value_of_css_property("overflow-x") == "auto"
+        narrow = "return Math.min(...[...document.querySelectorAll('dd, td.text')].map(e => e.clientWidth))"
+        assert shown.execute_script(narrow) >= 100
+        lines = """return Math.max(...[...document.querySelectorAll('td:first-child')].map(e => {
+          const text = document.createRange(); text.selectNodeContents(e);
+          return text.getClientRects().length; }))"""
+        assert shown.execute_script(lines) == 1
+        if width == 390:  # the plan has ten columns: they do not fit, and can be reached
+            wide = "const b = document.querySelector('.table'); return b.scrollWidth > b.clientWidth"
+            assert shown.execute_script(wide)
+    finally:
+        shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_light_and_dark_are_both_legible(shown: Any) -> None:
     """WCAG's contrast of text against its background: at least 4.5 in either scheme."""
     contrast = """

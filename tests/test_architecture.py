@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,22 @@ def test_tests_mirror_the_packages() -> None:
     for package in PACKAGE.rglob("__init__.py"):
         inside = package.parent.relative_to(PACKAGE)
         assert list((tests / inside).rglob("test_*.py")), f"tests/{inside} tests nothing"
+
+
+def definitions(path: Path) -> set[str]:
+    """Names of a module's functions and classes, methods as Class.method."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+    return found
+
+
+def test_every_stop_of_the_walks_is_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    stops = re.findall(r"`([a-z_/]+\.py):([\w.]+)`", text)
+    assert len(stops) > 25
+    missing = [f"{file}:{name}" for file, name in stops if name not in definitions(PACKAGE / file)]
+    assert not missing

@@ -112,7 +112,9 @@ def _speed(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:+.0%}"
+    if math.isnan(value):
+        return ""
+    return "+0%" if abs(value) < 0.005 else f"{value:+.0%}"  # never -0%
 
 
 def _table(title: str, first: str, *columns: str) -> Table:

@@ -293,8 +293,8 @@ def _scenario(
 ) -> ValidationCase:
     from simulator.deployment.deployment import deploy
     from simulator.live.checks.validation import ValidationCase
-    from simulator.live.engine.executor import LiveOptions
     from simulator.live.engine.graphs import Tiers
+    from simulator.live.engine.passes import LiveOptions
     from simulator.live.engine.prompts import RANDOM, text_prompts
     from simulator.live.profiling.profile_fit import schedule_s
     from simulator.schedulers.parse import parse_policy

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.engine.executor import Chunk
 from simulator.live.clock import timed_by
-from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.graphs import Captured
 from simulator.live.engine.observed import ObservedScheduler
+from simulator.live.engine.passes import Passes
+from simulator.live.engine.prompt_rows import PromptPiece
 from simulator.live.models.dspark import DSparkDraft
 
 READING_S = 2e-6
@@ -71,12 +71,18 @@ class ModelledDevice:
                 raise AssertionError(f"a pass without a modelled time: {key}")
 
     def mixed(
-        self, executor: LiveExecutor, rows: int, context: int, block: int, chunks: Sequence[Chunk]
+        self,
+        _: Passes,
+        requests: int,
+        rows: int,
+        context: int,
+        block: int,
+        pieces: Sequence[PromptPiece],
+        *more: Any,
     ) -> None:
         """A pass of the target with prompt rows in it."""
-        tokens = sum(chunk.tokens for chunk in chunks)
-        step_s = target_s(executor._step.padded, rows + tokens, context)
-        self.spend(step_s + PROMPT_TOKEN_S * tokens)
+        tokens = sum(len(piece.tokens) for piece in pieces)
+        self.spend(target_s(requests, rows + tokens, context) + PROMPT_TOKEN_S * tokens)
 
 
 @contextmanager
@@ -98,6 +104,6 @@ def modelled_device(seed: int = 0) -> Iterator[ModelledDevice]:
         after(Captured, "run", lambda _, key, work: device.run(key))
         after(DSparkDraft, "draw", lambda draft, *_: device.spend(draft.gamma * STAGE_S))
         after(ObservedScheduler, "schedule", lambda *_: device.spend(DECISION_S))
-        after(LiveExecutor, "_run_piece", lambda _, piece: device.spend(prompt_s(len(piece.tokens))))
-        after(LiveExecutor, "_mixed_pass", device.mixed)
+        after(Passes, "prompt", lambda _, piece: device.spend(prompt_s(len(piece.tokens))))
+        after(Passes, "mixed", device.mixed)
         yield device

@@ -33,10 +33,11 @@ from simulator.engine.run import run_engine
 from simulator.live.checks.baseline import StaticGenerate
 from simulator.live.clock import now_s
 from simulator.live.device import OutOfMemoryError, Tell, synchronise
-from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.graphs import Tiers
+from simulator.live.engine.observed import StepTiming
+from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import random_prompts
-from simulator.live.engine.timing import StepTiming
 from simulator.live.models.draft import Draft
 from simulator.live.models.targets import Target
 from simulator.live.profiling.device_ceilings import measure_ceilings

@@ -30,10 +30,11 @@ from simulator.engine.limits import EngineLimits
 from simulator.engine.metrics import Metrics
 from simulator.engine.run import Run, advance, simulate, summarise, write_run
 from simulator.live.device import device_name, long_lived_objects_set_aside
-from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.engine.executor import LiveExecutor
+from simulator.live.engine.observed import Decision
+from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompt_rows import prompt_rows_for
 from simulator.live.engine.prompts import RANDOM, Prompts, random_prompts
-from simulator.live.engine.timing import Decision
 from simulator.live.models.draft import Draft
 from simulator.live.models.targets import Target
 from simulator.schedulers.parse import Policy

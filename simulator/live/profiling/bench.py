@@ -10,8 +10,9 @@ from torch import Tensor
 
 from simulator.cost.models import ThroughputCurve
 from simulator.live.device import Marks, synchronise
-from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.graphs import Tiers
+from simulator.live.engine.passes import LiveOptions
 from simulator.live.models import sampling
 from simulator.live.models.draft import Draft
 from simulator.live.models.dspark import DSparkDraft
@@ -94,7 +95,7 @@ class Bench:
         marks = Marks(self.executor.device)
         synchronise(self.executor.device)
         marks.mark()
-        self.executor.prefill_row(0, 0, tokens)
+        self.executor.prompts.take(0, 0, tokens)
         marks.mark()
         synchronise(self.executor.device)
         return marks.spans_s()[0]

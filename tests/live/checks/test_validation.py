@@ -24,7 +24,8 @@ from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
 from simulator.engine.limits import EngineLimits
 from simulator.live.checks.validation import ValidationCase, check_profile, validate
 from simulator.live.device import OutOfMemoryError, device_name
-from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.engine.executor import LiveExecutor
+from simulator.live.engine.passes import LiveOptions
 from simulator.live.models.pairs import new_dspark, new_mtp, save_draft
 from simulator.report.style import save
 from simulator.report.validation import plot_frontiers, plot_lengths

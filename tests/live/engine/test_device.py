@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from simulator.cost.models import ThroughputCurve
-from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.observed import ObservedScheduler
+from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import random_prompts
 from simulator.live.models.pairs import new_dspark, new_mtp
 from simulator.live.models.targets import Target
@@ -78,8 +79,8 @@ def test_a_steps_passes_can_be_recorded(
     )  # fmt: skip
     with StaysOnTheDevice() as seen:
         if draft is not None:
-            executor._draft_pass(8, 16, 256)
-        executor._verify_pass(8, 32, 256, executor.gamma + 1)
+            executor.passes.draft(8, 16, 256)
+        executor.passes.verify(8, 32, 256, executor.gamma + 1)
     assert seen.operations > 100
 
 

@@ -17,8 +17,9 @@ from simulator.engine.executor import Chunk, PromptRows, SchedulerError
 from simulator.engine.limits import EngineLimits
 from simulator.engine.run import run_engine, simulate
 from simulator.live.device import OutOfMemoryError
-from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.graphs import Tiers
+from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompt_rows import prompt_rows_for
 from simulator.live.models.pairs import new_dspark, new_mtp
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
@@ -285,7 +286,8 @@ def test_what_cannot_run_live_is_refused(target: Any, draft: Any, monkeypatch: p
     with pytest.raises(BadInputError, match="block size 4"):
         LiveExecutor(target, draft, load, concurrency=2, prompts=prompts, replays=[make_replay(3)])
     monkeypatch.setattr(
-        "simulator.live.models.checkpoints.available_bytes", lambda device: 10 * executor.row_bytes(256)
+        "simulator.live.models.checkpoints.available_bytes",
+        lambda device: 10 * executor.passes.row_bytes(256),
     )
     with pytest.raises(OutOfMemoryError, match="8 requests fit"):
         LiveExecutor(target, draft, load, concurrency=50, prompts=prompts)

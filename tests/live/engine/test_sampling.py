@@ -19,7 +19,8 @@ from scipy.stats import chi2
 from simulator.cost.models import ThroughputCurve
 from simulator.engine.limits import EngineLimits
 from simulator.engine.run import run_engine
-from simulator.live.engine.executor import LiveExecutor, LiveOptions
+from simulator.live.engine.executor import LiveExecutor
+from simulator.live.engine.passes import LiveOptions
 from simulator.live.models import sampling
 from simulator.live.models.pairs import new_dspark
 from simulator.live.tracing.generate import generate

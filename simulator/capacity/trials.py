@@ -111,6 +111,7 @@ def trial_row(run: FleetRun) -> dict[str, Any]:
         },
         "metrics": run.metrics.as_row() if run.metrics else None,
         "steps_outside_fraction": float(run.replicas["steps_outside_fraction"].mean()),
+        "early_stop_loss": float(run.replicas["early_stop_loss"].mean()),
         "queue_trend_per_s": float(run.replicas["queue_trend_per_s"].mean()),
         "queue_trend_ci95": float(np.sqrt((run.replicas["queue_trend_ci95"] ** 2).sum()) / len(run.replicas)),
         "replications": 1,
@@ -136,7 +137,7 @@ def together(rows: Sequence[dict[str, Any]], sla: Sla, most_per_s: float) -> dic
     terms = {term.text: _term_together(term, [row["terms"][term.text] for row in rows]) for term in sla.terms}
     waiting = any(_measures_waiting(term) for term in sla.terms)
     kept, half = _known_interval([row["attainment"] for row in rows], 0.0 if waiting else math.nan)
-    means = ("goodput_per_s", "steps_outside_fraction", *WAITS)
+    means = ("goodput_per_s", "steps_outside_fraction", "early_stop_loss", *WAITS)
     known = [row["metrics"] for row in rows if row["metrics"]]
     requests = sum(row["requests"] for row in rows)
     return rows[0] | {

@@ -85,6 +85,7 @@ def frontier(
         loaded = deployment.profile
         save(plot_frontier(table, published=loaded.published, title=loaded.title), plot)
     _warn_outside(table)
+    _warn_early_stop(table)
     _warn_truncated(table)
     typer.echo(f"wrote {out}" + (f" and {plot}" if plot else ""), err=is_standard_output(out))
 
@@ -128,6 +129,7 @@ def compare(
     )  # fmt: skip
     report_comparison(table, terms, deployment.profile, out)
     _warn_outside(table)
+    _warn_early_stop(table)
     _warn_truncated(table)
 
 
@@ -246,6 +248,17 @@ def _warn_truncated(table: pd.DataFrame) -> None:
             "that p10 and p50 of speed are theirs; give more --steps, or leave them out",
             err=True,
         )
+
+
+def _warn_early_stop(table: pd.DataFrame) -> None:
+    """Say the largest loss of each policy that stops early, and at which load."""
+    from simulator.schedulers.early_stop import early_stop_note
+
+    for policy, rows in table.groupby("policy", sort=False):
+        worst = rows.iloc[int(rows["early_stop_loss"].argmax())]
+        where = f"at {worst['concurrency']} requests"
+        if note := early_stop_note(str(policy), float(worst["early_stop_loss"]), where):
+            typer.echo(f"warning: {note}", err=True)
 
 
 def _warn_outside(table: pd.DataFrame) -> None:

@@ -14,6 +14,7 @@ from simulator.core.errors import BadInputError
 from simulator.deployment.deployment import Deployment
 from simulator.engine.limits import Prefill
 from simulator.engine.run import SATURATED, Run, enough_requests, simulate, write_run
+from simulator.schedulers.early_stop import early_stop_note
 from simulator.schedulers.parse import parse_policy
 from simulator.traffic.parse import draw_workload, parse_traffic
 
@@ -92,3 +93,6 @@ def write_single_run(deployment: Deployment, asked: SingleRun, out: Path) -> Non
     console.print(table)
     if run.saturated:
         console.print(SATURATED)
+    where = f"at {run.metrics.concurrency_mean:.3g} requests on average"
+    if note := early_stop_note(asked.policy, run.early_stop_loss, where):
+        console.print(f"warning: {note}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from simulator.engine.limits import EngineLimits
 from simulator.engine.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame, walks
 from simulator.engine.saturation import is_saturated
 from simulator.engine.simulated import SimulatedExecutor
+from simulator.schedulers.early_stop import early_stop_loss, watched
 from simulator.schedulers.protocol import Scheduler
 from simulator.traffic.workload import Workload
 
@@ -37,7 +38,9 @@ def write_run(run: Run, directory: Path, description: Mapping[str, object], **mo
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in run.metrics.as_row().items()
     }
-    outcome = {"saturated": run.saturated, "metrics": metrics}
+    outcome: dict[str, object] = {"saturated": run.saturated, "metrics": metrics}
+    if run.early_stop_loss is not None:
+        outcome["early_stop_loss"] = run.early_stop_loss
     write_json(directory / "run.json", {"schema": 1, **description, **outcome})
 
 
@@ -77,12 +80,14 @@ class Run:
     """What happened: one row per finished request, one per engine step, and the metrics over them.
 
     saturated: requests arrived faster than they were served; whatever contains their wait is NaN.
+    early_stop_loss: see ``schedulers.early_stop``; None where the policy does not stop early.
     """
 
     requests: pd.DataFrame
     steps: pd.DataFrame
     metrics: Metrics
     saturated: bool = False
+    early_stop_loss: float | None = None
 
 
 def simulate(
@@ -106,11 +111,13 @@ def simulate(
     an open loop until every request is served, or for ``steps`` if given.
     """
     executor = SimulatedExecutor(replays, workload, cost, capacity=limits.concurrency, seed=seed)
+    scheduler = watched(scheduler)
     engine = run_engine(
         workload, executor, scheduler, cost if believed is None else believed, limits,
         seed=seed, steps=steps, finish=finish,
     )  # fmt: skip
-    return summarise(engine, warmup=warmup, steps_outside=executor.steps_outside)
+    run = summarise(engine, warmup=warmup, steps_outside=executor.steps_outside)
+    return replace(run, early_stop_loss=early_stop_loss(scheduler))
 
 
 def run_engine(

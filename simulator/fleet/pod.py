@@ -26,6 +26,7 @@ from simulator.engine.simulated import SimulatedExecutor
 from simulator.fleet.layout import WARMUP, Fleet
 from simulator.fleet.prefix_cache import PrefixCache
 from simulator.fleet.routers import Board, LeastLoaded, PowerOfTwo, PrefixAware, RoundRobin, Router
+from simulator.schedulers.early_stop import early_stop_loss, watched
 from simulator.sla.observed import Observed, observe, pool
 from simulator.sla.terms import Sla
 from simulator.traffic.workload import PrefixBlocks, Workload
@@ -185,7 +186,7 @@ def _replica(
     executor = SimulatedExecutor(
         replays, pod.workload, plan.cost, capacity=limits.concurrency, seed=pod.seed + pod.index
     )
-    engine = (environment, pod.workload, executor, plan.scheduler, plan.believed, limits)
+    engine = (environment, pod.workload, executor, watched(plan.scheduler), plan.believed, limits)
     return Replica(board, index, cache, *engine, pool=prefill)
 
 
@@ -266,6 +267,7 @@ def _replica_row(
         "requests": replica.submitted,
         "steps": len(steps),
         "steps_outside_fraction": outside / max(len(steps), 1),
+        "early_stop_loss": early_stop_loss(replica.scheduler) or 0.0,
         **waits,
         "prefix_hit_share": replica.cache.hit_share if replica.cache else 0.0,
     }

@@ -11,6 +11,7 @@ from simulator.capacity.server import Server
 from simulator.fleet.fleet import FleetRun
 from simulator.planning.scenario import Scenario
 from simulator.planning.sizing import NO_SPEED, Sizing
+from simulator.schedulers.early_stop import early_stop_note
 from simulator.traffic.replay import replay_notes
 from simulator.traffic.sources import ReplayTraffic, Traffic
 
@@ -83,7 +84,10 @@ def list_warnings(
     for each in plans.to_dict(orient="records"):
         if not each["feasible"]:
             warnings.append(f"{each['policy']} cannot keep the SLA at any rate ({each['binding']})")
-        elif each["steps_outside_fraction"] > 0:
+            continue
+        if note := early_stop_note(each["policy"], each["early_stop_loss"], "at a replica's limit"):
+            warnings.append(note)
+        if each["steps_outside_fraction"] > 0:
             share = each["steps_outside_fraction"]
             warnings.append(
                 f"{each['policy']}: {share:.1%} of the steps at its rate lie beyond the measured cost table, "

@@ -41,7 +41,7 @@ def plan_table(
             row |= {"rate_at_peak_per_s": peak["rate_per_s"]}
             row |= {f"{name}_at_peak": value for name, value in _fared(peak).items()}
             row |= {f"{name}_at_limit": value for name, value in _fared(limit).items()}
-            row["steps_outside_fraction"] = limit["steps_outside_fraction"]
+            row |= {name: limit[name] for name in ("steps_outside_fraction", "early_stop_loss")}
         rows.append(row | {"binding": binding(each, limits)})
     return pd.DataFrame(rows)
 

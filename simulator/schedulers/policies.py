@@ -97,7 +97,7 @@ class DSpark:
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Budget by early stop over this step's survivals, then the most likely candidates."""
         grid = on_grid(survival)
-        return admit(grid, first_descent(_theta(grid, batch)))
+        return admit(grid, first_descent(throughputs(grid, batch)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class DSparkAsync:
 
     def budget(self, lagged: Array, batch: Batch) -> int:
         """Return the step's draft budget, known before it has drafted: no survival of this step enters."""
-        return global_maximum(_theta(on_grid(lagged), batch))
+        return global_maximum(throughputs(on_grid(lagged), batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class Tiered:
                 f"are all longer than the block of {gamma} tokens", field="tiers", value=self.tiers,
                 remedy=f"give one of at most {gamma}",
             )  # fmt: skip
-        theta = _theta(on_grid(lagged), batch)
+        theta = throughputs(on_grid(lagged), batch)
         xp = namespace(theta)
         best = global_maximum(xp.take(theta, xp.asarray(budgets, device=device(theta)), axis=0))
         return budgets[best]
@@ -201,10 +201,11 @@ class Oracle:
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Global search over certainties."""
         grid = on_grid(survival)
-        return admit(grid, global_maximum(_theta(grid, batch)))
+        return admit(grid, global_maximum(throughputs(grid, batch)))
 
 
-def _theta(grid: Array, batch: Batch) -> Array:
+def throughputs(grid: Array, batch: Batch) -> Array:
+    """Compute expected tokens/s of every draft budget 0..R*gamma, from survival on the grid [R, gamma]."""
     requests, gamma = grid.shape
     first = requests + batch.prefill_tokens
     sizes = range(first, first + requests * gamma + 1)

@@ -30,6 +30,7 @@ MEASURED = (
     "throughput_tok_per_s", "tps_mean", "tps_p10", "tps_p50", "verification_budget_mean",
     "accepted_length_mean", "acceptance_rate", "batch_tokens_mean", "step_time_mean_s", "wasted_fraction",
     "itl_p50_s", "itl_p99_s", "tpot_p50_s", "tpot_p99_s", "steps_outside_fraction",
+    "early_stop_loss",
 )  # fmt: skip
 """Columns of a frontier that are means over seeds."""
 
@@ -93,7 +94,8 @@ def sweep_frontier(
     ``tps_p10_ci95`` is over seeds alone. ``steps`` fixes the engine steps per run; by default they follow
     from ``REQUEST_STEPS`` and from how long requests live. ``finished_per_slot``: requests finished in the
     measured window of a run per slot, the fewest over seeds; below ``FEW_TURNOVERS`` the quantiles of speed
-    are those of short outputs. slas: speed SLAs around whose answers loads are added to those given, policy
+    are those of short outputs. ``early_stop_loss``: see ``schedulers.early_stop``, 0 for policies that do not
+    stop early. slas: speed SLAs around whose answers loads are added to those given, policy
     by policy, until the answers depend on the given ones no more; ``added`` marks their rows.
     Raises ``BadInputError`` for a policy or a load given twice: it would count as new data; and for a policy
     whose every load lies far beyond the rows measured (``Setup.extrapolates``); single such loads are left
@@ -180,7 +182,7 @@ def run_mix(cell: MixCell) -> dict[str, object]:
         finish=enough_requests(load) if cell.steps is None else 0,
     )
     key = {"policy": plan.policy.name, "concurrency": load, "seed": cell.seed, "drafter": plan.drafter}
-    return key | run.metrics.as_row()
+    return key | run.metrics.as_row() | {"early_stop_loss": run.early_stop_loss or 0.0}
 
 
 def _over_seeds(rows: pd.DataFrame, policies: Sequence[str], seeds: int) -> pd.DataFrame:

@@ -129,7 +129,8 @@ def _vllm_log(file: _File) -> Rates:
 
 
 _V0 = re.compile(
-    r"Number of speculative tokens: (\d+), .*Number of draft tokens: (\d+), Number of emitted tokens: (\d+)"
+    r"Number of speculative tokens: (\d+), .*Number of draft tokens: (\d+), "
+    r"Number of emitted tokens: (\d+)(?=\D)"
 )
 
 
@@ -151,7 +152,20 @@ def _vllm_v0_log(file: _File) -> Rates:
         raise file.error(
             "is the block size of this log", "Number of speculative tokens", block, f"write @{block}"
         )
-    return sized.from_length(emitted * block / drafted, "Number of emitted tokens")
+    length = emitted * block / drafted
+    return sized.from_length(
+        length, "Number of emitted tokens", _cut_off(file.text, "Speculative metrics:", _V0)
+    )
+
+
+def _cut_off(text: str, mark: str, whole: re.Pattern[str]) -> str:
+    """Return a note where a file ends in the middle of a line of its form, '' elsewhere.
+
+    whole: matches such a line only if the characters behind the last number are there as well: a number at
+    the end of a file may lack digits.
+    """
+    last = text.rpartition("\n")[2]
+    return forms.CUT_OFF if mark in last and not whole.search(last) else ""
 
 
 _LLAMA = re.compile(
@@ -162,7 +176,10 @@ _LLAMA = re.compile(
 
 def _llama_cpp_log(file: _File) -> Rates:
     """One line a request: counts, then the share of its drafts that each position survived."""
-    lines = _LLAMA.findall(file.text)
+    lines, cut = _LLAMA.findall(file.text), _cut_off(file.text, "draft acceptance", _LLAMA)
+    last = _LLAMA.search(file.text.rpartition("\n")[2])
+    if last and not last[5] and any(line[4] for line in lines):
+        lines, cut = lines[:-1], forms.CUT_OFF
     if not lines:
         raise file.error("has no counts of accepted and generated drafts", "draft acceptance",
                          remedy="remove a cut-off line")  # fmt: skip
@@ -170,7 +187,7 @@ def _llama_cpp_log(file: _File) -> Rates:
     if not generated:
         raise file.error("counts no draft", "generated", generated, "log for longer")
     if not all(line[4] for line in lines):
-        return _from_mean_rate(file, accepted / generated, "draft acceptance")
+        return _from_mean_rate(file, accepted / generated, "draft acceptance", cut)
     name = "acceptance rate per position"
     positions: list[list[float]] = [
         [_float(part, file, name) for part in line[4].split(",")] for line in lines
@@ -183,17 +200,17 @@ def _llama_cpp_log(file: _File) -> Rates:
     ]
     vllm.refuse_shortened(generated, sum(drafts), len(positions[0]), file.source)
     pooled = np.array(drafts) @ np.array(positions) / sum(drafts)
-    return file.measured(file.from_marginals(pooled.tolist(), name), f"{len(lines)} requests")
+    return file.measured(file.from_marginals(pooled.tolist(), name), f"{len(lines)} requests", cut)
 
 
-def _from_mean_rate(file: _File, rate: float, field: str) -> Rates:
+def _from_mean_rate(file: _File, rate: float, field: str, *notes: str) -> Rates:
     """Return a share of drafted tokens that was accepted, where nothing else is printed."""
     if file.gamma is None:
         raise file.error(
             f"is {file.form.title} with a mean rate alone: the block size is missing", field, round(rate, 4),
             f"write {file.path.name}@K or rate:{rate:.4g}@K, K being the drafts per step",
         )  # fmt: skip
-    return file.from_length(1 + file.gamma * rate, field)
+    return file.from_length(1 + file.gamma * rate, field, *notes)
 
 
 _COUNTER = re.compile(r"^vllm:spec_decode_(\w+?)(?:_total)?\{([^}]*)\}\s+(\S+)", re.MULTILINE)
@@ -242,7 +259,7 @@ def _vllm_bench(file: _File) -> Rates:
     return file.measured(rates, date=date)
 
 
-_DECODE = re.compile(rf"#running-req: (\d+),.*?accept len: ({_FLOAT})")
+_DECODE = re.compile(rf"#running-req: (\d+),.*?accept len: ({_FLOAT})(?=[^\d.])")
 
 
 def _sglang_log(file: _File) -> Rates:
@@ -253,7 +270,9 @@ def _sglang_log(file: _File) -> Rates:
         raise file.error("has no line with running requests and an accepted length", "accept len",
                          remedy="log for longer, with speculation switched on")  # fmt: skip
     length = sum(running * each for running, each in lines) / requests
-    return file.from_length(length, "accept len", f"{len(lines)} lines")
+    return file.from_length(
+        length, "accept len", f"{len(lines)} lines", _cut_off(file.text, "#running-req", _DECODE)
+    )
 
 
 def _sglang_bench(file: _File) -> Rates:
@@ -264,7 +283,7 @@ def _sglang_dump(file: _File) -> Rates:
     acceptance = load_step_dump(file.path).acceptance()
     censored = f"{acceptance.rounds} rounds, {acceptance.censored_rounds} of them censored"
     estimate = " (Kaplan-Meier: optimistic where cuts follow confidence)" if acceptance.is_censored else ""
-    return file.measured(acceptance.rates(), censored + estimate)
+    return file.measured(acceptance.rates(), censored + estimate, *acceptance.notes)
 
 
 def _speculation_profile(file: _File) -> Rates:

@@ -22,6 +22,9 @@ class Form(NamedTuple):
     remedy: str
 
 
+CUT_OFF = "the last line left out, as it was cut off"
+"""What is said of a log whose last line was still being written."""
+
 _READ = "give it to --acceptance, or read it with simulator.interop.acceptance_files.load_acceptance"
 
 _TABLE = "give it to `dspark-sim regret --believed`; acceptance is recorded elsewhere"

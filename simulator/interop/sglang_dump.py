@@ -9,6 +9,9 @@ another policy as an acceptance trace can. It yields acceptance statistics:
   the right: it might have gone further. The Kaplan-Meier estimate counts each position over the rounds in
   which it was verified and everything before it accepted.
 
+A server under data-parallel attention answers with one record per rank. The rounds of all ranks are put
+together; that the ranks wait for each other in every step is no matter of acceptance, and is said beside it.
+
 Kaplan-Meier assumes that cutting a block says nothing of what was cut. A scheduler cuts where confidence is
 low, so the estimate at deep positions describes the blocks it trusted and is optimistic for the rest.
 """
@@ -41,6 +44,7 @@ class RoundAcceptance:
 
     at_risk: int64 [gamma], rounds in which draft k was verified and 1..k-1 were accepted.
     accepted: int64 [gamma], those of them in which draft k was accepted too.
+    notes: what the dump leaves out or puts together.
     """
 
     indexed_by: ClassVar[str] = "round"
@@ -50,6 +54,7 @@ class RoundAcceptance:
     censored_rounds: int
     at_risk: NDArray[np.int64]
     accepted: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
     @property
     def gamma(self) -> int:
@@ -94,10 +99,12 @@ class RoundAcceptance:
                 source=self.source,
                 remedy="record in cap-accept mode, or use a smaller block size",
             )
-        notes = f"counted over {self.rounds} rounds, {self.censored_rounds} of them censored"
+        counted = f"counted over {self.rounds} rounds, {self.censored_rounds} of them censored"
         return replace(
             conditional_rates(np.nan_to_num(self.conditional).tolist()),
-            provenance=Provenance(kind="measured", source=self.source, date="undated", notes=notes),
+            provenance=Provenance(
+                kind="measured", source=self.source, date="undated", notes="; ".join((counted, *self.notes))
+            ),
         )
 
 
@@ -119,6 +126,7 @@ class StepDump:
     confidence: NDArray[np.float64]
     request: tuple[str | None, ...]
     forward_ct: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
     def acceptance(self) -> RoundAcceptance:
         """Return acceptance per position."""
@@ -127,8 +135,9 @@ class StepDump:
         accepted = reached & (self.accepted[:, None] >= position)
         censored = (self.accepted == self.verified) & (self.verified < self.gamma)
         return RoundAcceptance(
-            self.source, len(self.verified), int(censored.sum()), reached.sum(axis=0), accepted.sum(axis=0)
-        )
+            self.source, len(self.verified), int(censored.sum()), reached.sum(axis=0), accepted.sum(axis=0),
+            self.notes,
+        )  # fmt: skip
 
 
 def load_step_dump(path: Path | str) -> StepDump:
@@ -168,7 +177,23 @@ def load_step_dump(path: Path | str) -> StepDump:
         np.array([_confidence(request, gamma) for _, request in rows]),
         tuple(request.text("rid") if request.has("rid") else None for _, request in rows),
         np.array([forward_ct for forward_ct, _ in rows], dtype=np.int64),
+        _rank_notes(top, len(dumps)),
     )
+
+
+def _rank_notes(top: Record, recorded: int) -> tuple[str, ...]:
+    """Say what several data-parallel ranks mean, as far as the server's settings in the file tell."""
+    ranks = max(recorded, top.whole("dp_size") if top.has("dp_size") else 1)
+    if ranks == 1:
+        return ()
+    held = f"records of {recorded} of {ranks} data-parallel ranks"
+    shared = top.flag("enable_dp_attention") if top.has("enable_dp_attention") else None
+    if shared is False:
+        return (f"{held}, each with steps of its own",)
+    known = (
+        "with data-parallel attention" if shared else "the file does not say whether with shared attention"
+    )
+    return (f"{held}, {known}: ranks that share a step wait for the slowest, which acceptance does not show",)
 
 
 def _rank_dumps(top: Record) -> list[Record]:

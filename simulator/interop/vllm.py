@@ -2,8 +2,9 @@
 
 The printed rates are marginal, P(drafts 1..k all accepted) over all drafts of the interval, rounded to
 three decimals; one plus their sum is the printed mean acceptance length. An interval in which nothing was
-drafted prints nan and is left out. Where vLLM shortened some drafts itself, positions beyond the cut count
-as not accepted: the rates then understate the drafter and are not pooled.
+drafted prints nan and is left out, and so is a last line that was cut off under way. Where vLLM shortened
+some drafts itself, positions beyond the cut count as not accepted: the rates then understate the drafter and
+are not pooled.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from simulator.acceptance.rates import Rates, marginal_rates
 from simulator.core.errors import BadInputError
 from simulator.core.provenance import Provenance
-from simulator.interop.forms import VLLM_LOG, known_form, refuse_unreal
+from simulator.interop.forms import CUT_OFF, VLLM_LOG, known_form, refuse_unreal
 from simulator.interop.records import read_text
 
 _MARK = "SpecDecoding metrics:"
@@ -40,6 +41,8 @@ _NAN = re.compile(r"Mean acceptance length: nan\b")
 
 _RATES = re.compile(rf"Per-position acceptance rate: ({_NUMBER}(?:, {_NUMBER})*)")
 
+_RATES_END = re.compile(rf"{_RATES.pattern}(?:,\s*)?$")
+
 
 @dataclass(frozen=True, slots=True)
 class LoggedAcceptance:
@@ -57,32 +60,54 @@ class LoggedAcceptance:
 
 @dataclass(frozen=True, slots=True)
 class VllmLog:
-    """The printed intervals, and the lines of those in which nothing was drafted."""
+    """The printed intervals, the lines of those in which nothing was drafted, and a last line cut off."""
 
     intervals: tuple[LoggedAcceptance, ...]
     without_drafts: tuple[int, ...] = ()
+    cut_off: int | None = None
 
     def summary(self) -> str:
         """Return what was read and what was left out."""
         left_out = f", {len(self.without_drafts)} without drafts left out" if self.without_drafts else ""
         counted = "" if all(each.drafts is not None for each in self.intervals) else ", not all with counts"
-        return f"{len(self.intervals)} intervals{counted}{left_out}"
+        cut = "" if self.cut_off is None else f", {CUT_OFF}"
+        return f"{len(self.intervals)} intervals{counted}{left_out}{cut}"
 
 
 def read_log(path: Path | str) -> VllmLog:
     """Every interval printed in a log file; lines of other kinds are passed over.
 
-    Raises ``BadInputError`` when there is none, for one that is cut off or contradicts itself, and for a
-    log that says its acceptance is simulated.
+    A last line without an end that does not hold a whole interval was cut off under way and is left out.
+    Raises ``BadInputError`` when there is none, for any other that is cut off or contradicts itself, and for
+    a log that says its acceptance is simulated.
     """
     text = read_text(Path(path))
     refuse_unreal(text, str(path))
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if _MARK in line]
     without = tuple(number for number, line in lines if _NAN.search(line))
-    found = tuple(_parse(line, number, str(path)) for number, line in lines if number not in without)
+    intervals = [(number, line) for number, line in lines if number not in without]
+    cut_off = _cut_off(intervals, 1 + text.count("\n"), str(path))
+    found = tuple(_parse(line, number, str(path)) for number, line in intervals if number != cut_off)
     if not found:
         raise _no_interval(text, str(path), len(without))
-    return VllmLog(found, without)
+    return VllmLog(found, without, cut_off)
+
+
+def _cut_off(intervals: Sequence[tuple[int, str]], unended: int, path: str) -> int | None:
+    """Return the number of a last line that was cut off, if it is one of several; the file ends in it.
+
+    unended: number of the line that no line end follows.
+    """
+    if len(intervals) < 2 or intervals[-1][0] != unended:
+        return None
+    number, line = intervals[-1]
+    if _RATES_END.search(line):
+        return number  # of the last rate digits may be missing, and others behind it
+    try:
+        _parse(line, number, path)
+    except BadInputError:
+        return number
+    return None
 
 
 def load_log(path: Path | str) -> tuple[LoggedAcceptance, ...]:

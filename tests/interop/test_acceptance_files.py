@@ -303,3 +303,36 @@ def test_every_complaint_names_the_file_and_a_field(
         assert "recorded.txt" in error.source, (str(error), mangled)
         is_whole_object = isinstance(mangled, dict) and "is not JSON" not in error.problem
         assert error.field or not is_whole_object, (str(error), mangled)
+
+
+LAST_LINES = {
+    "vllm": (VLLM, VLLM.replace("0.600, 0.400, 0.200", "0.700, 0.300, 0.254").replace("2.20", "2.25"), "",
+             "SpecDecoding metrics:"),
+    "v0": (V0.replace("2149", "1324"), V0, "", "Speculative metrics:"),
+    "llama": (LLAMA, LLAMA.replace("0.600, 0.400, 0.200", "0.700, 0.300, 0.200"), "", "draft acceptance"),
+    "sglang": (SGLANG.format(requests=30, length="2.54"), SGLANG.format(requests=31, length="3.28"), "@4",
+               "#running-req"),
+}  # fmt: skip
+"""A line of each log, another one, the block size where the log has none, and what tells such lines."""
+
+
+@pytest.mark.parametrize("form", LAST_LINES)
+def test_a_log_cut_off_anywhere_in_its_last_line_is_read_up_to_there(write: Write, form: str) -> None:
+    """At every character: the first line alone with a note, or both once all that is read of it is there."""
+    first, second, size, mark = LAST_LINES[form]
+    alone = rates_of(f"{write(first)}{size}").conditional
+    both = rates_of(f"{write(first + second)}{size}").conditional
+    assert both != alone
+    seen = set()
+    for end in range(1, len(second)):
+        rates = rates_of(f"{write(first + second[:end])}{size}")
+        assert rates.conditional in (alone, both), second[:end]
+        noted = "the last line left out, as it was cut off" in rates.provenance.line()
+        assert noted == (mark in second[:end] and rates.conditional == alone), second[:end]
+        seen.add((rates.conditional == both, noted))
+    assert seen == {(False, False), (False, True), (True, False)}
+
+
+def test_a_line_cut_off_in_the_middle_of_a_log_is_still_refused(write: Write) -> None:
+    with pytest.raises(BadInputError, match=r"line 1: .*remove a cut-off line"):
+        rates_of(write(VLLM[:120] + "\n" + VLLM))

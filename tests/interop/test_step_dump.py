@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from simulator.core.errors import BadInputError
+from simulator.interop.acceptance_files import load_acceptance
 from simulator.interop.sglang_dump import StepDump, load_step_dump
 
 Write = Callable[[object], Path]
@@ -104,6 +105,47 @@ def test_optional_fields_and_several_ranks(write: Write) -> None:
     assert dump.forward_ct.tolist() == [9, 9]
     assert dump.confidence[0].tolist() == [0.9, 0.8, 0.7]
     assert np.isnan(dump.confidence[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "dumps", "said"),
+    [
+        ({}, 1, None),
+        ({"dp_size": 1, "enable_dp_attention": False}, 1, None),
+        (
+            {"dp_size": 2, "enable_dp_attention": True},
+            2,
+            "2 of 2 data-parallel ranks, with data-parallel att",
+        ),
+        (
+            {"dp_size": 8, "enable_dp_attention": True},
+            1,
+            "1 of 8 data-parallel ranks, with data-parallel att",
+        ),
+        (
+            {"dp_size": 2, "enable_dp_attention": False},
+            2,
+            "2 of 2 data-parallel ranks, each with steps of its",
+        ),
+        ({}, 2, "2 of 2 data-parallel ranks, the file does not say"),
+    ],
+)
+def test_data_parallel_ranks_are_said(
+    write: Write, settings: dict[str, object], dumps: int, said: str | None
+) -> None:
+    """Rates are counted over all ranks alike; that ranks wait for each other is not in them."""
+    path = write(server_info(*[dump_of("compact", request(4, 3))] * dumps) | settings)
+    acceptance = load_step_dump(path).acceptance()
+    assert acceptance.at_risk.tolist() == [dumps] * 3
+    for line in (acceptance.rates().provenance.line(), load_acceptance(path).provenance.line()):
+        assert (said is None and "data-parallel" not in line) or (said is not None and said in line)
+        assert ("wait for the slowest" in line) == (said is not None and "steps of its" not in said)
+
+
+def test_a_setting_of_data_parallel_attention_that_is_no_flag_is_refused(write: Write) -> None:
+    info = server_info(*[dump_of("compact", request(4, 3))] * 2) | {"enable_dp_attention": "maybe"}
+    with pytest.raises(BadInputError, match="enable_dp_attention: must be true or false"):
+        load_step_dump(write(info))
 
 
 def test_a_record_alone_reads_like_the_whole_answer(write: Write) -> None:

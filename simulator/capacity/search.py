@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from simulator.capacity.bounds import Capacity, capacity
+from simulator.capacity.results import RateSearch, TrialResult
 from simulator.capacity.server import Server
 from simulator.capacity.trials import Trial, one_trial, together, try_rate
+from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
 from simulator.core.statistics import mean_interval
 from simulator.sla.terms import Sla
+from simulator.sla.verdict import TermResult
 
 LIGHTEST = 0.02
 """Share of the capacity below which no rate is tried: requests are then served alone."""
@@ -48,7 +51,12 @@ class Search:
             raise BadInputError("must be between 0.1% and 50%", field="precision", value=self.precision)
 
 
-def find_rate(search: Search) -> dict[str, Any]:
+def find_rate_row(search: Search) -> dict[str, Any]:
+    """``find_rate`` as a sweep's cell."""
+    return find_rate(search).as_row()
+
+
+def find_rate(search: Search) -> RateSearch:
     """Find the highest rate at which every term holds, by bisection on simulated attainment.
 
     Within a replication the same requests arrive at every rate, faster or slower, so that attainment hardly
@@ -62,118 +70,123 @@ def find_rate(search: Search) -> dict[str, Any]:
     Returns also the first replication's bracket with its trials. ``rate_per_s`` is 0 when not even the
     lightest load holds.
     """
-    first = _search(search.server, search.precision, search.guess_per_s)
-    row = {"policy": search.server.policy, "variant": search.variant} | first
-    low = float(first["rate_per_s"])
+    first = replace(_search(search.server, search.precision, search.guess_per_s), variant=search.variant)
+    low = first.rate_per_s
     if low == 0 and search.replications > 1:
-        row["beyond"] = _worst_alone(search, float(first["failing_rate_per_s"]))
+        return replace(first, beyond=_worst_alone(search, first.failing_rate_per_s))
     if low == 0 or search.replications == 1:
-        middle = math.sqrt(low * float(first["failing_rate_per_s"]))
-        return row | {"seed_rates": [middle], "rate_low_per_s": math.nan, "rate_high_per_s": math.nan}
+        return first
     servers = [search.server.replication(index) for index in range(search.replications)]
     others = [_search(each, 1.5 * search.precision, low) for each in servers[1:]]
-    middles = [math.sqrt(each["rate_per_s"] * each["failing_rate_per_s"]) for each in (first, *others)]
     ceilings = np.array([capacity(each).ceiling_per_s for each in servers])
-    rates = np.minimum(middles, ceilings)
+    rates = np.minimum([each.seed_rates[0] for each in (first, *others)], ceilings)
     mean, half = mean_interval(rates)
     at_rate, beyond = _all_together(search, mean)
-    rate = at_rate["rate_per_s"] if at_rate["met"] else 0.0
+    rate = at_rate.rate_per_s if at_rate.met else 0.0
     most, most_half = mean_interval(ceilings) if np.isfinite(ceilings).all() else (math.inf, 0.0)
-    return row | {
-        "rate_per_s": rate,
-        "failing_rate_per_s": beyond["rate_per_s"],
-        "rate_low_per_s": max(min(mean, rate) - half, 0.0),
-        "rate_high_per_s": min(max(mean, rate) + half, max(most + most_half, rate)),
-        "seed_rates": rates.tolist(),
-        "at_rate": at_rate,
-        "beyond": beyond,
-    }
+    return replace(
+        first,
+        rate_per_s=rate,
+        failing_rate_per_s=beyond.rate_per_s,
+        rate_low_per_s=max(min(mean, rate) - half, 0.0),
+        rate_high_per_s=min(max(mean, rate) + half, max(most + most_half, rate)),
+        seed_rates=tuple(rates.tolist()),
+        at_rate=at_rate,
+        beyond=beyond,
+    )
 
 
-def _worst_alone(search: Search, rate: float) -> dict[str, Any]:
+def _worst_alone(search: Search, rate: float) -> TrialResult:
     """Return what requests get at a rate in the worst replication: that much may be promised."""
     servers = [search.server.replication(index) for index in range(search.replications)]
     requests = min(ALONE, search.server.requests)
-    rows = [one_trial(each, rate, capacity(each), requests) for each in servers]
-    row = together(rows, search.server.sla, math.inf)
-    for term in search.server.sla.terms:
-        estimates = [each["terms"][term.text]["estimate"] for each in rows]
-        row["terms"][term.text]["estimate"] = (min if term.comparison == ">=" else max)(estimates)
-    return row
+    parts = [one_trial(each, rate, capacity(each), requests) for each in servers]
+    whole = together(parts, math.inf)
+    terms = []
+    for index, each in enumerate(whole.terms):
+        worst = min if each.term.comparison == ">=" else max
+        terms.append(replace(each, estimate=worst(part.terms[index].estimate for part in parts)))
+    return replace(whole, terms=tuple(terms))
 
 
-def _all_together(search: Search, rate: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def _all_together(search: Search, rate: float) -> tuple[TrialResult, TrialResult]:
     """Find the highest rate at which all replications hold together, and the one above it that fails."""
 
-    def trial(rate: float) -> dict[str, Any]:
+    def trial(rate: float) -> TrialResult:
         return try_rate(Trial(search.server, rate, search.replications))
 
-    row = trial(rate)
-    if row["met"]:
+    found = trial(rate)
+    if found.met:
         while True:
             # Beyond capacity there is nothing to try, but what fails there is worth knowing.
-            higher = trial(row["rate_per_s"] * (1 + search.precision))
-            if not higher["met"]:
-                return row, higher
-            row = higher
+            higher = trial(found.rate_per_s * (1 + search.precision))
+            if not higher.met:
+                return found, higher
+            found = higher
     for _ in range(MOST_STEPS_DOWN):
-        lower = trial(row["rate_per_s"] * (1 - search.precision))
-        if lower["met"]:
-            return lower, row
-        row = lower
-    return row, row
+        lower = trial(found.rate_per_s * (1 - search.precision))
+        if lower.met:
+            return lower, found
+        found = lower
+    return found, found
 
 
-def _search(server: Server, precision: float, guess_per_s: float | None) -> dict[str, Any]:
-    """One replication's bracket: the highest rate that held, and the lowest above it that did not."""
-    trials: list[dict[str, Any]] = []
+def _search(server: Server, precision: float, guess_per_s: float | None) -> RateSearch:
+    """Search one replication: the highest rate that held, and the lowest above it that did not."""
+    trials: list[TrialResult] = []
     most = capacity(server)
 
     def holds(rate: float) -> bool:
         trials.append(one_trial(server, rate, most))
-        return bool(trials[-1]["met"])
+        return trials[-1].met
 
     guess, lightest = guess_per_s or 0.7 * most.rate_per_s, LIGHTEST * most.rate_per_s
     if guess_per_s is None and not holds(guess):
         alone = one_trial(server, lightest, most, min(ALONE, server.requests))
-        if _out_of_reach(alone, server.sla):
+        if _out_of_reach(alone):
             trials.append(alone)
-            return _bracketed(trials, 0.0, lightest, most)
+            return _bracketed(server, trials, 0.0, lightest, most)
     low, high = _bracket(holds, guess, lightest, STEP if guess_per_s is None else GUESSED_STEP)
     while low > 0 and (high - low) > precision * high:
         middle = math.sqrt(low * high) if high > 2 * low else (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
-    return _bracketed(trials, low, high, most)
+    return _bracketed(server, trials, low, high, most)
 
 
-def _bracketed(trials: list[dict[str, Any]], low: float, high: float, most: Capacity) -> dict[str, Any]:
-    by_rate = {trial["rate_per_s"]: trial for trial in trials}
-    return {
-        "rate_per_s": low,
-        "failing_rate_per_s": high,
-        "capacity_per_s": most.rate_per_s,
-        "at_rate": by_rate.get(low),
-        "beyond": by_rate[high],
-        "trials": trials,
-    }
+def _bracketed(
+    server: Server, trials: Sequence[TrialResult], low: float, high: float, most: Capacity
+) -> RateSearch:
+    by_rate = {trial.rate_per_s: trial for trial in trials}
+    return RateSearch(
+        policy=server.policy,
+        variant="base",
+        rate_per_s=low,
+        failing_rate_per_s=high,
+        capacity_per_s=most.rate_per_s,
+        at_rate=by_rate.get(low),
+        beyond=by_rate[high],
+        trials=tuple(trials),
+        seed_rates=(math.sqrt(low * high),),
+        rate_low_per_s=math.nan,
+        rate_high_per_s=math.nan,
+    )
 
 
-def _out_of_reach(alone: dict[str, Any], sla: Sla) -> bool:
+def _out_of_reach(alone: TrialResult) -> bool:
     """Whether requests served alone miss a term by more than chance."""
-    if alone["saturated"]:
+    if alone.saturated:
         return False  # something else than load: let the search find out
-    for term in sla.terms:
-        found = alone["terms"][term.text]
-        promised, got = (
-            (term.required_share, found["share"]) if term.per_request else (term.bound, found["estimate"])
-        )
-        half = 0.0 if math.isnan(found["ci95"]) else found["ci95"]
-        missed = (
-            got + half < promised if term.per_request or term.comparison == ">=" else got - half > promised
-        )
-        if missed:
-            return True
-    return False
+    return any(_missed(each) for each in alone.terms)
+
+
+def _missed(found: TermResult) -> bool:
+    """Whether a term is missed by more than the half-width of what was attained."""
+    term, half = found.term, 0.0 if math.isnan(found.ci95) else found.ci95
+    if term.per_request:
+        return found.share + half < term.required_share
+    if term.comparison == ">=":
+        return found.estimate + half < term.bound
+    return found.estimate - half > term.bound
 
 
 def _bracket(
@@ -196,35 +209,34 @@ def _bracket(
         factor *= step
 
 
-def interpolated_rate(trials: Sequence[dict[str, Any]], sla: Sla) -> float:
+def interpolated_rate(trials: Sequence[TrialResult], sla: Sla) -> float:
     """Highest rate at which every quantile and mean of an SLA holds, read off trials made already.
 
     Estimates are interpolated linearly in rate between trials, a saturated trial fails. NaN when the
     lightest trial fails; the highest trial's rate when all hold. Terms are matched by what they bound.
     """
-    ordered = sorted(trials, key=lambda trial: float(trial["rate_per_s"]))
+    ordered = sorted(trials, key=lambda trial: trial.rate_per_s)
     best = float("nan")
     for before, trial in zip([None, *ordered], ordered, strict=False):
         margins = _margins(trial, sla)
         if margins.min() >= 0:
-            best = float(trial["rate_per_s"])
+            best = trial.rate_per_s
             continue
         if before is None:
             return best
-        if trial["saturated"]:
+        if trial.saturated:
             return best
         past = _margins(before, sla)
         share = float(np.min(np.where(margins < 0, past / np.maximum(past - margins, 1e-300), 1.0)))
-        return best + share * (float(trial["rate_per_s"]) - best)
+        return best + share * (trial.rate_per_s - best)
     return best
 
 
-def _margins(trial: dict[str, Any], sla: Sla) -> np.ndarray:
-    """How far inside its bound each term's estimate lies; -inf when saturated."""
-    if trial["saturated"]:
+def _margins(trial: TrialResult, sla: Sla) -> Floats:
+    """How far inside its bound each term's estimate lies, [terms]; -inf when saturated."""
+    if trial.saturated:
         return np.full(len(sla.terms), -np.inf)
-    by_key = {name.replace(">=", "<=").split("<=")[0]: term for name, term in trial["terms"].items()}
     signs = [1.0 if term.comparison == ">=" else -1.0 for term in sla.terms]
     return np.array(
-        [s * (by_key[t.key]["estimate"] - t.bound) for s, t in zip(signs, sla.terms, strict=True)]
+        [s * (trial.outcome(t).estimate - t.bound) for s, t in zip(signs, sla.terms, strict=True)]
     )

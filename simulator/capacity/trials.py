@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from simulator.capacity.bounds import UNBOUNDED, Capacity, capacity
+from simulator.capacity.results import RateSearch, TrialResult
 from simulator.capacity.server import Server, share_at_rate
 from simulator.core.statistics import mean_interval
 from simulator.engine.batch import WAITS
 from simulator.engine.limits import EngineLimits
+from simulator.engine.metrics import Metrics
 from simulator.engine.saturation import MATERIAL_GROWTH
 from simulator.fleet.fleet import FleetRun, simulate_fleet
 from simulator.fleet.layout import Fleet
-from simulator.sla.terms import Sla, Term
-from simulator.sla.verdict import Assessment, saturated_assessment, unseen
+from simulator.sla.verdict import TermResult, saturated_assessment, unseen
 
 MUCH_WAITING = 0.1
 """Share of a request's time of decoding above which its waiting is worth naming."""
@@ -40,43 +41,44 @@ class Trial:
     requests: int | None = None
 
 
-def try_rate(trial: Trial) -> dict[str, Any]:
-    """Serve one replica's share of the traffic at a rate, and judge it: one row.
+def try_rate_row(trial: Trial) -> dict[str, Any]:
+    """``try_rate`` as a sweep's cell."""
+    return try_rate(trial).as_row()
 
-    Columns: rate_per_s, met, saturated, attainment and its interval, goodput, a mapping of every term's
-    estimate, share and interval, the run's metrics, what waiting requests waited for, and the trend of the
-    queue with its interval. Of several replications: the means, and t intervals over the replications.
+
+def try_rate(trial: Trial) -> TrialResult:
+    """Serve one replica's share of the traffic at a rate, and judge it.
+
+    Of several replications: the means, and t intervals over the replications.
     """
     servers = [trial.server.replication(index) for index in range(trial.replications)]
     if len(servers) == 1:
         return one_trial(trial.server, trial.rate_per_s, capacity(trial.server), trial.requests)
     # Each replication draws its own lengths; what all of them carry on average is the bound.
     most = float(np.mean([capacity(each).ceiling_per_s for each in servers]))
-    rows = [one_trial(each, trial.rate_per_s, UNBOUNDED, trial.requests) for each in servers]
-    return together(rows, trial.server.sla, most)
+    parts = [one_trial(each, trial.rate_per_s, UNBOUNDED, trial.requests) for each in servers]
+    return together(parts, most)
 
 
-def one_trial(
-    server: Server, rate_per_s: float, most: Capacity, requests: int | None = None
-) -> dict[str, Any]:
-    """One replication. What lies above physical capacity is saturated, however calm a short trial looks."""
+def one_trial(server: Server, rate_per_s: float, most: Capacity, requests: int | None = None) -> TrialResult:
+    """Run one replication. Above physical capacity it is saturated, however calm a short trial looks."""
     workload = share_at_rate(server.traffic, rate_per_s, requests or server.requests, server.seed)
     fleet = Fleet(1, server.limits, prefix_cache_tokens=server.prefix_cache_tokens)
     run = simulate_fleet(workload, server.plans, fleet, server.sla, seed=server.seed)
     if rate_per_s > most.ceiling_per_s and not run.assessment.saturated:
         run = replace(run, assessment=saturated_assessment(server.sla, run.assessment.requests), metrics=None)
-    return {"policy": server.policy, "rate_per_s": rate_per_s} | trial_row(run)
+    return trial_result(server.policy, rate_per_s, run)
 
 
-def binding(found: dict[str, Any], limits: EngineLimits) -> str:
+def binding(found: RateSearch, limits: EngineLimits) -> str:
     """Name what stops a replica from carrying more: the terms that give first, and the largest wait.
 
     Waiting is named where the terms that fail measure it (time to first token, end-to-end time, saturation),
     or where it makes up more than ``MUCH_WAITING`` of a request's decoding. Otherwise steps take too long.
     """
-    beyond = found["beyond"]
-    failing = [name for name, term in beyond["terms"].items() if not term["met"]]
-    broken = "saturation (the queue grows without bound)" if beyond["saturated"] else ", ".join(failing)
+    beyond = found.beyond
+    failing = ", ".join(term.text for term in beyond.failing)
+    broken = "saturation (the queue grows without bound)" if beyond.saturated else failing
     reasons = {
         "waited_slot_s": f"the concurrency limit of {limits.concurrency}",
         "waited_kv_s": f"the KV capacity of {limits.kv_tokens or 0:,} tokens",
@@ -84,93 +86,100 @@ def binding(found: dict[str, Any], limits: EngineLimits) -> str:
         "waited_prefill_s": "the prefill of prompts before theirs",
         "waited_step_s": "",  # whoever arrives waits for the step under way
     }
-    longest = max(reasons, key=lambda name: float(beyond[name]))
-    measured = beyond["saturated"] or any("ttft" in name or "e2e" in name for name in failing)
-    metrics = beyond["metrics"]
-    decoding_s = metrics["concurrency_mean"] / beyond["rate_per_s"] if metrics else 0.0  # Little's law
-    if not reasons[longest] or not (measured or beyond[longest] > MUCH_WAITING * decoding_s):
+    longest = max(reasons, key=lambda name: beyond.waits[name])
+    waited_s = beyond.waits[longest]
+    measured = beyond.saturated or any(term.measures_waiting for term in beyond.failing)
+    metrics = beyond.metrics
+    decoding_s = metrics.concurrency_mean / beyond.rate_per_s if metrics else 0.0  # Little's law
+    if not reasons[longest] or not (measured or waited_s > MUCH_WAITING * decoding_s):
         return f"{broken}; step time"
-    return f"{broken}; requests wait {beyond[longest]:.2g} s on average for {reasons[longest]}"
+    return f"{broken}; requests wait {waited_s:.2g} s on average for {reasons[longest]}"
 
 
-def trial_row(run: FleetRun) -> dict[str, Any]:
-    """Turn a run into the row of a trial."""
-    judged: Assessment = run.assessment
-    return {
-        "met": judged.met,
-        "saturated": judged.saturated,
-        "attainment": judged.attainment,
-        "attainment_ci95": judged.attainment_ci95,
-        "goodput_per_s": judged.goodput_per_s,
-        "requests": judged.requests,
-        "terms": {
-            each.term.text: {
-                "met": each.met, "estimate": each.estimate, "share": each.share, "ci95": each.ci95
-            }
-            for each in judged.terms
-        },
-        "metrics": run.metrics.as_row() if run.metrics else None,
-        "steps_outside_fraction": float(run.replicas["steps_outside_fraction"].mean()),
-        "early_stop_loss": float(run.replicas["early_stop_loss"].mean()),
-        "queue_trend_per_s": float(run.replicas["queue_trend_per_s"].mean()),
-        "queue_trend_ci95": float(np.sqrt((run.replicas["queue_trend_ci95"] ** 2).sum()) / len(run.replicas)),
-        "replications": 1,
-        "seed_tps": [run.metrics.tps_mean if run.metrics else math.nan],
-        **{name: float(run.replicas[name].mean()) for name in WAITS},
-    }  # fmt: skip
+def trial_result(policy: str, rate_per_s: float, run: FleetRun) -> TrialResult:
+    """Summarise the run of a single trial."""
+    judged, replicas = run.assessment, run.replicas
+    return TrialResult(
+        policy=policy,
+        rate_per_s=rate_per_s,
+        met=judged.met,
+        saturated=judged.saturated,
+        attainment=judged.attainment,
+        attainment_ci95=judged.attainment_ci95,
+        goodput_per_s=judged.goodput_per_s,
+        requests=judged.requests,
+        terms=judged.terms,
+        metrics=run.metrics,
+        steps_outside_fraction=float(replicas["steps_outside_fraction"].mean()),
+        early_stop_loss=float(replicas["early_stop_loss"].mean()),
+        queue_trend_per_s=float(replicas["queue_trend_per_s"].mean()),
+        queue_trend_ci95=float(np.sqrt((replicas["queue_trend_ci95"] ** 2).sum()) / len(replicas)),
+        replications=1,
+        seed_tps=(run.metrics.tps_mean if run.metrics else math.nan,),
+        waits={name: float(replicas[name].mean()) for name in WAITS},
+    )
 
 
-def together(rows: Sequence[dict[str, Any]], sla: Sla, most_per_s: float) -> dict[str, Any]:
-    """Replications of one trial as one row: means, t intervals over replications, judged together.
+def together(parts: Sequence[TrialResult], most_per_s: float) -> TrialResult:
+    """Put the replications of one trial together: means, t intervals over replications, judged as one.
 
     Saturated above the rate that they can serve at most, when most of them are, or when their queues grow by
     more than chance: a queue that grows slowly shows only in all of them. A single replication whose queue
-    grew kept no promise on waiting, and says nothing of speeds. seed_tps: each replication's mean speed.
+    grew kept no promise on waiting, and says nothing of speeds.
     """
-    rate = rows[0]["rate_per_s"]
-    trend, trend_half = mean_interval(np.array([row["queue_trend_per_s"] for row in rows]))
+    rate = parts[0].rate_per_s
+    trend, trend_half = mean_interval(np.array([part.queue_trend_per_s for part in parts]))
     saturated = (
         rate > most_per_s
-        or 2 * sum(row["saturated"] for row in rows) > len(rows)
+        or 2 * sum(part.saturated for part in parts) > len(parts)
         or bool(trend - trend_half > 0 and trend > MATERIAL_GROWTH * rate)
     )
-    terms = {term.text: _term_together(term, [row["terms"][term.text] for row in rows]) for term in sla.terms}
-    waiting = any(_measures_waiting(term) for term in sla.terms)
-    kept, half = _known_interval([row["attainment"] for row in rows], 0.0 if waiting else math.nan)
-    means = ("goodput_per_s", "steps_outside_fraction", "early_stop_loss", *WAITS)
-    known = [row["metrics"] for row in rows if row["metrics"]]
-    requests = sum(row["requests"] for row in rows)
-    return rows[0] | {
-        "met": not saturated and all(each["met"] for each in terms.values()),
-        "saturated": saturated,
-        "attainment": math.nan if saturated else kept,
-        "attainment_ci95": math.nan if saturated else max(half, unseen(kept, requests)),
-        "requests": requests,
-        "terms": terms,
-        "metrics": {name: _mean([each[name] for each in known]) for name in known[0]} if known else None,
-        "queue_trend_per_s": trend,
-        "queue_trend_ci95": trend_half,
-        "replications": len(rows),
-        "seed_tps": [row["metrics"]["tps_mean"] if row["metrics"] else math.nan for row in rows],
-        **{name: _mean([row[name] for row in rows]) for name in means},
-    }
+    terms = tuple(_term_together(each) for each in zip(*(part.terms for part in parts), strict=True))
+    waiting = any(each.term.measures_waiting for each in terms)
+    kept, half = _known_interval([part.attainment for part in parts], 0.0 if waiting else math.nan)
+    requests = sum(part.requests for part in parts)
+    return replace(
+        parts[0],
+        met=not saturated and all(each.met for each in terms),
+        saturated=saturated,
+        attainment=math.nan if saturated else kept,
+        attainment_ci95=math.nan if saturated else max(half, unseen(kept, requests)),
+        goodput_per_s=_mean([part.goodput_per_s for part in parts]),
+        requests=requests,
+        terms=terms,
+        metrics=_mean_metrics([part.metrics for part in parts if part.metrics is not None]),
+        steps_outside_fraction=_mean([part.steps_outside_fraction for part in parts]),
+        early_stop_loss=_mean([part.early_stop_loss for part in parts]),
+        queue_trend_per_s=trend,
+        queue_trend_ci95=trend_half,
+        replications=len(parts),
+        seed_tps=tuple(part.metrics.tps_mean if part.metrics else math.nan for part in parts),
+        waits={name: _mean([part.waits[name] for part in parts]) for name in WAITS},
+    )
 
 
-def _measures_waiting(term: Term) -> bool:
-    """Whether a growing queue breaks a term, sooner or later."""
-    return any(name in term.key for name in ("ttft", "e2e", "queue"))
-
-
-def _term_together(term: Term, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _term_together(parts: Sequence[TermResult]) -> TermResult:
     """Judge a term over replications: by its mean share, or by its mean estimate where it has no share."""
+    term = parts[0].term
     worst = math.inf if term.comparison == "<=" else 0.0
-    waits = _measures_waiting(term)
-    estimate, half = _known_interval([part["estimate"] for part in parts], worst if waits else math.nan)
+    waits = term.measures_waiting
+    estimate, half = _known_interval([part.estimate for part in parts], worst if waits else math.nan)
     if not term.per_request:
-        return {"met": bool(term.holds(estimate)), "estimate": estimate, "share": math.nan, "ci95": half}
-    share, half = _known_interval([part["share"] for part in parts], 0.0 if waits else math.nan)
-    met = bool(share >= term.required_share - 1e-12) or all(part["met"] for part in parts)
-    return {"met": met, "estimate": estimate, "share": share, "ci95": half}
+        return TermResult(term, bool(term.holds(estimate)), estimate, math.nan, half)
+    share, half = _known_interval([part.share for part in parts], 0.0 if waits else math.nan)
+    met = bool(share >= term.required_share - 1e-12) or all(part.met for part in parts)
+    return TermResult(term, met, estimate, share, half)
+
+
+def _mean_metrics(known: Sequence[Metrics]) -> Metrics | None:
+    """Average metrics over replications; counts are rounded down, undefined ones left out."""
+    if not known:
+        return None
+    rows = [one.as_row() for one in known]
+    means = {name: _mean([row[name] for row in rows]) for name in rows[0]}
+    for count in ("steps", "requests_finished"):
+        means[count] = int(means[count])
+    return Metrics(**means)  # type: ignore[arg-type]
 
 
 def _known_interval(values: Sequence[float], instead: float) -> tuple[float, float]:

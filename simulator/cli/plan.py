@@ -225,7 +225,7 @@ def fleet(
         "profile": deployment.profile.name, "policy": policy, "traffic": traffic,
         "rate_per_s": workload.rate_per_s, "requests": len(workload), "seed": seed, "fleet": asdict(arranged),
     }  # fmt: skip
-    write_json(out / "verdict.json", without_nan({"schema": 1} | asked | run.assessment.as_row()))
+    write_json(out / "verdict.json", without_nan({"schema": 1} | asked | run.assessment.verdict()))
     _say_verdict(run.assessment, int(run.replicas["steps"].sum()))
 
 

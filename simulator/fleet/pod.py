@@ -67,14 +67,10 @@ class PodRun:
 
     def as_row(self) -> dict[str, Any]:
         """As nested plain values, the form in which a sweep keeps a cell."""
-        observed = None
-        if self.observed is not None:
-            gaps = {name: [gap.tolist(), count.tolist()] for name, (gap, count) in self.observed.gaps.items()}
-            observed = {"requests": self.observed.requests.to_dict("list"), "gaps": gaps}
         return {
             "saturated": self.saturated,
             "requests": self.requests,
-            "observed": observed,
+            "observed": None if self.observed is None else self.observed.as_row(),
             "metrics": [one.as_row() for one in self.metrics],
             "rows": list(self.rows),
         }
@@ -82,10 +78,7 @@ class PodRun:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> PodRun:
         """Rebuild the pod that ``as_row`` described."""
-        kept, observed = row["observed"], None
-        if kept is not None:
-            gaps = {name: (np.array(gap), np.array(count)) for name, (gap, count) in kept["gaps"].items()}
-            observed = Observed(pd.DataFrame(kept["requests"]), gaps)
+        observed = None if row["observed"] is None else Observed.from_row(row["observed"])
         metrics = tuple(Metrics(**one) for one in row["metrics"])
         return cls(row["saturated"], row["requests"], observed, metrics, tuple(row["rows"]))
 

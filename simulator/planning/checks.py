@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from simulator.capacity.results import RateSearch
 from simulator.capacity.search import Search
 from simulator.capacity.server import share_at_rate
 from simulator.core.errors import BadInputError, InfeasibleError
@@ -69,14 +69,13 @@ def _check_fits(workload: Workload, kv_tokens: int | None, gamma: int) -> None:
         )  # fmt: skip
 
 
-def check_fleet_size(scenario: Scenario, sizing: Sizing, found: Sequence[dict[str, Any]]) -> None:
+def check_fleet_size(scenario: Scenario, sizing: Sizing, found: Sequence[RateSearch]) -> None:
     """``InfeasibleError`` where every policy needs more replicas than the scenario allows."""
-    fewest, policy = min(
-        (sizing.replicas(each["rate_per_s"]), each["policy"]) for each in found if each["rate_per_s"] > 0
+    fewest, policy, rate = min(
+        (sizing.replicas(each.rate_per_s), each.policy, each.rate_per_s) for each in found if each.feasible
     )
     allowed = scenario.fleet.max_replicas
     if fewest > allowed:
-        rate = next(each["rate_per_s"] for each in found if each["policy"] == policy)
         raise InfeasibleError(
             f"every policy needs more than the {allowed:,} replicas allowed; the fewest is {fewest:,} "
             f"({policy}). The nearest feasible: fleet.max_replicas: {fewest}, or a peak of "

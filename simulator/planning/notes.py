@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -68,7 +67,6 @@ def list_warnings(
     scenario: Scenario,
     servers: Sequence[Server],
     traffic: Traffic,
-    found: Sequence[dict[str, Any]],
     plans: pd.DataFrame,
     confirmed: FleetRun,
 ) -> list[str]:

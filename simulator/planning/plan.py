@@ -10,9 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from simulator.capacity.search import Search, find_rate
+from simulator.capacity.results import RateSearch, TrialResult
+from simulator.capacity.search import Search, find_rate_row
 from simulator.capacity.server import Server, share_at_rate
-from simulator.capacity.trials import REPLICATIONS, Trial, try_rate
+from simulator.capacity.trials import REPLICATIONS, Trial, try_rate_row
 from simulator.core.errors import InfeasibleError
 from simulator.core.files import without_nan, write_csv, write_json
 from simulator.core.units import parse_percent
@@ -105,20 +106,20 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     servers = servers_of(scenario, traffic, sla)
     precision = parse_percent(scenario.search.precision, "search.precision")
     searches = [Search(each, precision, replications=REPLICATIONS) for each in servers]
-    found = sweep.run(find_rate, searches, "Sustainable rates")
-    if not any(each["rate_per_s"] > 0 for each in found):
+    found = _searched(sweep, searches, "Sustainable rates")
+    if not any(each.feasible for each in found):
         raise InfeasibleError(_nearest_feasible(sla, found))
     check_fleet_size(scenario, sizing, found)
-    variants = sweep.run(find_rate, _variants(servers, found, precision), "Sensitivity")
-    best = max(each["rate_per_s"] for each in found)
+    variants = _searched(sweep, _variants(servers, found, precision), "Sensitivity")
+    best = max(each.rate_per_s for each in found)
     cells = [_grid_trial(server, best, share) for server in servers for share in GRID]
-    trials = sweep.run(try_rate, cells, "Rates")
-    peaks = sweep.run(try_rate, _at_peak(servers, found, sizing), "Peak")
-    plans = plan_table(scenario, sizing, found, {each["policy"]: each for each in peaks})
+    trials = _tried(sweep, cells, "Rates")
+    peaks = _tried(sweep, _at_peak(servers, found, sizing), "Peak")
+    plans = plan_table(scenario, sizing, found, {each.policy: each for each in peaks})
     best_policy = recommended_policy(plans, found, peaks)
     recommended = best_policy.policy
     plans["tied"] = plans["policy"].isin(best_policy.tied)
-    everything = trials + peaks + [trial for each in found for trial in each["trials"]]
+    everything = trials + peaks + [trial for each in found for trial in each.trials]
     switches = switch_table(trials, [s.policy for s in servers if s.policy != "oracle"], recommended)
     chosen = next(server for server in servers if server.policy == recommended)
     replicas = int(plans.loc[plans["policy"] == recommended, "replicas"].iloc[0])
@@ -138,7 +139,7 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
         money=money_columns(sizing),
         confirmation=confirmation,
         assumptions=tuple(list_assumptions(scenario, servers, traffic, sizing)),
-        warnings=tuple(list_warnings(scenario, servers, traffic, found, plans, confirmed)),
+        warnings=tuple(list_warnings(scenario, servers, traffic, plans, confirmed)),
     )
 
 
@@ -160,6 +161,14 @@ def write_tables(result: CapacityPlan, out: Path) -> None:
     write_json(out / "plan.json", summary)
 
 
+def _searched(sweep: Sweeping, searches: Sequence[Search], label: str) -> list[RateSearch]:
+    return [RateSearch.from_row(row) for row in sweep.run(find_rate_row, searches, label)]
+
+
+def _tried(sweep: Sweeping, trials: Sequence[Trial], label: str) -> list[TrialResult]:
+    return [TrialResult.from_row(row) for row in sweep.run(try_rate_row, trials, label)]
+
+
 def _grid_trial(server: Server, best_per_s: float, share: float) -> Trial:
     """Plan a trial at a share of the best rate.
 
@@ -170,49 +179,44 @@ def _grid_trial(server: Server, best_per_s: float, share: float) -> Trial:
     return Trial(server, best_per_s * share, GRID_REPLICATIONS, requests)
 
 
-def _at_peak(servers: Sequence[Server], found: Sequence[dict[str, Any]], sizing: Sizing) -> list[Trial]:
+def _at_peak(servers: Sequence[Server], found: Sequence[RateSearch], sizing: Sizing) -> list[Trial]:
     """One replica of each policy's planned fleet with its share of the peak: the load that will be run."""
     return [
-        Trial(server, sizing.peak_per_s / sizing.replicas(each["rate_per_s"]), REPLICATIONS)
+        Trial(server, sizing.peak_per_s / sizing.replicas(each.rate_per_s), REPLICATIONS)
         for server, each in zip(servers, found, strict=True)
-        if each["rate_per_s"] > 0
+        if each.feasible
     ]
 
 
-def _variants(servers: Sequence[Server], found: Sequence[dict[str, Any]], precision: float) -> list[Search]:
+def _variants(servers: Sequence[Server], found: Sequence[RateSearch], precision: float) -> list[Search]:
     cells = []
     for server, base in zip(servers, found, strict=True):
         for name, (acceptance, cost) in VARIANTS.items():
-            if base["rate_per_s"] > 0:
+            if base.feasible:
                 plans = tuple(with_cost(with_acceptance(p, acceptance), cost) for p in server.plans)
-                guess = base["rate_per_s"] / cost
+                guess = base.rate_per_s / cost
                 cells.append(Search(replace(server, plans=plans), precision, name, guess))
     return cells
 
 
-def _nearest_feasible(sla: Sla, found: Sequence[dict[str, Any]]) -> str:
+def _nearest_feasible(sla: Sla, found: Sequence[RateSearch]) -> str:
     """Say what the policy that comes nearest gives to requests served alone."""
-    deployable = [each for each in found if each["policy"] != "oracle"] or list(found)
+    deployable = [each for each in found if each.policy != "oracle"] or list(found)
 
-    def failing(each: dict[str, Any]) -> list[Term]:
-        return [term for term in sla.terms if not each["beyond"]["terms"][term.text]["met"]]
+    def shortfall(each: RateSearch) -> float:
+        missed = [result for result in each.beyond.terms if not result.met]
+        return sum(abs(math.log(result.estimate / result.term.bound)) for result in missed)
 
-    def shortfall(each: dict[str, Any]) -> float:
-        estimates = [(term.bound, each["beyond"]["terms"][term.text]["estimate"]) for term in failing(each)]
-        return sum(abs(math.log(estimate / bound)) for bound, estimate in estimates)
-
-    nearest = min(deployable, key=lambda each: (each["beyond"]["saturated"], shortfall(each)))
-    if nearest["beyond"]["saturated"]:
+    nearest = min(deployable, key=lambda each: (each.beyond.saturated, shortfall(each)))
+    if nearest.beyond.saturated:
         return "no policy keeps this SLA at any rate: the queue grows without bound even at the lightest load"
-    terms = []
-    for term in sla.terms:
-        estimate = nearest["beyond"]["terms"][term.text]["estimate"]
-        terms.append(
-            term.at(_rounded_inwards(term, estimate)).text if term in failing(nearest) else term.text
-        )
+    terms = [
+        each.term.text if each.met else each.term.at(_rounded_inwards(each.term, each.estimate)).text
+        for each in nearest.beyond.terms
+    ]
     return (
         f"no policy keeps {sla} at any rate; the nearest feasible SLA is {', '.join(terms)} "
-        f"({nearest['policy']} at the lightest load, {nearest['beyond']['rate_per_s']:.3g}/s per replica)"
+        f"({nearest.policy} at the lightest load, {nearest.beyond.rate_per_s:.3g}/s per replica)"
     )
 
 

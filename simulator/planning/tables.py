@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simulator.capacity.results import RateSearch, TrialResult
 from simulator.capacity.search import interpolated_rate
 from simulator.capacity.trials import binding
 from simulator.core.arrays import Floats
@@ -22,33 +23,33 @@ from simulator.sweeps.leads import Recommendation, ahead, recommend
 def plan_table(
     scenario: Scenario,
     sizing: Sizing,
-    found: Sequence[dict[str, Any]],
-    peaks: Mapping[str, dict[str, Any]],
+    found: Sequence[RateSearch],
+    peaks: Mapping[str, TrialResult],
 ) -> pd.DataFrame:
     """Tabulate each policy: its fleet, its cost, how it fares at the peak and at a replica's limit."""
     limits, rows = scenario.limits(), []
     for each in found:
-        rate = each["rate_per_s"]
+        rate, limit = each.rate_per_s, each.at_rate
         row: dict[str, Any] = {
-            "policy": each["policy"],
-            "feasible": rate > 0,
+            "policy": each.policy,
+            "feasible": each.feasible,
             "rate_per_replica_per_s": rate,
-            "fails_at_per_s": each["failing_rate_per_s"],
+            "fails_at_per_s": each.failing_rate_per_s,
         }
-        if rate > 0:
-            peak, limit = peaks[each["policy"]], each["at_rate"]
+        if limit is not None and each.feasible:
+            peak = peaks[each.policy]
             row |= sizing.fleet(rate) | sizing.costs(rate) | _ranges(sizing, each)
-            row |= {"rate_at_peak_per_s": peak["rate_per_s"]}
+            row |= {"rate_at_peak_per_s": peak.rate_per_s}
             row |= {f"{name}_at_peak": value for name, value in _fared(peak).items()}
             row |= {f"{name}_at_limit": value for name, value in _fared(limit).items()}
-            row |= {name: limit[name] for name in ("steps_outside_fraction", "early_stop_loss")}
+            row |= {name: getattr(limit, name) for name in ("steps_outside_fraction", "early_stop_loss")}
         rows.append(row | {"binding": binding(each, limits)})
     return pd.DataFrame(rows)
 
 
-def _ranges(sizing: Sizing, found: dict[str, Any]) -> dict[str, float]:
+def _ranges(sizing: Sizing, found: RateSearch) -> dict[str, float]:
     """Say what the rate's 95% interval means for replicas and money: fewest with the highest."""
-    low, high = found["rate_low_per_s"], found["rate_high_per_s"]
+    low, high = found.rate_low_per_s, found.rate_high_per_s
     return {
         "rate_low_per_s": low,
         "rate_high_per_s": high,
@@ -59,34 +60,33 @@ def _ranges(sizing: Sizing, found: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _fared(trial: dict[str, Any]) -> dict[str, Any]:
+def _fared(trial: TrialResult) -> dict[str, Any]:
     """Say what users get in a trial.
 
     attained: every term holds, means included. kept_share: of the requests,
     those that kept every term that promises something to each, NaN where none does.
     """
-    metrics = trial["metrics"] or {}
-    per_request = any(not math.isnan(term["share"]) for term in trial["terms"].values())
+    per_request = any(not math.isnan(each.share) for each in trial.terms)
     row: dict[str, Any] = {
-        "attained": trial["met"],
-        "kept_share": trial["attainment"] if per_request else math.nan,
-        "kept_share_ci95": trial["attainment_ci95"] if per_request else math.nan,
-        "goodput_per_s": trial["goodput_per_s"],
+        "attained": trial.met,
+        "kept_share": trial.attainment if per_request else math.nan,
+        "kept_share_ci95": trial.attainment_ci95 if per_request else math.nan,
+        "goodput_per_s": trial.goodput_per_s,
     }
     names = ("tps_mean", "tps_p10", "concurrency_mean", "verification_budget_mean")
-    known = {} if trial["saturated"] else metrics
+    known = {} if trial.saturated or trial.metrics is None else trial.metrics.as_row()
     return row | {name: known.get(name, math.nan) for name in names}
 
 
 def recommended_policy(
-    plans: pd.DataFrame, found: Sequence[dict[str, Any]], peaks: Sequence[dict[str, Any]]
+    plans: pd.DataFrame, found: Sequence[RateSearch], peaks: Sequence[TrialResult]
 ) -> Recommendation:
     """By ``leads.recommend``. The oracle cannot be deployed."""
     candidates = plans[plans["feasible"] & (plans["policy"] != "oracle")]
     if candidates.empty:
         raise InfeasibleError("only the oracle keeps this SLA, and it cannot be deployed")
-    rates = {each["policy"]: each["seed_rates"] for each in found}
-    speeds = {each["policy"]: each["seed_tps"] for each in peaks}
+    rates = {each.policy: each.seed_rates for each in found}
+    speeds = {each.policy: each.seed_tps for each in peaks}
     # Without a prefill speed the prefill GPUs are not known; they are the same for every policy.
     return recommend(
         [
@@ -101,15 +101,21 @@ def recommended_policy(
     )
 
 
-def trial_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
+_TRIAL_COLUMNS = (
+    "policy", "rate_per_s", "met", "saturated", "attainment", "attainment_ci95", "goodput_per_s", "requests",
+    "steps_outside_fraction", "early_stop_loss", "queue_trend_per_s", "queue_trend_ci95", "replications",
+)  # fmt: skip
+
+
+def trial_table(trials: Sequence[TrialResult]) -> pd.DataFrame:
     """Tabulate trials: a row each, terms as columns."""
     rows = []
     for trial in trials:
-        row = {key: trial[key] for key in trial if key not in ("terms", "metrics", "seed_tps")}
-        row |= {f"term {name}": term["estimate"] for name, term in trial["terms"].items()}
-        saturated, metrics = trial["saturated"], trial["metrics"] or {}
+        row: dict[str, Any] = {name: getattr(trial, name) for name in _TRIAL_COLUMNS} | dict(trial.waits)
+        row |= {f"term {each.term.text}": each.estimate for each in trial.terms}
+        metrics = {} if trial.metrics is None else trial.metrics.as_row()
         row |= {
-            key: math.nan if saturated and key != "throughput_tok_per_s" else metrics.get(key, math.nan)
+            key: math.nan if trial.saturated and key != "throughput_tok_per_s" else metrics.get(key, math.nan)
             for key in ("throughput_tok_per_s", "tps_mean", "verification_budget_mean", "concurrency_mean")
         }
         rows.append(row)
@@ -118,16 +124,14 @@ def trial_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def sensitivity_table(
-    sizing: Sizing, found: Sequence[dict[str, Any]], variants: Sequence[dict[str, Any]]
+    sizing: Sizing, found: Sequence[RateSearch], variants: Sequence[RateSearch]
 ) -> pd.DataFrame:
     """Tabulate how the fleet changes where an input is off by the variants' factors."""
-    base = {each["policy"]: each["rate_per_s"] for each in found}
-    first = {each["policy"]: each["seed_rates"][0] for each in found}
+    base = {each.policy: each.rate_per_s for each in found}
+    first = {each.policy: each.seed_rates[0] for each in found}
     # A variant is searched on the first replication alone, so its change is against that one.
-    changed = [(each, each["seed_rates"][0] / first[each["policy"]]) for each in variants]
-    cases = [
-        (each["policy"], each["variant"], base[each["policy"]] * ratio, sizing) for each, ratio in changed
-    ]
+    changed = [(each, each.seed_rates[0] / first[each.policy]) for each in variants]
+    cases = [(each.policy, each.variant, base[each.policy] * ratio, sizing) for each, ratio in changed]
     if sizing.pool is not None:  # prefill is a queue of its own: decoding does not change with its speed
         faster = {f"prefill speed {change:+.0%}": 1 + change for change in (-0.1, 0.1)}
         for name, factor in faster.items():
@@ -153,7 +157,7 @@ def growth_table(scenario: Scenario, sizing: Sizing, plans: pd.DataFrame) -> pd.
     return pd.DataFrame(rows)
 
 
-def switch_table(trials: Sequence[dict[str, Any]], policies: Sequence[str], recommended: str) -> pd.DataFrame:
+def switch_table(trials: Sequence[TrialResult], policies: Sequence[str], recommended: str) -> pd.DataFrame:
     """Which policy to run at which rate per replica, among those that keep the SLA there.
 
     The recommended one, unless another serves users faster for sure and by ``SWITCH_LEAD``
@@ -162,8 +166,8 @@ def switch_table(trials: Sequence[dict[str, Any]], policies: Sequence[str], reco
     next policy in the band, negative where that one is ahead by less than a switch is worth; NaN where no
     other keeps the SLA.
     """
-    top = max((t["rate_per_s"] for t in trials if t["met"]), default=0.0)
-    rates = np.linspace(min(t["rate_per_s"] for t in trials), top, 400)
+    top = max((t.rate_per_s for t in trials if t.met), default=0.0)
+    rates = np.linspace(min(t.rate_per_s for t in trials), top, 400)
     speed = {policy: _speeds_at(rates, trials, policy) for policy in policies}
     bands: list[dict[str, Any]] = []
     for column, rate in enumerate(rates):
@@ -192,13 +196,13 @@ def _to_run(speeds: Mapping[str, Floats], running: str) -> str:
     return max(better, key=lambda name: float(np.nanmean(speeds[name])), default=running)
 
 
-def _speeds_at(rates: Floats, trials: Sequence[dict[str, Any]], policy: str) -> Floats:
+def _speeds_at(rates: Floats, trials: Sequence[TrialResult], policy: str) -> Floats:
     """Mean speed of every replication at each rate, [rates, replications]; NaN above the last that held."""
-    mine = [t for t in trials if t["policy"] == policy and t["met"]]
+    mine = [t for t in trials if t.policy == policy and t.met]
     if not mine:
         return np.full((rates.size, 1), np.nan)
-    mine.sort(key=lambda t: float(t["rate_per_s"]))
-    at, speeds = np.array([t["rate_per_s"] for t in mine]), np.array([t["seed_tps"] for t in mine])
+    mine.sort(key=lambda t: t.rate_per_s)
+    at, speeds = np.array([t.rate_per_s for t in mine]), np.array([t.seed_tps for t in mine])
     return np.stack(
         [np.interp(rates, at, column, left=column[0], right=np.nan) for column in speeds.T], axis=1
     )
@@ -228,7 +232,7 @@ def _policy_at(switches: pd.DataFrame, rate: float) -> str:
 
 
 def cost_table(
-    sizing: Sizing, sla: Sla, trials: Sequence[dict[str, Any]], policies: Sequence[str]
+    sizing: Sizing, sla: Sla, trials: Sequence[TrialResult], policies: Sequence[str]
 ) -> pd.DataFrame:
     """Replicas and cost when the first term is tightened or relaxed, read off the trials made."""
     rows: list[dict[str, Any]] = []
@@ -236,7 +240,7 @@ def cost_table(
     for bound in first.bound * np.linspace(0.5, 1.6, 45):
         varied = Sla((first.at(float(bound)), *sla.terms[1:]))
         for policy in policies:
-            rate = interpolated_rate([t for t in trials if t["policy"] == policy], varied)
+            rate = interpolated_rate([t for t in trials if t.policy == policy], varied)
             row = {"term": first.key, "bound": float(bound), "policy": policy}
             row |= {"rate_per_replica_per_s": rate, **sizing.fleet(rate, None, varied.terms)}
             rows.append(row | {"cost_per_million_output_tokens": sizing.cost(rate, varied.terms)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,31 @@ ROUNDING = 1e-9
 class Observed:
     """A run as an SLA sees it: measured requests in order of arrival, and their deliveries.
 
-    requests: columns of ``metrics.requests_frame`` and ``e2e_s``, ``deliveries`` and, per itl term,
-    ``on_time BOUND``: deliveries within the bound. gap_s, gap_count: [n] classes of the time between two
-    deliveries, and how often each occurred, by traffic class name.
+    requests: columns of ``metrics.requests_frame``, ``e2e_s`` and ``deliveries``. gaps: classes of the time
+    between two deliveries, [n] in seconds, and how often each occurred, [n], by traffic class name.
+    on_time: by bound of an itl term in seconds, the deliveries of each request within it, [requests].
     """
 
     requests: pd.DataFrame
     gaps: dict[str, tuple[Floats, Floats]]
+    on_time: dict[float, NDArray[np.int64]]
+
+    def as_row(self) -> dict[str, Any]:
+        """As nested plain values, the form in which a sweep keeps a cell."""
+        return {
+            "requests": self.requests.to_dict("list"),
+            "gaps": {name: [gap.tolist(), count.tolist()] for name, (gap, count) in self.gaps.items()},
+            "on_time": [{"bound": bound, "count": count.tolist()} for bound, count in self.on_time.items()],
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Observed:
+        """Rebuild the run that ``as_row`` described."""
+        return cls(
+            pd.DataFrame(row["requests"]),
+            {name: (np.array(gap), np.array(count)) for name, (gap, count) in row["gaps"].items()},
+            {each["bound"]: np.array(each["count"], dtype=np.int64) for each in row["on_time"]},
+        )
 
 
 def observe(requests: pd.DataFrame, gap: Floats, sla: Sla) -> Observed:
@@ -43,15 +61,12 @@ def observe(requests: pd.DataFrame, gap: Floats, sla: Sla) -> Observed:
     first, deliveries = requests["first_step"].to_numpy(), requests["decode_steps"].to_numpy()
     last, own = first + deliveries, requests["first_gap_s"].to_numpy()
     second = np.minimum(first + 1, last)
-    counted: dict[str, Any] = {
-        "e2e_s": requests["finished_s"] - requests["queued_s"],
-        "deliveries": deliveries,
-    }
+    on_time: dict[float, NDArray[np.int64]] = {}
     for term in sla.terms:
         if term.metric == "itl":
             bound = term.bound * (1 + ROUNDING)
             within = np.concatenate([[0], np.cumsum(gap <= bound)])
-            counted[f"on_time {term.bound:g}"] = within[last] - within[second] + (own <= bound)
+            on_time[term.bound] = within[last] - within[second] + (own <= bound)
     gaps = {}
     for name, rows in requests.groupby("traffic_class", sort=True).indices.items():
         # Requests that were in this step and in the one before: those that have joined, less those that left.
@@ -60,7 +75,8 @@ def observe(requests: pd.DataFrame, gap: Floats, sla: Sla) -> Observed:
         mine = own[rows][deliveries[rows] > 0]
         count = np.concatenate([np.cumsum(joined - left)[: gap.size], np.ones(mine.size)])
         gaps[str(name)] = tally(np.concatenate([gap, mine]), count)
-    return Observed(requests.assign(**counted), gaps)
+    e2e_s = requests["finished_s"] - requests["queued_s"]
+    return Observed(requests.assign(e2e_s=e2e_s, deliveries=deliveries), gaps, on_time)
 
 
 def tally(gap_s: Floats, count: NDArray[Any]) -> tuple[Floats, Floats]:
@@ -79,4 +95,8 @@ def pool(parts: Sequence[Observed]) -> Observed:
     for name in sorted({name for part in parts for name in part.gaps}):
         mine = [part.gaps[name] for part in parts if name in part.gaps]
         gaps[name] = tally(np.concatenate([g for g, _ in mine]), np.concatenate([c for _, c in mine]))
-    return Observed(requests.sort_values(["queued_s", "request"], ignore_index=True), gaps)
+    order = requests[["queued_s", "request"]].sort_values(["queued_s", "request"]).index.to_numpy()
+    on_time = {
+        bound: np.concatenate([part.on_time[bound] for part in parts])[order] for bound in parts[0].on_time
+    }
+    return Observed(requests.iloc[order].reset_index(drop=True), gaps, on_time)

@@ -76,6 +76,11 @@ class Term:
         return re.split("[<>]=", self.text)[0].strip()
 
     @property
+    def measures_waiting(self) -> bool:
+        """Whether a growing queue breaks the term, sooner or later."""
+        return any(name in self.metric for name in ("ttft", "e2e", "queue"))
+
+    @property
     def statistic(self) -> str:
         """Which statistic is bounded: ``mean``, ``p99``, or ``system`` for a metric of the whole system."""
         if self.quantile is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,12 @@ class TermResult:
             return f"{value}, kept by {self.share:.2%} ± {self.ci95:.2%}"
         return value if math.isnan(self.ci95) else f"{value} ± {self.term.in_unit(self.ci95)}"
 
-    def as_row(self) -> dict[str, Any]:
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> TermResult:
+        """Rebuild the result that ``dataclasses.asdict`` described."""
+        return cls(**{**row, "term": Term(**row["term"])})
+
+    def verdict(self) -> dict[str, Any]:
         """Return what was asked and what was attained, as plain values; times in s, speeds in tokens/s.
 
         ``share_asked``, ``share_kept`` and its half-width are NaN for a mean; ``attained_ci95`` is for a
@@ -86,8 +92,8 @@ class Assessment:
         """Terms that did not hold."""
         return tuple(result.term for result in self.terms if not result.met)
 
-    def as_row(self) -> dict[str, Any]:
-        """Every term and the whole, as nested plain values; NaN throughout where the system is saturated."""
+    def verdict(self) -> dict[str, Any]:
+        """Return every term and the whole, as nested plain values; NaN where saturated."""
         return {
             "holds": self.met,
             "saturated": self.saturated,
@@ -95,7 +101,7 @@ class Assessment:
             "attainment": self.attainment,
             "attainment_ci95": self.attainment_ci95,
             "goodput_per_s": self.goodput_per_s,
-            "terms": [each.as_row() for each in self.terms],
+            "terms": [each.verdict() for each in self.terms],
         }
 
 
@@ -105,7 +111,7 @@ def assess(sla: Sla, observed: Observed, metrics: Metrics, span_s: float) -> Ass
     kept = np.ones(len(observed.requests), dtype=bool)
     for term in sla.terms:
         if term.per_request:
-            kept &= _kept(term, observed.requests)
+            kept &= _kept(term, observed)
     share, half = ratio_interval(kept, np.ones(kept.size))
     half = max(half, unseen(share, kept.size))
     met = all(result.met for result in results)
@@ -132,15 +138,14 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
         value = float(getattr(metrics, term.metric))
         half = metrics.throughput_ci95 if term.metric == "throughput_tok_per_s" else float("nan")
         return TermResult(term, bool(term.holds(value)), value, float("nan"), half)
-    mine = observed.requests
-    if term.traffic_class is not None:
-        mine = mine[mine["traffic_class"] == term.traffic_class]
+    concerned = _concerned(term, observed)
+    mine = observed.requests[concerned]
     if term.quantile is None:
         value, half = ratio_interval(*_mean_parts(term.metric, mine))
         return TermResult(term, bool(term.holds(value)), value, float("nan"), half)
     if term.metric == "itl":
         estimate = _gap_quantile(term, observed)
-        good, of = mine[f"on_time {term.bound:g}"].to_numpy(), mine["deliveries"].to_numpy()
+        good, of = observed.on_time[term.bound][concerned], mine["deliveries"].to_numpy()
     else:
         values = metric_values(term.metric, mine).dropna().to_numpy()
         estimate = float(np.quantile(values, term.quantile)) if values.size else float("nan")
@@ -178,16 +183,24 @@ def metric_values(metric: str, requests: pd.DataFrame) -> pd.Series[float]:
     return total
 
 
-def _kept(term: Term, requests: pd.DataFrame) -> NDArray[np.bool_]:
+def _concerned(term: Term, observed: Observed) -> NDArray[np.bool_]:
+    """Whether a term concerns each request, [requests]: those of its traffic class, or all."""
+    classes = observed.requests["traffic_class"].to_numpy()
+    if term.traffic_class is None:
+        return np.ones(classes.size, dtype=bool)
+    return np.asarray(classes == term.traffic_class, dtype=bool)
+
+
+def _kept(term: Term, observed: Observed) -> NDArray[np.bool_]:
     """Whether each request had this term kept; a request that it does not concern counts as kept."""
+    requests = observed.requests
     if term.metric == "itl":
-        kept = requests[f"on_time {term.bound:g}"] >= term.required_share * requests["deliveries"]
+        deliveries = requests["deliveries"].to_numpy()
+        kept = observed.on_time[term.bound] >= term.required_share * deliveries
     else:
         values = metric_values(term.metric, requests)
-        kept = term.holds(values) | values.isna()
-    if term.traffic_class is not None:
-        kept |= requests["traffic_class"] != term.traffic_class
-    return kept.to_numpy(dtype=bool)
+        kept = (term.holds(values) | values.isna()).to_numpy(dtype=bool)
+    return np.asarray(kept | ~_concerned(term, observed), dtype=bool)
 
 
 def _gap_quantile(term: Term, observed: Observed) -> float:

@@ -80,7 +80,8 @@ def test_rate_coverage(name: str) -> None:
         for seed in range(SEEDS)
     ]
     mean, low, high = (
-        np.array([each[key] for each in found]) for key in ("rate_per_s", "rate_low_per_s", "rate_high_per_s")
+        np.array([getattr(each, key) for each in found])
+        for key in ("rate_per_s", "rate_low_per_s", "rate_high_per_s")
     )
     judge(name, truth, mean, low, high)
 
@@ -92,5 +93,5 @@ def test_attainment_rate_coverage(load: float) -> None:
     rows = [
         try_rate(Trial(replace(server, seed=seed), load / SERVICE_S, REPLICATIONS)) for seed in range(SEEDS)
     ]
-    mean, half = (np.array([row[key] for row in rows]) for key in ("attainment", "attainment_ci95"))
+    mean, half = (np.array([getattr(row, key) for row in rows]) for key in ("attainment", "attainment_ci95"))
     judge(f"attainment of an M/D/1 queue at load {load}", truth, mean, mean - half, mean + half)

@@ -49,27 +49,27 @@ def test_no_rate_is_above_what_the_prefill_pool_can_do() -> None:
     assert capacity(pooled_server()).pool_per_s == 40.0
     assert capacity(pooled_server(2)).pool_per_s == 80.0
     found = find_rate(Search(pooled_server(), 0.02))
-    assert 37 <= found["rate_per_s"] <= 40
-    assert found["beyond"]["saturated"]
-    assert try_rate(Trial(pooled_server(), 40.5))["saturated"]
+    assert 37 <= found.rate_per_s <= 40
+    assert found.beyond.saturated
+    assert try_rate(Trial(pooled_server(), 40.5)).saturated
 
 
 def test_the_answer_stands_a_long_run() -> None:
     """Eight times the trial, below the bound: the queue has no trend. Above it, the same run shows one."""
     server = pooled_server()
-    rate = find_rate(Search(server, 0.02))["rate_per_s"]
+    rate = find_rate(Search(server, 0.02)).rate_per_s
     longer = replace(server, requests=12_000, seed=9)
-    assert try_rate(Trial(longer, 0.97 * rate))["met"]
+    assert try_rate(Trial(longer, 0.97 * rate)).met
     beyond = try_rate(
         Trial(replace(longer, limits=replace(server.limits, prefill_workers=None)), 0.97 * rate)
     )
-    assert abs(beyond["queue_trend_per_s"]) < 1e-3  # as many workers as prompts: nothing waits
+    assert abs(beyond.queue_trend_per_s) < 1e-3  # as many workers as prompts: nothing waits
     grows = try_rate(Trial(longer, 43.6))
-    assert grows["saturated"]
+    assert grows.saturated
     # What arrives beyond the 40 that leave: about 3.6/s.
     excess = share_at_rate(longer.traffic, 43.6, longer.requests, longer.seed).rate_per_s - 40
-    assert grows["queue_trend_per_s"] == pytest.approx(excess, abs=0.4)
-    assert grows["queue_trend_per_s"] - grows["queue_trend_ci95"] > 0
+    assert grows.queue_trend_per_s == pytest.approx(excess, abs=0.4)
+    assert grows.queue_trend_per_s - grows.queue_trend_ci95 > 0
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_an_sla_out_of_reach_is_found_in_few_requests() -> None:
     """20 tokens/s is all that this engine gives to anyone: two trials say so, one of them of 200 requests."""
     server = constant_step(poisson("fixed:10/11"), "tps_p10>=21", limits=EngineLimits(64), requests=2000)
     found = find_rate(Search(server, 0.02, replications=5))
-    assert found["rate_per_s"] == 0
-    assert len(found["trials"]) == 2
-    assert found["beyond"]["terms"]["tps_p10>=21"]["estimate"] == pytest.approx(20, rel=0.01)
+    assert found.rate_per_s == 0
+    assert len(found.trials) == 2
+    assert found.beyond.terms[0].estimate == pytest.approx(20, rel=0.01)
 
 
 # --- replications -------------------------------------------------------------------------------------------
@@ -106,10 +106,10 @@ def test_replications_are_independent_and_repeatable() -> None:
     server = pooled_server()
     assert server.replication(0) == server
     row = try_rate(Trial(server, 30.0, replications=3))
-    assert row["replications"] == 3
-    assert len(set(row["seed_tps"])) <= 3
+    assert row.replications == 3
+    assert len(set(row.seed_tps)) <= 3
     again = try_rate(Trial(server, 30.0, replications=3))
-    assert row["terms"] == again["terms"]
+    assert row.terms == again.terms
 
 
 def test_a_rate_comes_with_an_interval_that_holds_the_truth() -> None:
@@ -117,20 +117,21 @@ def test_a_rate_comes_with_an_interval_that_holds_the_truth() -> None:
     limits = EngineLimits(1)
     server = constant_step(poisson("fixed:10/5"), "ttft_mean<=200ms", limits=limits, requests=2000)
     found = find_rate(Search(server, 0.03, replications=5))
-    assert found["rate_low_per_s"] <= 10 / 3 <= found["rate_high_per_s"]
-    assert found["rate_high_per_s"] / found["rate_low_per_s"] < 1.25
-    assert found["rate_low_per_s"] <= found["rate_per_s"] <= found["rate_high_per_s"]
-    assert len(found["seed_rates"]) == 5
-    assert found["at_rate"]["met"]
-    assert not found["beyond"]["met"]
+    assert found.rate_low_per_s <= 10 / 3 <= found.rate_high_per_s
+    assert found.rate_high_per_s / found.rate_low_per_s < 1.25
+    assert found.rate_low_per_s <= found.rate_per_s <= found.rate_high_per_s
+    assert len(found.seed_rates) == 5
+    assert found.at_rate is not None
+    assert found.at_rate.met
+    assert not found.beyond.met
 
 
 def test_failures_too_rare_to_be_seen_leave_an_interval() -> None:
     """All of 3 x 1,125 judged requests kept it: at most 3 in 3,375 failed unseen."""
     server = constant_step(poisson("fixed:10/5"), "ttft_p90<=60s", limits=EngineLimits(8), requests=1500)
     row = try_rate(Trial(server, 4.0, replications=3))
-    assert row["attainment"] == 1
-    assert row["attainment_ci95"] == pytest.approx(3 / row["requests"])
+    assert row.attainment == 1
+    assert row.attainment_ci95 == pytest.approx(3 / row.requests)
 
 
 def test_rates_read_off_trials_are_no_higher_than_those_searched() -> None:
@@ -155,7 +156,7 @@ def test_a_recording_with_a_short_head_is_not_taken_for_its_head() -> None:
     """Four slots at 20 steps/s deliver 80 tokens/s; a request decodes (150 + 1,850 * 40) / 2,000 = 37.1."""
     server = constant_step(ReplayTraffic(short_head()), "tps_p10>=10", limits=EngineLimits(4))
     found = find_rate(Search(server, 0.02))
-    assert found["rate_per_s"] == pytest.approx(80 / 37.075, rel=0.03)
+    assert found.rate_per_s == pytest.approx(80 / 37.075, rel=0.03)
 
 
 def test_a_coarse_clock_changes_no_rate() -> None:
@@ -170,8 +171,8 @@ def test_a_coarse_clock_changes_no_rate() -> None:
         )
     ]
     # Eight slots at 20 steps/s deliver 160 tokens/s, ten to a request.
-    assert rates[0]["rate_per_s"] == pytest.approx(16, rel=0.03)
-    assert rates[1]["rate_per_s"] == pytest.approx(rates[0]["rate_per_s"], rel=0.04)
+    assert rates[0].rate_per_s == pytest.approx(16, rel=0.03)
+    assert rates[1].rate_per_s == pytest.approx(rates[0].rate_per_s, rel=0.04)
 
 
 # --- what binds ---------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def test_a_minority_of_growing_queues_counts_against_waiting_alone() -> None:
         poisson("fixed:10/geometric:20"), "tps_p10>=10", limits=EngineLimits(8), requests=600
     )
     most = np.mean([capacity(server.replication(index)).ceiling_per_s for index in range(5)])
-    assert try_rate(Trial(server, 0.93 * most, 5))["met"]
-    assert try_rate(Trial(server, 1.01 * most, 5))["saturated"]
+    assert try_rate(Trial(server, 0.93 * most, 5)).met
+    assert try_rate(Trial(server, 1.01 * most, 5)).saturated
     waits = replace(server, sla=parse_sla(["ttft_p90<=1s"]))
-    assert not try_rate(Trial(waits, 0.93 * most, 5))["met"]
+    assert not try_rate(Trial(waits, 0.93 * most, 5)).met

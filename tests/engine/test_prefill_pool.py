@@ -59,15 +59,15 @@ def test_a_quick_pool_changes_nothing_of_what_a_replica_carries() -> None:
     most_per_s = full.throughput_tok_per_s / 299
     assert most_per_s == pytest.approx(11.5, rel=0.02)
     # Without the pool TTFT ends it at 11.1/s, with it the queue alone, seen once it grows by over 5%.
-    assert plain["rate_per_s"] == pytest.approx(11.1, rel=0.03)
-    assert found["rate_per_s"] == pytest.approx(most_per_s, rel=0.07)
+    assert plain.rate_per_s == pytest.approx(11.1, rel=0.03)
+    assert found.rate_per_s == pytest.approx(most_per_s, rel=0.07)
 
 
 def test_overload_behind_a_quick_pool_is_saturation() -> None:
     row = try_rate(Trial(flash_server(prefill_tokens_per_s=QUICK), 60.0))
-    assert row["saturated"]
-    assert not row["met"]
-    assert max(WAITS, key=lambda name: row[name]) == "waited_slot_s"
+    assert row.saturated
+    assert not row.met
+    assert max(WAITS, key=lambda name: row.waits[name]) == "waited_slot_s"
 
 
 def test_the_wait_for_a_slot_is_in_the_gap_after_the_first_token() -> None:

@@ -69,40 +69,41 @@ def constant_server(*terms: str, step_s: float = 0.05, concurrency: int = 1, req
 def test_sustainable_rate_of_an_m_d_1_queue() -> None:
     """Mean wait rho * service / (2 * (1 - rho)) = 0.2 s with service 0.2 s: rho = 2/3, rate 3.33/s."""
     found = find_rate(Search(constant_server("ttft_mean<=200ms", requests=5000), 0.03))
-    assert found["rate_per_s"] == pytest.approx(10 / 3, rel=0.07)
-    assert found["failing_rate_per_s"] / found["rate_per_s"] <= 1 / 0.97 + 1e-9
-    assert not found["beyond"]["met"]
-    assert found["at_rate"]["met"]
+    assert found.rate_per_s == pytest.approx(10 / 3, rel=0.07)
+    assert found.failing_rate_per_s / found.rate_per_s <= 1 / 0.97 + 1e-9
+    assert not found.beyond.met
+    assert found.at_rate is not None
+    assert found.at_rate.met
 
 
 def test_rate_without_a_latency_term_ends_at_saturation() -> None:
     """Five requests a second is all the server can do, whatever was promised."""
     found = find_rate(Search(constant_server("tps_p10>=10"), 0.02))
-    assert found["rate_per_s"] == pytest.approx(5.0, rel=0.08)
-    assert found["beyond"]["saturated"]
-    assert math.isnan(found["beyond"]["attainment"])
+    assert found.rate_per_s == pytest.approx(5.0, rel=0.08)
+    assert found.beyond.saturated
+    assert math.isnan(found.beyond.attainment)
     assert "saturation" in binding(found, EngineLimits(1))
     assert "concurrency limit of 1" in binding(found, EngineLimits(1))
 
 
 def test_a_speed_no_rate_allows_is_found_infeasible() -> None:
     found = find_rate(Search(constant_server("tps_p10>=60", concurrency=8, requests=300), 0.05))
-    assert found["rate_per_s"] == 0
-    assert found["beyond"]["terms"]["tps_p10>=60"]["estimate"] == pytest.approx(20, rel=0.1)
+    assert found.rate_per_s == 0
+    assert found.beyond.terms[0].estimate == pytest.approx(20, rel=0.1)
 
 
 def test_a_good_guess_changes_the_answer_by_no_more_than_the_precision() -> None:
     server = constant_server("ttft_mean<=200ms")
-    plain, guessed = (find_rate(Search(server, 0.05, guess_per_s=g))["rate_per_s"] for g in (None, 3.2))
+    plain, guessed = (find_rate(Search(server, 0.05, guess_per_s=g)).rate_per_s for g in (None, 3.2))
     assert plain == pytest.approx(guessed, rel=0.051)
 
 
 def test_rates_read_off_trials_agree_with_the_search() -> None:
     server = constant_server("ttft_mean<=200ms")
     found = find_rate(Search(server, 0.02))
-    assert interpolated_rate(found["trials"], server.sla) == pytest.approx(found["rate_per_s"], rel=0.03)
+    assert interpolated_rate(found.trials, server.sla) == pytest.approx(found.rate_per_s, rel=0.03)
     tighter = parse_sla(["ttft_mean<=1ms"])
-    assert not interpolated_rate(found["trials"], tighter) > found["rate_per_s"]
+    assert not interpolated_rate(found.trials, tighter) > found.rate_per_s
 
 
 def test_a_replayed_share_has_the_rate_that_was_asked_for() -> None:

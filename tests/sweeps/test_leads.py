@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from simulator.capacity.results import TrialResult
 from simulator.planning.tables import switch_table
 from simulator.sweeps.leads import ahead, lead, recommend
+from tests.support.trials import trial_result
 
 SCATTER = np.array([0.95, 1.03, 1.0, 0.98, 1.04])
 
@@ -58,8 +60,8 @@ def test_saturated_replications_are_left_out_of_the_pairs() -> None:
     assert not lead([np.nan], [1.0]).sure
 
 
-def tried(policy: str, speeds: dict[float, np.ndarray]) -> list[dict[str, object]]:
-    return [{"policy": policy, "rate_per_s": r, "met": True, "seed_tps": list(s)} for r, s in speeds.items()]
+def tried(policy: str, speeds: dict[float, np.ndarray]) -> list[TrialResult]:
+    return [trial_result(policy, rate, seed_tps=values.tolist()) for rate, values in speeds.items()]
 
 
 def test_the_day_chart_runs_the_recommended_policy_unless_another_is_faster_for_sure() -> None:

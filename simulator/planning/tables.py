@@ -17,7 +17,7 @@ from simulator.core.errors import InfeasibleError
 from simulator.planning.scenario import Scenario
 from simulator.planning.sizing import Sizing
 from simulator.sla.terms import Sla
-from simulator.sweeps.leads import Recommendation, ahead, recommend
+from simulator.sweeps.leads import Lead, Recommendation, lead, recommend, tied_with, winner
 
 
 def plan_table(
@@ -160,11 +160,11 @@ def growth_table(scenario: Scenario, sizing: Sizing, plans: pd.DataFrame) -> pd.
 def switch_table(trials: Sequence[TrialResult], policies: Sequence[str], recommended: str) -> pd.DataFrame:
     """Which policy to run at which rate per replica, among those that keep the SLA there.
 
-    The recommended one, unless another serves users faster for sure and by ``SWITCH_LEAD``
-    (``leads.ahead``); that one then keeps its band until it is overtaken in the same way. Speeds (mean TPS)
-    are interpolated linearly between trials, replication by replication. margin: its smallest lead over the
-    next policy in the band, negative where that one is ahead by less than a switch is worth; NaN where no
-    other keeps the SLA.
+    The recommended one, unless another serves users faster for sure; that one then keeps its place until it
+    is overtaken in the same way (``leads.winner``). Speeds (mean TPS) are interpolated linearly between
+    trials, replication by replication. tied: policies that are not slower for sure. margin: the smallest
+    lead over the next policy in the band, negative where that one is ahead by chance; NaN where no other
+    keeps the SLA.
     """
     top = max((t.rate_per_s for t in trials if t.met), default=0.0)
     rates = np.linspace(min(t.rate_per_s for t in trials), top, 400)
@@ -176,24 +176,33 @@ def switch_table(trials: Sequence[TrialResult], policies: Sequence[str], recomme
         }
         if not here:
             continue
-        running = next((p for p in ([bands[-1]["policy"]] if bands else []) + [recommended] if p in here), "")
-        policy = _to_run(here, running)
-        others = [float(np.nanmean(values)) for name, values in here.items() if name != policy]
-        margin = float(np.nanmean(here[policy])) / max(others) - 1 if others else math.nan
-        if bands and bands[-1]["policy"] == policy:
-            bands[-1]["to_per_s"] = float(rate)
-            bands[-1]["margin"] = float(np.fmin(bands[-1]["margin"], margin))
+        candidates = [bands[-1]["policy"], recommended] if bands else [recommended]
+        running = next((policy for policy in candidates if policy in here), None)
+        band = _band_at(float(rate), here, running)
+        if bands and all(bands[-1][name] == band[name] for name in ("policy", "tied")):
+            bands[-1]["to_per_s"] = band["to_per_s"]
+            bands[-1]["margin"] = float(np.fmin(bands[-1]["margin"], band["margin"]))
         else:
-            bands.append(
-                {"from_per_s": float(rate), "to_per_s": float(rate), "policy": policy, "margin": margin}
-            )
-    return pd.DataFrame(bands, columns=["from_per_s", "to_per_s", "policy", "margin"])
+            bands.append(band)
+    return pd.DataFrame(bands, columns=["from_per_s", "to_per_s", "policy", "tied", "margin"])
 
 
-def _to_run(speeds: Mapping[str, Floats], running: str) -> str:
-    """Choose the policy that runs, or the fastest of those that are ahead of it."""
-    better = [name for name in speeds if not running or ahead(speeds[name], speeds[running])]
-    return max(better, key=lambda name: float(np.nanmean(speeds[name])), default=running)
+def _band_at(rate: float, speeds: Mapping[str, Floats], running: str | None) -> dict[str, Any]:
+    """Tell which policy runs at one rate, and by how much it leads the next."""
+
+    def lead_over(one: str, other: str) -> Lead:
+        return lead(speeds[one], speeds[other])
+
+    mean = {policy: float(np.nanmean(values)) for policy, values in speeds.items()}
+    policy = winner(speeds, running or max(mean, key=lambda each: mean[each]), lead_over)
+    others = [value for name, value in mean.items() if name != policy]
+    return {
+        "from_per_s": rate,
+        "to_per_s": rate,
+        "policy": policy,
+        "tied": " and ".join(tied_with(policy, speeds, lead_over)),
+        "margin": mean[policy] / max(others) - 1 if others else math.nan,
+    }
 
 
 def _speeds_at(rates: Floats, trials: Sequence[TrialResult], policy: str) -> Floats:
@@ -213,11 +222,14 @@ def day_table(
 ) -> pd.DataFrame:
     """Tabulate the day.
 
-    The rate on each replica of the planned fleet, the policy to run then, prefill GPUs, and each policy's
-    decode replicas and GPUs of both kinds.
+    The rate on each replica of the planned fleet, the policy to run then with those that it is tied with,
+    prefill GPUs, and each policy's decode replicas and GPUs of both kinds.
     """
     table = demand.assign(rate_per_replica_per_s=demand["rate_per_s"] / replicas)
-    table["policy"] = [_policy_at(switches, rate) for rate in table["rate_per_replica_per_s"]]
+    bands = [_band_of(switches, rate) for rate in table["rate_per_replica_per_s"]]
+    table["policy"] = [policy for policy, _ in bands]
+    table["tied"] = [tied for _, tied in bands]
+    table["run"] = [Recommendation(policy, (tied,) if tied else ()).label for policy, tied in bands]
     for each in plans[plans["feasible"]].to_dict(orient="records"):
         fleets = [sizing.fleet(each["rate_per_replica_per_s"], rate) for rate in demand["rate_per_s"]]
         table["prefill_gpus"] = [fleet["prefill_gpus"] for fleet in fleets]
@@ -226,9 +238,13 @@ def day_table(
     return table
 
 
-def _policy_at(switches: pd.DataFrame, rate: float) -> str:
+def _band_of(switches: pd.DataFrame, rate: float) -> tuple[str, str]:
+    """Find the policy to run at a rate and those tied with it; empty where no policy keeps the SLA."""
     bands = switches[switches["to_per_s"] >= rate]
-    return str((bands if len(bands) else switches.tail(1))["policy"].iloc[0]) if len(switches) else ""
+    if not len(switches):
+        return "", ""
+    band = (bands if len(bands) else switches.tail(1)).iloc[0]
+    return str(band["policy"]), str(band["tied"])
 
 
 def cost_table(

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import pandas as pd
 
+from simulator.sweeps.leads import Lead, lead_of_means, winner
+
 
 def load_bands(frontier: pd.DataFrame, exclude: Sequence[str] = ("oracle",)) -> pd.DataFrame:
     """Find the winning policy per band of concurrency, with the switch points between them.
@@ -63,17 +65,19 @@ class Band:
 
 
 def _lead(throughput: pd.Series[float], half: pd.Series[float], load: float, incumbent: str) -> Band:
-    """Choose the winner at one load; the incumbent keeps its place unless it is clearly beaten."""
+    """Choose the winner at one load (``leads.winner``)."""
+
+    def lead_over(one: str, other: str) -> Lead:
+        return lead_of_means(throughput[one], half[one], throughput[other], half[other])
+
     order = throughput.sort_values(ascending=False)
-    first = str(order.index[0])
-    if order.iloc[0] - order[incumbent] <= half[first] + half[incumbent]:
-        first = incumbent
+    first = winner(map(str, order.index), incumbent, lead_over)
     others = order.drop(first)
     if others.empty:
         return Band(load, load, first, None, float("nan"), True)
     second = str(others.index[0])
-    lead = float(order[first] - others.iloc[0])
-    return Band(load, load, first, second, lead / float(others.iloc[0]), lead > half[first] + half[second])
+    found = lead_over(first, second)
+    return Band(load, load, first, second, float(found.share), bool(found.sure))
 
 
 def _crossing(table: pd.DataFrame, before: str, after: str, position: int) -> float:

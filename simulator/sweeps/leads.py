@@ -1,12 +1,14 @@
-"""Which policy leads, and whether by more than chance: one rule for the plan, its day chart and its report.
+"""Which policy leads, and whether by more than chance: one rule for ``compare``, the plan and its day chart.
 
-Policies are tried with the same random numbers, replication by replication. So a lead is judged by the pairs:
-two policies that differ less than their own scatter may still differ for sure, and the other way round.
+A lead counts when it is larger than its 95% interval, and the policy that runs stays until another leads it.
+A plan tries policies with the same random numbers, replication by replication, so that a lead is judged by
+the pairs: two policies that differ less than their own scatter may still differ for sure, and the other way
+round. A frontier states an interval for each policy; there a lead counts when it exceeds the two together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +16,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from simulator.core.statistics import mean_interval
-
-SWITCH_LEAD = 0.01
-"""Lead in speed below which a switch of policies is not worthwhile, however sure it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,24 @@ def lead(one: ArrayLike, other: ArrayLike) -> Lead:
     return Lead(float(np.expm1(mean)), half)
 
 
-def ahead(one: ArrayLike, other: ArrayLike, least: float = SWITCH_LEAD) -> bool:
-    """Whether one leads another for sure and by at least a share."""
-    found = lead(one, other)
-    return bool(found.sure and found.share >= least)
+def lead_of_means(one: float, half: float, other: float, other_half: float) -> Lead:
+    """Lead of one mean over another where each comes with its own half-width."""
+    return Lead((one - other) / other, (half + other_half) / other)
+
+
+def winner(policies: Iterable[str], running: str, lead_over: Callable[[str, str], Lead]) -> str:
+    """Keep the policy that runs unless others lead it for sure; then take the one with the largest lead.
+
+    lead_over: the lead of its first policy over its second.
+    """
+    leads = {policy: lead_over(policy, running) for policy in policies if policy != running}
+    sure = {policy: each.share for policy, each in leads.items() if each.sure}
+    return max(sure, key=lambda policy: sure[policy], default=running)
+
+
+def tied_with(policy: str, policies: Iterable[str], lead_over: Callable[[str, str], Lead]) -> tuple[str, ...]:
+    """Other policies that a policy does not lead for sure."""
+    return tuple(other for other in policies if other != policy and not lead_over(policy, other).sure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +71,13 @@ class Recommendation:
     policy: str
     tied: tuple[str, ...]
 
+    @property
+    def label(self) -> str:
+        """The policy, and those that it is tied with."""
+        return f"{self.policy} (a tie with {' and '.join(self.tied)})" if self.tied else self.policy
+
     def __str__(self) -> str:
-        if not self.tied:
-            return self.policy
-        others = " and ".join(self.tied)
-        return f"{self.policy} (a tie with {others}: the lead is within what chance explains)"
+        return f"{self.label}; the lead is within what chance explains" if self.tied else self.policy
 
 
 def recommend(rows: Sequence[Mapping[str, Any]]) -> Recommendation:
@@ -79,6 +94,6 @@ def recommend(rows: Sequence[Mapping[str, Any]]) -> Recommendation:
         for row in rows
         if row is not first
         and (row["gpus"] == first["gpus"] or not lead(first["seed_rates"], row["seed_rates"]).sure)
-        and not ahead(first["seed_tps"], row["seed_tps"])
+        and not lead(first["seed_tps"], row["seed_tps"]).sure
     ]
     return Recommendation(str(first["policy"]), tuple(tied))

@@ -136,6 +136,8 @@ def profile(
         f"additive fit: held-out error median {fit.held_out.median:.1%}, p90 {fit.held_out.p90:.1%}, "
         f"max {fit.held_out.max:.1%}; first cell moved {drift:.1%}; {folder / (name + '.json')}"
     )
+    for warning in fit.warnings:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
 
 
 def live(

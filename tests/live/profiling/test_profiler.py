@@ -20,7 +20,9 @@ from simulator.live.profiling.device_ceilings import measure_ceilings
 from simulator.live.profiling.grid import Grid, ProfileOptions
 from simulator.live.profiling.profile_fit import profile_from, schedule_s, settings_of
 from simulator.live.profiling.profiler import Profiler
+from tests.cli.test_app import run as command_line
 from tests.live.conftest import MakeTarget
+from tests.support import modelled_device as modelled
 from tests.support.modelled_device import DECISION_S, STAGE_S, draft_s, modelled_device, target_s
 
 GRID = Grid(requests=(1, 2, 4), drafts=(0, 2, 4), context=(16, 64), prefill=(8, 32), policies=("dspark",))
@@ -87,6 +89,30 @@ def test_a_profile_is_measured_resumed_and_fitted(pair: Any, tmp_path: Path) -> 
     ceilings = measure_ceilings(pair[0].device, pair[0].dtype, copy_bytes=2**20, matmul_size=64)
     table = profile_fit.efficiency(again, pair[0], ceilings.bytes_per_s, ceilings.flop_per_s)
     assert (table.to_numpy() > 0).all()
+
+
+@pytest.mark.parametrize(("row_s", "warned"), [(0.0, True), (5e-5, False)])
+def test_the_command_says_what_misleads_a_scheduler(
+    pair: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    row_s: float,
+    warned: bool,
+) -> None:
+    """Requests cost time and rows none: the curve is not flat, but no scheduler could trim by it."""
+    monkeypatch.setattr(modelled, "target_s", lambda requests, rows, _: 2e-3 + 5e-4 * requests + row_s * rows)
+    monkeypatch.setattr("simulator.cli.device._pair", lambda *_: pair)
+    code = command_line(
+        "profile", "--target", "tiny", "--requests", "1,2,4", "--drafts", "0,2,4", "--context", 16,
+        "--prefill", "8,32", "--policies", "none", "--repeats", 12, "--confidence", 0.05, "--device", "cpu",
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    printed = capsys.readouterr()
+    assert "additive fit: held-out error" in printed.out
+    assert ("warning: step time varies by 0.0% over all batch tokens" in printed.err) == warned
+    assert ("can never trim" in printed.err) == warned
 
 
 def test_of_several_rounds_the_median_counts(tmp_path: Path) -> None:

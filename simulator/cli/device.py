@@ -64,7 +64,9 @@ PromptsSpec = Annotated[
 
 Text = Annotated[Path | None, typer.Option(help="Folder of text files in place of the default corpus.")]
 
-Seed = Annotated[int, typer.Option(help="Seed of traffic, traces, prompts and sampling.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Seed of traffic, traces, prompts and sampling.")
+]
 
 LengthsSpec = Annotated[str, typer.Option(help="Prompt and output lengths, as for simulate.")]
 

@@ -156,7 +156,7 @@ def simulate(
         int | None, typer.Option(help="KV-cache capacity in tokens. Default: the profile's.")
     ] = None,
     prefill: Annotated[str, typer.Option(help="elsewhere, chunked or whole.")] = "elsewhere",
-    seed: Annotated[int, typer.Option(help="Seed of every random stream.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random stream.")] = 0,
     believed: BelievedOption = None,
     extrapolate_rows: ExtrapolateOption = False,
 ) -> None:
@@ -180,7 +180,7 @@ def acceptance_show(
     thresholds: Annotated[
         str, typer.Option(help="Confidence thresholds, comma-separated.")
     ] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
-    seed: Annotated[int, typer.Option(help="Seed of the drawn outcomes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the drawn outcomes.")] = 0,
 ) -> None:
     """Sweep a static confidence threshold over an acceptance model (the paper's figure 5)."""
     from simulator.core.files import beside, check_writable_file, is_standard_output, write_csv

@@ -179,7 +179,7 @@ def fleet(
         int | None,
         typer.Option(help="Workers of one prefill pool for the whole fleet. Default: one for each replica."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random stream.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random stream.")] = 0,
     workers: WorkersOption = -1,
     backend: BackendOption = "loky",
     address: AddressOption = None,

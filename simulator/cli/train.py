@@ -34,7 +34,9 @@ def train(
     ] = "tiny",
     text: Text = None,
     device: Device = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of weights, batches and anchors.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of weights, batches and anchors.")
+    ] = 0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)
     ] = None,
@@ -87,7 +89,9 @@ def trace(
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of held-out text in each prompt.")] = 48,
     output_tokens: Annotated[int, typer.Option(help="Anchor positions in each output.")] = 192,
     device: Device = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of prompts and of sampled outputs.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of prompts and of sampled outputs.")
+    ] = 0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)
     ] = None,

@@ -95,6 +95,14 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether a regular file has this name; a name that none can have is not there."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 

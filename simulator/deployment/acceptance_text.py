@@ -20,6 +20,7 @@ from simulator.acceptance.rates import (
 )
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
+from simulator.core.reading import is_file
 from simulator.core.units import require_ascii_digits
 
 _FILE_SUFFIXES = (".parquet", ".log", ".json", ".jsonl", ".txt")
@@ -54,9 +55,9 @@ def _parse_mix(text: str) -> Mix:
 def _parse_named(text: str) -> AcceptanceModel:
     """Load a file or a catalogue name, optionally with ``@GAMMA``, a block size to cut it to."""
     name, at, size = text.rpartition("@")
-    cut = int(size) if at and size.isdigit() and not Path(text).is_file() else None
+    cut = int(size) if at and size.isdigit() and len(size) < 10 and not is_file(Path(text)) else None
     name = text if cut is None else name
-    if Path(name).suffix in _FILE_SUFFIXES or Path(name).is_file():
+    if Path(name).suffix in _FILE_SUFFIXES or is_file(Path(name)):
         from simulator.interop.acceptance_files import load_acceptance  # it builds on this module
 
         return load_acceptance(name, cut)

@@ -12,7 +12,7 @@ from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
 from simulator.core.files import data_directory, write_json
 from simulator.core.provenance import Provenance
-from simulator.core.reading import Strict, complain, read_json, strictly
+from simulator.core.reading import Strict, complain, is_there, read_json, strictly
 from simulator.cost.draft import DraftCost
 from simulator.cost.models import CostModel
 from simulator.deployment.profile_parts import (
@@ -107,7 +107,7 @@ def _find(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     path = Path(name)
-    if path.suffix == ".json" or path.exists():
+    if path.suffix == ".json" or is_there(path):
         return path
     raise BadInputError(
         "is not a profile", source="profile", value=name,

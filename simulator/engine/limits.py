@@ -12,6 +12,10 @@ from simulator.core.errors import BadInputError
 Prefill = Literal["elsewhere", "chunked", "whole"]
 
 
+MOST_REQUESTS = 1_000_000
+"""Requests that one engine may run at once, and workers of its pool: a choice. Arrays are that long."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
     """What one engine admits and how it prefills.
@@ -43,6 +47,8 @@ class EngineLimits:
                 continue
             if not value > 0:  # NaN is not, either
                 raise BadInputError("must be positive", field=name, value=value, remedy="give at least 1")
+            if name in ("concurrency", "prefill_workers") and value > MOST_REQUESTS:
+                raise BadInputError(f"must be at most {MOST_REQUESTS:,}", field=name, value=value)
             if name != "prefill_tokens_per_s" and value != int(value):
                 raise BadInputError("must be a whole number", field=name, value=value)
         if self.prefill not in ("elsewhere", "chunked", "whole"):

@@ -15,6 +15,10 @@ WARMUP, COOLDOWN = 0.2, 0.05
 meet an empty system, the last leave one behind. Fixed, so that no policy can gain by it."""
 
 
+MOST_REPLICAS = 1_000_000
+"""Replicas of a fleet: a choice. Each is simulated."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """How many replicas, what each admits, and how requests reach them.
@@ -36,8 +40,8 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self._check_pool()
-        if self.replicas < 1:
-            raise BadInputError("must be at least 1", field="replicas", value=self.replicas)
+        if not 1 <= self.replicas <= MOST_REPLICAS:
+            raise BadInputError(f"must lie in 1..{MOST_REPLICAS:,}", field="replicas", value=self.replicas)
         if self.router not in get_args(RouterName):
             known = ", ".join(get_args(RouterName))
             raise BadInputError("is not known", field="router", value=self.router, remedy=f"one of {known}")

@@ -124,7 +124,7 @@ class ReplicaSpec(_Strict):
     """
 
     gpus: int | None = Field(default=None, gt=0)
-    concurrency: int = Field(default=256, gt=0)
+    concurrency: int = Field(default=256, gt=0, le=1_000_000)
     kv_tokens: int | None = Field(default=None, gt=0)
     kv_memory: KvMemory | None = None
     prefill: Prefill = "elsewhere"

@@ -26,6 +26,9 @@ from simulator.schedulers.search import (
     throughput_of_budget,
 )
 
+MOST_LAG = 1000
+"""Steps by which a budget may be old: a choice. Production uses 2, and each step of it is kept in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
@@ -116,8 +119,8 @@ class DSparkAsync:
     draft_tokens: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
-        if self.lag < 0:
-            raise BadInputError("must not be negative", field="lag", value=self.lag)
+        if not 0 <= self.lag <= MOST_LAG:
+            raise BadInputError(f"must lie in 0..{MOST_LAG}", field="lag", value=self.lag, remedy="usually 2")
 
     @property
     def lossless(self) -> bool:

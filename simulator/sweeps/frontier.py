@@ -42,6 +42,9 @@ GUESSES, MOST_TURNS = 3, 30
 """Times that loads are added where answers are interpolated, and in all: after the guesses, which do for a
 smooth curve, ranges are halved, the baseline's first and then those that depend on it."""
 
+MOST_SEEDS = 100_000
+"""Replications of a sweep: a choice, far above what any answer needs."""
+
 FEW_TURNOVERS = 3.0
 """Finished requests per slot below which the quantiles of speed are those of short outputs."""
 
@@ -217,7 +220,7 @@ def _check(concurrency: Sequence[int], seeds: int, steps: int | None) -> None:
         if load < 1:
             raise BadInputError("must be at least 1", field="concurrency", value=load)
     refuse_repeats(concurrency, "concurrency")
-    if seeds < 1:
-        raise BadInputError("must be at least 1", field="seeds", value=seeds)
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise BadInputError(f"must lie in 1..{MOST_SEEDS:,}", field="seeds", value=seeds)
     if steps is not None and steps < 1:
         raise BadInputError("must be at least 1", field="steps", value=steps)

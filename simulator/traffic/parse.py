@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.core.errors import BadInputError
+from simulator.core.reading import is_there
 from simulator.core.units import parse_duration_s, parse_number, parse_rate_per_s, parse_whole
 from simulator.traffic.arrivals import Arrivals, ClosedLoop, DiurnalArrivals, GammaArrivals, PoissonArrivals
 from simulator.traffic.lengths import DEFAULT_LENGTHS, parse_lengths
@@ -31,7 +32,7 @@ def parse_traffic(spec: str, lengths: str | None = None) -> Traffic:
         each = TrafficClass("default", parse_lengths(lengths or DEFAULT_LENGTHS))
         return SyntheticTraffic(parse_arrivals(spec), (each,))
     path, options = split_file_spec(spec)
-    if not Path(path).suffix and not (path and Path(path).exists()):
+    if not Path(path).suffix and not (path and is_there(Path(path))):
         raise BadInputError(
             "is neither traffic nor a file", field="traffic", value=spec, remedy=f"use {_FORMS}"
         )
@@ -142,7 +143,7 @@ def parse_recording(path: str | Path, options: str = "") -> ReplayTraffic:
 
 def split_file_spec(spec: str) -> tuple[str, str]:
     """Path and options of ``FILE[@OPTIONS]``; a path may hold an @ itself where the file exists so named."""
-    if "@" not in spec or Path(spec).exists():
+    if "@" not in spec or is_there(Path(spec)):
         return spec, ""
     path, _, options = spec.rpartition("@")
     return path, options

@@ -138,7 +138,7 @@ def test_steps_beyond_the_cost_table_are_counted() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"replicas": 0}, "at least 1"),
+        ({"replicas": 0}, "must lie in 1"),
         ({"replicas": 4, "router": "magic"}, "is not known"),
         ({"replicas": 4, "router": "least-loaded", "pods": 3}, "divide"),
         ({"replicas": 4, "router": "prefix-aware"}, "cache to be aware of"),

@@ -445,7 +445,7 @@ def test_policies_as_written(text: str, scheduler: Scheduler, drafter: str | Non
         ("threshold:nan", "threshold: must be between 0 and 1"),
         ("mtp1:2", "takes no argument (got 'mtp1:2'); write mtp1"),
         ("dspark:2", "takes no argument"),
-        ("dspark-async:-1", "lag: must not be negative"),
+        ("dspark-async:-1", "lag: must lie in 0"),
         ("dspark-async:soon", "needs a number"),
         ("tiered:3,1", "tiers: must be increasing"),
         ("tiered:1,1", "tiers: must be increasing"),

@@ -108,6 +108,11 @@ def read_fields(folder: Path) -> Fields:
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise BadInputError("must hold a JSON object", source=str(path), remedy="re-export the model")
+    if "auto_map" in raw:
+        raise BadInputError(
+            "asks for Python code of its own, which is never run here", source=str(path), field="auto_map",
+            value=raw["auto_map"], remedy="choose a model that transformers knows by itself",
+        )  # fmt: skip
     return Fields(raw, str(path))
 
 
@@ -117,8 +122,7 @@ def weight_files(folder: Path) -> list[Path]:
         files = [folder / WEIGHTS_FILE]
     elif (folder / _INDEX_FILE).is_file():
         index = read_json(folder / _INDEX_FILE)
-        shards = index.get("weight_map", {}) if isinstance(index, dict) else {}
-        files = [folder / name for name in sorted(set(shards.values()))]
+        files = [folder / name for name in _shards(index, folder / _INDEX_FILE)]
     else:
         raise BadInputError(
             f"holds no {WEIGHTS_FILE}",
@@ -128,6 +132,18 @@ def weight_files(folder: Path) -> list[Path]:
     for file in files:
         _tensor_names(file)
     return files
+
+
+def _shards(index: object, path: Path) -> list[str]:
+    """Return the names of the shards that an index lists: files of the same folder, and nothing else."""
+    listed = index.get("weight_map") if isinstance(index, dict) else None
+    names = set(listed.values()) if isinstance(listed, dict) else set()
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise BadInputError(
+            "must map each tensor to a file of this folder", source=str(path), field="weight_map",
+            value=listed, remedy="fetch the model again",
+        )  # fmt: skip
+    return sorted(names)
 
 
 def read_tensors(folder: Path, device: torch.device) -> dict[str, Tensor]:

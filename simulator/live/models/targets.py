@@ -253,8 +253,8 @@ def load_target(
 
 def _read_config(folder: Path, fields: Fields) -> Any:
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a config's mistakes come out as whatever its class trips over
         raise BadInputError(
             f"is not a model that this transformers ({transformers.__version__}) knows: {error}",
             source=fields.source,
@@ -329,7 +329,9 @@ def _pretrained(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
     """Load the model on the CPU; whatever transformers would only warn about is an error."""
     arguments = {_DTYPE_ARGUMENT: dtype, "output_loading_info": True, "use_safetensors": True}
     try:
-        model, info = _AUTO_MODEL.from_pretrained(folder, config=config, local_files_only=True, **arguments)
+        model, info = _AUTO_MODEL.from_pretrained(
+            folder, config=config, local_files_only=True, trust_remote_code=False, **arguments
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise BadInputError(
             f"cannot be loaded: {error}",

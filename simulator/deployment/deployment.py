@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from warnings import warn
 
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
 from simulator.cost.models import CostModel, StepCost
 from simulator.deployment.acceptance_text import parse_acceptances
-from simulator.deployment.early_stop import early_stop_note
 from simulator.deployment.profile import Profile, load_profile
 from simulator.deployment.setup import Setup
 from simulator.engine.limits import EngineLimits, Prefill
@@ -49,16 +47,10 @@ class Deployment:
         return Setup(policy, drafter, model, cost, believed, note)
 
     def answerable(self, setup: Setup, requests: int) -> Setup:
-        """Return the setup; ``BadInputError`` where rows at that batch lie far beyond those measured.
-
-        Warns of what an early stop loses on this curve (``early_stop_note``).
-        """
+        """Return the setup; ``BadInputError`` where rows at that batch lie far beyond those measured."""
         refusal = None if self.extrapolate_rows else setup.extrapolates(requests)
         if refusal is not None:
             raise refusal
-        note = early_stop_note(setup, [requests])
-        if note is not None:
-            warn(note, UserWarning, stacklevel=2)
         return setup
 
     def limits(

@@ -13,7 +13,6 @@ import pandas as pd
 from simulator.core.errors import BadInputError, refuse_repeats
 from simulator.core.statistics import mean_interval
 from simulator.deployment.deployment import Deployment
-from simulator.deployment.early_stop import early_stop_note
 from simulator.deployment.setup import Setup
 from simulator.engine.limits import EngineLimits
 from simulator.engine.run import enough_requests, simulate
@@ -140,7 +139,7 @@ def sweep_frontier(
 def _answerable(
     deployment: Deployment, plans: Sequence[Setup], concurrency: Sequence[int]
 ) -> list[tuple[str, int]]:
-    """Pair policies with loads; warn of what they lose, refuse a policy without any."""
+    """Pair policies with loads; warn of loads that are left out, refuse a policy without any."""
     pairs = []
     for plan in plans:
         kept = [load for load in concurrency if deployment.extrapolate_rows or not plan.extrapolates(load)]
@@ -149,9 +148,6 @@ def _answerable(
             raise refused
         if refused is not None:
             warn(f"loads above {max(kept)} are left out: {refused}", UserWarning, stacklevel=3)
-        note = early_stop_note(plan, kept)
-        if note is not None:
-            warn(note, UserWarning, stacklevel=3)
         pairs += [(plan.policy.name, load) for load in kept]
     return pairs
 

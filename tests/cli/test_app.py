@@ -213,7 +213,7 @@ def profile_without_acceptance(directory: Path) -> Path:
         (("--concurrency", "5,ten"), "--concurrency: is not a list of numbers (got '5,ten')"),
         (("--concurrency", "5,10,...,inf"), "--concurrency: is not a list of numbers"),
         (("--concurrency", "5,5,...,9"), "--concurrency: is not a list of numbers"),
-        (("--seeds", "0"), "seeds: must be at least 1"),
+        (("--seeds", "0"), "seeds: must lie in 1"),
         (("--steps", "0"), "steps: must be at least 1"),
         (("--workers", "0"), "workers"),
         (("--lengths", "fixed:0/10"), "fixed length: must lie in 1..1,000,000,000 tokens (got 0)"),

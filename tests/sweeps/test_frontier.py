@@ -166,7 +166,7 @@ def test_steps_are_bounded_and_aim_at_equal_precision(concurrency: int) -> None:
         ([5, 0], {}, r"concurrency: must be at least 1 \(got 0\)"),
         ([-3], {}, "concurrency: must be at least 1"),
         ([5, 5], {}, "concurrency: gives 5 more than once"),
-        ([5], {"seeds": 0}, "seeds: must be at least 1"),
+        ([5], {"seeds": 0}, "seeds: must lie in 1"),
         ([5], {"steps": 0}, "steps: must be at least 1"),
         ([5], {"steps": -1}, "steps: must be at least 1"),
         ([5], {"workers": 0}, "workers"),

@@ -1,7 +1,7 @@
 """A second simulator of one replica: plain objects, one loop per request, slow and easy to check by eye.
 
-It shares the step-time formula and the replayed outcomes with the product, and nothing of its loop,
-batch rows, queues or schedulers.
+It shares the step-time formula, the replayed outcomes and the drawn scatter of steps with the product, and
+nothing of its loop, batch rows, queues or schedulers (``reference_policies``).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.support.reference_policies import Seen
 
 Rows = Sequence[tuple[tuple[float, ...], int]]
 """What a request meets: survival of its block and how many of it the target would accept, row by row."""
@@ -19,23 +21,31 @@ EPSILON_S = 1e-12
 
 @dataclass(frozen=True)
 class Setting:
-    """One configuration. policy: ``fixed`` (of ``length``) or ``dspark``. phase: of a closed loop's first."""
+    """One configuration.
+
+    policy: lengths by what is seen of a step. lag: how many decode steps before it the budget's survivals
+    are from. phase: of a closed loop's first requests. scatter: multiples of the mean time, step by step.
+    """
 
     concurrency: int
     gamma: int
-    policy: str = "fixed"
-    length: int = 1
+    policy: Callable[[Seen], list[int]]
+    lag: int = 0
     prefill: str = "elsewhere"
     chunk_tokens: int = 64
     kv_tokens: int | None = None
     tokens_per_s: float | None = None
     workers: int | None = 1
     phase: tuple[float, ...] = ()
+    scatter: tuple[float, ...] = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """One request and all that happens to it. ``left``: output tokens to decode."""
+    """One request and all that happens to it.
+
+    left: output tokens to decode. met: the survivals of its decode steps so far.
+    """
 
     index: int
     prompt: int
@@ -50,6 +60,7 @@ class Request:
     first_token_s: float = -1.0
     finished_s: float = -1.0
     started: bool = False
+    met: list[tuple[float, ...]] = field(default_factory=list)
     deliveries_s: list[float] = field(default_factory=list)
     waited: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("pool", "slot", "kv", "step", "prefill"), 0.0)
@@ -59,6 +70,12 @@ class Request:
     def context(self) -> int:
         """Tokens of it in the KV cache."""
         return self.prompt + self.output - self.left
+
+    def survival(self, lag: int) -> tuple[float, ...]:
+        """Return the survival of so many decode steps before, certain where it was not there yet."""
+        if not lag:
+            return self.rows[self.row][0]
+        return self.met[-lag] if lag <= len(self.met) else (1.0,) * len(self.rows[0][0])
 
 
 @dataclass
@@ -73,39 +90,28 @@ class DoneStep:
     prefill: int
 
 
-def dspark_lengths(batch: list[Request], time_s: StepTime, context: int, prompts: int) -> list[int]:
-    """Algorithm 1 by trying: the candidate most likely to survive next, until Theta rises no more."""
-    lengths, tau, rows = [0] * len(batch), float(len(batch)), len(batch)
-    best = tau / time_s(len(batch), rows + prompts, context, prompts)
-    while True:
-        candidates = []
-        for place, request in enumerate(batch):
-            survival = request.rows[request.row][0]
-            if lengths[place] < len(survival) and survival[lengths[place]] > 0:
-                candidates.append((survival[lengths[place]], -place))
-        if not candidates:
-            return lengths
-        survives, place = max(candidates)
-        theta = (tau + survives) / time_s(len(batch), rows + 1 + prompts, context, prompts)
-        if theta <= best:
-            return lengths
-        best, tau, rows = theta, tau + survives, rows + 1
-        lengths[-place] += 1
-
-
 class ReferenceSimulator:
     """Serves requests one step at a time; ``finished`` and ``steps`` hold what happened."""
 
     def __init__(
-        self, setting: Setting, time_s: StepTime, load: Sequence[tuple[int, int, Rows]], arrival_s: Any
+        self,
+        setting: Setting,
+        time_s: StepTime,
+        load: Sequence[tuple[int, int, Rows]],
+        arrival_s: Any,
+        cached: Sequence[int] | None = None,
     ) -> None:
-        """load: prompt tokens, output tokens and rows of each request. arrival_s: None in a closed loop."""
+        """load: prompt tokens, output tokens and rows of each request. arrival_s: None in a closed loop.
+
+        cached: prompt tokens of each that need no prefill.
+        """
         self.setting, self.time_s, self.load = setting, time_s, load
         self.closed, self.now = arrival_s is None, 0.0
+        self.cached = [0] * len(load) if cached is None else cached
         self.coming: list[Request] = []
         self.line: list[Request] = []
         self.prefilling: list[Request] = []
-        self.decoding: list[Request] = []
+        self.places: list[Request | None] = []  # of the batch; None where one has left
         self.finished: list[Request] = []
         self.steps: list[DoneStep] = []
         self.phase = list(setting.phase)
@@ -117,7 +123,12 @@ class ReferenceSimulator:
 
     def request(self, index: int, at: float) -> Request:
         prompt, output, rows = self.load[index]
-        return Request(index, prompt, output, rows, at, at, prompt_left=prompt)
+        return Request(index, prompt, output, rows, at, at, prompt_left=prompt - self.cached[index])
+
+    @property
+    def decoding(self) -> list[Request]:
+        """The batch, in order of its places."""
+        return [request for request in self.places if request is not None]
 
     def through_pool(self) -> None:
         """With a pool, a request gets in line when its prefill there is done."""
@@ -129,7 +140,7 @@ class ReferenceSimulator:
             worker = free.index(min(free))
             start_s = max(request.arrived_s, free[worker])
             request.waited["pool"] = start_s - request.arrived_s
-            request.ready_s = request.first_token_s = start_s + request.prompt / setting.tokens_per_s
+            request.ready_s = request.first_token_s = start_s + request.prompt_left / setting.tokens_per_s
             free[worker] = request.ready_s
         self.coming.sort(key=lambda request: request.ready_s)
 
@@ -189,6 +200,16 @@ class ReferenceSimulator:
                 self.prefilling.append(request)
         if self.line:
             self.cause = self.what_keeps_out()
+        self.close_up()
+
+    def close_up(self) -> None:
+        """Let the last of the batch take the places that are still empty."""
+        count = len(self.decoding)
+        last = [request for request in self.places[count:] if request is not None]
+        for place in range(count):
+            if self.places[place] is None:
+                self.places[place] = last.pop(0)
+        del self.places[count:]
 
     def join(self, request: Request) -> None:
         """Its first token is there; decoding begins."""
@@ -198,8 +219,10 @@ class ReferenceSimulator:
         if self.phase:
             share = self.phase.pop() * request.left
             request.left = int(share) + (share > int(share))
-        if request.left:
-            self.decoding.append(request)
+        if request.left and None in self.places:
+            self.places[self.places.index(None)] = request
+        elif request.left:
+            self.places.append(request)
         else:
             request.finished_s = self.now
             self.finished.append(request)
@@ -233,7 +256,7 @@ class ReferenceSimulator:
             if self.decoding and not (prompts and self.setting.prefill == "whole"):
                 self.decode(prompts)
             else:
-                duration_s = self.time_s(0, prompts, 0.0, prompts)
+                duration_s = self.time_s(0, prompts, 0.0, prompts) * self.scatter()
                 self.advance(self.now + duration_s)
                 self.steps.append(DoneStep(self.now, duration_s, 0, 0, 0, prompts))
             for request in complete:
@@ -241,15 +264,30 @@ class ReferenceSimulator:
                 self.join(request)
         self.admit()  # outputs of one token are done at the instant of the last step
 
+    def scatter(self) -> float:
+        """By how much this step deviates from the mean of its size."""
+        return self.setting.scatter[len(self.steps)] if self.setting.scatter else 1.0
+
     def decode(self, prompts: int) -> None:
-        batch, context = list(self.decoding), sum(request.context for request in self.decoding)
-        lengths = [self.setting.length] * len(batch)
-        if self.setting.policy == "dspark":
-            lengths = dspark_lengths(batch, self.time_s, context, prompts)
+        batch, setting = self.decoding, self.setting
+        requests, context = len(batch), sum(request.context for request in batch)
+
+        def time_s(drafts: int) -> float:
+            return self.time_s(requests, requests + drafts + prompts, context, prompts)
+
+        lengths = setting.policy(
+            Seen(
+                [request.survival(0) for request in batch],
+                [request.survival(setting.lag) for request in batch],
+                [request.rows[request.row][1] for request in batch],
+                time_s,
+            )
+        )
         drafts, committed = sum(lengths), 0
-        duration_s = self.time_s(len(batch), len(batch) + drafts + prompts, context, prompts)
+        duration_s = time_s(drafts) * self.scatter()
         self.advance(self.now + duration_s)
         for request, length in zip(batch, lengths, strict=True):
+            request.met.append(request.survival(0))
             tokens = 1 + min(length, request.rows[request.row][1])
             request.row = (request.row + tokens) % len(request.rows)
             committed += min(tokens, request.left)
@@ -257,6 +295,6 @@ class ReferenceSimulator:
             request.deliveries_s.append(self.now)
             if not request.left:
                 request.finished_s = self.now
-                self.decoding.remove(request)
+                self.places[self.places.index(request)] = None
                 self.finished.append(request)
         self.steps.append(DoneStep(self.now, duration_s, len(batch), drafts, committed, prompts))

@@ -160,15 +160,15 @@ def together(parts: Sequence[TrialResult], most_per_s: float) -> TrialResult:
 
 def _term_together(parts: Sequence[TermResult]) -> TermResult:
     """Judge a term over replications: by its mean share, or by its mean estimate where it has no share."""
-    term = parts[0].term
+    term, requests = parts[0].term, sum(part.requests for part in parts)
     worst = math.inf if term.comparison == "<=" else 0.0
     waits = term.measures_waiting
     estimate, half = _known_interval([part.estimate for part in parts], worst if waits else math.nan)
     if not term.per_request:
-        return TermResult(term, bool(term.holds(estimate)), estimate, math.nan, half)
+        return TermResult(term, bool(term.holds(estimate)), estimate, math.nan, half, requests)
     share, half = _known_interval([part.share for part in parts], 0.0 if waits else math.nan)
     met = bool(share >= term.required_share - 1e-12) or all(part.met for part in parts)
-    return TermResult(term, met, estimate, share, half)
+    return TermResult(term, met, estimate, share, max(half, unseen(share, requests)), requests)
 
 
 def _mean_metrics(known: Sequence[Metrics]) -> Metrics | None:

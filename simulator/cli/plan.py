@@ -53,7 +53,7 @@ def plan(
     from simulator.planning.scenario import load_scenario
     from simulator.report.page import check_library, write_report
     from simulator.report.plan_figures import write_figures
-    from simulator.sweeps.leads import Recommendation
+    from simulator.report.terminal import print_plan
 
     loaded = load_scenario(scenario)
     check_writable_directory(out)
@@ -66,17 +66,8 @@ def plan(
     write_report(result, out / "report.html")
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    for columns in (
-        ["policy", "rate_per_replica_per_s", "rate_low_per_s", "rate_high_per_s", "replicas", "replicas_low",
-         "replicas_high", "decode_gpus", "prefill_gpus", "gpus", "gpu_hours",
-         "cost_per_million_output_tokens"],
-        ["policy", "rate_at_peak_per_s", "attained_at_peak", "kept_share_at_peak", "tps_mean_at_peak",
-         "tps_p10_at_peak", "tps_mean_at_limit", "binding"],
-    ):  # fmt: skip
-        shown = result.plans.reindex(columns=columns)
-        typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-") + "\n")
-    chosen = Recommendation(result.recommended, result.tied)
-    typer.echo(f"recommended: {chosen}\nwrote {out / 'report.html'} and the tables beside it")
+    print_plan(result)
+    typer.echo(f"wrote {out / 'report.html'} and the tables beside it")
 
 
 def regret(

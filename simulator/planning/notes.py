@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -11,8 +13,35 @@ from simulator.fleet.fleet import FleetRun
 from simulator.planning.scenario import Scenario
 from simulator.planning.sizing import NO_SPEED, Sizing
 from simulator.schedulers.early_stop import early_stop_note
+from simulator.sweeps.leads import Recommendation
 from simulator.traffic.replay import replay_notes
 from simulator.traffic.sources import ReplayTraffic, Traffic
+
+
+def answer_line(recommendation: Recommendation, row: Mapping[Any, Any], currency: str) -> str:
+    """Say what to run on what and at which price: the words of the terminal, the report and ``plan.json``.
+
+    row: of the recommended policy, in ``tables.plan_table``.
+    """
+    fleet = f"{recommendation}: {ranged(row, 'replicas')} replicas on {row['decode_gpus']:,.0f} decode GPUs"
+    if math.isnan(row["prefill_gpus"]):
+        return f"{fleet}; prefill GPUs are not known, so no cost is stated"
+    cost = ranged(row, "cost_per_million_output_tokens")
+    return f"{fleet} and {row['prefill_gpus']:,.0f} prefill GPUs, {cost} {currency} per million output tokens"
+
+
+def ranged(row: Mapping[Any, Any], name: str) -> str:
+    """Write a value with its 95% interval where there is one and it is not the value: ``9 (9 to 10)``."""
+    value, low, high = row[name], row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
+    if math.isnan(low) or math.isnan(high) or low == high == value:
+        return _plain_number(value)
+    return f"{_plain_number(value)} ({_plain_number(low)} to {_plain_number(high)})"
+
+
+def _plain_number(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def list_assumptions(

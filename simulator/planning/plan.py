@@ -22,7 +22,7 @@ from simulator.fleet.layout import Fleet
 from simulator.parallel.cells import Sweeping, run_cells
 from simulator.planning.checks import CONFIRMED_REPLICAS, check_fleet_size, check_inputs
 from simulator.planning.demand import demand_profile, mix_of
-from simulator.planning.notes import list_assumptions, list_warnings
+from simulator.planning.notes import answer_line, list_assumptions, list_warnings
 from simulator.planning.scenario import Scenario
 from simulator.planning.sizing import Sizing
 from simulator.planning.tables import (
@@ -34,11 +34,13 @@ from simulator.planning.tables import (
     recommended_policy,
     sensitivity_table,
     switch_table,
+    term_table,
     trial_table,
 )
 from simulator.planning.variants import servers_of, with_acceptance, with_cost
 from simulator.sla.terms import Sla, Term
 from simulator.sweeps.frontier import MixCell, run_mix, steps_for
+from simulator.sweeps.leads import Recommendation
 from simulator.traffic.sources import Traffic
 
 VARIANTS = {
@@ -63,16 +65,17 @@ GRID_REPLICATIONS = 3
 class CapacityPlan:
     """The answer, as tables. Rates are requests per second; costs in the scenario's currency.
 
-    plans: a row per policy. trials: every trial at a rate. sensitivity, growth, day, switches, cost: what
+    recommendation: the policy to run, and ties. plans: a row per policy. terms: what users get of each term
+    (``tables.term_table``). trials: every trial at a rate. sensitivity, growth, day, switches, cost: what
     their columns say. frontier: the scenario's mix and limits in a closed loop, columns of
     ``frontier.sweep_frontier`` and the plan's own cost. money: what turns a rate per replica into that cost.
     confirmation: the recommended fleet simulated whole behind its router at the peak.
     """
 
     scenario: Scenario
-    recommended: str
-    tied: tuple[str, ...]
+    recommendation: Recommendation
     plans: pd.DataFrame
+    terms: pd.DataFrame
     trials: pd.DataFrame
     sensitivity: pd.DataFrame
     growth: pd.DataFrame
@@ -85,9 +88,25 @@ class CapacityPlan:
     assumptions: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
+    @property
+    def recommended(self) -> str:
+        """Name of the policy to run."""
+        return self.recommendation.policy
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """Policies of which it cannot be said that they are worse."""
+        return self.recommendation.tied
+
+    @property
+    def answer(self) -> str:
+        """What to run on what and at which price, in one sentence."""
+        row = self.plans[self.plans["policy"] == self.recommended].to_dict(orient="records")[0]
+        return answer_line(self.recommendation, row, self.scenario.price.currency)
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """Name to table, as written to CSV."""
-        names = ("plans", "trials", "sensitivity", "growth", "day", "switches", "cost", "frontier")
+        names = ("plans", "terms", "trials", "sensitivity", "growth", "day", "switches", "cost", "frontier")
         return {name: getattr(self, name) for name in names}
 
 
@@ -115,7 +134,8 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     cells = [_grid_trial(server, best, share) for server in servers for share in GRID]
     trials = _tried(sweep, cells, "Rates")
     peaks = _tried(sweep, _at_peak(servers, found, sizing), "Peak")
-    plans = plan_table(scenario, sizing, found, {each.policy: each for each in peaks})
+    peaks_by_policy = {each.policy: each for each in peaks}
+    plans = plan_table(scenario, sizing, found, peaks_by_policy)
     best_policy = recommended_policy(plans, found, peaks)
     recommended = best_policy.policy
     plans["tied"] = plans["policy"].isin(best_policy.tied)
@@ -126,9 +146,9 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     confirmed, confirmation = _confirm(scenario, chosen, replicas, sizing, sweep)
     return CapacityPlan(
         scenario=scenario,
-        recommended=recommended,
-        tied=best_policy.tied,
+        recommendation=best_policy,
         plans=plans,
+        terms=term_table(found, peaks_by_policy),
         trials=trial_table(everything),
         sensitivity=sensitivity_table(sizing, found, variants),
         growth=growth_table(scenario, sizing, plans),
@@ -150,10 +170,12 @@ def write_tables(result: CapacityPlan, out: Path) -> None:
     summary = {
         "schema": 1,
         "scenario": result.scenario.model_dump(mode="json"),
+        "answer": result.answer,
         "recommended": result.recommended,
         "tied": list(result.tied),
         "money": without_nan(result.money),
         "plans": without_nan(result.plans.to_dict(orient="records")),
+        "terms": without_nan(result.terms.to_dict(orient="records")),
         "confirmation": without_nan(result.confirmation),
         "warnings": list(result.warnings),
         "assumptions": dict(result.assumptions),

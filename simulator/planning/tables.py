@@ -60,6 +60,25 @@ def _ranges(sizing: Sizing, found: RateSearch) -> dict[str, float]:
     }
 
 
+def term_table(found: Sequence[RateSearch], peaks: Mapping[str, TrialResult]) -> pd.DataFrame:
+    """Tabulate what users get of each term, at the load of a replica that will be run and at its limit.
+
+    load: ``run`` (a planned replica's share of the peak) or ``limit``. Then the columns of
+    ``sla.verdict.TermResult.verdict``, and the same in words (``shown``).
+    """
+    rows = [
+        {"policy": each.policy, "load": load, "rate_per_s": trial.rate_per_s}
+        | result.verdict()
+        | {"shown": result.shown()}
+        for each in found
+        if each.feasible
+        for load, trial in (("run", peaks[each.policy]), ("limit", each.at_rate))
+        if trial is not None
+        for result in trial.terms
+    ]
+    return pd.DataFrame(rows)
+
+
 def _fared(trial: TrialResult) -> dict[str, Any]:
     """Say what users get in a trial.
 

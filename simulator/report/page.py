@@ -62,7 +62,7 @@ def page_data(result: CapacityPlan) -> dict[str, Any]:
         "sla": list(scenario.sla),
         "sla_tps": speeds[0] if speeds else None,
         "recommended": result.recommended,
-        "tied": list(result.tied),
+        "answer": result.answer,
         "currency": scenario.price.currency,
         "money": dict(result.money),
         "confirmation": dict(result.confirmation),

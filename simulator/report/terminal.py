@@ -1,4 +1,4 @@
-"""The answer of ``dspark-sim compare``: tables on the terminal, CSV and the two figures."""
+"""The answers of ``compare`` and ``plan`` on the terminal; of ``compare`` CSV and two figures as well."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from simulator.core.files import write_csv
 from simulator.deployment.profile import Profile
 from simulator.paper.claims_check import check_against
+from simulator.planning.notes import ranged
+from simulator.planning.plan import CapacityPlan
 from simulator.report.frontier import plot_frontier, plot_load
 from simulator.report.style import save
 from simulator.sla.terms import Term
@@ -38,7 +41,8 @@ def report_comparison(frontier: pd.DataFrame, slas: Sequence[Term], profile: Pro
     save(plot_load(frontier, published=published, title=profile.title), out / "load.png")
 
     console = Console()
-    console.print(f"[bold]{profile.title}[/bold]: {profile.provenance.line()}", highlight=False)
+    said = escape(profile.provenance.line())
+    console.print(f"[bold]{escape(profile.title)}[/bold]: {said}", highlight=False)
     for sla in slas:
         console.print(_sla_table(answers[answers["sla"] == sla.text], sla))
     base = baseline_of(frontier)
@@ -55,6 +59,61 @@ def report_comparison(frontier: pd.DataFrame, slas: Sequence[Term], profile: Pro
         console.print(_published_table(tables["published"]))
     names = ", ".join([*(f"{name}.csv" for name in tables), "frontier.png", "load.png"])
     console.print(f"wrote {out}/: {names}", highlight=False)
+
+
+def print_plan(result: CapacityPlan) -> None:
+    """Print what a plan answers: fleets with their intervals, what users get of each term, and what binds."""
+    console = Console()
+    console.print(_fleet_table(result))
+    console.print("\n[bold]What users get[/bold]")
+    fleets = result.plans.set_index("policy")
+    loads = {"run": ("peak", "will be run"), "limit": ("limit", "its limit")}
+    for (name, load), rows in result.terms.groupby(["policy", "load"], sort=False):
+        policy = str(name)
+        (column, meaning), rate = loads[str(load)], rows["rate_per_s"].iloc[0]
+        mean, p10 = (float(fleets[f"tps_{statistic}_at_{column}"][policy]) for statistic in ("mean", "p10"))
+        speed = f"{mean:.4g} tokens/s per user on average, p10 {p10:.4g}"
+        _say(console, f"{policy}, {rate:.3g} requests/s per replica ({meaning}): {speed}")
+        width = rows["term"].str.len().max()
+        for term, shown, holds in rows[["term", "shown", "holds"]].itertuples(index=False):
+            _say(console, f"  {'kept  ' if holds else 'MISSED'} {term:{width}}  {shown}")
+    console.print("\n[bold]What stops a replica from carrying more[/bold]")
+    for policy, why in result.plans[["policy", "binding"]].itertuples(index=False):
+        _say(console, f"{policy}: {why}")
+    _say(console, f"\nrecommended: {result.answer}")
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is: what a scenario says may look like markup."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _fleet_table(result: CapacityPlan) -> Table:
+    table = _table(
+        "Fleet at the peak, with 95% intervals", "policy", "requests/s per replica", "replicas",
+        "GPUs: decode + prefill", f"{escape(result.scenario.price.currency)} per M output tokens",
+    )  # fmt: skip
+    table.columns[0].no_wrap = True
+    for row in result.plans.to_dict("records"):
+        name = escape(str(row["policy"])) + (" (tie)" if row["tied"] else "")
+        if not row["feasible"]:
+            table.add_row(name, "keeps the SLA at no rate", *["-"] * 3)
+            continue
+        rate = {f"rate{end}": row[f"rate{column}_per_s"] for end, column in _RATE_ENDS.items()}
+        known = not math.isnan(row["prefill_gpus"])
+        prefill = f"{row['prefill_gpus']:,.0f}" if known else "?"
+        table.add_row(
+            name,
+            ranged(rate, "rate"),
+            ranged(row, "replicas"),
+            f"{row['decode_gpus']:,.0f} + {prefill}",
+            ranged(row, "cost_per_million_output_tokens") if known else "not stated",
+            style="bold" if row["policy"] == result.recommended else None,
+        )
+    return table
+
+
+_RATE_ENDS = {"": "_per_replica", "_low": "_low", "_high": "_high"}
 
 
 def _sla_table(answers: pd.DataFrame, sla: Term) -> Table:

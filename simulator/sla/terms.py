@@ -105,12 +105,12 @@ class Term:
             self.traffic_class,
         )  # fmt: skip
 
-    def in_unit(self, value: float) -> str:
-        """Write a value of the metric for people: 1.2 s, 35 ms, 80 tokens/s, or a bare number."""
+    def unit_for(self, value: float) -> tuple[float, str]:
+        """Return the unit in which people read a value, and how many of the metric's own units it is."""
         if self.is_time:
-            return f"{value:.4g} s" if abs(value) >= 1 else f"{value * 1e3:.4g} ms"
+            return (1.0, " s") if abs(value) >= 1 else (1e-3, " ms")
         speed = self.metric == "tps" or self.metric.startswith(("tps_", "throughput"))
-        return f"{value:.4g} tokens/s" if speed else f"{value:.4g}"
+        return 1.0, " tokens/s" if speed else ""
 
     @property
     def is_time(self) -> bool:

@@ -23,7 +23,7 @@ class TermResult:
 
     estimate: the metric's own value (NaN when saturated). share: of the requests
     or deliveries to which it was kept, with its 95% half-width; NaN for means, where ``ci95`` is of the
-    estimate.
+    estimate. requests: those that it was judged by.
     """
 
     term: Term
@@ -31,15 +31,17 @@ class TermResult:
     estimate: float
     share: float
     ci95: float
+    requests: int
 
     def shown(self) -> str:
         """Say what was attained, with its unit and its 95% interval: ``1.2 s, kept by 99.40% ± 0.30%``."""
         if math.isnan(self.estimate):
             return "not measured"
-        value = self.term.in_unit(self.estimate)
+        scale, unit = self.term.unit_for(self.estimate)
+        value = f"{self.estimate / scale:.4g}"
         if self.term.per_request:
-            return f"{value}, kept by {self.share:.2%} ± {self.ci95:.2%}"
-        return value if math.isnan(self.ci95) else f"{value} ± {self.term.in_unit(self.ci95)}"
+            return f"{value}{unit}, kept by {self.share:.2%} ± {self.ci95:.2%}"
+        return f"{value}{unit}" if math.isnan(self.ci95) else f"{value} ± {self.ci95 / scale:.2g}{unit}"
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> TermResult:
@@ -66,6 +68,7 @@ class TermResult:
             "share_asked": term.required_share if shared else nan,
             "share_kept": self.share,
             "share_kept_ci95": self.ci95 if shared else nan,
+            "requests": self.requests,
             "holds": self.met,
         }
 
@@ -129,7 +132,7 @@ def unseen(share: float, requests: int) -> float:
 def saturated_assessment(sla: Sla, requests: int) -> Assessment:
     """Judge a saturated run: all that can be said is that it is one."""
     nan = float("nan")
-    results = tuple(TermResult(term, False, nan, nan, nan) for term in sla.terms)
+    results = tuple(TermResult(term, False, nan, nan, nan, requests) for term in sla.terms)
     return Assessment(False, True, nan, nan, nan, requests, results)
 
 
@@ -137,12 +140,12 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
     if term.metric in SYSTEM_METRICS:
         value = float(getattr(metrics, term.metric))
         half = metrics.throughput_ci95 if term.metric == "throughput_tok_per_s" else float("nan")
-        return TermResult(term, bool(term.holds(value)), value, float("nan"), half)
+        return TermResult(term, bool(term.holds(value)), value, float("nan"), half, len(observed.requests))
     concerned = _concerned(term, observed)
     mine = observed.requests[concerned]
     if term.quantile is None:
         value, half = ratio_interval(*_mean_parts(term.metric, mine))
-        return TermResult(term, bool(term.holds(value)), value, float("nan"), half)
+        return TermResult(term, bool(term.holds(value)), value, float("nan"), half, len(mine))
     if term.metric == "itl":
         estimate = _gap_quantile(term, observed)
         good, of = observed.on_time[term.bound][concerned], mine["deliveries"].to_numpy()
@@ -154,7 +157,7 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
     half = max(half, unseen(share, len(mine)))
     # Nothing to judge (no such request finished) is no breach.
     met = bool(share >= term.required_share - 1e-12) if of.sum() else True
-    return TermResult(term, met, estimate, share, half)
+    return TermResult(term, met, estimate, share, half, len(mine))
 
 
 def _mean_parts(metric: str, requests: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:

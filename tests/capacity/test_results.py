@@ -45,7 +45,7 @@ def test_a_saturated_trial_comes_back_whole_from_its_cell(tmp_path: Path) -> Non
 
 def test_an_outcome_is_found_by_what_it_bounds() -> None:
     (strict,), (loose,) = (parse_sla([text]).terms for text in ("chat:ttft_p99<=1s", "chat:ttft_p99<=2s"))
-    one = trial_result("a", 1.0, terms=[TermResult(strict, False, 1.5, 0.9, 0.01)])
+    one = trial_result("a", 1.0, terms=[TermResult(strict, False, 1.5, 0.9, 0.01, 100)])
     assert one.outcome(loose).estimate == 1.5
     with pytest.raises(KeyError):
         one.outcome(parse_sla(["ttft_p99<=1s"]).terms[0])
@@ -57,7 +57,7 @@ def test_the_name_of_a_class_does_not_make_a_speed_a_wait() -> None:
         ["ttft-users:tps_p10>=60", "chat:ttft_p99<=1s", "ttft+16*tpot_p99<=2s", "queue_mean<=3"]
     ).terms
     assert [each.measures_waiting for each in (speed, wait, total, line)] == [False, True, True, True]
-    failed = trial_result("a", 1.0, met=False, terms=[TermResult(speed, False, 50.0, 0.8, 0.01)])
+    failed = trial_result("a", 1.0, met=False, terms=[TermResult(speed, False, 50.0, 0.8, 0.01, 100)])
     search = RateSearch(
         "a", "base", 0.9, 1.0, 2.0, None, failed, (failed,), (0.95,), math.nan, math.nan
     )  # fmt: skip

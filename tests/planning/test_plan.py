@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -379,6 +380,10 @@ def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
         plan(scenario(sla=["tps_p10>=80"]), sweeping=sweeping)
 
     write_tables(result, tmp_path)
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["answer"] == result.answer
+    assert written["recommended"] == result.recommended
+    assert {each["term"] for each in written["terms"]} == {"tps_p10>=75", "ttft_p95<=1s"}
     assert (tmp_path / "plans.csv").read_text().startswith("policy,")
     assert (tmp_path / "plan.json").exists()
 
@@ -481,6 +486,15 @@ def test_the_plan_shows_the_load_that_will_be_run_and_the_limit_beside_it() -> N
     assert row["attained_at_peak"]
     assert row["attained_at_limit"]
     assert np.isnan(row["kept_share_at_peak"])
+    run, limit = result.terms.to_dict("records")
+    assert (run["load"], limit["load"]) == ("run", "limit")
+    assert (run["term"], run["asked"], run["holds"]) == ("tps_mean>=80", 80, True)
+    # The term's mean is over the judged requests, the metric's over the steps after warm-up: two windows.
+    assert run["attained"] == pytest.approx(row["tps_mean_at_peak"], rel=0.03)
+    assert run["attained"] > limit["attained"] >= 80
+    assert run["attained_ci95"] > 0
+    assert run["rate_per_s"] == row["rate_at_peak_per_s"]
+    assert limit["rate_per_s"] == row["rate_per_replica_per_s"]
 
 
 def test_a_first_token_that_no_pool_can_keep_is_infeasible_before_any_simulation(

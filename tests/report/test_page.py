@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from simulator.planning.notes import answer_line, ranged
 from simulator.planning.plan import CapacityPlan, plan
 from simulator.planning.scenario import Scenario
 from simulator.report.page import write_report
 from simulator.report.plan_figures import write_figures
+from simulator.report.terminal import print_plan
+from simulator.sweeps.leads import Recommendation
 
 EVIL = 'Plan </script><script>document.title="owned"</script><img src=x onerror="document.title=1">'
 FIGURES = ("frontier", "throughput", "budget", "attainment", "cost", "day")
@@ -200,6 +203,50 @@ def test_warnings_come_first(result: CapacityPlan, shown: Any) -> None:
     text = shown.find_element("tag name", "body").text
     assert result.warnings
     assert text.index(result.warnings[0]) < text.index("Plan\n")
+
+
+def test_page_and_terminal_say_the_same_answer(
+    shown: Any, result: CapacityPlan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One recommendation, with the intervals of replicas and money, and prefill GPUs; tags are text."""
+    row = result.plans.set_index("policy").loc[result.recommended]
+    for part in (f"{row['prefill_gpus']:.0f} prefill GPUs", " <i>$</i> per million output tokens"):
+        assert part in result.answer
+    assert shown.find_element("id", "answer").text == result.answer + "."
+    print_plan(result)
+    said = capsys.readouterr().out
+    assert f"recommended: {result.answer}" in said
+    table = shown.find_element("id", "fared").text
+    for each in result.terms.to_dict("records"):
+        assert each["shown"] in said
+        assert each["shown"] in table
+    assert "will be run" in said
+    assert "its limit" in said
+    assert f"p10 {row['tps_p10_at_peak']:.4g}" in said
+
+
+def test_values_come_with_their_intervals() -> None:
+    row = {"replicas": 9, "replicas_low": 9, "replicas_high": 10, "gpus": 5, "gpus_low": 5, "gpus_high": 5}
+    assert ranged(row, "replicas") == "9 (9 to 10)"
+    assert ranged(row, "gpus") == "5"
+    assert ranged({"cost": 0.0456}, "cost") == "0.0456"
+    assert ranged({"cost": math.nan}, "cost") == "-"
+    tie = answer_line(
+        Recommendation("a", ("b", "c")),
+        row | {"decode_gpus": 9, "prefill_gpus": math.nan}, "EUR",
+    )  # fmt: skip
+    assert tie == (
+        "a (a tie with b and c); the lead is within what chance explains: 9 (9 to 10) replicas on 9 decode "
+        "GPUs; prefill GPUs are not known, so no cost is stated"
+    )
+
+
+def test_a_tie_of_the_day_is_in_the_legend(result: CapacityPlan, page: Path) -> None:
+    assert set(result.day["run"]) <= {
+        Recommendation(policy, (tied,) if tied else ()).label
+        for policy, tied in result.switches[["policy", "tied"]].itertuples(index=False)
+    }
+    assert "r.run" in page.read_text(encoding="utf-8")
 
 
 def test_the_page_carries_the_plan_as_json(page: Path, result: CapacityPlan) -> None:

@@ -122,8 +122,21 @@ def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
 def parse_percent(text: str, field: str) -> float:
     """Parse a share such as ``20%``; a bare number could mean 20 or 0.2 and is refused."""
     match = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*%\s*", text)
-    if match is None:
+    if match is not None:
+        return float(match[1]) / 100
+    if "%" in text:
         raise BadInputError(
-            "needs a percent sign", source="scenario", field=field, value=text, remedy="as in 20%"
+            "is not a percentage of 0% or more",
+            source="scenario",
+            field=field,
+            value=text,
+            remedy="as in 20%",
         )
-    return float(match[1]) / 100
+    bare = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*", text)
+    remedy = "as in 20%" if bare is None else percent_meant(float(bare[1]))
+    raise BadInputError("needs a percent sign", source="scenario", field=field, value=text, remedy=remedy)
+
+
+def percent_meant(value: float) -> str:
+    """Remedy for a share without a percent sign: 0.2 may mean 0.2% or 20%, 20 means 20%."""
+    return f"write {value:g}% or {value:.0%}" if 0 < value < 1 else f"write {value:g}%"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.core.errors import BadInputError
 from simulator.core.reading import complain, is_there, read_yaml, strictly
-from simulator.core.units import parse_percent
+from simulator.core.units import parse_percent, percent_meant
 from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import Profile, load_profile
 from simulator.engine.limits import EngineLimits, Prefill
 from simulator.fleet.layout import RouterName
 from simulator.schedulers.parse import Policy, parse_policy
-from simulator.sla.terms import Sla, parse_sla
+from simulator.sla.terms import Sla, parse_sla, parse_term
 from simulator.traffic.arrivals import ClosedLoop
 from simulator.traffic.lengths import parse_lengths
 from simulator.traffic.parse import parse_arrivals, parse_recording, split_file_spec
@@ -284,9 +285,47 @@ def load_scenario(path: Path | str) -> Scenario:
             "is not a mapping of keys", source=str(path), remedy="see `dspark-sim plan --init`"
         )
     try:
-        return strictly(Scenario, raw)
+        scenario = strictly(Scenario, raw)
     except ValidationError as error:
         raise _explain(error, str(path)) from error
+    _check_texts(scenario, str(path))
+    return scenario
+
+
+def _check_texts(scenario: Scenario, path: str) -> None:
+    """Parse each text that stands for a number, a policy or a promise: errors name the file and the key."""
+    search, traffic = scenario.search, scenario.traffic
+    with _naming(path, "fleet.headroom"):
+        parse_percent(scenario.fleet.headroom, "fleet.headroom")
+    with _naming(path, "search.precision"):
+        parse_percent(search.precision, "search.precision")
+    for index, text in enumerate(traffic.growth):
+        with _naming(path, f"traffic.growth.{index}"):
+            parse_percent(text, "traffic.growth")
+    for index, text in enumerate(scenario.sla):
+        with _naming(path, f"sla.{index}"):
+            parse_term(text)
+    for index, text in enumerate(scenario.policies):
+        with _naming(path, f"policies.{index}"):
+            parse_policy(text)
+    with _naming(path, "sla"):
+        sla = scenario.parsed_sla()
+        if traffic.arrivals is not None:
+            sla.check_classes(sorted(traffic.classes) or ["default"])
+    with _naming(path, "traffic.arrivals"):
+        if traffic.arrivals is not None:
+            parse_arrivals(traffic.arrivals)
+
+
+@contextmanager
+def _naming(path: str, field: str) -> Iterator[None]:
+    """Name the file and the key in whatever complaint a parser raises."""
+    try:
+        yield
+    except BadInputError as error:
+        raise BadInputError(
+            error.problem, source=path, field=field, value=error.value, remedy=error.remedy
+        ) from error
 
 
 def _explain(error: ValidationError, path: str) -> BadInputError:
@@ -301,24 +340,44 @@ def _explain(error: ValidationError, path: str) -> BadInputError:
         return BadInputError("unknown key", source=path, field=field, remedy=remedy)
     if first["type"] != "missing" and value is None:
         return BadInputError("is empty", source=path, field=field, remedy=_how_to_fill(place))
-    if {"headroom", "growth", "precision"} & set(place) and isinstance(value, int | float):
-        likely = f"{value:g}% or {value:.0%}" if 0 < value < 1 else f"{value:g}%"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if {"headroom", "growth", "precision"} & set(place) and number:
         return BadInputError(
-            "needs a percent sign", source=path, field=field, value=value, remedy=f"write {likely}"
+            "needs a percent sign", source=path, field=field, value=value, remedy=percent_meant(value)
         )
     if first["type"] == "tuple_type":
+        remedy = f"write [{value}]" if isinstance(value, str) or number else _how_to_fill(place)
+        if place[-1] == "sla" and not isinstance(value, str):
+            remedy = _how_to_fill(place)
+        return BadInputError("is not a list", source=path, field=field, value=value, remedy=remedy)
+    if first["type"] == "string_type":
         return BadInputError(
-            "is not a list", source=path, field=field, value=value, remedy=f"write [{value}]"
+            "is not text", source=path, field=field, value=value, remedy=_as_text(place, value)
         )
     return complain(error, path)
 
 
+_EXAMPLES = {
+    "sla": "as in sla: [tps_mean>=80, ttft_p99<=2s]",
+    "policies": "as in policies: [mtp1, dspark]",
+}
+
+
 def _how_to_fill(place: tuple[int | str, ...]) -> str:
-    examples = {
-        "sla": "as in sla: [tps_mean>=80, ttft_p99<=2s]",
-        "policies": "as in policies: [mtp1, dspark]",
-    }
-    return examples.get(str(place[-1]), "give it a value or leave the key out")
+    return _EXAMPLES.get(str(place[-1]), "give it a value or leave the key out")
+
+
+def _as_text(place: tuple[int | str, ...], value: object) -> str:
+    """Say how to write as text what YAML took for a number, a list or a mapping."""
+    if place[0] == "sla":
+        return _EXAMPLES["sla"]
+    if isinstance(value, list):
+        return "write it without brackets" if len(value) == 1 else "write one text"
+    if isinstance(value, dict) and len(value) == 1:
+        ((key, inner),) = value.items()
+        joint = "=" if "acceptance" in place else ":"
+        return f'write "{key}{joint}{inner}", in quotes and without the blank'
+    return f'write "{value}", in quotes' if isinstance(value, int | float) else "write one text"
 
 
 def _keys_at(place: tuple[Any, ...]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from simulator.acceptance.trace import AcceptanceModel, Replay
 from simulator.core.errors import BadInputError
 from simulator.cost.models import CostModel, StepTime
+from simulator.schedulers.batch_table import BatchTable
 from simulator.schedulers.parse import Policy
 from simulator.schedulers.policies import Fixed
 from simulator.schedulers.protocol import Scheduler
@@ -50,12 +51,13 @@ class Setup:
     def extrapolates(self, requests: int) -> BadInputError | None:
         """Return the error of a batch whose rows lie far beyond those measured, or None.
 
-        requests: in the batch. Only a fixed length is known before a step; what other policies choose is
-        counted when they run (``steps_outside_fraction``).
+        requests: in the batch. Only lengths that are fixed or go by the number of requests are known before
+        a step; what other policies choose is counted when they run (``steps_outside_fraction``).
         """
-        if not isinstance(self.scheduler, Fixed) or not isinstance(self.cost, StepTime):
+        length = self._known_length(requests)
+        if length is None or not isinstance(self.cost, StepTime):
             return None
-        rows, measured = requests * (1 + self.scheduler.length), self.cost.measured_tokens
+        rows, measured = requests * (1 + length), self.cost.measured_tokens
         if rows <= MOST_BEYOND * measured:
             return None
         return BadInputError(
@@ -65,6 +67,12 @@ class Setup:
             remedy="measure a fixed length too (docs/planning.md, two lines), take fewer requests, or accept "
             "it with --extrapolate-rows (in a scenario: search.extrapolate_rows)",
         )  # fmt: skip
+
+    def _known_length(self, requests: int) -> int | None:
+        scheduler = self.scheduler
+        if isinstance(scheduler, Fixed):
+            return scheduler.length
+        return scheduler.lengths(requests) if isinstance(scheduler, BatchTable) else None
 
     def replay(self, seed: int) -> Replay:
         """Realise acceptance for one seed; cached, since many cells of a sweep share it."""

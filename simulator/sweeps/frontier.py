@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,12 +143,18 @@ def _answerable(
     """Pair policies with loads; warn of loads that are left out, refuse a policy without any."""
     pairs = []
     for plan in plans:
-        kept = [load for load in concurrency if deployment.extrapolate_rows or not plan.extrapolates(load)]
-        refused = plan.extrapolates(max(concurrency)) if len(kept) < len(concurrency) else None
-        if refused is not None and not kept:
-            raise refused
-        if refused is not None:
-            warn(f"loads above {max(kept)} are left out: {refused}", UserWarning, stacklevel=3)
+        refused = [
+            load for load in concurrency if not deployment.extrapolate_rows and plan.extrapolates(load)
+        ]
+        end = min(
+            refused, default=math.inf
+        )  # a length by batch size may fall again: no gap is interpolated over
+        kept = [load for load in concurrency if load < end]
+        why = plan.extrapolates(min(refused)) if refused else None
+        if why is not None and not kept:
+            raise why
+        if why is not None:
+            warn(f"loads above {max(kept)} are left out: {why}", UserWarning, stacklevel=3)
         pairs += [(plan.policy.name, load) for load in kept]
     return pairs
 

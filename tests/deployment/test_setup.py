@@ -28,6 +28,8 @@ def deployment(extrapolate_rows: bool = False) -> Deployment:
     (25, "fixed:7", True),
     (97, "mtp1", True), (96, "mtp1", False),
     (192, "autoregressive", False), (193, "autoregressive", True),
+    (24, "batch-table:1-=7", False), (25, "batch-table:1-=7", True),
+    (25, "batch-table:1-24=7,25-=6", False), (28, "batch-table:1-24=7,25-=6", True),  # 175 and 196 rows
     (500, "dspark-async", False),  # its rows are not known before it has decided
 ])  # fmt: skip
 def test_rows_of_fixed_lengths_are_known_before_a_step(requests: int, policy: str, refused: bool) -> None:
@@ -50,3 +52,11 @@ def test_a_sweep_leaves_such_loads_out_and_says_so() -> None:
         sweep_frontier(deployment(), policies, [40], seeds=1, steps=60)
     whole = sweep_frontier(deployment(True), policies, [8, 40], seeds=1, steps=60)
     assert len(whole) == 4
+
+
+def test_no_gap_of_refused_loads_is_interpolated_over() -> None:
+    """25 requests of 8 rows are 200, 40 of 2 rows are 80: the limit is 192, and 40 would stand alone."""
+    table = parse_policy("batch-table:1-30=7,31-=1")
+    with pytest.warns(UserWarning, match="loads above 8 are left out: policy: batch-table.* 200 rows at 25"):
+        kept = sweep_frontier(deployment(), [table], [8, 25, 40], seeds=1, steps=60)
+    assert kept["concurrency"].tolist() == [8]

@@ -226,9 +226,12 @@ def _say_verdict(judged: Assessment, steps: int) -> None:
         raise InfeasibleError("the fleet is saturated: the queue grows without bound, so it has no latency")
     for each in judged.terms:
         typer.echo(f"{'met   ' if each.met else 'MISSED'} {each.term.text}: {each.shown()}")
+    kept = ""
+    if judged.promises_each:
+        kept = f", attainment {judged.attainment:.2%} ± {judged.attainment_ci95:.2%}"
     typer.echo(
-        f"{judged.requests:,} requests judged, attainment {judged.attainment:.2%} ± "
-        f"{judged.attainment_ci95:.2%}, goodput {judged.goodput_per_s:.4g} requests/s; {steps:,} engine steps"
+        f"{judged.requests:,} requests judged{kept}, goodput {judged.goodput_per_s:.4g} requests/s; "
+        f"{steps:,} engine steps"
     )
     if not judged.met:
         raise InfeasibleError(f"the fleet misses {', '.join(term.text for term in judged.failing)}")

@@ -4,18 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from simulator.capacity.server import Server
-from simulator.fleet.fleet import FleetRun
 from simulator.planning.scenario import Scenario
 from simulator.planning.sizing import NO_SPEED, Sizing
 from simulator.schedulers.early_stop import early_stop_note
+from simulator.sla.verdict import Assessment
 from simulator.sweeps.leads import Recommendation
 from simulator.traffic.replay import replay_notes
 from simulator.traffic.sources import ReplayTraffic, Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """The recommended fleet, or ``replicas_simulated`` of it, simulated behind its router at the peak.
+
+    rate_per_s: of the requests that those replicas serve together. prefix_hit_share: of the prompt tokens.
+    """
+
+    policy: str
+    replicas_simulated: int
+    replicas_planned: int
+    prefill_workers_simulated: int
+    router: str
+    rate_per_s: float
+    assessment: Assessment
+    prefix_hit_share: float
+
+    @property
+    def sentence(self) -> str:
+        """What was simulated, and how it fared."""
+        judged, pool = self.assessment, ""
+        if self.prefill_workers_simulated:
+            pool = f" with {self.prefill_workers_simulated:,} prefill workers"
+        what = (
+            f"{self.replicas_simulated:,} of {self.replicas_planned:,} replicas behind a {self.router} router"
+            f"{pool} at the peak, {self.rate_per_s:.4g} requests/s"
+        )
+        if judged.saturated:
+            return f"{what}: saturated"
+        met = "attained" if judged.met else f"missed ({', '.join(term.text for term in judged.failing)})"
+        if not judged.promises_each:
+            return f"{what}: the SLA is {met}"
+        return (
+            f"{what}: the SLA is {met}; {judged.attainment:.1%} ± {judged.attainment_ci95:.1%} of "
+            f"{judged.requests:,} requests kept every term that promises something to each"
+        )
+
+    def as_row(self) -> dict[str, Any]:
+        """As nested plain values, for ``plan.json``."""
+        return {
+            "policy": self.policy,
+            "replicas_simulated": self.replicas_simulated,
+            "replicas_planned": self.replicas_planned,
+            "prefill_workers_simulated": self.prefill_workers_simulated,
+            "router": self.router,
+            "rate_per_s": self.rate_per_s,
+            "prefix_hit_share": self.prefix_hit_share,
+            **self.assessment.verdict(),
+        }
 
 
 def answer_line(recommendation: Recommendation, row: Mapping[Any, Any], currency: str) -> str:
@@ -97,7 +148,7 @@ def list_warnings(
     servers: Sequence[Server],
     traffic: Traffic,
     plans: pd.DataFrame,
-    confirmed: FleetRun,
+    confirmed: Confirmation,
 ) -> list[str]:
     """List what a reader of a plan must know before trusting it."""
     notes = [plan.note for server in servers for plan in server.plans if plan.note]

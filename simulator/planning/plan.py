@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -17,12 +16,12 @@ from simulator.capacity.trials import REPLICATIONS, Trial, try_rate_row
 from simulator.core.errors import InfeasibleError
 from simulator.core.files import without_nan, write_csv, write_json
 from simulator.core.units import parse_percent
-from simulator.fleet.fleet import FleetRun, simulate_fleet
+from simulator.fleet.fleet import simulate_fleet
 from simulator.fleet.layout import Fleet
 from simulator.parallel.cells import Sweeping, run_cells
 from simulator.planning.checks import CONFIRMED_REPLICAS, check_fleet_size, check_inputs
 from simulator.planning.demand import demand_profile, mix_of
-from simulator.planning.notes import answer_line, list_assumptions, list_warnings
+from simulator.planning.notes import Confirmation, answer_line, list_assumptions, list_warnings
 from simulator.planning.scenario import Scenario
 from simulator.planning.sizing import Sizing
 from simulator.planning.tables import (
@@ -73,6 +72,7 @@ class CapacityPlan:
     """
 
     scenario: Scenario
+    sla: Sla
     recommendation: Recommendation
     plans: pd.DataFrame
     terms: pd.DataFrame
@@ -84,7 +84,7 @@ class CapacityPlan:
     cost: pd.DataFrame
     frontier: pd.DataFrame
     money: Mapping[str, float]
-    confirmation: Mapping[str, Any]
+    confirmation: Confirmation
     assumptions: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
@@ -119,7 +119,7 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     traffic, sla = scenario.demand(base), scenario.parsed_sla()
     check_inputs(scenario, traffic, sla)
     demand = demand_profile(traffic)
-    sizing = Sizing.of(scenario, traffic, demand)
+    sizing = Sizing.of(scenario, traffic, demand, sla)
     if sizing.pool is not None:
         sizing.pool.check()
     servers = servers_of(scenario, traffic, sla)
@@ -143,9 +143,10 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     switches = switch_table(trials, [s.policy for s in servers if s.policy != "oracle"], recommended)
     chosen = next(server for server in servers if server.policy == recommended)
     replicas = int(plans.loc[plans["policy"] == recommended, "replicas"].iloc[0])
-    confirmed, confirmation = _confirm(scenario, chosen, replicas, sizing, sweep)
+    confirmation = _confirm(scenario, chosen, replicas, sizing, sweep)
     return CapacityPlan(
         scenario=scenario,
+        sla=sla,
         recommendation=best_policy,
         plans=plans,
         terms=term_table(found, peaks_by_policy),
@@ -159,7 +160,7 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
         money=money_columns(sizing),
         confirmation=confirmation,
         assumptions=tuple(list_assumptions(scenario, servers, traffic, sizing)),
-        warnings=tuple(list_warnings(scenario, servers, traffic, plans, confirmed)),
+        warnings=tuple(list_warnings(scenario, servers, traffic, plans, confirmation)),
     )
 
 
@@ -176,7 +177,7 @@ def write_tables(result: CapacityPlan, out: Path) -> None:
         "money": without_nan(result.money),
         "plans": without_nan(result.plans.to_dict(orient="records")),
         "terms": without_nan(result.terms.to_dict(orient="records")),
-        "confirmation": without_nan(result.confirmation),
+        "confirmation": without_nan(result.confirmation.as_row()),
         "warnings": list(result.warnings),
         "assumptions": dict(result.assumptions),
     }
@@ -278,7 +279,7 @@ def frontier_loads(scenario: Scenario) -> list[int]:
 
 def _confirm(
     scenario: Scenario, server: Server, replicas: int, sizing: Sizing, sweep: Sweeping
-) -> tuple[FleetRun, dict[str, Any]]:
+) -> Confirmation:
     """Serve the recommended fleet at the peak behind its router, or a part of it.
 
     A part gets its share of the traffic and of the prefill pool, which these replicas then share.
@@ -301,20 +302,13 @@ def _confirm(
         workers=sweep.workers,
         progress=sweep.progress,
     )
-    judged = run.assessment
-    per_request = any(term.per_request for term in server.sla.terms)
-    return run, {
-        "policy": server.policy,
-        "replicas_simulated": count,
-        "replicas_planned": replicas,
-        "prefill_workers_simulated": prefill or 0,
-        "router": scenario.fleet.router,
-        "rate_per_s": rate,
-        "requests": judged.requests,
-        "attained": judged.met,
-        "saturated": judged.saturated,
-        "kept_share": judged.attainment if per_request else math.nan,
-        "kept_share_ci95": judged.attainment_ci95 if per_request else math.nan,
-        "prefix_hit_share": float(run.replicas["prefix_hit_share"].mean()),
-        **{each.term.text: each.estimate for each in judged.terms},
-    }
+    return Confirmation(
+        policy=server.policy,
+        replicas_simulated=count,
+        replicas_planned=replicas,
+        prefill_workers_simulated=prefill or 0,
+        router=scenario.fleet.router,
+        rate_per_s=rate,
+        assessment=run.assessment,
+        prefix_hit_share=float(run.replicas["prefix_hit_share"].mean()),
+    )

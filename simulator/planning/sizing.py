@@ -13,7 +13,7 @@ from simulator.capacity.server import share_at_rate
 from simulator.core.units import parse_percent
 from simulator.planning.prefill_sizing import PoolSizing
 from simulator.planning.scenario import Scenario
-from simulator.sla.terms import Term
+from simulator.sla.terms import Sla, Term
 from simulator.traffic.sources import ReplayTraffic, Traffic
 
 NO_SPEED = (
@@ -46,7 +46,7 @@ class Sizing:
     prefill_known: bool
 
     @classmethod
-    def of(cls, scenario: Scenario, traffic: Traffic, profile: pd.DataFrame) -> Sizing:
+    def of(cls, scenario: Scenario, traffic: Traffic, profile: pd.DataFrame, sla: Sla) -> Sizing:
         """Size a scenario whose demand over time is ``profile``."""
         width_s = (profile["end_s"] - profile["start_s"]).to_numpy()
         requests = float(profile["rate_per_s"].to_numpy() @ width_s)
@@ -58,7 +58,7 @@ class Sizing:
         pool = None
         if speed is not None:
             per_worker = scenario.replica.prefill_gpus or gpus
-            pool = PoolSizing(traffic, speed, per_worker, scenario.parsed_sla().terms, scenario.search.seed)
+            pool = PoolSizing(traffic, speed, per_worker, sla.terms, scenario.search.seed)
         return cls(
             peak_per_s=float(profile["rate_per_s"].max()),
             headroom=parse_percent(scenario.fleet.headroom, "fleet.headroom"),

@@ -17,7 +17,7 @@ from simulator.core.errors import InfeasibleError
 from simulator.planning.scenario import Scenario
 from simulator.planning.sizing import Sizing
 from simulator.sla.terms import Sla
-from simulator.sweeps.leads import Lead, Recommendation, lead, recommend, tied_with, winner
+from simulator.sweeps.leads import Candidate, Lead, Recommendation, lead, recommend, tied_with, winner
 
 
 def plan_table(
@@ -109,12 +109,7 @@ def recommended_policy(
     # Without a prefill speed the prefill GPUs are not known; they are the same for every policy.
     return recommend(
         [
-            {
-                "policy": each["policy"],
-                "gpus": each["decode_gpus"],
-                "seed_rates": rates[each["policy"]],
-                "seed_tps": speeds[each["policy"]],
-            }
+            Candidate(each["policy"], each["decode_gpus"], rates[each["policy"]], speeds[each["policy"]])
             for each in candidates.to_dict(orient="records")
         ]
     )

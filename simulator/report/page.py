@@ -55,7 +55,7 @@ def _sha256(text: str) -> str:
 def page_data(result: CapacityPlan) -> dict[str, Any]:
     """Return what the page shows, as JSON values."""
     scenario = result.scenario
-    speeds = [term.bound for term in scenario.parsed_sla().terms if term.metric == "tps"]
+    speeds = [term.bound for term in result.sla.terms if term.metric == "tps"]
     tables = {name: table.to_dict(orient="records") for name, table in result.tables().items()}
     return tables | {
         "name": scenario.name,
@@ -65,7 +65,7 @@ def page_data(result: CapacityPlan) -> dict[str, Any]:
         "answer": result.answer,
         "currency": scenario.price.currency,
         "money": dict(result.money),
-        "confirmation": dict(result.confirmation),
+        "confirmation": result.confirmation.sentence,
         "assumptions": [list(pair) for pair in result.assumptions],
         "warnings": list(result.warnings),
     }

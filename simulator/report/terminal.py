@@ -80,7 +80,7 @@ def print_plan(result: CapacityPlan) -> None:
     console.print("\n[bold]What stops a replica from carrying more[/bold]")
     for policy, why in result.plans[["policy", "binding"]].itertuples(index=False):
         _say(console, f"{policy}: {why}")
-    _say(console, f"\nrecommended: {result.answer}")
+    _say(console, f"\nrecommended: {result.answer}\nsimulated whole: {result.confirmation.sentence}")
 
 
 def _say(console: Console, line: str) -> None:

@@ -95,14 +95,19 @@ class Assessment:
         """Terms that did not hold."""
         return tuple(result.term for result in self.terms if not result.met)
 
+    @property
+    def promises_each(self) -> bool:
+        """Whether some term promises something to each request; otherwise attainment says nothing."""
+        return any(each.term.per_request for each in self.terms)
+
     def verdict(self) -> dict[str, Any]:
         """Return every term and the whole, as nested plain values; NaN where saturated."""
         return {
             "holds": self.met,
             "saturated": self.saturated,
             "requests_judged": self.requests,
-            "attainment": self.attainment,
-            "attainment_ci95": self.attainment_ci95,
+            "attainment": self.attainment if self.promises_each else math.nan,
+            "attainment_ci95": self.attainment_ci95 if self.promises_each else math.nan,
             "goodput_per_s": self.goodput_per_s,
             "terms": [each.verdict() for each in self.terms],
         }

@@ -8,9 +8,8 @@ round. A frontier states an interval for each policy; there a lead counts when i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -80,20 +79,32 @@ class Recommendation:
         return f"{self.label}; the lead is within what chance explains" if self.tied else self.policy
 
 
-def recommend(rows: Sequence[Mapping[str, Any]]) -> Recommendation:
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A policy that may be recommended, with the GPUs of its fleet.
+
+    seed_rates: requests/s per replica, seed_tps: mean speeds at the peak in tokens/s/user, both one value
+    per replication.
+    """
+
+    policy: str
+    gpus: float
+    seed_rates: Sequence[float]
+    seed_tps: Sequence[float]
+
+
+def recommend(candidates: Sequence[Candidate]) -> Recommendation:
     """Fewest GPUs, then the faster at the peak; listed first where all is equal.
 
-    rows: of candidates, with policy, gpus, seed_rates (rates per replica) and seed_tps (mean speeds at the
-    peak), one value per replication. Another policy is tied with the first when it neither needs more GPUs
-    for sure nor serves slower for sure: equal numbers of GPUs cost the same, and different ones may come
-    from rates that chance explains.
+    Another policy is tied with the first when it neither needs more GPUs for sure nor serves slower for sure:
+    equal numbers of GPUs cost the same, and different ones may come from rates that chance explains.
     """
-    first = min(rows, key=lambda row: (row["gpus"], -float(np.nanmean(row["seed_tps"]))))
+    first = min(candidates, key=lambda each: (each.gpus, -float(np.nanmean(each.seed_tps))))
     tied = [
-        str(row["policy"])
-        for row in rows
-        if row is not first
-        and (row["gpus"] == first["gpus"] or not lead(first["seed_rates"], row["seed_rates"]).sure)
-        and not lead(first["seed_tps"], row["seed_tps"]).sure
+        each.policy
+        for each in candidates
+        if each is not first
+        and (each.gpus == first.gpus or not lead(first.seed_rates, each.seed_rates).sure)
+        and not lead(first.seed_tps, each.seed_tps).sure
     ]
-    return Recommendation(str(first["policy"]), tuple(tied))
+    return Recommendation(first.policy, tuple(tied))

@@ -60,6 +60,15 @@ def test_a_term_that_fails_ends_with_1_and_stands_in_the_verdict(profile: Path) 
     assert verdict["terms"][0]["attained"] == pytest.approx(100)
 
 
+def test_a_mean_alone_promises_nothing_to_any_request(
+    profile: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, verdict = fleet(profile, "--sla", "tps_mean>=90")
+    assert code == 0
+    assert verdict["attainment"] is None
+    assert "attainment" not in capsys.readouterr().out
+
+
 def test_a_saturated_fleet_has_a_verdict_without_numbers(profile: Path) -> None:
     """Two slots deliver 200 tokens/s; 20 requests/s ask for 400."""
     code, verdict = fleet(profile, "--sla", "ttft_p99<=2s", "--concurrency", 1, rate=20.0)

@@ -173,7 +173,7 @@ def test_the_example_states_a_whole_cost() -> None:
     """120/s on average, 192/s at the peak, 1.2 for headroom: the pool is no smaller than its prompts need."""
     example = Scenario.model_validate(yaml.safe_load(EXAMPLE))
     traffic = example.demand()
-    sizing = Sizing.of(example, traffic, demand_profile(traffic))
+    sizing = Sizing.of(example, traffic, demand_profile(traffic), example.parsed_sla())
     assert sizing.pool is not None
     sizing.pool.check()
     prompts = share_at_rate(traffic, 1.0, 20_000, 7).prompt_tokens.mean()
@@ -381,8 +381,11 @@ def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
     )
     assert best["cost_per_million_following_demand"] < best["cost_per_million_output_tokens"]
     assert result.recommended == "dspark-async"
-    assert result.confirmation["attained"]
-    assert result.confirmation["prefill_workers_simulated"] == 1
+    confirmed = result.confirmation
+    assert confirmed.assessment.met
+    assert confirmed.prefill_workers_simulated == 1
+    assert [each.term for each in confirmed.assessment.terms] == list(result.sla.terms)
+    assert "the SLA is attained" in confirmed.sentence
 
     changes = result.sensitivity.pivot(index="policy", columns="variant", values="change")
     assert (changes["acceptance +10%"] > changes["acceptance -10%"]).all()

@@ -9,14 +9,14 @@ import pytest
 from simulator.capacity.results import TrialResult
 from simulator.planning.tables import day_table, switch_table
 from simulator.sweeps.bands import load_bands
-from simulator.sweeps.leads import lead, recommend
+from simulator.sweeps.leads import Candidate, lead, recommend
 from tests.support.trials import trial_result
 
 SCATTER = np.array([0.95, 1.03, 1.0, 0.98, 1.04])
 
 
-def candidate(policy: str, gpus: int, rate: object, tps: object) -> dict[str, object]:
-    return {"policy": policy, "gpus": gpus, "seed_rates": rate, "seed_tps": tps}
+def candidate(policy: str, gpus: int, rate: np.ndarray, tps: np.ndarray) -> Candidate:
+    return Candidate(policy, gpus, rate.tolist(), tps.tolist())
 
 
 def test_a_lead_in_every_pair_is_sure_although_the_scatter_is_wider() -> None:

@@ -48,14 +48,14 @@ def plan(
     from simulator.core.files import check_writable_directory
     from simulator.core.interruption import noting
     from simulator.parallel.cells import Sweeping
+    from simulator.planning.checks import checked_scenario
     from simulator.planning.plan import plan as make_plan
     from simulator.planning.plan import write_tables
-    from simulator.planning.scenario import load_scenario
     from simulator.report.page import check_library, write_report
     from simulator.report.plan_figures import write_figures
     from simulator.report.terminal import print_plan
 
-    loaded = load_scenario(scenario)
+    loaded = checked_scenario(scenario)
     check_writable_directory(out)
     check_library()
     sweeping = Sweeping(out / "cells", workers, backend, address, progress=True)

@@ -7,7 +7,8 @@ user at a terminal, not a programmer with a debugger.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 _LONGEST_NAME = 4096
 """Letters of a path or a field that a message shows: as many as a path can have."""
@@ -69,6 +70,21 @@ class InfeasibleError(SimulatorError):
     """The question was well-posed and the answer is no; the message says what is nearest."""
 
     exit_code = 1
+
+
+@contextmanager
+def naming(file: str) -> Iterator[None]:
+    """Name a file in every ``BadInputError`` raised inside that does not name it yet."""
+    try:
+        yield
+    except BadInputError as error:
+        source = error.source or ""
+        if file in source:
+            raise
+        raise type(error)(
+            error.problem, source=f"{file}: {source}" if source else file, field=error.field,
+            value=error.value, remedy=error.remedy,
+        ) from error  # fmt: skip
 
 
 def refuse_repeats(values: Iterable[object], field: str, *, source: str | None = None) -> None:

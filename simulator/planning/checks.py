@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from simulator.capacity.results import RateSearch
 from simulator.capacity.search import Search
 from simulator.capacity.server import share_at_rate
-from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.core.errors import BadInputError, InfeasibleError, naming
 from simulator.core.units import parse_percent
 from simulator.fleet.layout import Fleet
-from simulator.planning.scenario import Scenario
+from simulator.planning.scenario import Scenario, load_scenario
 from simulator.planning.sizing import Sizing
 from simulator.planning.variants import servers_of
 from simulator.sla.terms import Sla
@@ -19,6 +20,14 @@ from simulator.traffic.workload import Workload
 
 CONFIRMED_REPLICAS = 16
 """Largest fleet simulated to confirm a plan; a larger one is confirmed by a part of it with its share."""
+
+
+def checked_scenario(path: Path) -> Scenario:
+    """Read a scenario and check it as a plan does before its first simulation; errors name the file."""
+    scenario = load_scenario(path)
+    with naming(str(path)):
+        check_inputs(scenario, scenario.demand(path.parent), scenario.parsed_sla())
+    return scenario
 
 
 def check_inputs(scenario: Scenario, traffic: Traffic, sla: Sla) -> None:

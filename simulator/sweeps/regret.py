@@ -53,15 +53,15 @@ def regret(
         )  # fmt: skip
     refuse_repeats(beliefs, "beliefs")
     refuse_repeats(concurrency, "concurrency")
-    true = deployment.plan(policy)
-    most = max(concurrency)
+    limits = {load: deployment.limits(load) for load in concurrency}
+    true, most = deployment.plan(policy), max(concurrency)
     plans = {"true": replace(true, believed=true.cost)}
     plans |= {text: replace(true, believed=believe(text, true, most)) for text in beliefs}
     drawn = parse_lengths("default") if lengths is None else lengths
     for plan in plans.values():
-        deployment.answerable(plan, max(concurrency))
+        deployment.answerable(plan, most)
     cells = [
-        FrontierRun(plan, deployment.limits(load), drawn, steps, seed)
+        FrontierRun(plan, limits[load], drawn, steps, seed)
         for seed in range(seeds)
         for plan in plans.values()
         for load in concurrency

@@ -26,6 +26,9 @@ _INDEX_FILE = "model.safetensors.index.json"
 
 _GIB = 2**30
 
+MOST = 2**31 - 1
+"""Largest whole number that a field of a config.json may hold: no size of a model comes near it."""
+
 
 class Fields:
     """The fields of one config.json; every complaint names the file, the field and the value."""
@@ -36,8 +39,8 @@ class Fields:
     def integer(self, name: str, default: int | None = None, *, minimum: int = 0) -> int:
         """Read a whole number of at least ``minimum``; required unless there is a default."""
         value = self._present(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self.error(name, f"must be a whole number of at least {minimum}")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MOST:
+            raise self.error(name, f"must be a whole number in {minimum}..{MOST:,}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
+from simulator.core.errors import BadInputError
 from simulator.live.models.checkpoints import Fields
 
 # Rotary variants whose frequencies are fixed at load; "dynamic" and "longrope" change them with the length.
@@ -50,7 +51,8 @@ class BackboneConfig:
             ("use_sliding_window", False),
         ):
             fields.expect(name, supported)
-        if set(fields.raw.get("layer_types") or ()) - {"full_attention"}:
+        layers = fields.raw.get("layer_types") or []
+        if not isinstance(layers, list) or any(each != "full_attention" for each in layers):
             raise fields.error("layer_types", "only full attention is supported")
         heads = fields.integer("num_attention_heads", minimum=1)
         config = cls(
@@ -105,11 +107,17 @@ def read_rope(fields: Fields) -> dict[str, Any]:
     top-level ``rope_theta`` and a ``rope_scaling`` whose kind was ``type`` before it was ``rope_type``.
     """
     raw = fields.raw.get("rope_parameters") or fields.raw.get("rope_scaling") or {}
-    rope = dict(raw.get("full_attention", raw))
+    inner = raw.get("full_attention", raw) if isinstance(raw, dict) else None
+    if not isinstance(inner, dict):
+        raise fields.error("rope_parameters", "must be an object of settings")
+    rope = dict(inner)
     rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
     rope.setdefault("rope_theta", fields.number("rope_theta", 10_000.0))
     if rope["rope_type"] not in ROPE_TYPES:
         raise fields.error("rope_parameters", f"rope_type must be one of {', '.join(ROPE_TYPES)}")
+    theta = rope["rope_theta"]
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
+        raise fields.error("rope_parameters", "rope_theta must be a positive number")
     return rope
 
 
@@ -159,7 +167,13 @@ def _rotary_frequencies(config: BackboneConfig) -> tuple[Tensor, float]:
         rope_theta=rope["rope_theta"],
         rope_scaling=dict(rope),
     )
-    frequencies, magnitude = ROPE_INIT_FUNCTIONS[rope["rope_type"]](described, torch.device("cpu"))
+    try:
+        frequencies, magnitude = ROPE_INIT_FUNCTIONS[rope["rope_type"]](described, torch.device("cpu"))
+    except (TypeError, ValueError, KeyError) as error:
+        raise BadInputError(
+            f"describes no rotary embedding: {error}", source="config.json", field="rope_parameters",
+            value=rope, remedy="check that this is a draft's config.json",
+        ) from error  # fmt: skip
     return frequencies.float(), float(magnitude)
 
 

@@ -266,6 +266,8 @@ def _read_config(folder: Path, fields: Fields) -> Any:
         # Older transformers run these through SDPA, which silently leaves the cap out.
         config._attn_implementation = "eager"
     rope = fields.raw.get("rope_parameters")
+    if rope is not None and not isinstance(rope, dict):
+        raise fields.error("rope_parameters", "must be an object of settings", "export the model again")
     if rope and not _READS_ROPE_PARAMETERS:
         _spell_rope_as_before(config, rope)
     return config

@@ -252,7 +252,7 @@ def edit_config(folder: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "field", "says"),
     [
-        ({"block_size": 0}, "block_size", "at least 1"),
+        ({"block_size": 0}, "block_size", "whole number in 1"),
         ({"block_size": None}, "block_size", "is missing"),
         ({"mask_token_id": 64}, "mask_token_id", "below the vocabulary size 64"),
         ({"target_layer_ids": [1, 1]}, "target_layer_ids", "strictly increasing"),

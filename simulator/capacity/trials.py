@@ -97,8 +97,8 @@ def binding(found: RateSearch, limits: EngineLimits) -> str:
 
 
 def trial_result(policy: str, rate_per_s: float, run: FleetRun) -> TrialResult:
-    """Summarise the run of a single trial."""
-    judged, replicas = run.assessment, run.replicas
+    """Summarise the run of a single trial: a fleet of one replica."""
+    judged, (replica,) = run.assessment, run.parts
     return TrialResult(
         policy=policy,
         rate_per_s=rate_per_s,
@@ -110,13 +110,13 @@ def trial_result(policy: str, rate_per_s: float, run: FleetRun) -> TrialResult:
         requests=judged.requests,
         terms=judged.terms,
         metrics=run.metrics,
-        steps_outside_fraction=float(replicas["steps_outside_fraction"].mean()),
-        early_stop_loss=float(replicas["early_stop_loss"].mean()),
-        queue_trend_per_s=float(replicas["queue_trend_per_s"].mean()),
-        queue_trend_ci95=float(np.sqrt((replicas["queue_trend_ci95"] ** 2).sum()) / len(replicas)),
+        steps_outside_fraction=replica.steps_outside_fraction,
+        early_stop_loss=replica.early_stop_loss,
+        queue_trend_per_s=replica.queue_trend_per_s,
+        queue_trend_ci95=replica.queue_trend_ci95,
         replications=1,
         seed_tps=(run.metrics.tps_mean if run.metrics else math.nan,),
-        waits={name: float(replicas[name].mean()) for name in WAITS},
+        waits=dict(replica.waits),
     )
 
 

@@ -217,7 +217,7 @@ def fleet(
         "rate_per_s": workload.rate_per_s, "requests": len(workload), "seed": seed, "fleet": asdict(arranged),
     }  # fmt: skip
     write_json(out / "verdict.json", without_nan({"schema": 1} | asked | run.assessment.verdict()))
-    _say_verdict(run.assessment, int(run.replicas["steps"].sum()))
+    _say_verdict(run.assessment, sum(each.steps for each in run.parts))
 
 
 def _say_verdict(judged: Assessment, steps: int) -> None:

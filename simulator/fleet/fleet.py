@@ -23,7 +23,7 @@ from simulator.core.errors import BadInputError
 from simulator.deployment.setup import Setup
 from simulator.engine.metrics import Metrics
 from simulator.fleet.layout import COOLDOWN, WARMUP, Fleet
-from simulator.fleet.pod import Pod, PodRun, run_pod_row
+from simulator.fleet.pod import Pod, PodRun, ReplicaRun, run_pod_row
 from simulator.parallel.backends import Backend
 from simulator.parallel.cells import run_cells
 from simulator.sla.observed import Observed, pool
@@ -37,14 +37,18 @@ class FleetRun:
     """What a fleet did.
 
     assessment: against the SLA. metrics: means over replicas, None where none could be measured or the
-    fleet is saturated. replicas: one row each: requests, steps, mean seconds that its requests waited by
-    cause (``serving.WAITS``), prefix hits.
+    fleet is saturated.
     """
 
     assessment: Assessment
     metrics: Metrics | None
-    replicas: pd.DataFrame
+    parts: tuple[ReplicaRun, ...]
     observed: Observed | None
+
+    @property
+    def replicas(self) -> pd.DataFrame:
+        """A row per replica, columns of ``ReplicaRun.as_row``."""
+        return pd.DataFrame([each.as_row() for each in self.parts])
 
 
 def simulate_fleet(
@@ -107,11 +111,11 @@ def mean_metrics(measured: Sequence[Metrics]) -> Metrics | None:
 
 
 def _together(sla: Sla, runs: Sequence[PodRun], measured_s: tuple[float, float]) -> FleetRun:
-    rows = pd.DataFrame([row for run in runs for row in run.rows])
+    parts = tuple(each for run in runs for each in run.replicas)
     metrics = mean_metrics([one for run in runs for one in run.metrics])
     saturated = sum(run.requests for run in runs if run.saturated)
     # One pod in a hundred may look saturated by chance; that many of the requests, and it is no accident.
     if metrics is None or saturated > 0.01 * sum(run.requests for run in runs):
-        return FleetRun(saturated_assessment(sla, sum(run.requests for run in runs)), None, rows, None)
+        return FleetRun(saturated_assessment(sla, sum(run.requests for run in runs)), None, parts, None)
     observed = pool([run.observed for run in runs if run.observed is not None])
-    return FleetRun(assess(sla, observed, metrics, measured_s[1] - measured_s[0]), metrics, rows, observed)
+    return FleetRun(assess(sla, observed, metrics, measured_s[1] - measured_s[0]), metrics, parts, observed)

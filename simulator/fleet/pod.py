@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -53,17 +53,51 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaRun:
+    """What one replica did.
+
+    requests: those that it was sent. waits: mean seconds for which a request waited, by cause
+    (``engine.batch.WAITS``). queue_trend_per_s: its equal share of the trend of the pod's queue.
+    """
+
+    pod: int
+    replica: int
+    requests: int
+    steps: int
+    steps_outside_fraction: float
+    early_stop_loss: float
+    waits: Mapping[str, float]
+    prefix_hit_share: float
+    queue_trend_per_s: float
+    queue_trend_ci95: float
+
+    def as_row(self) -> dict[str, Any]:
+        """As columns of a table of replicas; every cause of waiting has one of its own."""
+        row: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            row |= value if each.name == "waits" else {each.name: value}
+        return row
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> ReplicaRun:
+        """Rebuild the replica that ``as_row`` described."""
+        waits = {name: row[name] for name in WAITS}
+        return cls(**{name: value for name, value in row.items() if name not in WAITS}, waits=waits)
+
+
+@dataclass(frozen=True, slots=True)
 class PodRun:
     """What became of a pod. Of a saturated one nothing is ``observed``: its latencies mean nothing.
 
-    metrics: of each replica that took enough steps to measure. rows: one per replica.
+    metrics: of each replica that took enough steps to measure.
     """
 
     saturated: bool
     requests: int
     observed: Observed | None
     metrics: tuple[Metrics, ...]
-    rows: tuple[dict[str, Any], ...]
+    replicas: tuple[ReplicaRun, ...]
 
     def as_row(self) -> dict[str, Any]:
         """As nested plain values, the form in which a sweep keeps a cell."""
@@ -72,7 +106,7 @@ class PodRun:
             "requests": self.requests,
             "observed": None if self.observed is None else self.observed.as_row(),
             "metrics": [one.as_row() for one in self.metrics],
-            "rows": list(self.rows),
+            "replicas": [each.as_row() for each in self.replicas],
         }
 
     @classmethod
@@ -80,7 +114,8 @@ class PodRun:
         """Rebuild the pod that ``as_row`` described."""
         observed = None if row["observed"] is None else Observed.from_row(row["observed"])
         metrics = tuple(Metrics(**one) for one in row["metrics"])
-        return cls(row["saturated"], row["requests"], observed, metrics, tuple(row["rows"]))
+        replicas = tuple(ReplicaRun.from_row(each) for each in row["replicas"])
+        return cls(row["saturated"], row["requests"], observed, metrics, replicas)
 
 
 def run_pod_row(pod: Pod) -> dict[str, Any]:
@@ -216,19 +251,15 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
     served = [requests_frame(replica) for replica in replicas]
     trend = queue_trend_of(pod, served)
     saturated = trend.grows
-    observed, measured, rows = [], [], []
+    observed, measured, runs = [], [], []
     from_s, to_s = pod.measured_s
     for replica, requests in zip(replicas, served, strict=True):
         steps, first, delivery_s = replica.steps_frame(), first_gaps(replica), replica.delivery_s()
         replica.packed.clear()
         outside = replica.executor.steps_outside if isinstance(replica.executor, SimulatedExecutor) else 0
-        row = _replica_row(pod, replica, steps, requests, outside)
         # The pod's queue is its replicas' together: each has an equal share of its trend.
-        shares = {
-            "queue_trend_per_s": trend.slope_per_s / len(replicas),
-            "queue_trend_ci95": trend.ci95 / len(replicas),
-        }
-        rows.append(row | shares)
+        share = (trend.slope_per_s / len(replicas), trend.ci95 / len(replicas))
+        runs.append(_replica_run(pod, replica, len(steps), requests, outside, share))
         if not saturated:
             gap = np.diff(delivery_s, prepend=0.0)
             mine = requests[requests["queued_s"].between(from_s, to_s, inclusive="left")]
@@ -236,7 +267,7 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
         if len(steps) >= MEASURABLE_STEPS:
             measured.append(measure(steps, requests, first=first, warmup=WARMUP, steps_outside=outside))
     pooled = pool(observed) if observed else None
-    return PodRun(saturated, len(pod.workload), pooled, tuple(measured), tuple(rows))
+    return PodRun(saturated, len(pod.workload), pooled, tuple(measured), tuple(runs))
 
 
 def queue_trend_of(pod: Pod, served: Sequence[pd.DataFrame]) -> Trend:
@@ -249,18 +280,19 @@ def queue_trend_of(pod: Pod, served: Sequence[pd.DataFrame]) -> Trend:
     return queue_trend(arrived_s, served_s, *pod.measured_s)
 
 
-def _replica_row(
-    pod: Pod, replica: Replica, steps: pd.DataFrame, requests: pd.DataFrame, outside: int
-) -> dict[str, Any]:
-    """Summarise one replica: what it did, and for how many seconds a request waited for what on average."""
-    waits = {name: float(requests[name].mean()) if len(requests) else 0.0 for name in WAITS}
-    return {
-        "pod": pod.index,
-        "replica": replica.index,
-        "requests": replica.submitted,
-        "steps": len(steps),
-        "steps_outside_fraction": outside / max(len(steps), 1),
-        "early_stop_loss": early_stop_loss(replica.scheduler) or 0.0,
-        **waits,
-        "prefix_hit_share": replica.cache.hit_share if replica.cache else 0.0,
-    }
+def _replica_run(
+    pod: Pod, replica: Replica, steps: int, requests: pd.DataFrame, outside: int, trend: tuple[float, float]
+) -> ReplicaRun:
+    """Summarise one replica; trend: its share of the slope of the pod's queue, and that one's half-width."""
+    return ReplicaRun(
+        pod=pod.index,
+        replica=replica.index,
+        requests=replica.submitted,
+        steps=steps,
+        steps_outside_fraction=outside / max(steps, 1),
+        early_stop_loss=early_stop_loss(replica.scheduler) or 0.0,
+        waits={name: float(requests[name].mean()) if len(requests) else 0.0 for name in WAITS},
+        prefix_hit_share=replica.cache.hit_share if replica.cache else 0.0,
+        queue_trend_per_s=trend[0],
+        queue_trend_ci95=trend[1],
+    )

@@ -105,9 +105,12 @@ def _decode(path: Path, content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        line = content.count(b"\n", 0, error.start) + 1
         raise BadInputError(
             "is not UTF-8 text" + (", but UTF-16" if utf16 else ""),
             source=str(path),
+            field=f"line {line:,}",
+            value=content[error.start : error.start + 8],
             remedy="save it as CSV or JSON lines in UTF-8, plain or packed by gzip or zstd",
         ) from error
 

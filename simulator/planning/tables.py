@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,33 @@ def growth_table(scenario: Scenario, sizing: Sizing, plans: pd.DataFrame) -> pd.
     return pd.DataFrame(rows)
 
 
+@dataclass(frozen=True, slots=True)
+class RateBand:
+    """A range of rates per replica in which one policy is run.
+
+    tied: policies that are not slower for sure. margin: its smallest lead over the next policy.
+    """
+
+    from_per_s: float
+    to_per_s: float
+    policy: str
+    tied: tuple[str, ...]
+    margin: float
+
+    def follows(self, other: RateBand) -> bool:
+        """Whether another band, at lower rates, says the same."""
+        return (self.policy, self.tied) == (other.policy, other.tied)
+
+    def extended(self, other: RateBand) -> RateBand:
+        """Return this band up to the end of another, with the smaller margin of the two."""
+        margin = float(np.fmin(self.margin, other.margin))
+        return replace(self, to_per_s=other.to_per_s, margin=margin)
+
+    def as_row(self) -> dict[str, Any]:
+        """As a row of ``switches.csv``."""
+        return asdict(self) | {"tied": " and ".join(self.tied)}
+
+
 def switch_table(trials: Sequence[TrialResult], policies: Sequence[str], recommended: str) -> pd.DataFrame:
     """Which policy to run at which rate per replica, among those that keep the SLA there.
 
@@ -183,25 +211,24 @@ def switch_table(trials: Sequence[TrialResult], policies: Sequence[str], recomme
     top = max((t.rate_per_s for t in trials if t.met), default=0.0)
     rates = np.linspace(min(t.rate_per_s for t in trials), top, 400)
     speed = {policy: _speeds_at(rates, trials, policy) for policy in policies}
-    bands: list[dict[str, Any]] = []
+    bands: list[RateBand] = []
     for column, rate in enumerate(rates):
         here = {
             policy: values[column] for policy, values in speed.items() if not np.isnan(values[column]).all()
         }
         if not here:
             continue
-        candidates = [bands[-1]["policy"], recommended] if bands else [recommended]
+        candidates = [bands[-1].policy, recommended] if bands else [recommended]
         running = next((policy for policy in candidates if policy in here), None)
         band = _band_at(float(rate), here, running)
-        if bands and all(bands[-1][name] == band[name] for name in ("policy", "tied")):
-            bands[-1]["to_per_s"] = band["to_per_s"]
-            bands[-1]["margin"] = float(np.fmin(bands[-1]["margin"], band["margin"]))
+        if bands and band.follows(bands[-1]):
+            bands[-1] = bands[-1].extended(band)
         else:
             bands.append(band)
-    return pd.DataFrame(bands, columns=["from_per_s", "to_per_s", "policy", "tied", "margin"])
+    return pd.DataFrame([band.as_row() for band in bands], columns=[each.name for each in fields(RateBand)])
 
 
-def _band_at(rate: float, speeds: Mapping[str, Floats], running: str | None) -> dict[str, Any]:
+def _band_at(rate: float, speeds: Mapping[str, Floats], running: str | None) -> RateBand:
     """Tell which policy runs at one rate, and by how much it leads the next."""
 
     def lead_over(one: str, other: str) -> Lead:
@@ -210,13 +237,8 @@ def _band_at(rate: float, speeds: Mapping[str, Floats], running: str | None) -> 
     mean = {policy: float(np.nanmean(values)) for policy, values in speeds.items()}
     policy = winner(speeds, running or max(mean, key=lambda each: mean[each]), lead_over)
     others = [value for name, value in mean.items() if name != policy]
-    return {
-        "from_per_s": rate,
-        "to_per_s": rate,
-        "policy": policy,
-        "tied": " and ".join(tied_with(policy, speeds, lead_over)),
-        "margin": mean[policy] / max(others) - 1 if others else math.nan,
-    }
+    margin = mean[policy] / max(others) - 1 if others else math.nan
+    return RateBand(rate, rate, policy, tied_with(policy, speeds, lead_over), margin)
 
 
 def _speeds_at(rates: Floats, trials: Sequence[TrialResult], policy: str) -> Floats:

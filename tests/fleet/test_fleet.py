@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from simulator.engine.batch import WAITS
 from simulator.engine.limits import EngineLimits
 from simulator.fleet.fleet import simulate_fleet
 from simulator.fleet.layout import Fleet
-from simulator.fleet.routers import LeastLoaded, PowerOfTwo
+from simulator.fleet.pod import Pod, run_pod
+from simulator.fleet.routers import Board, LeastLoaded, PowerOfTwo, PrefixAware
 from simulator.schedulers.parse import parse_policy
 from simulator.sla.terms import parse_sla
 from simulator.traffic.arrivals import PoissonArrivals
@@ -185,3 +187,26 @@ def test_a_fleet_resumes_from_its_finished_pods(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(run.replicas, whole.replicas)
         assert run.assessment == whole.assessment
         assert run.metrics == whole.metrics
+
+
+@pytest.mark.parametrize(("load", "chosen"), [(3, 0), (4, 1)])
+def test_a_prefix_is_left_alone_where_its_holder_is_much_busier(load: int, chosen: int) -> None:
+    """Loads of (3, 1, 2) have a mean of 2: up to 1.25 * 2 + 1 = 3.5 the holder is kept. (4, 0, 2): not."""
+    loads = np.array([load, 4 - load, 2])
+    board = Board(loads, {7: {0}})
+    prefix = PrefixBlocks.from_rows([[7]], 16)
+    router = PrefixAware(board, prefix, LeastLoaded(loads, np.random.default_rng(0)))
+    assert router.choose(0) == chosen
+
+
+@pytest.mark.parametrize(("growing", "saturated"), [(1, False), (2, True)])
+def test_a_fleet_is_saturated_when_more_than_a_hundredth_of_it_is(
+    growing: int, saturated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pod of a hundred may look saturated by chance; two are no accident."""
+    kept = run_pod(Pod(traffic(20, 100), (plan(),), Fleet(1, EngineLimits(16)), 1, SLA, (0.0, 5.0), seed=0))
+    grew = replace(kept, saturated=True, observed=None)
+    rows = [each.as_row() for each in [kept] * (100 - growing) + [grew] * growing]
+    monkeypatch.setattr("simulator.fleet.fleet.run_cells", lambda *_, **__: rows)
+    run = simulate_fleet(traffic(20), [plan()], Fleet(100, EngineLimits(16)), SLA)
+    assert run.assessment.saturated is saturated

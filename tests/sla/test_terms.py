@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +15,7 @@ from simulator.engine.saturation import is_saturated, queue_trend
 from simulator.sla import observed
 from simulator.sla.observed import Observed, pool, tally
 from simulator.sla.terms import Sla, parse_sla, parse_term
-from simulator.sla.verdict import assess, saturated_assessment
+from simulator.sla.verdict import TermResult, assess, saturated_assessment
 
 NAN = float("nan")
 
@@ -247,6 +249,38 @@ def test_a_trend_comes_with_an_interval() -> None:
         found.append(queue_trend(arrived, served, 0.0, 1000.0))
     assert np.mean([abs(each.slope_per_s) <= each.ci95 for each in found]) > 0.88
     assert np.mean([each.grows for each in found]) <= 0.1
+
+
+@pytest.mark.parametrize("text", ["mail:ttft_p99<=1ms", "mail:itl_p99<=1ms", "mail:tps_p10>=900"])
+def test_a_class_without_requests_breaks_no_promise_and_is_not_measured(text: str) -> None:
+    """Nothing that could have missed the bound has finished, so nothing says that it was missed."""
+    sla, requests = parse_sla([text]), served(np.full(100, 0.1))
+    judged = assess(sla, observe(requests, np.full(500, 0.02), sla), metrics(), 100.0)
+    (only,) = judged.terms
+    assert judged.met
+    assert only.requests == 0
+    assert math.isnan(only.estimate)
+    assert only.shown() == "not measured"
+    assert judged.attainment == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "half", "said"),
+    [
+        ("tps_mean>=80", 104.48, 1.135, "104.5 ± 1.1 tokens/s"),
+        ("ttft_mean<=2s", 0.0354, 0.0012, "35.4 ± 1.2 ms"),
+        ("ttft_mean<=2s", 1.5, math.nan, "1.5 s"),
+        ("queue_mean<=3", 2.5, math.nan, "2.5"),
+    ],
+)
+def test_what_is_attained_is_said_with_unit_and_interval(
+    text: str, value: float, half: float, said: str
+) -> None:
+    result = TermResult(parse_term(text), True, value, math.nan, half, 100)
+    assert result.shown() == said
+    row = result.verdict()
+    assert row["attained"] == value
+    assert math.isnan(row["share_asked"])
 
 
 def test_saturation_reports_no_number() -> None:

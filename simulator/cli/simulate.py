@@ -55,7 +55,7 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
     steps, finish = asked.steps, 0
     if steps is None and workload.is_closed_loop:
         steps, finish = CLOSED_LOOP_STEPS, enough_requests(asked.concurrency)
-    return simulate(
+    run = simulate(
         workload,
         [plan.replay(asked.seed)] * len(workload.classes),
         plan.scheduler,
@@ -66,6 +66,12 @@ def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
         steps=steps,
         finish=finish,
     )
+    decode = run.steps[run.steps["requests"] > 0]
+    rows = float((decode["requests"] + decode["draft_tokens"]).mean())
+    refused = None if deployment.extrapolate_rows else plan.extrapolated(rows, asked.concurrency)
+    if refused is not None:
+        raise refused
+    return run
 
 
 def write_single_run(deployment: Deployment, asked: SingleRun, out: Path) -> None:

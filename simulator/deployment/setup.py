@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,17 +53,19 @@ class Setup:
         """Return the error of a batch whose rows lie far beyond those measured, or None.
 
         requests: in the batch. Only lengths that are fixed or go by the number of requests are known before
-        a step; what other policies choose is counted when they run (``steps_outside_fraction``).
+        a step; what other policies have chosen is judged after a run (``extrapolated``).
         """
         length = self._known_length(requests)
-        if length is None or not isinstance(self.cost, StepTime):
-            return None
-        rows, measured = requests * (1 + length), self.cost.measured_tokens
-        if rows <= MOST_BEYOND * measured:
+        return None if length is None else self.extrapolated(requests * (1 + length), requests)
+
+    def extrapolated(self, rows: float, requests: int) -> BadInputError | None:
+        """Return the error of steps of so many rows (drafts and anchors), or None; requests: in them."""
+        measured = self.cost.measured_tokens if isinstance(self.cost, StepTime) else math.inf
+        if not rows > MOST_BEYOND * measured:
             return None
         return BadInputError(
-            f"verifies {rows:,} rows at {requests} requests, {rows / measured:.1f} times those measured: its "
-            "answer would rest on extrapolation along rows",
+            f"verifies {rows:,.0f} rows at {requests} requests, {rows / measured:.1f} times those measured: "
+            "its answer would rest on extrapolation along rows",
             source="policy", field=self.policy.name,
             remedy="measure a fixed length too (docs/planning.md, two lines), take fewer requests, or accept "
             "it with --extrapolate-rows (in a scenario: search.extrapolate_rows)",

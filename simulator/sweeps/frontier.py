@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from warnings import warn
@@ -101,8 +101,8 @@ def sweep_frontier(
     stop early. slas: speed SLAs around whose answers loads are added to those given, policy
     by policy, until the answers depend on the given ones no more; ``added`` marks their rows.
     Raises ``BadInputError`` for a policy or a load given twice: it would count as new data; and for a policy
-    whose every load lies far beyond the rows measured (``Setup.extrapolates``); single such loads are left
-    out with a warning.
+    whose every load lies far beyond the rows measured (``Setup.extrapolates``); where only some do, those
+    above the last answerable one are left out with a warning.
     workers, backend, address, directory: how the cells run and where they are kept; see ``sweep.run_cells``.
     """
     refuse_repeats((policy.name for policy in policies), "policies")
@@ -133,6 +133,7 @@ def sweep_frontier(
         place = None if directory is None else directory / f"added-{turn + 1}"
         rows = pd.concat([rows, simulated(wanted, "Around the SLA", place)])
         table = _over_seeds(rows, list(by_name), seeds)
+    table = _measured(deployment, by_name, table)
     table["added"] = [(row.policy, row.concurrency) not in set(given) for row in table.itertuples()]
     return table
 
@@ -143,20 +144,33 @@ def _answerable(
     """Pair policies with loads; warn of loads that are left out, refuse a policy without any."""
     pairs = []
     for plan in plans:
-        refused = [
-            load for load in concurrency if not deployment.extrapolate_rows and plan.extrapolates(load)
-        ]
-        end = min(
-            refused, default=math.inf
-        )  # a length by batch size may fall again: no gap is interpolated over
-        kept = [load for load in concurrency if load < end]
-        why = plan.extrapolates(min(refused)) if refused else None
-        if why is not None and not kept:
-            raise why
-        if why is not None:
-            warn(f"loads above {max(kept)} are left out: {why}", UserWarning, stacklevel=3)
-        pairs += [(plan.policy.name, load) for load in kept]
+        whys = {load: plan.extrapolates(load) for load in concurrency}
+        pairs += [(plan.policy.name, load) for load in _kept(deployment, whys)]
     return pairs
+
+
+def _measured(deployment: Deployment, by_name: Mapping[str, Setup], table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out loads at which a policy chose rows far beyond those measured; as ``_answerable``."""
+    kept = set()
+    for name, plan in by_name.items():
+        mine = table[table["policy"] == name]
+        rows = zip(mine["concurrency"].tolist(), mine["batch_tokens_mean"].tolist(), strict=True)
+        whys = {load: plan.extrapolated(tokens, load) for load, tokens in rows}
+        kept |= {(name, load) for load in _kept(deployment, whys)}
+    of = zip(table["policy"], table["concurrency"], strict=True)
+    return table[[pair in kept for pair in of]].reset_index(drop=True)
+
+
+def _kept(deployment: Deployment, whys: Mapping[int, BadInputError | None]) -> list[int]:
+    """Return the loads below the first that is refused: no gap between loads is interpolated over."""
+    refused = [load for load, why in whys.items() if why is not None and not deployment.extrapolate_rows]
+    end = min(refused, default=math.inf)
+    kept = [load for load in whys if load < end]
+    if refused and (why := whys[min(refused)]) is not None:
+        if not kept:
+            raise why
+        warn(f"loads above {max(kept)} are left out: {why}", UserWarning, stacklevel=4)
+    return kept
 
 
 def steps_for(concurrency: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from simulator.core.errors import BadInputError
@@ -11,6 +13,7 @@ from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import CurveSpec
 from simulator.schedulers.parse import parse_policy
 from simulator.sweeps.frontier import sweep_frontier
+from tests.cli.test_app import run
 
 LINE = Profile(
     name="line", title="line", provenance=Provenance(kind="synthetic", source="test", date="2026-01-01"),
@@ -60,3 +63,33 @@ def test_no_gap_of_refused_loads_is_interpolated_over() -> None:
     with pytest.warns(UserWarning, match="loads above 8 are left out: policy: batch-table.* 200 rows at 25"):
         kept = sweep_frontier(deployment(), [table], [8, 25, 40], seeds=1, steps=60)
     assert kept["concurrency"].tolist() == [8]
+
+
+def test_rows_that_a_scheduler_chose_are_judged_after_the_run() -> None:
+    """Beyond 64 rows this curve ends, and rows are free: all 8 of each request are verified, 320 at 40."""
+    step = CurveSpec(batch_tokens=(1, 64), steps_per_s=(100.0, 99.9), beyond="clamp")
+    flat = LINE.model_copy(update={"step": step})
+    policies = [parse_policy(name) for name in ("dspark-async", "oracle")]
+    said = "loads above 8 are left out: policy: dspark-async: verifies 320 rows at 40 requests, 5.0 times"
+    with pytest.warns(UserWarning, match=said):
+        table = sweep_frontier(deploy(flat, ["length:3@7"]), policies, [8, 40], seeds=1, steps=60)
+    assert table[table["policy"] == "dspark-async"]["concurrency"].tolist() == [8]
+    with pytest.raises(BadInputError, match=r"dspark-async: verifies 320 rows .*--extrapolate-rows"):
+        sweep_frontier(deploy(flat, ["length:3@7"]), policies[:1], [40], seeds=1, steps=60)
+    whole = deploy(flat, ["length:3@7"], extrapolate_rows=True)
+    assert len(sweep_frontier(whole, policies, [8, 40], seeds=1, steps=60)) == 4
+
+
+def test_a_single_run_beyond_what_was_measured_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = CurveSpec(batch_tokens=(1, 64), steps_per_s=(100.0, 99.9), beyond="clamp")
+    LINE.model_copy(update={"step": step}).save(tmp_path / "flat.json")
+    what = [
+        "simulate", "--profile", tmp_path / "flat.json", "--acceptance", "length:3@7", "--policy",
+        "dspark-async", "--concurrency", 40, "--steps", 60, "--out", tmp_path / "run",
+    ]  # fmt: skip
+    assert run(*what) == 2
+    assert "dspark-async: verifies 320 rows at 40 requests" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*"))
+    assert run(*what, "--extrapolate-rows") == 0

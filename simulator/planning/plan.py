@@ -155,7 +155,7 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
         growth=growth_table(scenario, sizing, plans),
         day=day_table(demand, sizing, plans, switches, replicas),
         switches=switches,
-        cost=cost_table(sizing, sla, everything, [server.policy for server in servers]),
+        cost=cost_table(sizing, sla, everything, found),
         frontier=_frontier(scenario, traffic, sizing, sweep),
         money=money_columns(sizing),
         confirmation=confirmation,

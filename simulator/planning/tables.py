@@ -284,16 +284,23 @@ def _band_of(switches: pd.DataFrame, rate: float) -> tuple[str, str]:
 
 
 def cost_table(
-    sizing: Sizing, sla: Sla, trials: Sequence[TrialResult], policies: Sequence[str]
+    sizing: Sizing, sla: Sla, trials: Sequence[TrialResult], found: Sequence[RateSearch]
 ) -> pd.DataFrame:
-    """Replicas and cost when the first term is tightened or relaxed, read off the trials made."""
+    """Replicas and cost when the first term is tightened or relaxed.
+
+    The trials made say by which factor the rate changes from the scenario's own bound to another, and the
+    rate of the plan is multiplied by that: at the scenario's own bound the cost is the plan's.
+    """
     rows: list[dict[str, Any]] = []
     first = sla.terms[0]
+    mine = {each.policy: [t for t in trials if t.policy == each.policy] for each in found}
+    own = {policy: interpolated_rate(tried, sla) for policy, tried in mine.items()}
     for bound in first.bound * np.linspace(0.5, 1.6, 45):
         varied = Sla((first.at(float(bound)), *sla.terms[1:]))
-        for policy in policies:
-            rate = interpolated_rate([t for t in trials if t.policy == policy], varied)
-            row = {"term": first.key, "bound": float(bound), "policy": policy}
+        for each in found:
+            factor = interpolated_rate(mine[each.policy], varied) / own[each.policy]
+            rate = each.rate_per_s * factor if each.feasible else math.nan
+            row = {"term": first.key, "bound": float(bound), "policy": each.policy}
             row |= {"rate_per_replica_per_s": rate, **sizing.fleet(rate, None, varied.terms)}
             rows.append(row | {"cost_per_million_output_tokens": sizing.cost(rate, varied.terms)})
     return pd.DataFrame(rows)

@@ -402,6 +402,12 @@ def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
     assert (slower["prefill_gpus"] == 1).all(), "81% / 0.9 is 90% of the time"
     day = result.day
     assert (day["gpus mtp1"] == day["replicas mtp1"] + day["prefill_gpus"]).all()
+    # One answer: at the SLA's own bound the chart shows the plan's cost.
+    for policy, row in result.plans.set_index("policy").iterrows():
+        here = result.cost[(result.cost["policy"] == policy) & np.isclose(result.cost["bound"], 75)]
+        for name in ("replicas", "cost_per_million_output_tokens"):
+            assert here[name].iloc[0] == row[name]
+        assert here["rate_per_replica_per_s"].iloc[0] == pytest.approx(row["rate_per_replica_per_s"])
     costs = result.cost[result.cost["policy"] == "mtp1"].sort_values("bound")["replicas"].dropna()
     assert costs.is_monotonic_increasing
 

@@ -4,67 +4,40 @@ The public API in one place; names load on first use, so that importing the pack
 
     import simulator as sim
 
-    profile = sim.load_profile("deepseek-v4-flash")
-    deployment = sim.Deployment(profile, profile.acceptance_models())
-    table = sim.sweep_frontier(deployment, [sim.parse_policy("dspark-async")], [10, 100])
+    flash = sim.deployment("deepseek-v4-flash")
+    run = flash.simulate("dspark-async", traffic="poisson:12/s", concurrency=64)
+    line = flash.frontier(["mtp1", "dspark-async"], concurrency=[10, 50, 200])
+    line.at_sla(80)
+    sim.plan("scenario.yaml").report("out/")
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 _HOMES = {
-    "acceptance.trace": (
-        "AcceptanceModel",
-        "AcceptanceTrace",
-        "Replay",
-    ),
-    "acceptance.trace_file": ("load_trace",),
-    "core.errors": (
-        "BadInputError",
-        "InfeasibleError",
-        "SimulatorError",
-    ),
+    "acceptance.trace": ("AcceptanceModel", "AcceptanceTrace", "Replay"),
+    "acceptance.trace_file": ("load_trace", "save_trace"),
+    "api.frontier": ("Frontier",),
+    "api.planning": ("Plan", "plan"),
+    "api.texts": ("acceptance", "lengths", "policy", "sla", "traffic"),
+    "api.workbench": ("Workbench", "deployment"),
+    "cli.listing": ("show",),
+    "core.errors": ("BadInputError", "InfeasibleError", "SimulatorError"),
     "cost.draft": ("DraftCost",),
-    "cost.models": (
-        "AdditiveCost",
-        "CostModel",
-        "StepCost",
-        "ThroughputCurve",
-    ),
-    "deployment.acceptance_text": (
-        "parse_acceptance",
-        "parse_acceptances",
-    ),
+    "cost.models": ("AdditiveCost", "CostModel", "StepCost", "ThroughputCurve"),
     "deployment.deployment": ("Deployment",),
-    "deployment.profile": (
-        "Profile",
-        "load_profile",
-        "shipped_profiles",
-    ),
+    "deployment.profile": ("Profile", "load_profile", "shipped_profiles"),
     "engine.limits": ("EngineLimits",),
-    "engine.run": (
-        "Run",
-        "simulate",
-    ),
-    "report.frontier": (
-        "plot_frontier",
-        "plot_load",
-    ),
-    "schedulers.parse": (
-        "Policy",
-        "parse_policy",
-    ),
-    "schedulers.protocol": (
-        "Batch",
-        "Scheduler",
-    ),
+    "engine.run": ("Run", "simulate"),
+    "report.frontier": ("plot_frontier", "plot_load"),
+    "schedulers.parse": ("NamedPolicy", "register_policy"),
+    "schedulers.protocol": ("Batch", "Policy", "Scheduler"),
     "sweeps.bands": ("load_bands",),
     "sweeps.comparison": ("at_slas",),
     "sweeps.frontier": ("sweep_frontier",),
-    "traffic.lengths": ("parse_lengths",),
-    "traffic.parse": ("parse_traffic",),
     "traffic.recorded.files": ("read_workload",),
     "traffic.workload": ("Workload",),
 }
@@ -81,7 +54,10 @@ __all__ = [
     "Deployment",
     "DraftCost",
     "EngineLimits",
+    "Frontier",
     "InfeasibleError",
+    "NamedPolicy",
+    "Plan",
     "Policy",
     "Profile",
     "Replay",
@@ -90,26 +66,53 @@ __all__ = [
     "SimulatorError",
     "StepCost",
     "ThroughputCurve",
+    "Workbench",
     "Workload",
+    "__version__",
+    "acceptance",
     "at_slas",
+    "deployment",
+    "interop",
+    "lengths",
     "load_bands",
     "load_profile",
     "load_trace",
-    "parse_acceptance",
-    "parse_acceptances",
-    "parse_lengths",
-    "parse_policy",
-    "parse_traffic",
+    "plan",
     "plot_frontier",
     "plot_load",
+    "policy",
     "read_workload",
+    "register_policy",
+    "save_trace",
     "shipped_profiles",
+    "show",
     "simulate",
+    "sla",
     "sweep_frontier",
+    "traffic",
 ]
 
 
+class Callable(ModuleType):
+    """A package that is also the function of its name: ``sim.traffic("poisson:12/s")``.
+
+    ``acceptance``, ``deployment``, ``sla`` and ``traffic`` are packages, and Python puts a package that was
+    imported in the place of a function of the same name. Their ``__init__`` makes them callable.
+    """
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the function of this name."""
+        name = self.__name__.rpartition(".")[2]
+        return getattr(import_module(f"simulator.{_HOME[name]}"), name)(*arguments, **options)
+
+
 def __getattr__(name: str) -> Any:
+    if name == "interop":
+        return import_module(f"{__name__}.interop")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dspark-simulator")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

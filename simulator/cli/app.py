@@ -6,11 +6,12 @@ import os
 import shlex
 import sys
 import warnings
-from typing import NoReturn
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 
-from simulator.core.errors import Interrupted, SimulatorError
+from simulator.core.errors import BadInputError, Interrupted, SimulatorError
 
 app = typer.Typer(
     name="dspark-sim",
@@ -50,6 +51,52 @@ def commands() -> typer.Typer:
     return app
 
 
+def _import_asked_for(words: list[str]) -> list[str]:
+    """Import the modules of ``--import NAME`` wherever it stands, and return the other words.
+
+    Such a module registers policies of its own; the current directory is searched first.
+    """
+    from importlib import import_module
+
+    kept: list[str] = []
+    given = iter(words)
+    for word in given:
+        if word != "--import" and not word.startswith("--import="):
+            kept.append(word)
+            continue
+        name = word.partition("=")[2] or next(given, "")
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            import_module(name)
+        except Exception as error:  # a module of the user's may fail in any way
+            raise BadInputError(
+                f"cannot be imported: {type(error).__name__}: {error}", source="--import", value=name,
+                remedy="name a module as Python does, in the current directory or installed",
+            ) from error  # fmt: skip
+    return kept
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"dspark-sim {version('dspark-simulator')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    imported: Annotated[
+        str | None,
+        typer.Option("--import", help="Module that registers policies of your own; also after a command."),
+    ] = None,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Entry point: whatever ends a command becomes one line on standard error and an exit code.
 
@@ -62,6 +109,7 @@ def main() -> None:
     shown, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         with interruptible():
+            sys.argv[1:] = _import_asked_for(sys.argv[1:])
             commands()()
     except (SimulatorError, Interrupted) as error:
         said = f"error: {error}" if isinstance(error, SimulatorError) else f"interrupted by {error}"

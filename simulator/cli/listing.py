@@ -10,6 +10,11 @@ from simulator.deployment.profile import load_profile, shipped_profiles
 from simulator.schedulers.parse import policy_help
 
 
+def show() -> None:
+    """Print what there is to choose from, as ``dspark-sim list`` does."""
+    print_listing()
+
+
 def print_listing() -> None:
     """Print every profile, policy and acceptance model, each with its provenance in a line."""
     console = Console()

@@ -18,8 +18,9 @@ from simulator.deployment.profile import Profile, load_profile
 from simulator.deployment.setup import Setup
 from simulator.engine.limits import EngineLimits, Prefill
 from simulator.schedulers.batch_table import BatchTable
-from simulator.schedulers.parse import Policy
+from simulator.schedulers.parse import NamedPolicy, as_policy
 from simulator.schedulers.policies import Fixed
+from simulator.schedulers.protocol import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ class Deployment:
     notes: tuple[str, ...] = field(default=())
     extrapolate_rows: bool = False
 
-    def plan(self, policy: Policy) -> Setup:
+    def plan(self, policy: str | NamedPolicy | Scheduler) -> Setup:
         """How this policy runs here; raises ``BadInputError`` where it cannot."""
+        policy = as_policy(policy)
         drafter, model, note = self._drafter(policy)
         _check_scheduler(policy, model)
         cost = self._step_cost(self.profile, drafter, policy)
@@ -78,7 +80,7 @@ class Deployment:
             prefill_tokens_per_s=prefill_tokens_per_s,
         )
 
-    def _drafter(self, policy: Policy) -> tuple[str, AcceptanceModel | None, str | None]:
+    def _drafter(self, policy: NamedPolicy) -> tuple[str, AcceptanceModel | None, str | None]:
         if policy.drafter == "none":
             return "none", None, None
         wanted = policy.drafter or self._multi_token_drafter(policy)
@@ -93,7 +95,7 @@ class Deployment:
             remedy=f"pass --acceptance {wanted}=MODEL (given: {', '.join(self.acceptance) or 'none'})",
         )  # fmt: skip
 
-    def _multi_token_drafter(self, policy: Policy) -> str:
+    def _multi_token_drafter(self, policy: NamedPolicy) -> str:
         """Find the drafter of a policy that names none: the only one with more than a token, or DSpark."""
         candidates = [name for name, model in self.acceptance.items() if model.gamma > 1] or list(
             self.acceptance
@@ -107,7 +109,7 @@ class Deployment:
             else "pass --acceptance; there is no default (`dspark-sim list` shows models)",
         )  # fmt: skip
 
-    def _step_cost(self, profile: Profile, drafter: str, policy: Policy) -> CostModel:
+    def _step_cost(self, profile: Profile, drafter: str, policy: NamedPolicy) -> CostModel:
         draft, jitter = profile.draft_cost(drafter), profile.jitter or ()
         if draft is None and not self.overhead_s and not jitter:
             return profile.target_cost()
@@ -149,7 +151,7 @@ def deploy(
     )  # fmt: skip
 
 
-def _check_scheduler(policy: Policy, model: AcceptanceModel | None) -> None:
+def _check_scheduler(policy: NamedPolicy, model: AcceptanceModel | None) -> None:
     scheduler = policy.scheduler
     if isinstance(scheduler, Fixed | BatchTable):
         gamma, longest = 0 if model is None else model.gamma, scheduler.draft_tokens or 0

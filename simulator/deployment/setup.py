@@ -13,7 +13,7 @@ from simulator.acceptance.trace import AcceptanceModel, Replay
 from simulator.core.errors import BadInputError
 from simulator.cost.models import CostModel, StepTime
 from simulator.schedulers.batch_table import BatchTable
-from simulator.schedulers.parse import Policy
+from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.policies import Fixed
 from simulator.schedulers.protocol import Scheduler
 
@@ -37,7 +37,7 @@ class Setup:
     cost advances the clock; believed is what the scheduler consults. note says what was assumed.
     """
 
-    policy: Policy
+    policy: NamedPolicy
     drafter: str
     acceptance: AcceptanceModel | None
     cost: CostModel

@@ -17,7 +17,7 @@ from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import Profile, load_profile
 from simulator.engine.limits import EngineLimits, Prefill
 from simulator.fleet.layout import RouterName
-from simulator.schedulers.parse import Policy, parse_policy
+from simulator.schedulers.parse import NamedPolicy, parse_policy
 from simulator.sla.terms import Sla, parse_sla, parse_term
 from simulator.traffic.arrivals import ClosedLoop
 from simulator.traffic.lengths import parse_lengths
@@ -210,7 +210,7 @@ class Scenario(_Strict):
         specs = {name: each.acceptance for name, each in self.traffic.classes.items()}
         return tuple(self._deployment(specs.get(name) or self.acceptance) for name in classes)
 
-    def parsed_policies(self) -> tuple[Policy, ...]:
+    def parsed_policies(self) -> tuple[NamedPolicy, ...]:
         """Policies, each named once."""
         if not self.policies or len(set(self.policies)) != len(self.policies):
             raise self._error("policies", "must be distinct and at least one", list(self.policies))

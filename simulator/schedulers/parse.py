@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,9 +27,12 @@ _HELP = {
     "oracle": "knows the outcome: in any one step no scheduler can do better",
 }
 
+_OWN: dict[str, Callable[..., Scheduler]] = {}
+"""Policies that were registered, by name."""
+
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class NamedPolicy:
     """A scheduler under the name the user gave it, and the drafter it runs with.
 
     drafter: None leaves the choice to the acceptance given (its only multi-token drafter).
@@ -38,19 +43,51 @@ class Policy:
     drafter: str | None = None
 
 
-def parse_policy(text: str) -> Policy:
+def parse_policy(text: str) -> NamedPolicy:
     """``NAME[:ARGUMENT][@DRAFTER]`` as written on a command line; errors list what is known."""
     require_ascii_digits(text, source="policy")
     spec, _, drafter = text.strip().partition("@")
     name, _, argument = spec.partition(":")
     scheduler = _build(name, argument, text)
     default = {"mtp1": "mtp1", "autoregressive": "none"}.get(name)
-    return Policy(name=text.strip(), scheduler=scheduler, drafter=drafter or default)
+    return NamedPolicy(name=text.strip(), scheduler=scheduler, drafter=drafter or default)
+
+
+def as_policy(policy: str | NamedPolicy | Scheduler) -> NamedPolicy:
+    """Return a policy from its text, or from a scheduler object under the name of its class."""
+    if isinstance(policy, NamedPolicy):
+        return policy
+    if isinstance(policy, str):
+        return parse_policy(policy)
+    if not callable(getattr(policy, "schedule", None)):
+        raise BadInputError(
+            "is neither text nor an object with schedule(survival, batch)", field="policy", value=policy,
+            remedy='as in "dspark-async", or a subclass of simulator.Policy',
+        )  # fmt: skip
+    return NamedPolicy(type(policy).__name__, policy)
+
+
+def register_policy(name: str, make: Callable[..., Scheduler]) -> None:
+    """Give a policy of your own a name that texts may use, as in ``--policy NAME`` or ``NAME:ARGUMENT``.
+
+    make: called without an argument, or with the text after the colon. Workers of a parallel sweep need not
+    register it: they get the object. Raises ``BadInputError`` for a name that is taken or is not plain.
+    """
+    known = {form.partition(":")[0].partition("[")[0] for form in _HELP}
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or name in known:
+        raise BadInputError(
+            "is taken" if name in known else "is not a plain name", field="name", value=name,
+            remedy="letters, digits and dashes, such as rising-bar",
+        )  # fmt: skip
+    _OWN[name] = make
 
 
 def policy_help() -> dict[str, str]:
     """Each form a policy can be written in, with what it does in a line."""
-    return dict(_HELP)
+    own = {
+        name: (make.__doc__ or "a policy of your own").strip().splitlines()[0] for name, make in _OWN.items()
+    }
+    return _HELP | own
 
 
 def _build(name: str, argument: str, text: str) -> Scheduler:
@@ -64,6 +101,8 @@ def _build(name: str, argument: str, text: str) -> Scheduler:
         if argument:
             raise BadInputError("takes no argument", source="policy", value=text, remedy=f"write {name}")
         return plain[name]
+    if name in _OWN:
+        return _own(name, argument, text)
     if name == "fixed":
         return Fixed(_number(argument, int, text))
     if name == "threshold":
@@ -76,7 +115,15 @@ def _build(name: str, argument: str, text: str) -> Scheduler:
         sizes, _, lag = argument.partition(":")
         tiers = tuple(_number(size, int, text) for size in sizes.split(","))
         return Tiered(tiers, _number(lag, int, text)) if lag else Tiered(tiers)
-    raise BadInputError("is not a policy", source="policy", value=text, remedy="one of " + ", ".join(_HELP))
+    known = ", ".join(policy_help())
+    raise BadInputError("is not a policy", source="policy", value=text, remedy=f"one of {known}")
+
+
+def _own(name: str, argument: str, text: str) -> Scheduler:
+    try:
+        return _OWN[name](argument) if argument else _OWN[name]()
+    except (TypeError, ValueError) as error:
+        raise BadInputError(f"cannot be made: {error}", source="policy", value=text) from error
 
 
 def _number(argument: str, kind: type[_Number], text: str) -> _Number:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from simulator.core.arrays import Array
 from simulator.cost.models import CostModel
@@ -22,6 +22,24 @@ class Batch:
     context_tokens: float = 0.0
     prefill_tokens: int = 0
     lagged: Array | None = None
+
+
+class Policy:
+    """Base class of a policy of your own: write ``schedule``, and override what differs.
+
+    ``lossless`` stays False until you state it with a ``reason``: whether outputs keep the target's
+    distribution depends on what the schedule may look at (paper, appendix A), and no code can check that.
+    """
+
+    lag: ClassVar[int] = 0
+    lossless: ClassVar[bool] = False
+    reason: ClassVar[str] = "not stated"
+    reads_outcome: ClassVar[bool] = False
+    draft_tokens: ClassVar[int | None] = None
+
+    def schedule(self, survival: Array, batch: Batch) -> Array:
+        """Turn survival [R, gamma] into verification lengths [R], int64, each in 0..gamma."""
+        raise NotImplementedError(f"{type(self).__name__} has no schedule(survival, batch)")
 
 
 class Scheduler(Protocol):

@@ -1,1 +1,7 @@
 """Service levels: terms as text, what a run delivered, and whether it kept them."""
+
+import sys
+
+from simulator import Callable
+
+sys.modules[__name__].__class__ = Callable

@@ -19,11 +19,12 @@ from simulator.engine.limits import EngineLimits
 from simulator.engine.run import enough_requests, simulate
 from simulator.parallel.backends import Backend
 from simulator.parallel.cells import run_cells
-from simulator.schedulers.parse import Policy
+from simulator.schedulers.parse import NamedPolicy, as_policy
+from simulator.schedulers.protocol import Scheduler
 from simulator.sweeps.comparison import Bound
 from simulator.sweeps.refine import loads_to_add
 from simulator.traffic.arrivals import ClosedLoop
-from simulator.traffic.lengths import Lengths, parse_lengths
+from simulator.traffic.lengths import Lengths, as_lengths
 from simulator.traffic.sources import SyntheticTraffic, TrafficClass
 
 MEASURED = (
@@ -77,11 +78,11 @@ class MixCell:
 
 def sweep_frontier(
     deployment: Deployment,
-    policies: Sequence[Policy],
-    concurrency: Sequence[int],
+    policies: Sequence[str | NamedPolicy | Scheduler] | str,
+    concurrency: Sequence[int] | int,
     *,
     seeds: int = 3,
-    lengths: Lengths | None = None,
+    lengths: Lengths | str | None = None,
     steps: int | None = None,
     workers: int = 1,
     slas: Sequence[Bound] = (),
@@ -105,11 +106,13 @@ def sweep_frontier(
     above the last answerable one are left out with a warning.
     workers, backend, address, directory: how the cells run and where they are kept; see ``sweep.run_cells``.
     """
-    refuse_repeats((policy.name for policy in policies), "policies")
+    named = [as_policy(each) for each in ([policies] if isinstance(policies, str) else policies)]
+    concurrency = [concurrency] if isinstance(concurrency, int) else concurrency
+    refuse_repeats((policy.name for policy in named), "policies")
     _check(concurrency, seeds, steps)
-    plans = [deployment.plan(policy) for policy in policies]
+    plans = [deployment.plan(policy) for policy in named]
     given = _answerable(deployment, plans, concurrency)
-    drawn = parse_lengths("default") if lengths is None else lengths
+    drawn = as_lengths(lengths)
     by_name = {plan.policy.name: plan for plan in plans}
 
     def simulated(wanted: Sequence[tuple[str, int]], label: str, place: Path | None) -> pd.DataFrame:

@@ -19,19 +19,20 @@ from simulator.deployment.beliefs import believe, load_table
 from simulator.deployment.deployment import Deployment
 from simulator.parallel.backends import Backend
 from simulator.parallel.cells import run_cells
-from simulator.schedulers.parse import Policy
+from simulator.schedulers.parse import NamedPolicy
+from simulator.schedulers.protocol import Scheduler
 from simulator.sweeps.frontier import FrontierRun, run_cell
-from simulator.traffic.lengths import Lengths, parse_lengths
+from simulator.traffic.lengths import Lengths, as_lengths
 
 
 def regret(
     deployment: Deployment,
-    policy: Policy,
+    policy: str | NamedPolicy | Scheduler,
     beliefs: Sequence[str],
     concurrency: Sequence[int],
     *,
     seeds: int = 3,
-    lengths: Lengths | None = None,
+    lengths: Lengths | str | None = None,
     steps: int | None = None,
     workers: int = 1,
     backend: Backend = "loky",
@@ -57,7 +58,7 @@ def regret(
     true, most = deployment.plan(policy), max(concurrency)
     plans = {"true": replace(true, believed=true.cost)}
     plans |= {text: replace(true, believed=believe(text, true, most)) for text in beliefs}
-    drawn = parse_lengths("default") if lengths is None else lengths
+    drawn = as_lengths(lengths)
     for plan in plans.values():
         deployment.answerable(plan, most)
     cells = [

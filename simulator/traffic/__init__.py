@@ -1,1 +1,7 @@
 """Requests: their lengths, their arrivals, recorded files, and how text names them."""
+
+import sys
+
+from simulator import Callable
+
+sys.modules[__name__].__class__ = Callable

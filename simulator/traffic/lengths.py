@@ -277,6 +277,13 @@ PUBLISHED_LENGTHS = {
 DEFAULT_LENGTHS = "azure-2023-conversation"
 
 
+def as_lengths(lengths: Lengths | str | None) -> Lengths:
+    """Return lengths from their text; None means the default."""
+    if lengths is None or isinstance(lengths, str):
+        return parse_lengths(lengths or "default")
+    return lengths
+
+
 def parse_lengths(spec: str) -> Lengths:
     """Lengths from text: PROMPT/OUTPUT in tokens, each KIND:MEAN, the output's kind being optional.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -437,8 +438,10 @@ for name in names:
 def test_every_public_name_resolves() -> None:
     import simulator
 
-    assert sorted(simulator.__all__) == sorted(simulator._HOME)
-    for name in simulator.__all__:
-        assert getattr(simulator, name).__name__.startswith(name) or name in ("Replay",)
+    assert sorted(simulator.__all__) == sorted([*simulator._HOME, "interop", "__version__"])
+    for name in simulator._HOME:
+        assert callable(getattr(simulator, name)) or name == "Scheduler", name
+    assert simulator.interop.__name__ == "simulator.interop"
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", simulator.__version__)
     with pytest.raises(AttributeError, match="no attribute 'frontiers'"):
         _ = simulator.frontiers

@@ -157,7 +157,7 @@ def test_a_torn_manifest_is_named(tmp_path: Path, log: Path) -> None:
     run = tmp_path / "run"
     run_cells(draw, cells_of(log), directory=run)
     (run / MANIFEST).write_text('{"schema"')
-    with pytest.raises(BadInputError, match=r"sweep\.json: is not JSON"):
+    with pytest.raises(BadInputError, match=r"sweep\.json: line 1: is not JSON"):
         run_cells(draw, cells_of(log), directory=run)
 
 

@@ -37,7 +37,7 @@ from simulator.live.engine.prompt_rows import prompt_rows_for
 from simulator.live.engine.prompts import RANDOM, Prompts, random_prompts
 from simulator.live.models.draft import Draft
 from simulator.live.models.targets import Target
-from simulator.schedulers.parse import Policy
+from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.traffic.arrivals import ClosedLoop
 from simulator.traffic.lengths import Lengths
@@ -63,7 +63,7 @@ class ValidationCase:
     target: Target
     drafters: Mapping[str, Draft]
     deployment: Deployment
-    policies: Sequence[Policy]
+    policies: Sequence[NamedPolicy]
     concurrency: Sequence[int]
     lengths: Lengths
     steps: int
@@ -74,7 +74,7 @@ class ValidationCase:
     prompts_name: str = RANDOM
     options: LiveOptions
 
-    def plan(self, policy: Policy) -> Setup:
+    def plan(self, policy: NamedPolicy) -> Setup:
         """How a policy runs, the overhead of deciding included."""
         return replace(self.deployment, overhead_s=self.schedule_s(policy.name)).plan(policy)
 
@@ -203,7 +203,7 @@ class LiveRun:
 
 def run_live(
     scenario: ValidationCase,
-    policy: Policy,
+    policy: NamedPolicy,
     workload: Workload,
     limits: EngineLimits,
     *,
@@ -237,7 +237,9 @@ def run_live(
     )
 
 
-def _measured(scenario: ValidationCase, policy: Policy, concurrency: int, folder: Path) -> dict[str, Any]:
+def _measured(
+    scenario: ValidationCase, policy: NamedPolicy, concurrency: int, folder: Path
+) -> dict[str, Any]:
     """One live run, its files written into ``folder``, and what is compared of it."""
     plan, workload = scenario.plan(policy), scenario.workload(concurrency)
     live = run_live(scenario, policy, workload, scenario.deployment.limits(concurrency), steps=scenario.steps)
@@ -254,7 +256,7 @@ def _measured(scenario: ValidationCase, policy: Policy, concurrency: int, folder
     }
 
 
-def _predicted(scenario: ValidationCase, policy: Policy, concurrency: int) -> dict[str, Any]:
+def _predicted(scenario: ValidationCase, policy: NamedPolicy, concurrency: int) -> dict[str, Any]:
     """Simulate the same run, and compare."""
     plan, workload = scenario.plan(policy), scenario.workload(concurrency)
     counted = _Counted(plan.scheduler)
@@ -266,7 +268,7 @@ def _predicted(scenario: ValidationCase, policy: Policy, concurrency: int) -> di
 
 
 def _combined(
-    cells: Sequence[tuple[Policy, int]],
+    cells: Sequence[tuple[NamedPolicy, int]],
     measured: Sequence[Sequence[Mapping[str, Any]]],
     predicted: Sequence[Mapping[str, Any]],
 ) -> Validation:

@@ -1,0 +1,1 @@
+"""What a researcher types: text or objects in, verbs on a deployment, tables out."""

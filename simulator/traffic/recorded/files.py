@@ -1,7 +1,7 @@
 """Workload files: the published layouts, and the CSV or JSON-lines table that a user would write.
 
-A file passes through four steps: rows (``traffic_tables``), what its columns mean (``_recognise`` and
-``traffic_clocks``), numbers and their rules (``_Fields``), a ``Workload``. A row that breaks a rule is
+A file passes through four steps: rows (``tables``), what its columns mean (``layouts`` and ``clocks``),
+numbers and their rules (``columns``), a ``Workload``. A row that breaks a rule is
 malformed: an error by default, listed in the ``ReadReport`` when asked to skip. No row vanishes unreported.
 docs/formats.md shows every layout.
 """

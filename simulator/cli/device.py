@@ -105,12 +105,13 @@ def profile(
     console = Console(stderr=True)
     with console.status("loading torch and the models"):
         from simulator.core import files
+        from simulator.live.models.pairs import load_pair
         from simulator.live.profiling import grid as grid_module
         from simulator.live.profiling import profile_fit, profiler
         from simulator.live.profiling.cells import CellLog, Repeats
         from simulator.live.profiling.device_ceilings import measure_ceilings
 
-        model, drafters = _pair(target, draft, device, dtype, threads)
+        model, drafters = load_pair(target, draft, device, dtype, threads)
     grid = grid_module.Grid(
         _sizes(requests), _sizes(drafts), _sizes(context), _sizes(prefill),
         () if policies == "none" else tuple(policies.split(",")),
@@ -180,7 +181,9 @@ def live(
     from simulator.traffic.parse import draw_workload, names_process, parse_traffic
 
     check_writable_directory(out)
-    model, drafters = _pair(target, draft, device, dtype, threads)
+    from simulator.live.models.pairs import load_pair
+
+    model, drafters = load_pair(target, draft, device, dtype, threads)
     asked = {"steps": steps, "seed": seed, "own": own, "temperature": temperature} | {
         "prompts": prompts, "text": text,
     }  # fmt: skip
@@ -261,7 +264,9 @@ def validate(
 
     check_writable_directory(out)
     tolerances = _tolerances(tolerance)
-    model, drafters = _pair(target, draft, device, dtype, threads)
+    from simulator.live.models.pairs import load_pair
+
+    model, drafters = load_pair(target, draft, device, dtype, threads)
     asked = {"steps": steps, "seed": seed, "own": own, "temperature": 0.0} | {
         "prompts": prompts, "text": text,
     }  # fmt: skip
@@ -331,39 +336,6 @@ def _cells_beside(profile: str) -> CellLog | None:
 
     path = shipped_profiles().get(profile, Path(profile)).with_suffix(".cells.jsonl")
     return CellLog.read(path) if path.is_file() else None
-
-
-def _pair(
-    target: str, drafts: list[str], device: str, dtype: str | None, threads: int
-) -> tuple[Target, dict[str, Draft]]:
-    """Load the target and its drafts on the device."""
-    import torch
-
-    from simulator.live.models.pairs import load_draft, new_dspark, new_mtp
-    from simulator.live.models.targets import load_target
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInputError("no CUDA device is here", field="--device", value=device, remedy="use cpu")
-    torch.set_num_threads(threads)
-    kind = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"), None)
-    if not isinstance(kind, torch.dtype):
-        raise BadInputError(
-            "is not a torch dtype", field="--dtype", value=dtype, remedy="bfloat16 or float32"
-        )
-    model = load_target(target, dtype=kind, device=device)
-    loaded: dict[str, Draft] = {}
-    for text in drafts:
-        name, _, source = text.partition("=")
-        made, _, gamma = source.partition(":")
-        if made == "new" and name == "mtp1":
-            loaded[name] = new_mtp(model)
-        elif made == "new":
-            loaded[name] = new_dspark(model, mask_token_id=0, block_size=int(gamma or 7))
-        elif source:
-            loaded[name] = load_draft(source, dtype=kind, device=device)
-        else:
-            raise BadInputError("names no draft", field="--draft", value=text, remedy="as in dspark=FOLDER")
-    return model, loaded
 
 
 def _sizes(text: str) -> tuple[int, ...]:

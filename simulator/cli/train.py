@@ -45,11 +45,12 @@ def train(
     check_writable_directory(out)
     console = Console(stderr=True)
     with console.status("loading torch and the text"):
+        from simulator.live.device import prepare
         from simulator.live.training import optimisation
         from simulator.live.training import train as training
         from simulator.report.traces import write_losses
 
-        _prepare(device, threads)
+        prepare(device, threads)
     columns = (
         TextColumn("{task.description:<8}"),
         BarColumn(),
@@ -102,9 +103,10 @@ def trace(
             check_writable_directory(folder)
     console = Console(stderr=True)
     with console.status("loading torch and the models") as status:
+        from simulator.live.device import prepare
         from simulator.live.tracing.run import Sampling, trace_run
 
-        _prepare(device, threads)
+        prepare(device, threads)
         traced = trace_run(
             run,
             text,
@@ -121,25 +123,3 @@ def trace(
         write_figures(report)
     for file in traced.files:
         Console().print(str(file), soft_wrap=True, highlight=False)
-
-
-def _prepare(device: str, threads: int | None) -> None:
-    """Set threads, silence loading bars, and refuse a device that is not there."""
-    import torch
-    from transformers.utils import logging
-
-    from simulator.core.errors import BadInputError
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInputError(
-            f"cannot be used: {reason}",
-            field="device",
-            value=device,
-            remedy="use cpu, or a CUDA build of torch",
-        ) from error

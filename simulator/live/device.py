@@ -11,8 +11,27 @@ from itertools import pairwise
 import torch
 import transformers
 
-from simulator.core.errors import SimulatorError
+from simulator.core.errors import BadInputError, SimulatorError
 from simulator.live.clock import now_s
+
+
+def prepare(device: str, threads: int | None) -> None:
+    """Set threads, silence loading bars, and refuse a device that is not there."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInputError(
+            f"cannot be used: {reason}",
+            field="device",
+            value=device,
+            remedy="use cpu, or a CUDA build of torch",
+        ) from error
 
 
 def software() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -24,7 +25,7 @@ class Batch:
     lagged: Array | None = None
 
 
-class Policy:
+class Policy(ABC):
     """Base class of a policy of your own: write ``schedule``, and override what differs.
 
     ``lossless`` stays False until you state it with a ``reason``: whether outputs keep the target's
@@ -37,9 +38,9 @@ class Policy:
     reads_outcome: ClassVar[bool] = False
     draft_tokens: ClassVar[int | None] = None
 
+    @abstractmethod
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Turn survival [R, gamma] into verification lengths [R], int64, each in 0..gamma."""
-        raise NotImplementedError(f"{type(self).__name__} has no schedule(survival, batch)")
 
 
 class Scheduler(Protocol):

@@ -16,7 +16,7 @@ from simulator.live.models.checkpoints import Fields
 from simulator.live.models.draft import Draft
 from simulator.live.models.dspark import ARCHITECTURE, DSparkConfig, DSparkDraft, architecture
 from simulator.live.models.mtp import MTPConfig, MTPDraft
-from simulator.live.models.targets import Target
+from simulator.live.models.targets import Target, load_target
 
 _TOKENIZER_FILE = "tokenizer.json"
 
@@ -221,3 +221,29 @@ def save_draft(draft: Draft, path: str | Path) -> None:
         raise TypeError(f"cannot save a {type(draft).__name__}")
     dtype = str(draft.embed_tokens.weight.dtype).removeprefix("torch.")
     checkpoints.save_model(Path(path), draft.config.to_dict() | {"dtype": dtype}, draft.state_dict())
+
+
+def load_pair(
+    target: str, drafts: list[str], device: str, dtype: str | None, threads: int
+) -> tuple[Target, dict[str, Draft]]:
+    """Load a target and drafts on a device, from ``NAME=FOLDER`` or, untrained, ``NAME=new[:GAMMA]``."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInputError("no CUDA device is here", field="device", value=device, remedy="use cpu")
+    torch.set_num_threads(threads)
+    kind = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"), None)
+    if not isinstance(kind, torch.dtype):
+        raise BadInputError("is not a torch dtype", field="dtype", value=dtype, remedy="bfloat16 or float32")
+    model = load_target(target, dtype=kind, device=device)
+    loaded: dict[str, Draft] = {}
+    for text in drafts:
+        name, _, source = text.partition("=")
+        made, _, gamma = source.partition(":")
+        if made == "new" and name == "mtp1":
+            loaded[name] = new_mtp(model)
+        elif made == "new":
+            loaded[name] = new_dspark(model, mask_token_id=0, block_size=int(gamma or 7))
+        elif source:
+            loaded[name] = load_draft(source, dtype=kind, device=device)
+        else:
+            raise BadInputError("names no draft", field="draft", value=text, remedy="as in dspark=FOLDER")
+    return model, loaded

@@ -26,7 +26,7 @@ from simulator.live.checks.validation import ValidationCase, check_profile, vali
 from simulator.live.device import OutOfMemoryError, device_name
 from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.passes import LiveOptions
-from simulator.live.models.pairs import new_dspark, new_mtp, save_draft
+from simulator.live.models.pairs import load_pair, new_dspark, new_mtp, save_draft
 from simulator.report.style import save
 from simulator.report.validation import plot_frontiers, plot_lengths
 from simulator.schedulers.parse import parse_policy
@@ -262,6 +262,4 @@ def test_pairs_that_cannot_be_had_are_refused(files: dict[str, Any]) -> None:
             continue
         options: dict[str, Any] = {"draft": files["draft"], "device": "cpu", "dtype": None} | wrong
         with pytest.raises(BadInputError, match=says):
-            serving_commands._pair(
-                files["target"], options["draft"], options["device"], options["dtype"], threads=1
-            )
+            load_pair(files["target"], options["draft"], options["device"], options["dtype"], threads=1)

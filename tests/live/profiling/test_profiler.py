@@ -102,7 +102,7 @@ def test_the_command_says_what_misleads_a_scheduler(
 ) -> None:
     """Requests cost time and rows none: the curve is not flat, but no scheduler could trim by it."""
     monkeypatch.setattr(modelled, "target_s", lambda requests, rows, _: 2e-3 + 5e-4 * requests + row_s * rows)
-    monkeypatch.setattr("simulator.cli.device._pair", lambda *_: pair)
+    monkeypatch.setattr("simulator.live.models.pairs.load_pair", lambda *_: pair)
     code = command_line(
         "profile", "--target", "tiny", "--requests", "1,2,4", "--drafts", "0,2,4", "--context", 16,
         "--prefill", "8,32", "--policies", "none", "--repeats", 12, "--confidence", 0.05, "--device", "cpu",

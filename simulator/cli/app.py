@@ -7,6 +7,7 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, NoReturn
 
 import typer
@@ -51,6 +52,17 @@ def commands() -> typer.Typer:
     return app
 
 
+def _send_by_value(module: ModuleType, *, ray: bool) -> None:
+    """Send what a module defines along with each cell: workers may not be able to import it."""
+    from contextlib import suppress
+    from importlib import import_module
+
+    # joblib brought its own copy before 1.6, and Ray brings one; each backend pickles by its own.
+    for name in ("joblib.externals.cloudpickle", "cloudpickle", *(["ray.cloudpickle"] if ray else [])):
+        with suppress(ModuleNotFoundError):
+            import_module(name).register_pickle_by_value(module)
+
+
 def _import_asked_for(words: list[str]) -> list[str]:
     """Import the modules of ``--import NAME`` wherever it stands, and return the other words.
 
@@ -67,7 +79,7 @@ def _import_asked_for(words: list[str]) -> list[str]:
         name = word.partition("=")[2] or next(given, "")
         sys.path.insert(0, str(Path.cwd()))
         try:
-            import_module(name)
+            _send_by_value(import_module(name), ray="ray" in words)
         except Exception as error:  # a module of the user's may fail in any way
             raise BadInputError(
                 f"cannot be imported: {type(error).__name__}: {error}", source="--import", value=name,

@@ -41,7 +41,8 @@ def test_text_and_objects_mean_the_same() -> None:
         FLASH.frontier(3, 10)  # type: ignore[arg-type]
 
 
-def test_a_policy_of_ones_own_is_one_method_and_may_have_a_name() -> None:
+def test_a_policy_of_ones_own_is_one_method_and_may_have_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulator.schedulers.parse._OWN", {})
     mine = FLASH.frontier([Halves(), "fixed:2"], 10, seeds=1, steps=80).table.set_index("policy")
     assert mine.loc["Halves", "verification_budget_mean"] == mine.loc["fixed:2", "verification_budget_mean"]
     assert not sim.policy(Halves()).scheduler.lossless

@@ -28,6 +28,7 @@ def test_a_registered_policy_is_used_by_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("simulator.schedulers.parse._OWN", {})
     Path("my_own_policies.py").write_text(MODULE)
     words = ("frontier", "--profile", "deepseek-v4-flash", "--policy", "own-half", "--policy", "fixed:2",
              "--concurrency", "10", "--seeds", "1", "--steps", "60", "--out", "-")  # fmt: skip

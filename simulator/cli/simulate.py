@@ -20,7 +20,7 @@ from simulator.traffic.parse import draw_workload, parse_traffic
 
 CLOSED_LOOP_STEPS = 2000
 """Least engine steps of a closed loop unless told otherwise: it has no end of its own. It goes on until
-every slot has finished some requests; see ``simulation.enough_requests``."""
+every slot has finished some requests; see ``engine.run.enough_requests``."""
 
 GENERATED_REQUESTS = 2000
 """Requests of an arrival process or a closed loop unless told otherwise; a recording is played whole."""

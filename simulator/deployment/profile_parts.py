@@ -24,7 +24,7 @@ Gain = Annotated[float, Field(gt=-1)]  # a loss of all there is would be -1
 
 
 class CurveSpec(Strict):
-    """A throughput curve as written in a profile; see ``cost.ThroughputCurve``."""
+    """A throughput curve as written in a profile; see ``cost.models.ThroughputCurve``."""
 
     type: Literal["throughput-curve"] = "throughput-curve"
     batch_tokens: tuple[float, ...]
@@ -54,7 +54,7 @@ class CurveSpec(Strict):
 
 
 class AdditiveSpec(Strict):
-    """An additive model as written in a profile; see ``cost.AdditiveCost``. Times in seconds."""
+    """An additive model as written in a profile; see ``cost.models.AdditiveCost``. Times in seconds."""
 
     type: Literal["additive"] = "additive"
     bias_s: float
@@ -98,7 +98,7 @@ class AdditiveSpec(Strict):
 
 
 class DraftSpec(Strict):
-    """Draft cost of one drafter as written in a profile; see ``cost.DraftCost``. Times in seconds."""
+    """Draft cost of one drafter as written in a profile; see ``cost.draft.DraftCost``. Times in seconds."""
 
     structure: Structure
     block_size: int

@@ -16,9 +16,9 @@ class Step(NamedTuple):
     """One engine step as recorded. Times in seconds; the rest counts requests or tokens.
 
     gap_s is the time since the batch last received tokens: the duration, and any prefill in between. A
-    newcomer's own gap differs (``metrics.first_gaps``). A step of nothing but prefill has ``requests`` 0.
-    waiting: requests that have arrived and are not being served, be it in the pool's line, for a slot,
-    for KV cache, or admitted with their prefill not begun. Three sums since the step before, in
+    newcomer's own gap differs (``engine.metrics.first_gaps``). A step of nothing but prefill has
+    ``requests`` 0. waiting: requests that have arrived and are not being served, be it in the pool's line,
+    for a slot, for KV cache, or admitted with their prefill not begun. Three sums since the step before, in
     request-seconds: decoding_s is time in the batch, queued_s is time spent so ``waiting``, handover_s is
     what newcomers spent between the first token, from a prefill pool, and their place in the batch.
     """

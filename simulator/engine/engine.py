@@ -187,7 +187,7 @@ class Engine:
         """Of each request that has arrived, [n]: when, and when all that it waited for was over.
 
         As if all of it had come in one piece: arrival plus the sum of ``WAITS``; infinite for those who wait
-        now. This is what ``sla.is_saturated`` reads.
+        now. This is what ``engine.saturation.is_saturated`` reads.
         """
         joined = np.array(self._joined).reshape(-1, len(ADMITTED))
         waits = [ADMITTED.index(name) for name in WAITS]

@@ -79,7 +79,7 @@ class Metrics:
 
 
 def steps_frame(engine: Engine) -> pd.DataFrame:
-    """One row per engine step, columns as in ``serving.Step``."""
+    """One row per engine step, columns as in ``engine.batch.Step``."""
     columns = list(Step._fields)
     table = np.array(engine.steps, dtype=np.float64).reshape(-1, len(columns))
     frame = pd.DataFrame(table, columns=columns)
@@ -91,7 +91,8 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
     """One row per finished request in order of completion: its times, tokens, waits and derived speeds.
 
     first_gap_s: from its first token to its next delivery, NaN where there was none. waited_*_s: see
-    ``serving.WAITS``. ttft_s: NaN in a closed loop whose prompts are prefilled elsewhere, which nobody timed.
+    ``engine.batch.WAITS``. ttft_s: NaN in a closed loop whose prompts are prefilled elsewhere, which nobody
+    timed.
     """
     table = engine.finished()
     request = table["request"].astype(np.int64)

@@ -35,7 +35,7 @@ def queue_trend(arrived_s: Floats, served_s: Floats, from_s: float, to_s: float)
     """Trend of the number of requests that have arrived and are not being served.
 
     arrived_s: [n] seconds. served_s: [n] when each would have been served had all that it waited for come
-    in one piece: arrival plus the sum of ``serving.WAITS``, infinite if it is still waiting. The number
+    in one piece: arrival plus the sum of ``engine.batch.WAITS``, infinite if it is still waiting. The number
     waiting is averaged over ``BATCHES`` spans of [from_s, to_s], while requests arrive, and a straight line
     is laid through the averages. Neighbouring averages share a busy spell, so the variance of the slope is
     widened by (1 + r) / (1 - r), r being the correlation of a residual with the next one.

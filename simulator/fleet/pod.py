@@ -176,7 +176,7 @@ class Replica(Engine):
         return np.concatenate([np.empty(0), *(ends[rest[:, requests] > 0] for ends, rest in self.packed)])
 
     def steps_frame(self) -> pd.DataFrame:
-        """All steps, columns as in ``serving.Step``."""
+        """All steps, columns as in ``engine.batch.Step``."""
         self.fold()
         ends = [end_s for end_s, _ in self.packed] or [np.empty(0)]
         rests = [rest for _, rest in self.packed] or [np.empty((0, len(Step._fields) - 1), np.float32)]
@@ -233,7 +233,7 @@ def _arrivals(
     assert workload.arrival_s is not None
     reached_s = environment.now
     for request, arrival_s in enumerate(workload.arrival_s.tolist()):
-        if arrival_s > reached_s:  # see ``simulation.arrivals``
+        if arrival_s > reached_s:  # see ``engine.run.arrivals``
             yield environment.timeout(max(0.0, arrival_s - environment.now))
             reached_s = arrival_s
         replicas[router.choose(request)].submit(request)

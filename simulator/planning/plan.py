@@ -67,8 +67,8 @@ class CapacityPlan:
     recommendation: the policy to run, and ties. plans: a row per policy. terms: what users get of each term
     (``tables.term_table``). trials: every trial at a rate. sensitivity, growth, day, switches, cost: what
     their columns say. frontier: the scenario's mix and limits in a closed loop, columns of
-    ``frontier.sweep_frontier`` and the plan's own cost. money: what turns a rate per replica into that cost.
-    confirmation: the recommended fleet simulated whole behind its router at the peak.
+    ``sweeps.frontier.sweep_frontier`` and the plan's own cost. money: what turns a rate per replica into
+    that cost. confirmation: the recommended fleet simulated whole behind its router at the peak.
     """
 
     scenario: Scenario

@@ -24,8 +24,8 @@ ROUNDING = 1e-9
 class Observed:
     """A run as an SLA sees it: measured requests in order of arrival, and their deliveries.
 
-    requests: columns of ``metrics.requests_frame``, ``e2e_s`` and ``deliveries``. gaps: classes of the time
-    between two deliveries, [n] in seconds, and how often each occurred, [n], by traffic class name.
+    requests: columns of ``engine.metrics.requests_frame``, ``e2e_s`` and ``deliveries``. gaps: classes of
+    the time between two deliveries, [n] in seconds, and how often each occurred, [n], by traffic class name.
     on_time: by bound of an itl term in seconds, the deliveries of each request within it, [requests].
     """
 

@@ -38,7 +38,7 @@ SUMMABLE = ("ttft", "tpot", "e2e")
 """Times of a request that can be added up with weights, as in ttft+16*tpot."""
 
 SYSTEM_METRICS = tuple(field.name for field in fields(Metrics))
-"""Metrics of the whole system, under the names in which ``metrics.Metrics`` reports them."""
+"""Metrics of the whole system, under the names in which ``engine.metrics.Metrics`` reports them."""
 
 LONGEST_TERM = 200
 """Characters of a term; matching time grows with their cube where blanks are many."""

@@ -55,7 +55,7 @@ class FrontierRun:
     """One policy at one concurrency with one seed: an independent piece of a sweep.
 
     steps: engine steps; None runs ``steps_for`` the concurrency, and on until every slot has finished some
-    requests (``simulation.enough_requests``).
+    requests (``engine.run.enough_requests``).
     """
 
     plan: Setup
@@ -104,7 +104,8 @@ def sweep_frontier(
     Raises ``BadInputError`` for a policy or a load given twice: it would count as new data; and for a policy
     whose every load lies far beyond the rows measured (``Setup.extrapolates``); where only some do, those
     above the last answerable one are left out with a warning.
-    workers, backend, address, directory: how the cells run and where they are kept; see ``sweep.run_cells``.
+    workers, backend, address, directory: how the cells run and where they are kept; see
+    ``parallel.cells.run_cells``.
     """
     named = [as_policy(each) for each in ([policies] if isinstance(policies, str) else policies)]
     concurrency = [concurrency] if isinstance(concurrency, int) else concurrency

@@ -1,10 +1,10 @@
 """The live executor: the serving model's steps run by torch, their durations measured.
 
-It fills the seam that ``executors.SimulatedExecutor`` fills with look-ups, so a live run is the simulator's
-own serving model, schedulers, traffic and metrics. A step drafts a block for every request, asks the
-scheduler, runs the target over ragged rows, and commits. On a GPU it is two recorded graphs with the
-scheduler's allocation between them, and the host waits for the device once, at the end: where the budget
-is known before the draft (``dspark-async``, ``tiered``, fixed lengths), nothing else is waited for.
+It fills the seam that ``engine.simulated.SimulatedExecutor`` fills with look-ups, so a live run is the
+simulator's own serving model, schedulers, traffic and metrics. A step drafts a block for every request, asks
+the scheduler, runs the target over ragged rows, and commits. On a GPU it is two recorded graphs with the
+scheduler's allocation between them, and the host waits for the device once, at the end: where the budget is
+known before the draft (``dspark-async``, ``tiered``, fixed lengths), nothing else is waited for.
 
 All state of a batch row lies in buffers on the device (``BatchState``); passes read and write them in place.
 Between steps a row holds the anchor, how many positions of its context the target has processed, and the
@@ -43,7 +43,7 @@ from simulator.traffic.workload import Workload
 
 
 class LiveExecutor:
-    """Runs the steps of one engine on a device; see ``executors.Executor`` for the protocol.
+    """Runs the steps of one engine on a device; see ``engine.executor.Executor`` for the protocol.
 
     draft: None for autoregressive decoding. replays: with one per traffic class, acceptance and survival
     come from recorded traces while every pass is real; a pair with random weights then costs what a

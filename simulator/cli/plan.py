@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,6 +22,9 @@ from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.units import numbers
 
 if TYPE_CHECKING:
+    from simulator.deployment.deployment import Deployment
+    from simulator.deployment.setup import Setup
+    from simulator.fleet.pod import ReplicaRun
     from simulator.sla.verdict import Assessment
 
 GENERATED_S = 600.0
@@ -211,13 +215,39 @@ def fleet(
         workload, plans, arranged, terms, seed=seed, workers=workers, backend=backend, address=address,
         directory=cells, progress=True,
     )  # fmt: skip
+    _judge_rows(deployment, setup, run.parts, concurrency)
     write_csv(out / "replicas.csv", run.replicas)
     asked = {
         "profile": deployment.profile.name, "policy": policy, "traffic": traffic,
         "rate_per_s": workload.rate_per_s, "requests": len(workload), "seed": seed, "fleet": asdict(arranged),
     }  # fmt: skip
     write_json(out / "verdict.json", without_nan({"schema": 1} | asked | run.assessment.verdict()))
+    _warn_of_replicas(policy, run.parts)
     _say_verdict(run.assessment, sum(each.steps for each in run.parts))
+
+
+def _judge_rows(
+    deployment: Deployment, setup: Setup, replicas: Sequence[ReplicaRun], concurrency: int
+) -> None:
+    """Refuse a verdict where a replica's mean rows lie far beyond those measured (``Setup.extrapolated``)."""
+    refused = setup.extrapolated(max(each.rows_mean for each in replicas), concurrency)
+    if refused is not None and not deployment.extrapolate_rows:
+        raise refused
+
+
+def _warn_of_replicas(policy: str, replicas: Sequence[ReplicaRun]) -> None:
+    """Say what the early stop loses and how many steps the profile did not measure, at the worst replica."""
+    from simulator.schedulers.early_stop import early_stop_note
+
+    if note := early_stop_note(policy, max(each.early_stop_loss for each in replicas), "on a replica"):
+        typer.echo(f"warning: {note}", err=True)
+    outside = max(each.steps_outside_fraction for each in replicas)
+    if outside > 0:
+        typer.echo(
+            f"warning: up to {outside:.1%} of a replica's steps ran beyond the batch sizes of the profile, "
+            "where step time is clamped or extrapolated",
+            err=True,
+        )
 
 
 def _say_verdict(judged: Assessment, steps: int) -> None:

@@ -56,7 +56,8 @@ class Pod:
 class ReplicaRun:
     """What one replica did.
 
-    requests: those that it was sent. waits: mean seconds for which a request waited, by cause
+    requests: those that it was sent. rows_mean: drafts and anchors of a decode step, without prompts, 0 where
+    there was none. waits: mean seconds for which a request waited, by cause
     (``engine.batch.WAITS``). queue_trend_per_s: its equal share of the trend of the pod's queue.
     """
 
@@ -64,6 +65,7 @@ class ReplicaRun:
     replica: int
     requests: int
     steps: int
+    rows_mean: float
     steps_outside_fraction: float
     early_stop_loss: float
     waits: Mapping[str, float]
@@ -259,7 +261,7 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
         outside = replica.executor.steps_outside if isinstance(replica.executor, SimulatedExecutor) else 0
         # The pod's queue is its replicas' together: each has an equal share of its trend.
         share = (trend.slope_per_s / len(replicas), trend.ci95 / len(replicas))
-        runs.append(_replica_run(pod, replica, len(steps), requests, outside, share))
+        runs.append(_replica_run(pod, replica, steps, requests, outside, share))
         if not saturated:
             gap = np.diff(delivery_s, prepend=0.0)
             mine = requests[requests["queued_s"].between(from_s, to_s, inclusive="left")]
@@ -281,15 +283,22 @@ def queue_trend_of(pod: Pod, served: Sequence[pd.DataFrame]) -> Trend:
 
 
 def _replica_run(
-    pod: Pod, replica: Replica, steps: int, requests: pd.DataFrame, outside: int, trend: tuple[float, float]
+    pod: Pod,
+    replica: Replica,
+    steps: pd.DataFrame,
+    requests: pd.DataFrame,
+    outside: int,
+    trend: tuple[float, float],
 ) -> ReplicaRun:
     """Summarise one replica; trend: its share of the slope of the pod's queue, and that one's half-width."""
+    decode = steps[steps["requests"] > 0]
     return ReplicaRun(
         pod=pod.index,
         replica=replica.index,
         requests=replica.submitted,
-        steps=steps,
-        steps_outside_fraction=outside / max(steps, 1),
+        steps=len(steps),
+        rows_mean=float((decode["requests"] + decode["draft_tokens"]).mean()) if len(decode) else 0.0,
+        steps_outside_fraction=outside / max(len(steps), 1),
         early_stop_loss=early_stop_loss(replica.scheduler) or 0.0,
         waits={name: float(requests[name].mean()) if len(requests) else 0.0 for name in WAITS},
         prefix_hit_share=replica.cache.hit_share if replica.cache else 0.0,

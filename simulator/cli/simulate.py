@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from simulator.cli.options import say_how_read
-from simulator.core.errors import BadInputError
 from simulator.deployment.deployment import Deployment
 from simulator.engine.limits import Prefill
-from simulator.engine.run import SATURATED, Run, enough_requests, simulate, write_run
+from simulator.engine.run import SATURATED, Run, enough_requests, require_steps, simulate, write_run
 from simulator.schedulers.early_stop import early_stop_note
 from simulator.schedulers.parse import parse_policy
 from simulator.traffic.parse import draw_workload, parse_traffic
@@ -43,8 +42,7 @@ class SingleRun:
 
 def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
     """Simulate it."""
-    if asked.steps is not None and asked.steps < 1:
-        raise BadInputError("must be at least 1", source="--steps", value=asked.steps)
+    require_steps(asked.steps, source="dspark-sim simulate")
     plan = deployment.answerable(deployment.plan(parse_policy(asked.policy)), asked.concurrency)
     traffic = parse_traffic(asked.traffic, asked.lengths)
     say_how_read(traffic)

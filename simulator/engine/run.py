@@ -74,6 +74,9 @@ FEWEST_FINISHED = 100
 MOST_STEPS = 100_000
 """Engine steps after which a closed loop ends even if its requests do not: seconds of computing."""
 
+STEPS_LIMIT = 10**7
+"""Engine steps that can be asked for: a choice, some hours of computing far above what answers need."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -110,6 +113,7 @@ def simulate(
     goes on until ``finish`` requests are complete (for ``MOST_STEPS`` at most; see ``enough_requests``);
     an open loop until every request is served, or for ``steps`` if given.
     """
+    require_steps(steps)
     executor = SimulatedExecutor(replays, workload, cost, capacity=limits.concurrency, seed=seed)
     scheduler = watched(scheduler)
     engine = run_engine(
@@ -139,6 +143,20 @@ def run_engine(
     engine = Engine(simpy.Environment(), workload, executor, scheduler, believed, limits, seed=seed)
     advance(engine, steps, finish)
     return engine
+
+
+def require_steps(steps: int | None, *, source: str | None = None) -> None:
+    """Refuse a number of steps that is none, or that no run could finish; None, the default, passes.
+
+    source: the option, where ``steps`` comes from one.
+    """
+    if steps is not None and steps < 1:
+        raise BadInputError("must be at least 1", source=source, field="steps", value=steps)
+    if steps is not None and steps > STEPS_LIMIT:
+        raise BadInputError(
+            f"must be at most {STEPS_LIMIT:,}", source=source, field="steps", value=steps,
+            remedy="give fewer; some thousands are enough for most answers",
+        )  # fmt: skip
 
 
 def enough_requests(concurrency: int) -> int:

@@ -31,6 +31,9 @@ Positioned = tuple[int, Any]
 Run = Callable[[Task, list[Positioned]], Iterator[Positioned]]
 """Runs a task on cells, each with its position, and yields results with theirs. Raises ``WorkersLost``."""
 
+MOST_WORKERS = 4096
+"""Workers that can be asked for: a choice, more than any cluster that cells of seconds can keep busy."""
+
 RETRIES = 3
 """How often in a row workers may die without a finished cell before their cells are held to kill them."""
 
@@ -78,6 +81,11 @@ def check(backend: str, address: str | None, workers: int) -> None:
     """Refuse options that name no backend, no workers, or a cluster where there is none."""
     if workers == 0 or workers < -1:
         raise BadInputError("must be at least 1, or -1 for all cores", field="workers", value=workers)
+    if workers > MOST_WORKERS:
+        raise BadInputError(
+            f"must be at most {MOST_WORKERS:,}", field="workers", value=workers,
+            remedy="give the number of cores, or -1",
+        )  # fmt: skip
     if backend not in get_args(Backend):
         raise BadInputError("is not known", field="backend", value=backend, remedy="loky, dask or ray")
     if backend == "loky" and address is not None:

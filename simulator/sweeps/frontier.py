@@ -16,7 +16,7 @@ from simulator.core.statistics import mean_interval
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.setup import Setup
 from simulator.engine.limits import EngineLimits
-from simulator.engine.run import enough_requests, simulate
+from simulator.engine.run import enough_requests, require_steps, simulate
 from simulator.parallel.backends import Backend
 from simulator.parallel.cells import run_cells
 from simulator.schedulers.parse import NamedPolicy, as_policy
@@ -243,5 +243,4 @@ def _check(concurrency: Sequence[int], seeds: int, steps: int | None) -> None:
     refuse_repeats(concurrency, "concurrency")
     if not 1 <= seeds <= MOST_SEEDS:
         raise BadInputError(f"must lie in 1..{MOST_SEEDS:,}", field="seeds", value=seeds)
-    if steps is not None and steps < 1:
-        raise BadInputError("must be at least 1", field="steps", value=steps)
+    require_steps(steps)

@@ -17,11 +17,12 @@ from simulator.core.statistics import mean_interval
 from simulator.cost.believed import table_warnings
 from simulator.deployment.beliefs import believe, load_table
 from simulator.deployment.deployment import Deployment
+from simulator.engine.run import require_steps
 from simulator.parallel.backends import Backend
 from simulator.parallel.cells import run_cells
 from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.protocol import Scheduler
-from simulator.sweeps.frontier import FrontierRun, run_cell
+from simulator.sweeps.frontier import MOST_SEEDS, FrontierRun, run_cell
 from simulator.traffic.lengths import Lengths, as_lengths
 
 
@@ -52,6 +53,9 @@ def regret(
             "needs beliefs, loads of at least 1 and at least 2 seeds", source="regret",
             remedy="as in --believed floor:4 --concurrency 20,100 --seeds 3",
         )  # fmt: skip
+    require_steps(steps)
+    if seeds > MOST_SEEDS:
+        raise BadInputError(f"must be at most {MOST_SEEDS:,}", field="seeds", value=seeds)
     refuse_repeats(beliefs, "beliefs")
     refuse_repeats(concurrency, "concurrency")
     limits = {load: deployment.limits(load) for load in concurrency}

@@ -14,6 +14,7 @@ from tests.cli.test_app import run
 FLASH = ("--profile", "deepseek-v4-flash")
 SIMULATE = ("simulate", *FLASH, "--policy", "mtp1", "--concurrency", "4", "--out", "out")
 FRONTIER = ("frontier", *FLASH, "--seeds", "1", "--steps", "60", "--workers", "1", "--out", "f.csv")
+REGRET = ("regret", *FLASH, "--believed", "floor:4", "--concurrency", "4", "--workers", "1", "--out", "r.csv")
 FLEET = ("fleet", *FLASH, "--traffic", "poisson:1/s", "--sla", "ttft_p99<=1s", "--out", "out")
 
 OPTIONS = {
@@ -28,6 +29,11 @@ OPTIONS = {
     "endless seeds": (("frontier", *FLASH, "--out", "f.csv", "--seeds", "9" * 30), "seeds"),
     "geometric beyond numbers": ((*FRONTIER, "--lengths", "geometric:1e300/10"), "geometric"),
     "requests beyond memory": ((*FRONTIER, "--policy", "dspark", "--concurrency", "9" * 20), "concurrency"),
+    "endless steps of a sweep": ((*FRONTIER[:5], "--steps", "9" * 30, *FRONTIER[7:]), "steps"),
+    "endless steps of a run": ((*SIMULATE, "--steps", "9" * 30), "steps"),
+    "endless seeds of a regret": ((*REGRET, "--seeds", "9" * 30), "seeds"),
+    "more workers than a machine has": ((*FRONTIER, "--workers", "9" * 30), "workers"),
+    "more workers of a fleet": ((*FLEET, "--replicas", "2", "--workers", "9" * 30), "workers"),
     "replicas beyond memory": ((*FLEET, "--replicas", "9" * 12), "replicas"),
 }  # fmt: skip
 

@@ -171,6 +171,8 @@ def test_bad_options(log: Path) -> None:
         run_cells(draw, cells_of(log), backend="slurm")  # type: ignore[arg-type]
     with pytest.raises(BadInputError, match="workers: must be at least 1"):
         run_cells(draw, cells_of(log), workers=0)
+    with pytest.raises(BadInputError, match="workers: must be at most"):
+        run_cells(draw, cells_of(log), workers=2**31)
     with pytest.raises(BadInputError, match="has no cluster"):
         run_cells(draw, cells_of(log), address="tcp://127.0.0.1:1")
 

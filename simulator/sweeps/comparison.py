@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -56,17 +56,31 @@ def baseline_of(frontier: pd.DataFrame) -> str:
     return BASELINE if BASELINE in policies else str(policies[0])
 
 
+def require_known(by_policy: Mapping[str, Line], term: Term) -> None:
+    """Refuse a speed SLA where a load's speed is unknown: no request finished, which is no slow request."""
+    for policy, line in by_policy.items():
+        unknown = line.concurrency[np.isnan(line.speeds[term.key])]
+        if unknown.size:
+            raise BadInputError(
+                f"cannot be judged: {policy} at {unknown[0]:g} requests finished no request while measured",
+                source="--sla", value=term.text,
+                remedy="give more --steps or leave --steps out, or bound the mean instead, as in 80",
+            )  # fmt: skip
+
+
 def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
     """Each policy's best throughput under each SLA on generation speed; see ``parse_speed``.
 
     gain: over the baseline (``baseline_of``) at the same SLA. speed_gain: mean speed over the baseline's at
     the baseline's throughput there ("at matched throughput"). tps_mean, tps_p10: the speeds at that load.
     lower_bound: the sweep ended before the SLA was reached.
-    Raises ``InfeasibleError`` naming the nearest feasible value if no policy can meet an SLA.
+    Raises ``InfeasibleError`` naming the nearest feasible value if no policy can meet an SLA, and
+    ``BadInputError`` where the speed that it bounds is unknown at a load.
     """
     by_policy, base = lines(frontier), baseline_of(frontier)
     rows = []
     for term in map(parse_speed, slas):
+        require_known(by_policy, term)
         _refuse_if_nobody_can(by_policy, term)
         reference = by_policy[base].at_sla(term)
         for policy, line in by_policy.items():

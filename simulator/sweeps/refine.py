@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.sla.terms import Term
-from simulator.sweeps.comparison import Bound, baseline_of, parse_speed
+from simulator.sweeps.comparison import Bound, baseline_of, parse_speed, require_known
 from simulator.sweeps.lines import Line, lines
 
 SHARE = 0.01
@@ -23,12 +23,14 @@ def loads_to_add(
     Looked for is each policy's load at each SLA, and its load at the baseline's throughput there. A load
     that keeps the SLA and the next that does not must be neighbours, or within twice ``SHARE`` of the answer
     or twice the interval of its throughput. A policy that fails at the lowest load is tried at one.
+    Raises ``BadInputError`` where the speed that an SLA bounds is unknown at a load.
     halve: take the middle rather than the interpolated load, which creeps along a curve with risers.
     """
     by_policy, base = lines(frontier), baseline_of(frontier)
     noise = _noise(frontier)
     wanted: dict[tuple[str, int], None] = {}
     for term in map(parse_speed, slas):
+        require_known(by_policy, term)
         level = by_policy[base].at_sla(term).throughput
         for policy, line in by_policy.items():
             share = max(SHARE, noise[policy])

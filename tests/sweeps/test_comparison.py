@@ -52,6 +52,15 @@ def test_between_loads_throughput_is_linear_in_speed() -> None:
     assert base["speed_gain"] == pytest.approx(0)
 
 
+def test_a_speed_that_no_finished_request_tells_is_refused_and_not_taken_for_a_slow_one() -> None:
+    table = TWO.assign(tps_p10=TWO["tps_mean"])
+    table.loc[table.index[-1], "tps_p10"] = math.nan
+    for read in (at_slas, loads_to_add):
+        with pytest.raises(BadInputError, match=r"--sla.*dspark-async at 40 requests finished no request"):
+            read(table, ["p10>=80"])
+        read(table, [80])  # the mean is known
+
+
 @given(st.floats(60, 199), st.floats(1e-3, 1e-2), st.floats(1e-5, 1e-3))
 def test_interpolation_is_exact_for_a_step_time_linear_in_load(
     load: float, bias: float, slope: float

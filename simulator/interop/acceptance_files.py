@@ -20,7 +20,7 @@ import numpy as np
 from simulator.acceptance.rates import Rates, conditional_rates, marginal_rates, mean_length
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.acceptance.trace_file import load_trace
-from simulator.core.errors import BadInputError
+from simulator.core.errors import BadInputError, refuse_repeats
 from simulator.core.provenance import Provenance
 from simulator.interop import forms, vllm
 from simulator.interop.forms import Form, known_form, refuse_unreal
@@ -43,7 +43,7 @@ def load_acceptance(path: Path | str, gamma: int | None = None) -> AcceptanceMod
         trace = load_trace(path)
         return trace if gamma is None else trace.truncated(gamma)
     text = read_text(path)
-    content, lines = _parsed(text)
+    content, lines = _parsed(text, str(path))
     refuse_unreal(text if content is None else content, str(path))
     form = known_form(text if content is None else content)
     reader = None if form is None else _READERS.get(form)
@@ -307,22 +307,31 @@ _READERS: dict[Form, Callable[[_File], Rates]] = {
 }
 
 
-def _parsed(text: str) -> tuple[dict[str, object] | None, int]:
+def _parsed(text: str, source: str) -> tuple[dict[str, object] | None, int]:
     """Return the JSON object that a text begins with (``None`` for other text) and how many lines it has.
 
     Container logs are JSON lines whose objects hold a line of a log each; they are read as text.
     """
     first, _, rest = text.strip().partition("\n")
     lines = 1
-    value = _json(text)
+    value = _json(text, source)
     if value is None:
-        value, lines = _json(first), 1 + sum(bool(line.strip()) for line in rest.split("\n"))
+        value, lines = _json(first, source), 1 + sum(bool(line.strip()) for line in rest.split("\n"))
     return (value, lines) if value is not None and "log" not in value else (None, 1)
 
 
-def _json(text: str) -> dict[str, object] | None:
+def _json(text: str, source: str) -> dict[str, object] | None:
+    """Return the object of a JSON text, where it is one; engines write NaN for what they did not measure."""
+
+    def without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        value = dict(pairs)
+        refuse_repeats((name for name, _ in pairs), "keys", source=source)
+        return value
+
     try:
-        value = json.loads(text) if text[:1] == "{" else None
+        value = json.loads(text, object_pairs_hook=without_repeats) if text[:1] == "{" else None
+    except BadInputError:
+        raise
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -100,6 +100,14 @@ def test_per_position_rates_of_a_hundred_drafts(write: Write, content: object) -
     assert "recorded.txt" in rates.provenance.source
 
 
+def test_a_key_given_twice_is_refused(write: Write) -> None:
+    twice = json.dumps(BENCH)[:-1] + ', "spec_decode_per_position_acceptance_rates": [0.9, 0.9, 0.9]}'
+    with pytest.raises(
+        BadInputError, match=r"gives spec_decode_per_position_acceptance_rates more than once"
+    ):
+        load_acceptance(write(twice))
+
+
 def test_a_block_size_behind_the_file_cuts_recorded_positions(write: Write) -> None:
     assert rates_of(f"{write(VLLM)}@2").conditional == pytest.approx((0.6, 2 / 3))
     with pytest.raises(

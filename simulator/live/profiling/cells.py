@@ -16,6 +16,7 @@ from scipy import stats
 from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.files import append_line, write_text
 from simulator.core.random import random_stream
+from simulator.core.reading import decoded, read_bounded
 from simulator.live.device import OutOfMemoryError
 
 GROSS = 3.0
@@ -197,8 +198,7 @@ class CellLog:
     @classmethod
     def read(cls, path: Path) -> CellLog:
         """Load a finished log, whatever its settings."""
-        first = Path(path).read_text(encoding="utf-8").split("\n", 1)[0]
-        return cls(path, json.loads(first)["settings"])
+        return cls(path, _settings(Path(path), _lines(Path(path))[0]))
 
     def get(self, key: Key) -> MeasuredCell | None:
         """Return the cell, if it has been measured."""
@@ -222,12 +222,12 @@ class CellLog:
         return float(((rounds.max() - rounds.min()) / rounds.median()).median())
 
     def _resume(self, settings: Mapping[str, Any]) -> None:
-        lines = self.path.read_text(encoding="utf-8").split("\n")
+        lines = _lines(self.path)
         whole, tail = lines[:-1], lines[-1]
         if not whole:
             raise BadInputError("holds no cells", source=str(self.path), remedy="delete it")
         try:
-            found = json.loads(whole[0])["settings"]
+            found = _settings(self.path, whole[0])
             self.cells = {cell.key: cell for cell in map(_read_cell, whole[1:])}
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError("is not a cell log", source=str(self.path), remedy="delete it") from error
@@ -245,6 +245,20 @@ class CellLog:
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         append_line(self.path, json.dumps(entry))
+
+
+def _lines(path: Path) -> list[str]:
+    return decoded(read_bounded(path), str(path)).split("\n")
+
+
+def _settings(path: Path, line: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(line)["settings"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise BadInputError("is not a cell log", source=str(path), field="line 1", remedy="delete it")
+    return settings
 
 
 def _read_cell(line: str) -> MeasuredCell:

@@ -138,6 +138,13 @@ def _read_json_lines(path: Path, text_lines: Sequence[str]) -> Table:
             objects.append(value)
         else:
             broken.append(MalformedRow(number, "is not a JSON object"))
+    if not objects and broken:
+        raise BadInputError(
+            broken[0].reason,
+            source=str(path),
+            field=f"line {broken[0].line:,}",
+            remedy="mend or re-export it",
+        )
     names = dict.fromkeys(name for value in objects for name in value)
     columns = {name: [value.get(name) for value in objects] for name in names}
     return Table(str(path), False, lines, columns, broken)

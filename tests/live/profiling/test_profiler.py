@@ -138,6 +138,19 @@ def test_cells_of_other_settings_are_not_continued(pair: Any, tmp_path: Path) ->
         new_log(pair, path)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"nonsense\n", b"[1]\n", b'{"a": 1}\n', b'{"settings": null}\n', b"\xff\xfe\n"]
+)
+def test_a_file_that_is_no_cell_log_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "cells.jsonl"
+    path.write_bytes(content)
+    for read in (CellLog.read, lambda path: CellLog(path, {})):
+        with pytest.raises(BadInputError, match=r"cells\.jsonl: "):
+            read(path)
+    with pytest.raises(BadInputError, match=r"gone\.jsonl: no such file"):
+        CellLog.read(tmp_path / "gone.jsonl")
+
+
 def steps(log: CellLog, seconds: dict[tuple[int, int], float]) -> None:
     for (requests, tokens), value in seconds.items():
         log.add(MeasuredCell("step", "", requests, tokens, 16 * requests, value, value, 0.0, 9, 0, (1.0,)))

@@ -274,7 +274,7 @@ def _read_config(folder: Path, fields: Fields) -> Any:
 
 
 def _refuse_untested(config: Any, source: str) -> None:
-    kind: str = config.get_text_config().model_type
+    kind = getattr(config.get_text_config(), "model_type", None)
     if kind not in SUPPORTED:
         raise BadInputError(
             "is a kind of target whose verification pass is not tested here; it could run and be wrong",
@@ -327,13 +327,28 @@ def _random_target(config: Any, dtype: torch.dtype, device: torch.device, name: 
         return Target(_from_config(config, dtype, name), name)
 
 
+@contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    """Keep transformers from printing a table of what is refused in one line right after."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
 def _pretrained(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
     """Load the model on the CPU; whatever transformers would only warn about is an error."""
-    arguments = {_DTYPE_ARGUMENT: dtype, "output_loading_info": True, "use_safetensors": True}
+    arguments = {
+        _DTYPE_ARGUMENT: dtype, "output_loading_info": True, "use_safetensors": True,
+        "ignore_mismatched_sizes": True,  # else transformers raises without saying which; refused below
+    }  # fmt: skip
     try:
-        model, info = _AUTO_MODEL.from_pretrained(
-            folder, config=config, local_files_only=True, trust_remote_code=False, **arguments
-        )
+        with _only_errors_logged():
+            model, info = _AUTO_MODEL.from_pretrained(
+                folder, config=config, local_files_only=True, trust_remote_code=False, **arguments
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise BadInputError(
             f"cannot be loaded: {error}",
@@ -342,7 +357,7 @@ def _pretrained(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
-            names = sorted(str(key) for key in info[problem])
+            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[problem])
             raise BadInputError(
                 f"{len(names)} {problem.replace('_', ' ')} in the checkpoint",
                 source=str(folder),

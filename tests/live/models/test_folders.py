@@ -24,6 +24,20 @@ def change(folder: Path, **fields: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def test_a_nested_config_without_a_kind_is_refused(folder: Path) -> None:
+    change(folder, text_config={"hidden_size": 128})
+    with pytest.raises(BadInputError, match=r"target/config\.json: model_type: is a kind of target"):
+        load_target(folder)
+
+
+def test_what_is_refused_is_said_in_one_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    change(folder, intermediate_size=512)
+    with pytest.raises(BadInputError, match=r"mismatched keys in the checkpoint"):
+        load_target(folder)
+    said = capfd.readouterr()
+    assert "MISMATCH" not in said.err + said.out
+
+
 def test_code_of_a_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")

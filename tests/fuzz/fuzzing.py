@@ -65,9 +65,14 @@ def outcome(case: Case) -> tuple[str, str]:
     return "accepted", said.getvalue()
 
 
-def tried(seed: int, kinds: Sequence[str], folder: Path) -> Iterator[tuple[str, int, Case, str, str]]:
-    """Yield kind of surface, number, input, outcome and what was said, without end; by the seed alone."""
-    number = 0
+def tried(
+    seed: int, kinds: Sequence[str], folder: Path, first: int = 0
+) -> Iterator[tuple[str, int, Case, str, str]]:
+    """Yield kind of surface, number, input, outcome and what was said, without end; by the seed alone.
+
+    first: the number to begin with; an input does not depend on those before it.
+    """
+    number = first
     while True:
         for kind in kinds:
             rng = random.Random(f"{seed}/{kind}/{number}")
@@ -82,15 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--cases", type=int, default=10_000, help="inputs to try")
     options.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--first", type=int, default=0, help="number of the first input of each kind")
     options.add_argument("--kind", choices=list(SURFACES), action="append", help="surface; default all")
     asked = options.parse_args(arguments)
     count: Counter[str] = Counter()
     start_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for kind, number, case, ended, said in tried(asked.seed, asked.kind or list(SURFACES), Path(folder)):
+        kinds = asked.kind or list(SURFACES)
+        for kind, number, case, ended, said in tried(asked.seed, kinds, Path(folder), asked.first):
             count[ended] += 1
             if ended in ("silent", "traceback", "hang"):
                 print(f"{ended}: {kind} {asked.seed}/{number}: {case.shown}\n    {said[:600]}", flush=True)
+                again = f"--seed {asked.seed} --kind {kind} --first {number} --cases 1"
+                print(f"    again: scripts/fuzz {again}", flush=True)
             if sum(count.values()) >= asked.cases or time.monotonic() - start_s > asked.seconds:
                 break
     shown = ", ".join(f"{count[kind]:,} {kind}" for kind in KINDS)

@@ -23,6 +23,15 @@ def test_spoiled_inputs_are_accepted_or_refused_clearly(kind: str, tmp_path: Pat
     assert any(each[0] == "clear" for each in ended)  # the mutations do spoil
 
 
+@pytest.mark.parametrize("kind", SURFACES)
+def test_one_input_is_tried_again_by_its_number(kind: str, tmp_path: Path) -> None:
+    def third(first: int) -> tuple[int, str, str]:
+        *_, (_, number, case, ended, _) = islice(tried(5, [kind], tmp_path, first), 3 - first)
+        return number, case.shown, ended
+
+    assert third(0) == third(2)
+
+
 def test_what_is_spoiled_is_sound_before(tmp_path: Path) -> None:
     for seeds, take in SOUND:
         for name, content in seeds.items():

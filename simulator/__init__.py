@@ -93,7 +93,7 @@ __all__ = [
 ]
 
 
-class Callable(ModuleType):
+class CallablePackage(ModuleType):
     """A package that is also the function of its name: ``sim.traffic("poisson:12/s")``.
 
     ``acceptance``, ``deployment``, ``sla`` and ``traffic`` are packages, and Python puts a package that was

@@ -2,6 +2,6 @@
 
 import sys
 
-from simulator import Callable
+from simulator import CallablePackage
 
-sys.modules[__name__].__class__ = Callable
+sys.modules[__name__].__class__ = CallablePackage

@@ -15,7 +15,7 @@ from simulator.core.units import parse_duration_s
 from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import Profile
 from simulator.engine.limits import Prefill
-from simulator.engine.run import Run, enough_requests, simulate
+from simulator.engine.run import Run, enough_requests, require_steps, simulate
 from simulator.fleet.fleet import FleetRun, simulate_fleet
 from simulator.fleet.layout import Fleet, RouterName
 from simulator.schedulers.parse import NamedPolicy
@@ -101,6 +101,7 @@ class Workbench(Deployment):
         concurrency: requests running at once. lengths: of a process; a recording has its own. requests: the
         first so many. steps: of the engine; a closed loop has no other end. Raises ``BadInputError``.
         """
+        require_steps(steps)
         limits = self.limits(concurrency, kv_tokens=kv_tokens, prefill=prefill)
         setup = self.answerable(self.plan(policy), concurrency)
         workload = draw_workload(
@@ -109,10 +110,12 @@ class Workbench(Deployment):
         finish = 0
         if steps is None and workload.is_closed_loop:
             steps, finish = CLOSED_LOOP_STEPS, enough_requests(concurrency)
-        return simulate(
+        run = simulate(
             workload, [setup.replay(seed)] * len(workload.classes), setup.scheduler, setup.cost, limits,
             believed=setup.believed, seed=seed, steps=steps, finish=finish,
         )  # fmt: skip
+        self.judge_rows(setup, run.rows_mean, concurrency)
+        return run
 
     def frontier(
         self,
@@ -179,7 +182,9 @@ class Workbench(Deployment):
         workload = draw_workload(
             texts.traffic(traffic, lengths), seed, duration_s=seconds, generated_s=GENERATED_S
         )
-        return simulate_fleet(
+        run = simulate_fleet(
             workload, [setup] * len(workload.classes), Fleet(replicas, limits, router, **layout),
             texts.sla(sla), seed=seed, workers=workers,
         )  # fmt: skip
+        self.judge_rows(setup, run.rows_mean, concurrency)
+        return run

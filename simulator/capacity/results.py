@@ -16,10 +16,10 @@ class TrialResult:
     """One replica served at one rate, in one replication or several together.
 
     attainment, goodput_per_s: as in ``sla.verdict.Assessment``. terms: a result per term of the SLA, in its
-    order. metrics: None where none could be measured. early_stop_loss: ``schedulers.early_stop``.
-    queue_trend_per_s: by how many requests a second the queue grows. seed_tps: mean speed of each
-    replication in tokens/s/user, NaN where it was saturated. waits: mean seconds for which a request waited,
-    by cause (``engine.batch.WAITS``).
+    order. metrics: None where none could be measured. rows_mean: as in ``engine.run.Run``.
+    early_stop_loss: ``schedulers.early_stop``. queue_trend_per_s: by how many requests a second the queue
+    grows. seed_tps: mean speed of each replication in tokens/s/user, NaN where it was saturated. waits:
+    mean seconds for which a request waited, by cause (``engine.batch.WAITS``).
     """
 
     policy: str
@@ -32,6 +32,7 @@ class TrialResult:
     requests: int
     terms: tuple[TermResult, ...]
     metrics: Metrics | None
+    rows_mean: float
     steps_outside_fraction: float
     early_stop_loss: float
     queue_trend_per_s: float

@@ -31,6 +31,7 @@ from simulator.core.units import numbers
 if TYPE_CHECKING:
     import pandas as pd
 
+    from simulator.api.workbench import Workbench
     from simulator.deployment.deployment import Deployment
 
 DEFAULT_LOADS = "1,4,8,14,20,30,45,65,90,120,160,200,250,300"
@@ -203,13 +204,13 @@ def acceptance_show(
 
 def _deployment(
     profile: str, acceptance: list[str] | None, believed: str | None, extrapolate_rows: bool
-) -> Deployment:
-    from simulator.deployment.deployment import deploy
+) -> Workbench:
+    from simulator.api.workbench import deployment
 
-    deployment = deploy(profile, acceptance or (), believed=believed, extrapolate_rows=extrapolate_rows)
-    for note in deployment.notes:
+    made = deployment(profile, acceptance or (), believed=believed, extrapolate_rows=extrapolate_rows)
+    for note in made.notes:
         typer.echo(note, err=True)
-    return deployment
+    return made
 
 
 def _sweep(

@@ -22,13 +22,8 @@ from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.units import numbers
 
 if TYPE_CHECKING:
-    from simulator.deployment.deployment import Deployment
-    from simulator.deployment.setup import Setup
     from simulator.fleet.pod import ReplicaRun
     from simulator.sla.verdict import Assessment
-
-GENERATED_S = 600.0
-"""Simulated time of ``fleet`` under an arrival process unless told otherwise; a recording is played whole."""
 
 
 def plan(
@@ -181,6 +176,7 @@ def fleet(
     cells: CellsOption = None,
 ) -> None:
     """Simulate a fleet behind a router, judge it by an SLA, write verdict.json. Exit 1: a term fails."""
+    from simulator.api.workbench import GENERATED_S
     from simulator.core.files import check_writable_directory, without_nan, write_csv, write_json
     from simulator.core.units import parse_duration_s
     from simulator.deployment.deployment import deploy
@@ -215,7 +211,7 @@ def fleet(
         workload, plans, arranged, terms, seed=seed, workers=workers, backend=backend, address=address,
         directory=cells, progress=True,
     )  # fmt: skip
-    _judge_rows(deployment, setup, run.parts, concurrency)
+    deployment.judge_rows(setup, run.rows_mean, concurrency)
     write_csv(out / "replicas.csv", run.replicas)
     asked = {
         "profile": deployment.profile.name, "policy": policy, "traffic": traffic,
@@ -224,15 +220,6 @@ def fleet(
     write_json(out / "verdict.json", without_nan({"schema": 1} | asked | run.assessment.verdict()))
     _warn_of_replicas(policy, run.parts)
     _say_verdict(run.assessment, sum(each.steps for each in run.parts))
-
-
-def _judge_rows(
-    deployment: Deployment, setup: Setup, replicas: Sequence[ReplicaRun], concurrency: int
-) -> None:
-    """Refuse a verdict where a replica's mean rows lie far beyond those measured (``Setup.extrapolated``)."""
-    refused = setup.extrapolated(max(each.rows_mean for each in replicas), concurrency)
-    if refused is not None and not deployment.extrapolate_rows:
-        raise refused
 
 
 def _warn_of_replicas(policy: str, replicas: Sequence[ReplicaRun]) -> None:

@@ -9,20 +9,12 @@ from typing import cast
 from rich.console import Console
 from rich.table import Table
 
+from simulator.api.workbench import Workbench
 from simulator.cli.options import say_how_read
-from simulator.deployment.deployment import Deployment
 from simulator.engine.limits import Prefill
-from simulator.engine.run import SATURATED, Run, enough_requests, require_steps, simulate, write_run
+from simulator.engine.run import SATURATED, Run, write_run
 from simulator.schedulers.early_stop import early_stop_note
-from simulator.schedulers.parse import parse_policy
-from simulator.traffic.parse import draw_workload, parse_traffic
-
-CLOSED_LOOP_STEPS = 2000
-"""Least engine steps of a closed loop unless told otherwise: it has no end of its own. It goes on until
-every slot has finished some requests; see ``engine.run.enough_requests``."""
-
-GENERATED_REQUESTS = 2000
-"""Requests of an arrival process or a closed loop unless told otherwise; a recording is played whole."""
+from simulator.traffic.parse import parse_traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,39 +32,17 @@ class SingleRun:
     seed: int
 
 
-def simulate_single_run(deployment: Deployment, asked: SingleRun) -> Run:
-    """Simulate it."""
-    require_steps(asked.steps, source="dspark-sim simulate")
-    plan = deployment.answerable(deployment.plan(parse_policy(asked.policy)), asked.concurrency)
+def simulate_single_run(deployment: Workbench, asked: SingleRun) -> Run:
+    """Simulate it, and say how a recording was read."""
     traffic = parse_traffic(asked.traffic, asked.lengths)
     say_how_read(traffic)
-    workload = draw_workload(traffic, asked.seed, requests=asked.requests, generated=GENERATED_REQUESTS)
-    limits = deployment.limits(
-        asked.concurrency, kv_tokens=asked.kv_tokens, prefill=cast(Prefill, asked.prefill)
-    )
-    steps, finish = asked.steps, 0
-    if steps is None and workload.is_closed_loop:
-        steps, finish = CLOSED_LOOP_STEPS, enough_requests(asked.concurrency)
-    run = simulate(
-        workload,
-        [plan.replay(asked.seed)] * len(workload.classes),
-        plan.scheduler,
-        plan.cost,
-        limits,
-        believed=plan.believed,
-        seed=asked.seed,
-        steps=steps,
-        finish=finish,
-    )
-    decode = run.steps[run.steps["requests"] > 0]
-    rows = float((decode["requests"] + decode["draft_tokens"]).mean())
-    refused = None if deployment.extrapolate_rows else plan.extrapolated(rows, asked.concurrency)
-    if refused is not None:
-        raise refused
-    return run
+    return deployment.simulate(
+        asked.policy, concurrency=asked.concurrency, traffic=traffic, requests=asked.requests,
+        steps=asked.steps, kv_tokens=asked.kv_tokens, prefill=cast(Prefill, asked.prefill), seed=asked.seed,
+    )  # fmt: skip
 
 
-def write_single_run(deployment: Deployment, asked: SingleRun, out: Path) -> None:
+def write_single_run(deployment: Workbench, asked: SingleRun, out: Path) -> None:
     """Simulate it, write its files and show its metrics."""
     run = simulate_single_run(deployment, asked)
     models = {drafter: model.name for drafter, model in deployment.acceptance.items()}

@@ -55,6 +55,15 @@ class Deployment:
             raise refusal
         return setup
 
+    def judge_rows(self, setup: Setup, rows: float, requests: int) -> None:
+        """Refuse an answer whose steps held ``rows`` rows in the mean, if those lie far beyond the measured.
+
+        rows: drafts and anchors of a decode step. requests: that it may hold. See ``Setup.extrapolated``.
+        """
+        refusal = None if self.extrapolate_rows else setup.extrapolated(rows, requests)
+        if refusal is not None:
+            raise refusal
+
     def limits(
         self,
         concurrency: int,

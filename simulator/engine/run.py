@@ -92,6 +92,12 @@ class Run:
     saturated: bool = False
     early_stop_loss: float | None = None
 
+    @property
+    def rows_mean(self) -> float:
+        """Mean drafts and anchors of a decode step, without prompt rows; 0 where nothing was decoded."""
+        decode = self.steps[self.steps["requests"] > 0]
+        return float((decode["requests"] + decode["draft_tokens"]).mean()) if len(decode) else 0.0
+
 
 def simulate(
     workload: Workload,

@@ -50,6 +50,11 @@ class FleetRun:
         """A row per replica, columns of ``ReplicaRun.as_row``."""
         return pd.DataFrame([each.as_row() for each in self.parts])
 
+    @property
+    def rows_mean(self) -> float:
+        """Mean rows of a decode step at the replica where they were most."""
+        return max(each.rows_mean for each in self.parts)
+
 
 def simulate_fleet(
     workload: Workload,

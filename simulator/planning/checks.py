@@ -7,7 +7,7 @@ from pathlib import Path
 
 from simulator.capacity.results import RateSearch
 from simulator.capacity.search import Search
-from simulator.capacity.server import share_at_rate
+from simulator.capacity.server import Server, share_at_rate
 from simulator.core.errors import BadInputError, InfeasibleError, naming
 from simulator.core.units import parse_percent
 from simulator.fleet.layout import Fleet
@@ -76,6 +76,14 @@ def _check_fits(workload: Workload, kv_tokens: int | None, gamma: int) -> None:
             source="scenario", field="replica.kv_tokens", value=kv_tokens,
             remedy=f"raise it to {int(need.max())} or cap the lengths with max=",
         )  # fmt: skip
+
+
+def refuse_extrapolated(scenario: Scenario, servers: Sequence[Server], found: Sequence[RateSearch]) -> None:
+    """Refuse a plan whose policy, at the rate found, chose rows far beyond those measured."""
+    for server, search in zip(servers, found, strict=True):
+        if search.at_rate is not None:
+            setup, requests = server.plans[0], server.limits.concurrency
+            scenario.deployment().judge_rows(setup, search.at_rate.rows_mean, requests)
 
 
 def check_fleet_size(scenario: Scenario, sizing: Sizing, found: Sequence[RateSearch]) -> None:

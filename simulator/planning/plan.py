@@ -19,7 +19,7 @@ from simulator.core.units import parse_percent
 from simulator.fleet.fleet import simulate_fleet
 from simulator.fleet.layout import Fleet
 from simulator.parallel.cells import Sweeping, run_cells
-from simulator.planning.checks import CONFIRMED_REPLICAS, check_fleet_size, check_inputs
+from simulator.planning.checks import CONFIRMED_REPLICAS, check_fleet_size, check_inputs, refuse_extrapolated
 from simulator.planning.demand import demand_profile, mix_of
 from simulator.planning.notes import Confirmation, answer_line, list_assumptions, list_warnings
 from simulator.planning.scenario import Scenario
@@ -128,6 +128,7 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     found = _searched(sweep, searches, "Sustainable rates")
     if not any(each.feasible for each in found):
         raise InfeasibleError(_nearest_feasible(sla, found))
+    refuse_extrapolated(scenario, servers, found)
     check_fleet_size(scenario, sizing, found)
     variants = _searched(sweep, _variants(servers, found, precision), "Sensitivity")
     best = max(each.rate_per_s for each in found)

@@ -46,7 +46,8 @@ def regret(
     Columns: belief, concurrency, throughput_tok_per_s and true_throughput_tok_per_s, regret (share of the
     latter that is lost, negative where the wrong table happened to do better), regret_ci95 over seeds,
     significant (the interval leaves out 0), verification_budget_mean and true_budget_mean.
-    Raises ``BadInputError`` for a belief or a load given twice: it would count as new data.
+    Raises ``BadInputError`` for a belief or a load given twice: it would count as new data; and where the
+    rows chosen under any belief lie far beyond those measured: what they cost is then not known.
     """
     if not beliefs or not concurrency or min(concurrency) < 1 or seeds < 2:
         raise BadInputError(
@@ -84,6 +85,9 @@ def regret(
         )
     )
     rows["belief"] = [name for _ in range(seeds) for name in plans for _ in concurrency]
+    for load in concurrency:
+        for _, mine in rows[rows["concurrency"] == load].groupby("belief", sort=False):
+            deployment.judge_rows(true, float(mine["batch_tokens_mean"].mean()), load)
     return _compared(rows, list(beliefs))
 
 

@@ -348,7 +348,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 
     monkeypatch.chdir(tmp_path)
     for name in ("sweeps.frontier.run_cells", "sweeps.regret.run_cells", "fleet.fleet.run_cells",
-                 "planning.plan.run_cells", "cli.simulate.simulate",
+                 "planning.plan.run_cells", "api.workbench.simulate",
                  "sweeps.thresholds.threshold_sweep"):  # fmt: skip
         monkeypatch.setattr(f"simulator.{name}", work)
     (tmp_path / "scenario.yaml").write_text(EXAMPLE)

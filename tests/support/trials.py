@@ -23,7 +23,7 @@ def trial_result(
     return TrialResult(
         policy=policy, rate_per_s=rate_per_s, met=met, saturated=False, attainment=nan, attainment_ci95=nan,
         goodput_per_s=nan, requests=100, terms=tuple(terms), metrics=None, steps_outside_fraction=0.0,
-        early_stop_loss=0.0,
+        early_stop_loss=0.0, rows_mean=1.0,
         queue_trend_per_s=0.0, queue_trend_ci95=nan, replications=max(len(seed_tps), 1),
         seed_tps=tuple(seed_tps), waits=dict.fromkeys(WAITS, 0.0),
     )  # fmt: skip

@@ -112,6 +112,14 @@ def fit_additive(
     )
 
 
+def spread_token_probes(cells: pd.DataFrame) -> list[float]:
+    """Choose measured batch tokens to fit at: so few that there are two cells for each, both ends kept."""
+    sizes = np.unique(cells["batch_tokens"])
+    count = len(cells[["requests", "batch_tokens"]].drop_duplicates())
+    chosen = np.linspace(0, len(sizes) - 1, max(2, min(len(sizes), count // 2, 16))).round().astype(int)
+    return [float(size) for size in sizes[np.unique(chosen)]]
+
+
 class Repaired(NamedTuple):
     """A throughput curve made monotone, and the largest relative change to any of its points."""
 

@@ -2,7 +2,7 @@
 
 Files are recognised by their content. Where positions are recorded, their rates are read; where only a mean
 accepted length is, the block size must be given too and every position gets one rate. What was skipped,
-censored or assumed stands in the provenance of the result. docs/engine_files.md lists every form.
+censored or assumed stands in the provenance of the result. docs/howto/engine_files.md lists every form.
 """
 
 from __future__ import annotations
@@ -291,7 +291,8 @@ def _speculation_profile(file: _File) -> Rates:
     if not rates or not all(0 <= rate <= 1 for rate in rates):
         raise file.error("must be one or more rates within 0..1", "conditional_accept_rates", rates,
                          "export the file again")  # fmt: skip
-    return file.measured(conditional_rates(rates))
+    origin = file.json.text("read_from") if file.json.has("read_from") else ""
+    return file.measured(conditional_rates(rates), origin)
 
 
 _READERS: dict[Form, Callable[[_File], Rates]] = {

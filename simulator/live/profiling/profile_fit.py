@@ -14,7 +14,7 @@ import torch
 
 from simulator.core.files import slug
 from simulator.core.provenance import Provenance
-from simulator.cost.fit import AdditiveFit, fit_additive
+from simulator.cost.fit import AdditiveFit, fit_additive, spread_token_probes
 from simulator.cost.models import AdditiveCost
 from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
@@ -65,7 +65,7 @@ def profile_from(
     cells = len(steps[["requests", "batch_tokens", "context_tokens"]].drop_duplicates())
     fit = fit_additive(
         steps,
-        token_probes=_token_probes(steps),
+        token_probes=spread_token_probes(steps),
         terms=("context",) if contexts > 1 else (),
         folds=min(5, cells),
     )
@@ -105,14 +105,6 @@ def profile_from(
         prefill_tokens_per_s=fastest,
     )
     return Profiled(profile, fit, log, drift)
-
-
-def _token_probes(steps: pd.DataFrame) -> list[float]:
-    """Measured batch tokens to fit at: so few that there are two cells for every probe, both ends kept."""
-    sizes = np.unique(steps["batch_tokens"])
-    cells = len(steps[["requests", "batch_tokens"]].drop_duplicates())
-    chosen = np.linspace(0, len(sizes) - 1, max(2, min(len(sizes), cells // 2, 16))).round().astype(int)
-    return [float(size) for size in sizes[np.unique(chosen)]]
 
 
 def _prices(log: CellLog, drafters: list[str]) -> dict[str, pd.Series[float]]:

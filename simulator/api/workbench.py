@@ -92,17 +92,17 @@ class Workbench(Deployment):
         lengths: str | None = None,
         requests: int | None = None,
         steps: int | None = None,
-        kv_tokens: int | None = None,
-        prefill: Prefill = "elsewhere",
         seed: int = 0,
+        **limits: Any,
     ) -> Run:
         """Run one engine under one policy on one traffic; returns requests, steps and metrics.
 
         concurrency: requests running at once. lengths: of a process; a recording has its own. requests: the
-        first so many. steps: of the engine; a closed loop has no other end. Raises ``BadInputError``.
+        first so many. steps: of the engine; a closed loop has no other end. limits: kv_tokens, prefill,
+        chunk_tokens and prefill_tokens_per_s of ``Deployment.limits``. Raises ``BadInputError``.
         """
         require_steps(steps)
-        limits = self.limits(concurrency, kv_tokens=kv_tokens, prefill=prefill)
+        engine = self.limits(concurrency, **limits)
         setup = self.answerable(self.plan(policy), concurrency)
         workload = draw_workload(
             texts.traffic(traffic, lengths), seed, requests=requests, generated=GENERATED_REQUESTS
@@ -111,7 +111,7 @@ class Workbench(Deployment):
         if steps is None and workload.is_closed_loop:
             steps, finish = CLOSED_LOOP_STEPS, enough_requests(concurrency)
         run = simulate(
-            workload, [setup.replay(seed)] * len(workload.classes), setup.scheduler, setup.cost, limits,
+            workload, [setup.replay(seed)] * len(workload.classes), setup.scheduler, setup.cost, engine,
             believed=setup.believed, seed=seed, steps=steps, finish=finish,
         )  # fmt: skip
         self.judge_rows(setup, run.rows_mean, concurrency)
@@ -166,25 +166,35 @@ class Workbench(Deployment):
         concurrency: int = 256,
         duration: str | None = None,
         router: RouterName = "round-robin",
-        prefill: Prefill = "elsewhere",
+        pods: int | None = None,
+        prefix_cache_tokens: int | None = None,
+        prefill_workers: int | None = None,
         kv_tokens: int | None = None,
+        prefill: Prefill = "elsewhere",
+        chunk_tokens: int = 2048,
+        prefill_tokens_per_s: float | None = None,
         seed: int = 0,
         workers: int = 1,
-        **layout: Any,
+        **how: Any,
     ) -> FleetRun:
         """Serve traffic on replicas behind a router, and judge it by an SLA.
 
-        duration: simulated time with arrivals, such as ``"10min"``. layout: other fields of ``Fleet``.
+        duration: simulated time with arrivals, such as ``"10min"``. kv_tokens to prefill_tokens_per_s: see
+        ``Deployment.limits``; the others: see ``Fleet``. how: where pods run; see ``simulate_fleet``.
         """
-        limits = self.limits(concurrency, kv_tokens=kv_tokens, prefill=prefill)
+        limits = self.limits(
+            concurrency, kv_tokens=kv_tokens, prefill=prefill, chunk_tokens=chunk_tokens,
+            prefill_tokens_per_s=prefill_tokens_per_s,
+        )  # fmt: skip
+        layout = Fleet(replicas, limits, router, pods, prefix_cache_tokens, prefill_workers)
         setup = self.answerable(self.plan(policy), concurrency)
         seconds = None if duration is None else parse_duration_s(duration, field="duration")
         workload = draw_workload(
             texts.traffic(traffic, lengths), seed, duration_s=seconds, generated_s=GENERATED_S
         )
         run = simulate_fleet(
-            workload, [setup] * len(workload.classes), Fleet(replicas, limits, router, **layout),
-            texts.sla(sla), seed=seed, workers=workers,
+            workload, [setup] * len(workload.classes), layout, texts.sla(sla), seed=seed, workers=workers,
+            **how,
         )  # fmt: skip
         self.judge_rows(setup, run.rows_mean, concurrency)
         return run

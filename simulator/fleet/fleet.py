@@ -36,10 +36,13 @@ from simulator.traffic.workload import Workload
 class FleetRun:
     """What a fleet did.
 
-    assessment: against the SLA. metrics: means over replicas, None where none could be measured or the
-    fleet is saturated.
+    fleet: how it was laid out. requests, rate_per_s: of the whole workload. assessment: against the SLA.
+    metrics: means over replicas, None where none could be measured or the fleet is saturated.
     """
 
+    fleet: Fleet
+    requests: int
+    rate_per_s: float
     assessment: Assessment
     metrics: Metrics | None
     parts: tuple[ReplicaRun, ...]
@@ -89,7 +92,7 @@ def simulate_fleet(
         run_pod_row, pods, workers=workers, label="Fleet", progress=progress,
         backend=backend, address=address, directory=directory,
     )  # fmt: skip
-    return _together(sla, [PodRun.from_row(row) for row in rows], measured_span(workload))
+    return _together(workload, fleet, sla, [PodRun.from_row(row) for row in rows])
 
 
 def measured_span(workload: Workload) -> tuple[float, float]:
@@ -115,12 +118,15 @@ def mean_metrics(measured: Sequence[Metrics]) -> Metrics | None:
     return Metrics(**row)
 
 
-def _together(sla: Sla, runs: Sequence[PodRun], measured_s: tuple[float, float]) -> FleetRun:
+def _together(workload: Workload, fleet: Fleet, sla: Sla, runs: Sequence[PodRun]) -> FleetRun:
     parts = tuple(each for run in runs for each in run.replicas)
     metrics = mean_metrics([one for run in runs for one in run.metrics])
     saturated = sum(run.requests for run in runs if run.saturated)
+    what = (fleet, len(workload), workload.rate_per_s)
     # One pod in a hundred may look saturated by chance; that many of the requests, and it is no accident.
     if metrics is None or saturated > 0.01 * sum(run.requests for run in runs):
-        return FleetRun(saturated_assessment(sla, sum(run.requests for run in runs)), None, parts, None)
+        overrun = saturated_assessment(sla, sum(run.requests for run in runs))
+        return FleetRun(*what, overrun, None, parts, None)
     observed = pool([run.observed for run in runs if run.observed is not None])
-    return FleetRun(assess(sla, observed, metrics, measured_s[1] - measured_s[0]), metrics, parts, observed)
+    start_s, end_s = measured_span(workload)
+    return FleetRun(*what, assess(sla, observed, metrics, end_s - start_s), metrics, parts, observed)

@@ -1,10 +1,11 @@
-"""The answers of ``compare`` and ``plan`` on the terminal; of ``compare`` CSV and two figures as well."""
+"""The answers of ``simulate``, ``compare`` and ``plan`` on the terminal, and files of the first two."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 from rich.console import Console
@@ -12,15 +13,49 @@ from rich.markup import escape
 from rich.table import Table
 
 from simulator.core.files import write_csv
+from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile
+from simulator.engine.run import SATURATED, Run, write_run
 from simulator.paper.claims_check import check_against
 from simulator.planning.notes import ranged
 from simulator.planning.plan import CapacityPlan
 from simulator.report.frontier import plot_frontier, plot_load
 from simulator.report.style import save
+from simulator.schedulers.early_stop import early_stop_note
 from simulator.sla.terms import Term
 from simulator.sweeps.bands import load_bands
 from simulator.sweeps.comparison import at_slas, baseline_of, promise, speed_gain_range
+
+
+def report_run(run: Run, deployment: Deployment, asked: Mapping[str, object], out: Path) -> None:
+    """Write one engine's requests, steps and ``run.json``, and print its metrics with what to know of them.
+
+    asked: what was asked for, in the words of the command line; it stands in ``run.json``.
+    """
+    profile = deployment.profile
+    provenance = profile.provenance.model_dump(mode="json", exclude_none=True)
+    models = {drafter: model.name for drafter, model in deployment.acceptance.items()}
+    described = {"profile": profile.name, "profile_provenance": provenance, "acceptance": models, **asked}
+    write_run(run, out, {"kind": "simulated", **described})
+    print_metrics(run, f"{asked['policy']} on {profile.title}")
+    where = f"at {run.metrics.concurrency_mean:.3g} requests on average"
+    if note := early_stop_note(str(asked["policy"]), run.early_stop_loss, where):
+        Console().print(f"warning: {note}")
+
+
+def print_metrics(run: Run, title: str, more: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Print the metrics of one engine's run, a line each, with what else there is to say of it."""
+    table = Table(title=title, box=None, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in run.metrics.as_row().items():
+        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+    for name, text in more.items():
+        table.add_row(name, text)
+    console = Console()
+    console.print(table)
+    if run.saturated:
+        console.print(SATURATED)
 
 
 def report_comparison(frontier: pd.DataFrame, slas: Sequence[Term], profile: Profile, out: Path) -> None:

@@ -1,16 +1,28 @@
-"""Figures of a validation, from its tables alone: no torch, no device."""
+"""Tables and figures of a validation, from its tables alone: no torch, no device."""
 
 from __future__ import annotations
 
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from simulator.report.style import PALETTE
+from simulator.core.files import write_csv
+from simulator.report.style import PALETTE, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def write_validation(
+    errors: pd.DataFrame, lengths: pd.DataFrame, parity: pd.DataFrame, title: str, out: Path
+) -> None:
+    """Write the tables of ``live.checks.validation.Validation`` as CSV, and two figures of them."""
+    for name, frame in (("errors", errors), ("lengths", lengths), ("parity", parity)):
+        write_csv(out / f"{name}.csv", frame)
+    save(plot_frontiers(errors, title), out / "frontiers.png")
+    save(plot_lengths(lengths, title), out / "lengths.png")
 
 
 def plot_frontiers(errors: pd.DataFrame, title: str = "") -> Figure:

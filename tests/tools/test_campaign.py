@@ -98,7 +98,7 @@ def test_finished_work_is_not_done_again(measured: Path, monkeypatch: pytest.Mon
     def again(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("simulator.cli.device.profile", again)
+    monkeypatch.setattr("simulator.live.profiling.run.measure_profile", again)
     for name in SPEED:
         monkeypatch.setattr(speed, name, again)
     for name in ("profile-8b", "staircase-8b", "speed"):

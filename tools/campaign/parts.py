@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -20,6 +20,9 @@ from simulator.deployment.acceptance_text import parse_acceptances
 from simulator.deployment.profile import load_profile
 from simulator.live.clock import now_s
 from tools.campaign.campaign import GAMMAS, OUTPUT_TOKENS, PROMPT_TOKENS, SIZES, SMALL, Campaign, Part, origin
+
+if TYPE_CHECKING:
+    from simulator.live.profiling.grid import ProfileOptions
 
 LENGTHS = "lognormal:160,cv=0.5,max=256/lognormal:160,cv=0.5,max=240"
 """Of requests served at Qwen3 sizes: 256 of them fit beside the weights of 14B on an 80 GB device, and
@@ -72,18 +75,23 @@ def ceilings(campaign: Campaign) -> None:
 def profile(campaign: Campaign, *, size: str) -> None:
     """Step, draft, head, prefill and scheduling cost at each gamma of a size; a finished profile stays."""
     for gamma in GAMMAS[size]:
-        grid: dict[str, Any] = {"drafts": "0,1,3,5" if gamma == 5 else "0,1,3,7"}
+        grid: dict[str, Any] = {"drafts": (0, 1, 3, 5) if gamma == 5 else (0, 1, 3, 7)}
         if size == SMALL:
             # Its steps take about a millisecond, of which launches are a good part.
-            grid |= {"context": "128,256,512", "prefill": "48,192,512", "confidence": 0.02, "repeats": 400}
+            grid |= {
+                "context": (128, 256, 512),
+                "prefill": (48, 192, 512),
+                "confidence": 0.02,
+                "repeats": 400,
+            }
         _profile(campaign, f"profile-{size}", size, gamma, f"profiles-{size}-gamma{gamma}", grid)
 
 
 def staircase(campaign: Campaign, *, size: str) -> None:
     """Step time at many batch tokens and one context: what tiles and graph sizes make of the curve."""
     grid: dict[str, Any] = {
-        "requests": ",".join(str(count) for count in (1, 2, *range(4, 193, 4))), "drafts": "0,1",
-        "context": "512", "prefill": "128", "policies": "none",
+        "requests": (1, 2, *range(4, 193, 4)), "drafts": (0, 1), "context": (512,), "prefill": (128,),
+        "policies": (),
     }  # fmt: skip
     _profile(campaign, f"staircase-{size}", size, 7, f"staircase-{size}", grid)
 
@@ -91,30 +99,42 @@ def staircase(campaign: Campaign, *, size: str) -> None:
 def _profile(
     campaign: Campaign, part: str, size: str, gamma: int, folder: str, grid: Mapping[str, Any]
 ) -> None:
-    from simulator.cli import device as serving_commands
+    from simulator.live.models.pairs import load_pair
+    from simulator.live.profiling.run import measure_profile
 
     out = campaign.out / folder
+    names, drafts = campaign.pair(size, gamma)
     if not list(out.rglob("*.json")):
-        target, drafts = campaign.pair(size, gamma)
+        options = _options(campaign, part, grid)
+        target, drafters = load_pair(names, drafts, campaign.device, None, 1)
         try:
-            serving_commands.profile(
-                target=target, draft=drafts, out=out, device=campaign.device,
-                **(dict(grid) | (_TINY_GRID if campaign.tiny else {})),
-            )  # fmt: skip
+            found = measure_profile(target, drafters, options, out, partial(print, flush=True))
         except InfeasibleError as error:
             raise InfeasibleError(f"{error}. Measured cells stay; delete {out} to measure anew") from error
+        print(f"{found.ceilings.line}\n{found.achieved.to_string(index=False)}", flush=True)
     (path,) = out.rglob("*.json")
     written = load_profile(path)
-    # The command that wrote it was this campaign's, whatever the program's arguments looked like.
-    signed = written.provenance.model_copy(update={"command": campaign.command(part)})
-    written.model_copy(update={"provenance": signed}).save(path)
     _check_profile(written.provenance.device, campaign, path)
-    if set(written.drafters or {}) != {text.partition("=")[0] for text in campaign.pair(size, gamma)[1]}:
+    if set(written.drafters or {}) != {text.partition("=")[0] for text in drafts}:
         raise SimulatorError(f"{path} lacks a drafter's cost; delete it and measure again")
 
 
-_TINY_GRID: dict[str, Any] = {
-    "requests": "1,32", "context": "16", "prefill": "8", "confidence": 0.9, "repeats": 6, "tolerance": 50.0,
+def _options(campaign: Campaign, part: str, asked: Mapping[str, Any]) -> ProfileOptions:
+    """How to measure: what a part asks for over the defaults; of a dry run, as little as there can be."""
+    from simulator.live.profiling.cells import Repeats
+    from simulator.live.profiling.grid import Grid, ProfileOptions
+
+    options = dict(asked) | (_TINY if campaign.tiny else {})
+    confidence, repeats = options.pop("confidence", 0.01), options.pop("repeats", 200)
+    return ProfileOptions(
+        repeats=Repeats(confidence, most=repeats, least=min(10, repeats)),
+        tolerance=options.pop("tolerance", 0.05), grid=Grid(**options), command=campaign.command(part),
+    )  # fmt: skip
+
+
+_TINY: dict[str, Any] = {
+    "requests": (1, 32), "context": (16,), "prefill": (8,),
+    "confidence": 0.9, "repeats": 6, "tolerance": 50.0,
 }  # fmt: skip
 
 
@@ -130,25 +150,44 @@ def validation(campaign: Campaign, *, size: str) -> None:
     The small pair serves held-out code and decides for itself; at Qwen3's sizes acceptance is replayed
     from the fitted models while every pass is real.
     """
-    from simulator.cli import device as serving_commands
+    from simulator.live.checks.case import Asked, validation_case
+    from simulator.live.checks.validation import validate
+    from simulator.live.models.pairs import load_pair
+    from simulator.live.profiling.profile_fit import label
+    from simulator.report.validation import write_validation
 
-    target, drafts = campaign.pair(size, 7)
-    part, acceptance = f"validation-{size}", campaign.acceptance_of(size)
+    part, out = f"validation-{size}", campaign.out / f"validation-{size}"
+    asked = _asked(campaign, size)
+    names, drafts = campaign.pair(size, 7)
+    write_json(out / "origin.json", origin(campaign, part) | {"lengths": asked["lengths"]})
+    target, drafters = load_pair(names, drafts, campaign.device, None, 1)
+    case = validation_case(target, drafters, Asked(
+        profile=str(campaign.profile_of(size, 7)), acceptance=campaign.acceptance_of(size), **asked
+    ))  # fmt: skip
+    result = validate(case, out, partial(print, flush=True))
+    title = f"{label(target)} on {case.settings()['device']}"
+    write_validation(result.errors, result.lengths, result.parity, title, out)
+    print(result.summary().to_string(), flush=True)
+    result.check({})
+
+
+def _asked(campaign: Campaign, size: str) -> dict[str, Any]:
+    """Say what a validation serves: the small pair its own drafts on code, Qwen3's sizes replayed ones."""
     if size == SMALL:
         asked: dict[str, Any] = {
             "own": True, "prompts": "code", "text": campaign.text, "steps": 400,
-            "policies": f"{LIVE_POLICIES} fixed:3@dflash", "concurrency": "1,2,4,8,16,32,64,128,256",
+            "policies": f"{LIVE_POLICIES} fixed:3@dflash".split(),
+            "concurrency": (1, 2, 4, 8, 16, 32, 64, 128, 256),
             "lengths": f"fixed:{PROMPT_TOKENS}/fixed:{OUTPUT_TOKENS}",
         }  # fmt: skip
     else:
-        asked = {"policies": LIVE_POLICIES, "concurrency": "1,4,16,64,256", "steps": 200, "lengths": LENGTHS}
+        asked = {
+            "policies": LIVE_POLICIES.split(), "concurrency": (1, 4, 16, 64, 256), "steps": 200,
+            "lengths": LENGTHS,
+        }  # fmt: skip
     if campaign.tiny:
-        asked |= {"concurrency": "1,3", "lengths": "fixed:8/fixed:10", "steps": 52}
-    write_json(campaign.out / part / "origin.json", origin(campaign, part) | {"lengths": asked["lengths"]})
-    serving_commands.validate(
-        target=target, draft=drafts, profile=str(campaign.profile_of(size, 7)), out=campaign.out / part,
-        acceptance=acceptance, device=campaign.device, **asked,
-    )  # fmt: skip
+        asked |= {"concurrency": (1, 3), "lengths": "fixed:8/fixed:10", "steps": 52}
+    return asked
 
 
 def train_small(campaign: Campaign) -> None:

@@ -237,6 +237,23 @@ def run_live(
     )
 
 
+def write_live(live: LiveRun, case: ValidationCase, words: Mapping[str, object], out: Path) -> dict[str, Any]:
+    """Write the files of a live run and return its description, ``run.json``.
+
+    words: what was asked for. visible_schedule_share: of the time, seconds of scheduling that no pass hid;
+    padding_share: of the rows that were computed, those that no token needed.
+    """
+    timings = live.timings
+    described = {
+        "kind": "live", **words,
+        "visible_schedule_share": float(timings["visible_schedule_s"].sum() / timings["duration_s"].sum()),
+        "padding_share": float(1 - timings["batch_tokens"].sum() / timings["padded_tokens"].sum()),
+        **case.settings(),
+    }  # fmt: skip
+    write_run(live.run, out, described, timings=timings)
+    return described
+
+
 def _measured(
     scenario: ValidationCase, policy: NamedPolicy, concurrency: int, folder: Path
 ) -> dict[str, Any]:
@@ -367,7 +384,7 @@ def _drafter(scenario: ValidationCase, plan: Setup) -> Draft:
         raise BadInputError(
             f"runs with drafter {plan.drafter!r}, which was not given", source="policy",
             value=plan.policy.name,
-            remedy=f"pass --draft {plan.drafter}=FOLDER (given: {', '.join(scenario.drafters) or 'none'})",
+            remedy=f"pass `draft` {plan.drafter}=FOLDER (given: {', '.join(scenario.drafters) or 'none'})",
         )  # fmt: skip
     return scenario.drafters[plan.drafter]
 

@@ -38,7 +38,7 @@ def text_prompts(target: Path, domain: str, seed: int, *, text: Path | None = No
     corpus = load_corpus(text)
     if domain not in corpus.domains:
         raise BadInputError(
-            "is not a domain of the corpus", field="--prompts", value=domain,
+            "is not a domain of the corpus", field="prompts", value=domain,
             remedy=f"{RANDOM}, {', '.join(corpus.domains)}",
         )  # fmt: skip
     stream = TokenStreams.of(corpus, "test", load_tokenizer(target)).streams[domain].numpy()

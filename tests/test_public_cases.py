@@ -31,7 +31,7 @@ from simulator.schedulers.parse import parse_policy
 from simulator.sla.terms import parse_sla
 from simulator.traffic.recorded.files import read_workload
 from simulator.traffic.workload import Workload
-from tests.cli.test_app import run
+from tests.support.command_line import run
 
 SHARED = Path(__file__).parents[2] / "shared"
 CASES = SHARED / "cases"

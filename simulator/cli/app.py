@@ -24,16 +24,35 @@ app = typer.Typer(
     add_completion=False,
 )
 
-acceptance_app = typer.Typer(help="Look at acceptance models.", no_args_is_help=True)
-
-app.add_typer(acceptance_app, name="acceptance")
-
-_ELSEWHERE = {
-    "simulator.cli.plan": ("plan", "regret", "fleet"),
-    "simulator.cli.train": ("train", "trace"),
-    "simulator.cli.device": ("profile", "live", "validate"),
+_GROUPS = {
+    "acceptance": "Look at acceptance models.",
+    "import": "Read an engine's file into a profile, a trace or rates.",
+    "export": "Write a profile as an engine's cost table.",
 }
-"""Module to the commands registered from it."""
+"""Commands with commands below them, and what they do."""
+
+_COMMANDS = {
+    "Simulate": {
+        "simulator.cli.explore": {
+            "compare": "compare", "frontier": "frontier", "simulate": "simulate", "list": "list_everything",
+            "acceptance show": "acceptance_show",
+        },
+    },
+    "Plan": {"simulator.cli.plan": {"plan": "plan", "fleet": "fleet", "regret": "regret"}},
+    "Data": {
+        "simulator.cli.files": {
+            "import sglang-table": "import_sglang_table", "import sglang-rounds": "import_sglang_rounds",
+            "import sglang-dump": "import_sglang_dump", "import trtllm": "import_trtllm",
+            "import vllm-log": "import_vllm_log", "export sglang": "export_sglang",
+            "export trtllm": "export_trtllm",
+        },
+    },
+    "Measure": {
+        "simulator.cli.measure.live": {"live": "live", "validate": "validate"},
+    },
+    "Train": {"simulator.cli.measure.train": {"train": "train", "trace": "trace"}},
+}  # fmt: skip
+"""Panel of the help to module to command and its function."""
 
 _LIVE_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
@@ -42,13 +61,22 @@ def commands() -> typer.Typer:
     """Assemble the whole command line; its modules import what is heavy only when a command runs."""
     from importlib import import_module
 
-    import_module("simulator.cli.explore")  # its decorators register
-    known = {command.name for command in app.registered_commands}
-    for module, names in _ELSEWHERE.items():
-        rooms = import_module(module)
-        for name in names:
-            if name not in known:
-                app.command(name)(getattr(rooms, name))
+    if app.registered_commands:
+        return app
+    groups: dict[str, typer.Typer] = {}
+    for panel, modules in _COMMANDS.items():
+        for module, named in modules.items():
+            for words, function in named.items():
+                group, _, name = words.rpartition(" ")
+                if group and group not in groups:
+                    groups[group] = typer.Typer(help=_GROUPS[group], no_args_is_help=True)
+                    app.add_typer(groups[group], name=group, rich_help_panel=panel)
+                of = groups[group] if group else app
+                of.command(name, rich_help_panel=None if group else panel)(
+                    getattr(import_module(module), function)
+                )
+    profiles = import_module("simulator.cli.measure.profile").profile_app
+    app.add_typer(profiles, name="profile", rich_help_panel="Measure")
     return app
 
 
@@ -124,7 +152,7 @@ def main() -> None:
             sys.argv[1:] = _import_asked_for(sys.argv[1:])
             commands()()
     except (SimulatorError, Interrupted) as error:
-        said = f"error: {error}" if isinstance(error, SimulatorError) else f"interrupted by {error}"
+        said = _said(error) if isinstance(error, SimulatorError) else f"interrupted by {error}"
         _end(error.exit_code, said, *_notes(error))
     except SystemExit:
         _flush()
@@ -143,6 +171,13 @@ def main() -> None:
         _fault(error)
     finally:
         warnings.formatwarning = shown
+
+
+def _said(error: SimulatorError) -> str:
+    """Say an error in the words of the command that was called."""
+    from simulator.cli.wording import in_options, options_of
+
+    return f"error: {in_options(str(error), options_of(commands(), sys.argv[1:]))}"
 
 
 def _notes(error: BaseException) -> list[str]:

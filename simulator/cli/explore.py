@@ -8,22 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator.cli.app import acceptance_app, app
+from simulator.cli.groups import grouped
 from simulator.cli.options import (
-    AcceptanceOption,
-    AddressOption,
-    BackendOption,
-    BelievedOption,
-    CellsOption,
-    ConcurrencyOption,
-    ExtrapolateOption,
-    LengthsOption,
-    PolicyOption,
-    ProcessLengthsOption,
-    ProfileOption,
-    SeedsOption,
-    StepsOption,
-    WorkersOption,
+    Believing,
+    Concurrency,
+    KeptWorkers,
+    Limits,
+    Policies,
+    Policy,
+    ProcessLengths,
+    Replications,
+    Seed,
+    say_how_read,
 )
 from simulator.core.errors import refuse_repeats
 from simulator.core.units import numbers
@@ -32,14 +28,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from simulator.api.workbench import Workbench
-    from simulator.deployment.deployment import Deployment
 
 DEFAULT_LOADS = "1,4,8,14,20,30,45,65,90,120,160,200,250,300"
 
 DEFAULT_POLICIES = ("mtp1", "fixed:3", "fixed:5", "dspark-async", "oracle")
 
 
-@app.command("list")
 def list_everything() -> None:
     """Show profiles, policies and acceptance models, each with where it comes from."""
     from simulator.cli.listing import print_listing
@@ -47,22 +41,14 @@ def list_everything() -> None:
     print_listing()
 
 
-@app.command()
+@grouped
 def frontier(
-    profile: ProfileOption,
+    deployed: Believing,
     out: Annotated[Path, typer.Option(help="CSV to write; - for standard output.")],
-    acceptance: AcceptanceOption = None,
-    policy: PolicyOption = None,
-    concurrency: ConcurrencyOption = "10,20,50,100,200",
-    seeds: SeedsOption = 3,
-    steps: StepsOption = None,
-    workers: WorkersOption = -1,
-    lengths: LengthsOption = "default",
-    believed: BelievedOption = None,
-    extrapolate_rows: ExtrapolateOption = False,
-    backend: BackendOption = "loky",
-    address: AddressOption = None,
-    cells: CellsOption = None,
+    replications: Replications,
+    kept: KeptWorkers,
+    policy: Policies = None,
+    concurrency: Concurrency = "10,20,50,100,200",
     plot: Annotated[Path | None, typer.Option(help="Figure to write beside it (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Sweep policies over concurrency: one row each, with confidence intervals."""
@@ -73,27 +59,21 @@ def frontier(
 
         check_format(plot)
     check_writable_file(*(path for path in (out, plot) if path is not None))
-    deployment = _deployment(profile, acceptance, believed, extrapolate_rows)
-    table = _sweep(
-        deployment, policy, concurrency, seeds, steps, lengths,
-        workers=workers, backend=backend, address=address, directory=cells,
-    )  # fmt: skip
+    bench = deployed.workbench()
+    table = _sweep(bench, policy, concurrency, replications, kept)
     write_csv(out, table, "%.8g")
     if plot is not None:
         from simulator.report.frontier import plot_frontier
         from simulator.report.style import save
 
-        loaded = deployment.profile
-        save(plot_frontier(table, published=loaded.published, title=loaded.title), plot)
-    _warn_outside(table)
-    _warn_early_stop(table)
-    _warn_truncated(table)
+        save(plot_frontier(table, published=bench.profile.published, title=bench.profile.title), plot)
+    _warn(table)
     typer.echo(f"wrote {out}" + (f" and {plot}" if plot else ""), err=is_standard_output(out))
 
 
-@app.command()
+@grouped
 def compare(
-    profile: ProfileOption,
+    deployed: Believing,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     sla: Annotated[
         list[str],
@@ -102,18 +82,10 @@ def compare(
             "p10>=80 for 90% of the users."
         ),
     ],
-    acceptance: AcceptanceOption = None,
-    policy: PolicyOption = None,
-    concurrency: ConcurrencyOption = DEFAULT_LOADS,
-    seeds: SeedsOption = 3,
-    steps: StepsOption = None,
-    workers: WorkersOption = -1,
-    lengths: LengthsOption = "default",
-    believed: BelievedOption = None,
-    extrapolate_rows: ExtrapolateOption = False,
-    backend: BackendOption = "loky",
-    address: AddressOption = None,
-    cells: CellsOption = None,
+    replications: Replications,
+    kept: KeptWorkers,
+    policy: Policies = None,
+    concurrency: Concurrency = DEFAULT_LOADS,
 ) -> None:
     """Who wins under each SLA and at which load, and by how much; published results beside predictions."""
     from simulator.core.files import check_writable_directory
@@ -121,31 +93,28 @@ def compare(
     from simulator.sweeps.comparison import parse_speed
 
     terms = sorted(map(parse_speed, sla), key=lambda term: term.bound)
-    refuse_repeats((term.text for term in terms), "--sla")
+    refuse_repeats((term.text for term in terms), "sla")
     check_writable_directory(out)
-    deployment = _deployment(profile, acceptance, believed, extrapolate_rows)
-    table = _sweep(
-        deployment, policy, concurrency, seeds, steps, lengths,
-        workers=workers, backend=backend, address=address, directory=cells, slas=terms,
-    )  # fmt: skip
-    report_comparison(table, terms, deployment.profile, out)
-    _warn_outside(table)
-    _warn_early_stop(table)
-    _warn_truncated(table)
+    bench = deployed.workbench()
+    table = _sweep(bench, policy, concurrency, replications, kept, slas=terms)
+    report_comparison(table, terms, bench.profile, out)
+    _warn(table)
 
 
-@app.command()
+@grouped
 def simulate(
-    profile: ProfileOption,
+    deployed: Believing,
     out: Annotated[Path, typer.Option(help="Directory to write requests, steps and metrics to.")],
-    policy: Annotated[str, typer.Option(help="Policy[@DRAFTER].")],
+    policy: Policy,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests running at once.")],
-    acceptance: AcceptanceOption = None,
+    limits: Limits,
     traffic: Annotated[
         str,
-        typer.Option(help="closed, poisson:12/s, gamma:12/s,cv=3, diurnal:... or a trace FILE[@OPTIONS]."),
+        typer.Option(
+            help="closed, poisson:12/s, gamma:12/s,cv=3, diurnal:... or a trace FILE or FILE@OPTIONS."
+        ),
     ] = "closed",
-    lengths: ProcessLengthsOption = None,
+    lengths: ProcessLengths = None,
     requests: Annotated[
         int | None,
         typer.Option(min=1, help="The first N requests. Default: 2000 of a process, all of a trace file."),
@@ -153,26 +122,29 @@ def simulate(
     steps: Annotated[
         int | None, typer.Option(help="Engine steps; a closed loop needs an end (default 2000).")
     ] = None,
-    kv_tokens: Annotated[
-        int | None, typer.Option(help="KV-cache capacity in tokens. Default: the profile's.")
-    ] = None,
-    prefill: Annotated[str, typer.Option(help="elsewhere, chunked or whole.")] = "elsewhere",
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random stream.")] = 0,
-    believed: BelievedOption = None,
-    extrapolate_rows: ExtrapolateOption = False,
+    seed: Seed = 0,
 ) -> None:
     """Run one engine under one policy on one traffic, request by request."""
-    from simulator.cli.simulate import SingleRun, write_single_run
     from simulator.core.files import check_writable_directory
+    from simulator.report.terminal import report_run
+    from simulator.traffic.parse import parse_traffic
 
     check_writable_directory(out)
-    deployment = _deployment(profile, acceptance, believed, extrapolate_rows)
-    run = SingleRun(policy, concurrency, traffic, lengths, requests, steps, kv_tokens, prefill, seed)
-    write_single_run(deployment, run, out)
+    bench = deployed.workbench()
+    source = parse_traffic(traffic, lengths)
+    say_how_read(source)
+    run = bench.simulate(
+        policy, concurrency=concurrency, traffic=source, requests=requests, steps=steps, seed=seed,
+        **limits.asked(),
+    )  # fmt: skip
+    asked = {
+        "policy": policy, "concurrency": concurrency, "traffic": traffic, "lengths": lengths,
+        "requests": requests, "steps": steps, "seed": seed, **limits.asked(),
+    }  # fmt: skip
+    report_run(run, bench, asked, out)
     typer.echo(f"wrote {out}")
 
 
-@acceptance_app.command("show")
 def acceptance_show(
     model: Annotated[str, typer.Argument(help="An acceptance model: a name, a trace file, rates, a mix.")],
     out: Annotated[
@@ -181,7 +153,7 @@ def acceptance_show(
     thresholds: Annotated[
         str, typer.Option(help="Confidence thresholds, comma-separated.")
     ] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the drawn outcomes.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Sweep a static confidence threshold over an acceptance model (the paper's figure 5)."""
     from simulator.core.files import beside, check_writable_file, is_standard_output, write_csv
@@ -193,7 +165,7 @@ def acceptance_show(
     figure = beside(out, ".png")
     check_writable_file(*(path for path in (out, figure) if path is not None))
     parsed = parse_acceptance(model)
-    table = threshold_sweep(parsed, numbers(thresholds, float, "--thresholds"), seed)
+    table = threshold_sweep(parsed, numbers(thresholds, float, "thresholds"), seed)
     write_csv(out, table, "%.8g")
     if figure is not None:
         save(plot_threshold_sweep(table, parsed), figure)
@@ -202,40 +174,25 @@ def acceptance_show(
     typer.echo(f"{parsed.provenance.line()}\n{written}", err=is_standard_output(out))
 
 
-def _deployment(
-    profile: str, acceptance: list[str] | None, believed: str | None, extrapolate_rows: bool
-) -> Workbench:
-    from simulator.api.workbench import deployment
-
-    made = deployment(profile, acceptance or (), believed=believed, extrapolate_rows=extrapolate_rows)
-    for note in made.notes:
-        typer.echo(note, err=True)
-    return made
-
-
 def _sweep(
-    deployment: Deployment, policies: list[str] | None, concurrency: str, seeds: int, steps: int | None,
-    lengths: str, **how: Any,
+    bench: Workbench, policies: list[str] | None, concurrency: str, replications: Replications,
+    kept: KeptWorkers, **how: Any,
 ) -> pd.DataFrame:  # fmt: skip
-    from simulator.schedulers.parse import parse_policy
-    from simulator.sweeps.frontier import sweep_frontier
-    from simulator.traffic.lengths import parse_lengths
-
-    chosen = [parse_policy(text) for text in policies or DEFAULT_POLICIES]
+    chosen = policies or list(DEFAULT_POLICIES)
     for policy in chosen:
-        note = deployment.plan(policy).note
-        if note:
+        if note := bench.plan(policy).note:
             typer.echo(f"note: {note}", err=True)
-    return sweep_frontier(
-        deployment,
-        chosen,
-        numbers(concurrency, int, "--concurrency"),
-        seeds=seeds,
-        lengths=parse_lengths(lengths),
-        steps=steps,
-        progress=sys.stderr.isatty(),
-        **how,
-    )
+    return bench.frontier(
+        chosen, numbers(concurrency, int, "concurrency"), seeds=replications.seeds,
+        lengths=replications.lengths, steps=replications.steps, progress=sys.stderr.isatty(),
+        **kept.how(), **how,
+    ).table  # fmt: skip
+
+
+def _warn(table: pd.DataFrame) -> None:
+    _warn_outside(table)
+    _warn_early_stop(table)
+    _warn_truncated(table)
 
 
 def _warn_truncated(table: pd.DataFrame) -> None:

@@ -22,8 +22,8 @@ def print_listing() -> None:
     console.print(_policies())
     console.print(_acceptance())
     console.print(
-        "Also: a trace FILE.parquet, an engine's log FILE[@BLOCK], conditional:0.9,0.88, marginal:0.9,0.8, "
-        "length:3.5@5, rate:0.34@7, a mix "
+        "Also: a trace FILE.parquet, an engine's log FILE or FILE@BLOCK, conditional:0.9,0.88, "
+        "marginal:0.9,0.8, length:3.5@5, rate:0.34@7, a mix "
         "0.6*NAME+0.4*NAME; qwen3-4b-chat is short for qwen3-4b/dspark/chat.",
         markup=False,
     )
@@ -38,7 +38,7 @@ def _profiles() -> Table:
 
 
 def _policies() -> Table:
-    table = _table("Policies (POLICY[@DRAFTER])", "policy", "what it does")
+    table = _table("Policies (POLICY or POLICY@DRAFTER)", "policy", "what it does")
     for form, text in policy_help().items():
         table.add_row(form, text)
     return table

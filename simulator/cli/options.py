@@ -1,29 +1,36 @@
-"""Command-line options that every sweep takes, and lists of numbers as options write them."""
+"""Groups of options that several commands share, each written once; see ``cli.groups``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-WorkersOption = Annotated[
-    int, typer.Option(help="Processes; -1 uses every core. Results do not depend on it.")
+from simulator.core.errors import BadInputError
+
+if TYPE_CHECKING:
+    from simulator.api.workbench import Workbench
+    from simulator.parallel.cells import Sweeping
+
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random stream.")]
+
+Policy = Annotated[str, typer.Option(help="POLICY or POLICY@DRAFTER; `dspark-sim list` shows them.")]
+
+Policies = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help="POLICY or POLICY@DRAFTER, repeatable; `dspark-sim list` shows them."),
 ]
 
-BackendOption = Annotated[
-    Literal["loky", "dask", "ray"], typer.Option(help="Where cells run: here, or on a cluster.")
+Concurrency = Annotated[str, typer.Option(help="Concurrent requests per GPU, comma-separated.")]
+
+ClosedLengths = Annotated[
+    str,
+    typer.Option(help="Prompt/output lengths: default, fixed:1024/256, lognormal:1500,cv=1/300,cv=0.8, ..."),
 ]
 
-AddressOption = Annotated[
-    str | None, typer.Option(help="Cluster to use; a local one is started where none is given.")
-]
-
-CellsOption = Annotated[
-    Path | None, typer.Option(help="Directory that keeps finished cells, so that the same sweep resumes.")
-]
-
-ProcessLengthsOption = Annotated[
+ProcessLengths = Annotated[
     str | None,
     typer.Option(
         help="Prompt/output lengths of a process: fixed:1024/256, lognormal:1500,cv=1/300,cv=0.8, ... "
@@ -31,58 +38,144 @@ ProcessLengthsOption = Annotated[
     ),
 ]
 
+Prefill = Annotated[
+    Literal["elsewhere", "chunked", "whole"], typer.Option(help="Where prompts are prefilled.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """What is deployed: a profile and how good its drafts are."""
+
+    profile: Annotated[
+        str, typer.Option(help="Shipped profile (see `dspark-sim list`) or a profile FILE.json.")
+    ]
+    acceptance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="MODEL or DRAFTER=MODEL, repeatable: a name from `dspark-sim list`, a trace FILE.parquet, "
+            "an engine's log FILE or FILE@BLOCK (docs/howto/engine_files.md), conditional:0.9,0.88, "
+            "marginal:0.9,0.8, length:3.5@5, rate:0.34@7, or a mix 0.6*A+0.4*B. "
+            "Default: what the profile carries.",
+        ),
+    ] = None
+    extrapolate_rows: Annotated[
+        bool,
+        typer.Option(
+            "--extrapolate-rows",
+            help="Answer also for batches whose rows lie far beyond those that were measured.",
+        ),
+    ] = False
+
+    def workbench(self, believed: str | None = None) -> Workbench:
+        """Load it, and say on standard error what to know of it."""
+        from simulator.api.workbench import deployment
+
+        made = deployment(
+            self.profile, self.acceptance or (), believed=believed, extrapolate_rows=self.extrapolate_rows
+        )
+        for note in made.notes:
+            typer.echo(note, err=True)
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Believing(Deployed):
+    """A deployment whose scheduler may believe another step cost."""
+
+    believed: Annotated[
+        str | None,
+        typer.Option(help="Profile whose step cost the scheduler believes, where it is not the true one."),
+    ] = None
+
+    def workbench(self, believed: str | None = None) -> Workbench:
+        """See ``Deployed.workbench``."""
+        return super().workbench(believed or self.believed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where cells run."""
+
+    workers: Annotated[
+        int, typer.Option(help="Processes; -1 uses every core. Results do not depend on it.")
+    ] = -1
+    backend: Annotated[
+        Literal["loky", "dask", "ray"], typer.Option(help="Where cells run: here, or on a cluster.")
+    ] = "loky"
+    address: Annotated[
+        str | None, typer.Option(help="Cluster to use; a local one is started where none is given.")
+    ] = None
+
+    def sweeping(self, directory: Path) -> Sweeping:
+        """Keep finished cells in a directory, with a bar."""
+        from simulator.parallel.cells import Sweeping
+
+        return Sweeping(directory, self.workers, self.backend, self.address, progress=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptWorkers(Workers):
+    """Where cells run, and where finished ones are kept."""
+
+    cells: Annotated[
+        Path | None,
+        typer.Option(help="Directory that keeps finished cells, so that the same sweep resumes."),
+    ] = None
+
+    def how(self) -> dict[str, Any]:
+        """Return it as the keyword arguments of a sweep."""
+        return {
+            "workers": self.workers, "backend": self.backend, "address": self.address, "directory": self.cells
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replications:
+    """How often and how long each load runs."""
+
+    seeds: Annotated[
+        int, typer.Option(help="Independent replications; the confidence intervals are over them.")
+    ] = 3
+    steps: Annotated[
+        int | None, typer.Option(help="Engine steps per run. Default: by concurrency, equal precision.")
+    ] = None
+    lengths: ClosedLengths = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one engine holds, and where its prompts are prefilled."""
+
+    kv_tokens: Annotated[
+        int | None, typer.Option(help="KV-cache capacity of an engine in tokens. Default: the profile's.")
+    ] = None
+    prefill: Prefill = "elsewhere"
+    chunk_tokens: Annotated[
+        int, typer.Option(help="Prompt tokens of a step at most, with prefill chunked or whole.")
+    ] = 2048
+    prefill_tokens_per_s: Annotated[
+        float | None,
+        typer.Option(help="Prompt tokens/s of one worker of the prefill pool. Default: the profile's."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.prefill != "elsewhere" and self.prefill_tokens_per_s is not None:
+            raise BadInputError(
+                f"there is no prefill pool with --prefill {self.prefill}", source="--prefill-tokens-per-s",
+                value=self.prefill_tokens_per_s, remedy="leave it out",
+            )  # fmt: skip
+
+    def asked(self) -> dict[str, Any]:
+        """Return it as keyword arguments of ``Workbench.simulate`` and ``fleet``."""
+        return {
+            "kv_tokens": self.kv_tokens, "prefill": self.prefill, "chunk_tokens": self.chunk_tokens,
+            "prefill_tokens_per_s": self.prefill_tokens_per_s,
+        }  # fmt: skip
+
 
 def say_how_read(traffic: object) -> None:
     """One line on standard error about a recording: its layout, unit and rows that were left out."""
     report = getattr(traffic, "report", None)
     if report is not None:
         typer.echo(report.summary(), err=True)
-
-
-ProfileOption = Annotated[
-    str, typer.Option("--profile", help="Shipped profile (see `dspark-sim list`) or a profile FILE.json.")
-]
-
-AcceptanceOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--acceptance",
-        help="[DRAFTER=]MODEL, repeatable: a name from `dspark-sim list`, a trace FILE.parquet, "
-        "an engine's log FILE[@BLOCK] (docs/engine_files.md), conditional:0.9,0.88, marginal:0.9,0.8, "
-        "length:3.5@5, rate:0.34@7, or a mix 0.6*A+0.4*B. "
-        "Default: what the profile carries.",
-    ),
-]
-
-PolicyOption = Annotated[
-    list[str] | None,
-    typer.Option("--policy", help="Policy[@DRAFTER], repeatable; `dspark-sim list` shows them."),
-]
-
-ConcurrencyOption = Annotated[str, typer.Option(help="Concurrent requests per GPU, comma-separated.")]
-
-SeedsOption = Annotated[
-    int, typer.Option(help="Independent replications; the confidence intervals are over them.")
-]
-
-StepsOption = Annotated[
-    int | None, typer.Option(help="Engine steps per run. Default: by concurrency, equal precision.")
-]
-
-LengthsOption = Annotated[
-    str,
-    typer.Option(help="Prompt/output lengths: default, fixed:1024/256, lognormal:1500,cv=1/300,cv=0.8, ..."),
-]
-
-ExtrapolateOption = Annotated[
-    bool,
-    typer.Option(
-        "--extrapolate-rows",
-        help="Answer also for batches whose rows lie far beyond those that the profile was measured with.",
-    ),
-]
-
-BelievedOption = Annotated[
-    str | None,
-    typer.Option(help="Profile whose step cost the scheduler believes, where it is not the true one."),
-]

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from simulator.cli.groups import grouped
 from simulator.cli.options import (
-    AddressOption,
-    BackendOption,
-    CellsOption,
-    ExtrapolateOption,
-    ProcessLengthsOption,
-    WorkersOption,
+    ClosedLengths,
+    Concurrency,
+    Deployed,
+    KeptWorkers,
+    Limits,
+    Policy,
+    ProcessLengths,
+    Seed,
+    Workers,
     say_how_read,
 )
 from simulator.core.errors import BadInputError, InfeasibleError
@@ -26,15 +30,14 @@ if TYPE_CHECKING:
     from simulator.sla.verdict import Assessment
 
 
+@grouped
 def plan(
+    where: Workers,
     scenario: Annotated[Path | None, typer.Argument(help="Scenario YAML; --init writes one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory to write; an interrupted plan resumes.")] = None,
     init: Annotated[
         Path | None, typer.Option(help="Write a commented scenario to this file and stop.")
     ] = None,
-    workers: WorkersOption = -1,
-    backend: BackendOption = "loky",
-    address: AddressOption = None,
 ) -> None:
     """From an SLA and traffic to GPUs and cost: report.html, CSV, PNG. Exit 1: the SLA cannot be kept."""
     if init is not None:
@@ -46,7 +49,6 @@ def plan(
         )
     from simulator.core.files import check_writable_directory
     from simulator.core.interruption import noting
-    from simulator.parallel.cells import Sweeping
     from simulator.planning.checks import checked_scenario
     from simulator.planning.plan import plan as make_plan
     from simulator.planning.plan import write_tables
@@ -57,7 +59,7 @@ def plan(
     loaded = checked_scenario(scenario)
     check_writable_directory(out)
     check_library()
-    sweeping = Sweeping(out / "cells", workers, backend, address, progress=True)
+    sweeping = where.sweeping(out / "cells")
     with noting(lambda: f"finished rate searches are kept in {out / 'cells'}: the same command resumes"):
         result = make_plan(loaded, base=scenario.parent, sweeping=sweeping)
     write_tables(result, out)
@@ -69,8 +71,9 @@ def plan(
     typer.echo(f"wrote {out / 'report.html'} and the tables beside it")
 
 
+@grouped
 def regret(
-    profile: Annotated[str, typer.Option(help="The true cost: a shipped profile or FILE.json.")],
+    deployed: Deployed,
     believed: Annotated[
         list[str],
         typer.Option(
@@ -82,41 +85,25 @@ def regret(
         Path,
         typer.Option(help="CSV to write, with a PNG of the same name beside it; - for standard output."),
     ],
-    policy: Annotated[str, typer.Option(help="Policy[@DRAFTER].")] = "dspark-async",
-    acceptance: Annotated[
-        list[str] | None, typer.Option(help="[DRAFTER=]MODEL; default: what the profile carries.")
-    ] = None,
-    extrapolate_rows: ExtrapolateOption = False,
-    concurrency: Annotated[
-        str, typer.Option(help="Concurrent requests, comma-separated.")
-    ] = "10,20,50,100,200",
+    kept: KeptWorkers,
+    policy: Policy = "dspark-async",
+    concurrency: Concurrency = "10,20,50,100,200",
     seeds: Annotated[int, typer.Option(min=2, help="Replications; intervals are over them.")] = 3,
-    lengths: Annotated[str, typer.Option(help="Prompt/output lengths, as for frontier.")] = "default",
-    workers: WorkersOption = -1,
-    backend: BackendOption = "loky",
-    address: AddressOption = None,
-    cells: CellsOption = None,
+    lengths: ClosedLengths = "default",
 ) -> None:
     """Show what a scheduler loses when the cost table it believes is not the true one."""
     from simulator.core.files import beside, check_writable_file, is_standard_output, write_csv
-    from simulator.deployment.deployment import deploy
     from simulator.report.regret import plot_regret
-    from simulator.schedulers.parse import parse_policy
     from simulator.sweeps.regret import belief_warnings
-    from simulator.sweeps.regret import regret as measure_regret
-    from simulator.traffic.lengths import parse_lengths
 
     figure = beside(out, ".png")
     check_writable_file(*(path for path in (out, figure) if path is not None))
-    deployment = deploy(profile, acceptance or (), extrapolate_rows=extrapolate_rows)
-    for note in deployment.notes:
-        typer.echo(note, err=True)
+    bench = deployed.workbench()
     for warning in belief_warnings(believed):
         typer.echo(f"warning: {warning}", err=True)
-    table = measure_regret(
-        deployment, parse_policy(policy), believed, numbers(concurrency, int, "--concurrency"),
-        seeds=seeds, lengths=parse_lengths(lengths), workers=workers,
-        backend=backend, address=address, directory=cells, progress=True,
+    table = bench.regret(
+        policy, believed, numbers(concurrency, int, "concurrency"), seeds=seeds, lengths=lengths,
+        progress=True, **kept.how(),
     )  # fmt: skip
     write_csv(out, table)
     if figure is not None:
@@ -125,24 +112,24 @@ def regret(
     typer.echo(f"wrote {out}" + (f" and {figure}" if figure else ""), err=is_standard_output(out))
 
 
+@grouped
 def fleet(
-    profile: Annotated[str, typer.Option(help="A shipped profile or FILE.json.")],
+    deployed: Deployed,
     traffic: Annotated[
-        str, typer.Option(help="poisson:4000/s, gamma:...,cv=3 or a trace FILE[@OPTIONS], for the fleet.")
+        str,
+        typer.Option(help="poisson:4000/s, gamma:...,cv=3 or a trace FILE or FILE@OPTIONS, for the fleet."),
     ],
     sla: Annotated[list[str], typer.Option(help="Term, repeatable: tps_p10>=60, ttft_p99<=2s.")],
     replicas: Annotated[int, typer.Option(min=1, help="Replicas in the fleet.")],
     out: Annotated[Path, typer.Option(help="Directory to write.")],
+    limits: Limits,
+    kept: KeptWorkers,
     duration: Annotated[
         str | None,
         typer.Option(help="Simulated time with arrivals. Default: 10min of a process, all of a trace file."),
     ] = None,
-    lengths: ProcessLengthsOption = None,
-    policy: Annotated[str, typer.Option(help="Policy[@DRAFTER].")] = "dspark-async",
-    acceptance: Annotated[
-        list[str] | None, typer.Option(help="[DRAFTER=]MODEL; default: what the profile carries.")
-    ] = None,
-    extrapolate_rows: ExtrapolateOption = False,
+    lengths: ProcessLengths = None,
+    policy: Policy = "dspark-async",
     router: Annotated[
         Literal["round-robin", "least-loaded", "power-of-two", "prefix-aware"],
         typer.Option(help="How requests reach replicas."),
@@ -152,70 +139,30 @@ def fleet(
     prefix_cache_tokens: Annotated[
         int | None, typer.Option(help="Tokens of common prefixes each replica keeps.")
     ] = None,
-    prefill: Annotated[
-        Literal["elsewhere", "chunked", "whole"], typer.Option(help="Where prompts are prefilled.")
-    ] = "elsewhere",
-    kv_tokens: Annotated[
-        int | None, typer.Option(help="KV-cache capacity of a replica in tokens. Default: the profile's.")
-    ] = None,
-    chunk_tokens: Annotated[
-        int, typer.Option(help="Prompt tokens of a step at most, with prefill chunked or whole.")
-    ] = 2048,
-    prefill_tokens_per_s: Annotated[
-        float | None,
-        typer.Option(help="Prompt tokens/s of one worker of the prefill pool. Default: the profile's."),
-    ] = None,
     prefill_workers: Annotated[
         int | None,
         typer.Option(help="Workers of one prefill pool for the whole fleet. Default: one for each replica."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random stream.")] = 0,
-    workers: WorkersOption = -1,
-    backend: BackendOption = "loky",
-    address: AddressOption = None,
-    cells: CellsOption = None,
+    seed: Seed = 0,
 ) -> None:
     """Simulate a fleet behind a router, judge it by an SLA, write verdict.json. Exit 1: a term fails."""
-    from simulator.api.workbench import GENERATED_S
     from simulator.core.files import check_writable_directory, without_nan, write_csv, write_json
-    from simulator.core.units import parse_duration_s
-    from simulator.deployment.deployment import deploy
-    from simulator.fleet.fleet import simulate_fleet
-    from simulator.fleet.layout import Fleet
-    from simulator.schedulers.parse import parse_policy
     from simulator.sla.terms import parse_sla
-    from simulator.traffic.parse import draw_workload, parse_traffic
+    from simulator.traffic.parse import parse_traffic
 
-    deployment = deploy(profile, acceptance or (), extrapolate_rows=extrapolate_rows)
-    for note in deployment.notes:
-        typer.echo(note, err=True)
-    if prefill != "elsewhere" and prefill_tokens_per_s is not None:
-        raise BadInputError(
-            f"there is no prefill pool with --prefill {prefill}", source="--prefill-tokens-per-s",
-            value=prefill_tokens_per_s, remedy="leave it out",
-        )  # fmt: skip
-    limits = deployment.limits(
-        concurrency, kv_tokens=kv_tokens, prefill=prefill, chunk_tokens=chunk_tokens,
-        prefill_tokens_per_s=prefill_tokens_per_s,
-    )  # fmt: skip
-    arranged = Fleet(replicas, limits, router, pods, prefix_cache_tokens, prefill_workers)
-    terms = parse_sla(sla)
+    bench = deployed.workbench()
+    terms, source = parse_sla(sla), parse_traffic(traffic, lengths)
     check_writable_directory(out)
-    seconds = None if duration is None else parse_duration_s(duration, field="--duration")
-    source = parse_traffic(traffic, lengths)
     say_how_read(source)
-    workload = draw_workload(source, seed, duration_s=seconds, generated_s=GENERATED_S)
-    setup = deployment.answerable(deployment.plan(parse_policy(policy)), concurrency)
-    plans = [setup] * len(workload.classes)
-    run = simulate_fleet(
-        workload, plans, arranged, terms, seed=seed, workers=workers, backend=backend, address=address,
-        directory=cells, progress=True,
+    run = bench.fleet(
+        policy, replicas=replicas, traffic=source, sla=terms, concurrency=concurrency, duration=duration,
+        router=router, pods=pods, prefix_cache_tokens=prefix_cache_tokens, prefill_workers=prefill_workers,
+        seed=seed, progress=True, **limits.asked(), **kept.how(),
     )  # fmt: skip
-    deployment.judge_rows(setup, run.rows_mean, concurrency)
     write_csv(out / "replicas.csv", run.replicas)
     asked = {
-        "profile": deployment.profile.name, "policy": policy, "traffic": traffic,
-        "rate_per_s": workload.rate_per_s, "requests": len(workload), "seed": seed, "fleet": asdict(arranged),
+        "profile": bench.profile.name, "policy": policy, "traffic": traffic, "rate_per_s": run.rate_per_s,
+        "requests": run.requests, "seed": seed, "fleet": asdict(run.fleet),
     }  # fmt: skip
     write_json(out / "verdict.json", without_nan({"schema": 1} | asked | run.assessment.verdict()))
     _warn_of_replicas(policy, run.parts)

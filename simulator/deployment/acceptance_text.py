@@ -105,7 +105,7 @@ def parse_acceptances(specs: Sequence[str]) -> dict[str, AcceptanceModel]:
         drafter = prefix.strip() if separator else parts[1] if len(parts) == 3 else "dspark"
         if drafter in models:
             raise BadInputError(
-                f"two models for drafter {drafter!r}", source="--acceptance", value=text,
+                f"two models for drafter {drafter!r}", source="acceptance", value=text,
                 remedy="mix them into one (0.5*A+0.5*B), or name the drafter as DRAFTER=MODEL",
             )  # fmt: skip
         models[drafter] = model

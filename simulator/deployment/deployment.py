@@ -101,7 +101,7 @@ class Deployment:
             return "mtp1", self.acceptance[source].truncated(1), note
         raise BadInputError(
             f"no acceptance is given for drafter {wanted!r}", source="policy", value=policy.name,
-            remedy=f"pass --acceptance {wanted}=MODEL (given: {', '.join(self.acceptance) or 'none'})",
+            remedy=f"pass `acceptance` {wanted}=MODEL (given: {', '.join(self.acceptance) or 'none'})",
         )  # fmt: skip
 
     def _multi_token_drafter(self, policy: NamedPolicy) -> str:
@@ -115,7 +115,7 @@ class Deployment:
             "does not say which drafter it runs with" if candidates else "needs acceptance and there is none",
             source="policy", value=policy.name,
             remedy=f"write {policy.name}@DRAFTER ({', '.join(candidates)})" if candidates
-            else "pass --acceptance; there is no default (`dspark-sim list` shows models)",
+            else "pass `acceptance`; there is no default (`dspark-sim list` shows models)",
         )  # fmt: skip
 
     def _step_cost(self, profile: Profile, drafter: str, policy: NamedPolicy) -> CostModel:
@@ -147,7 +147,7 @@ def deploy(
     models = loaded.acceptance_models() | given
     if required and not models:
         raise BadInputError(
-            "no acceptance model, and there is no default", source="--acceptance",
+            "no acceptance model, and there is no default", source="acceptance",
             remedy="pass one, such as qwen3-4b-chat or length:3.5@5 (`dspark-sim list` shows names)",
         )  # fmt: skip
     return Deployment(

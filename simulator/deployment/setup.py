@@ -68,7 +68,7 @@ class Setup:
             "its answer would rest on extrapolation along rows",
             source="policy", field=self.policy.name,
             remedy="measure a fixed length too (docs/planning.md, two lines), take fewer requests, or accept "
-            "it with --extrapolate-rows (in a scenario: search.extrapolate_rows)",
+            "it with `extrapolate_rows` (in a scenario: search.extrapolate_rows)",
         )  # fmt: skip
 
     def _known_length(self, requests: int) -> int | None:

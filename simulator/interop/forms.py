@@ -25,9 +25,9 @@ class Form(NamedTuple):
 CUT_OFF = "the last line left out, as it was cut off"
 """What is said of a log whose last line was still being written."""
 
-_READ = "give it to --acceptance, or read it with simulator.interop.acceptance_files.load_acceptance"
+_READ = "give it to `acceptance`, or read it with simulator.interop.acceptance_files.load_acceptance"
 
-_TABLE = "give it to `dspark-sim regret --believed`; acceptance is recorded elsewhere"
+_TABLE = "a scheduler may believe it (`dspark-sim regret --believed FILE`); acceptance is recorded elsewhere"
 
 VLLM_LOG = Form("a log of vLLM", _READ)
 
@@ -76,8 +76,8 @@ _KEY_MARKS = (
     ("num_steady_steps", Form("rounds of SGLang's profiler", "read them with interop.sglang_profiler")),
     ("temperatures", _CALIBRATION),
     ("sts_temperatures", _CALIBRATION),
-    ("provenance", Form("a profile of this project", "give it to --profile; it may carry acceptance")),
-    ("input_length", Form("a recording of requests", "give it to --traffic")),
+    ("provenance", Form("a profile of this project", "give it to `profile`; it may carry acceptance")),
+    ("input_length", Form("a recording of requests", "give it to `traffic`")),
     ("request_throughput", Form("a benchmark result", "run it with speculation on; it has no acceptance")),
 )
 

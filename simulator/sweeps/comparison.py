@@ -32,11 +32,11 @@ def parse_speed(bound: Bound) -> Term:
             term = parse_term(f"tps_{text}" if re.match(r"(mean|p\d)", text) else text)
         else:
             if not 0 < number < math.inf:
-                raise BadInputError("must be positive", source="--sla", value=text, remedy="in tokens/s/user")
+                raise BadInputError("must be positive", source="sla", value=text, remedy="in tokens/s/user")
             term = parse_term(f"tps_mean>={repr(number).removesuffix('.0')}")
     if term.key not in SPEEDS or term.comparison != ">=":
         raise BadInputError(
-            "is not a speed that is compared", source="--sla", value=term.text,
+            "is not a speed that is compared", source="sla", value=term.text,
             remedy="write 80 or tps_mean>=80 for the mean, p10>=80 or p50>=80 for a share of the users",
         )  # fmt: skip
     return term
@@ -63,8 +63,8 @@ def require_known(by_policy: Mapping[str, Line], term: Term) -> None:
         if unknown.size:
             raise BadInputError(
                 f"cannot be judged: {policy} at {unknown[0]:g} requests finished no request while measured",
-                source="--sla", value=term.text,
-                remedy="give more --steps or leave --steps out, or bound the mean instead, as in 80",
+                source="sla", value=term.text,
+                remedy="give more `steps` or leave `steps` out, or bound the mean instead, as in 80",
             )  # fmt: skip
 
 

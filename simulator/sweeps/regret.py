@@ -52,7 +52,7 @@ def regret(
     if not beliefs or not concurrency or min(concurrency) < 1 or seeds < 2:
         raise BadInputError(
             "needs beliefs, loads of at least 1 and at least 2 seeds", source="regret",
-            remedy="as in --believed floor:4 --concurrency 20,100 --seeds 3",
+            remedy="as in `believed` floor:4, `concurrency` 20,100 and `seeds` 3",
         )  # fmt: skip
     require_steps(steps)
     if seeds > MOST_SEEDS:

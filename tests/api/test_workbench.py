@@ -14,7 +14,7 @@ import pytest
 
 import simulator as sim
 import simulator.api.texts as texts
-from simulator.cli.simulate import SingleRun, simulate_single_run
+from simulator.cli.app import commands
 from simulator.planning.scenario import EXAMPLE
 
 FLASH = sim.deployment("deepseek-v4-flash")
@@ -53,10 +53,16 @@ def test_a_policy_of_ones_own_is_one_method_and_may_have_a_name(monkeypatch: pyt
         sim.register_policy("dspark", Halves)
 
 
-def test_simulate_is_what_the_command_runs() -> None:
-    run = FLASH.simulate("mtp1", concurrency=4, traffic="poisson:3/s", lengths="fixed:50/20", requests=60)
-    asked = SingleRun("mtp1", 4, "poisson:3/s", "fixed:50/20", 60, None, None, "elsewhere", 0)
-    pd.testing.assert_frame_equal(run.requests, simulate_single_run(FLASH, asked).requests)
+def test_simulate_is_what_the_command_runs(tmp_path: Path) -> None:
+    run = FLASH.simulate(
+        "mtp1", concurrency=4, traffic="poisson:3/s", lengths="fixed:50/20", requests=60,
+        prefill_tokens_per_s=200.0,
+    )  # fmt: skip
+    words = "simulate --profile deepseek-v4-flash --policy mtp1 --concurrency 4 --traffic poisson:3/s"
+    words += f" --lengths fixed:50/20 --requests 60 --prefill-tokens-per-s 200 --out {tmp_path}"
+    commands()(words.split(), standalone_mode=False)
+    pd.testing.assert_frame_equal(run.requests, pd.read_parquet(tmp_path / "requests.parquet"))
+    assert run.requests["ttft_s"].min() == pytest.approx(50 / 200)
 
 
 def test_a_frontier_answers() -> None:

@@ -13,25 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from simulator.cli import app as cli
 from simulator.cli import explore
+from tests.support.command_line import command_names, run
 from tests.sweeps.test_frontier import COLUMNS
 
 FLASH = "deepseek-v4-flash"
 SHORT = ("--seeds", "1", "--steps", "60", "--workers", "1")
-
-
-def run(*arguments: object) -> int:
-    """``dspark-sim ARGUMENTS`` in this process: its exit code."""
-    saved = sys.argv
-    sys.argv = ["dspark-sim", *(str(each) for each in arguments)]
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = saved
-    return 0
 
 
 @pytest.fixture(autouse=True)
@@ -332,6 +319,12 @@ WRITING = {
     "train": (),
     "trace": (),
     "profile": ("--target", "none"),
+    "profile fit": ("cells.csv",),
+    **{f"import {kind}": ("file.json",) for kind in (
+        "sglang-table", "sglang-rounds", "sglang-dump", "trtllm", "vllm-log"
+    )},
+    "export sglang": (FLASH,),
+    "export trtllm": (FLASH,),
     "live": ("--target", "none", "--policy", "dspark", "--profile", FLASH, "--concurrency", "4"),
     "validate": ("--target", "none", "--profile", FLASH),
 }  # fmt: skip
@@ -359,9 +352,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 
 
 def test_every_command_that_writes_is_in_the_test_above() -> None:
-    cli.commands()
-    names = {each.name or each.callback.__name__ for each in cli.app.registered_commands if each.callback}
-    assert (names - {"list"}) | {"acceptance show"} == set(WRITING)
+    assert command_names() - {"list"} == set(WRITING)
 
 
 def test_a_minus_writes_one_table_to_standard_output(

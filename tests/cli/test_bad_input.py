@@ -9,7 +9,7 @@ import pytest
 
 from simulator.deployment.profile import shipped_profiles
 from simulator.planning.scenario import EXAMPLE
-from tests.cli.test_app import run
+from tests.support.command_line import run
 
 FLASH = ("--profile", "deepseek-v4-flash")
 SIMULATE = ("simulate", *FLASH, "--policy", "mtp1", "--concurrency", "4", "--out", "out")

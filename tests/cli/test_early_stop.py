@@ -12,7 +12,7 @@ import yaml
 from simulator.core.provenance import Provenance
 from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import CurveSpec
-from tests.cli.test_app import run
+from tests.support.command_line import run
 
 SAID = "draft token that does not raise throughput"
 QUIET = {"frontier": ("--workers", 1), "compare": ("--workers", 1, "--sla", 20), "simulate": ()}

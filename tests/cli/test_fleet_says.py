@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from simulator.deployment.profile_parts import CurveSpec
-from tests.cli.test_app import run
 from tests.cli.test_early_stop import SAID, written
 from tests.deployment.test_setup import LINE
+from tests.support.command_line import run
 
 TERMS = ("--sla", "tps_mean>=10", "--duration", "20s", "--replicas", 1, "--workers", 1)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_app import run
+from tests.support.command_line import run
 
 MODULE = '''
 import numpy as np

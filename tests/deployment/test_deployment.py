@@ -68,7 +68,7 @@ def test_mtp1_without_acceptance_of_its_own_borrows_a_first_position_and_says_so
         ("fixed:3", {"eagle3": EAGLE, "dflash": EAGLE}, r"does not say which drafter.*fixed:3@DRAFTER"),
         ("fixed:3", {}, "needs acceptance and there is none"),
         ("mtp1", {}, r"no acceptance is given for drafter 'mtp1'.*given: none"),
-        ("fixed:3@dflash", {"dspark": DSPARK}, r"--acceptance dflash=MODEL \(given: dspark\)"),
+        ("fixed:3@dflash", {"dspark": DSPARK}, r"`acceptance` dflash=MODEL \(given: dspark\)"),
         ("fixed:8", {"dspark": DSPARK}, "use at most fixed:7"),
         ("fixed:2", {"mtp1": MTP1}, "verifies 2 tokens but its drafter's block has 1"),
         ("dspark-async", {"eagle3": EAGLE}, "schedules by confidence, which this drafter does not give"),

@@ -13,7 +13,7 @@ from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import CurveSpec
 from simulator.schedulers.parse import parse_policy
 from simulator.sweeps.frontier import sweep_frontier
-from tests.cli.test_app import run
+from tests.support.command_line import run
 
 LINE = Profile(
     name="line", title="line", provenance=Provenance(kind="synthetic", source="test", date="2026-01-01"),
@@ -40,7 +40,7 @@ def test_rows_of_fixed_lengths_are_known_before_a_step(requests: int, policy: st
     assert (setup.extrapolates(requests) is not None) == refused
     assert deployment(True).answerable(setup, requests) is setup
     if refused:
-        with pytest.raises(BadInputError, match=r"extrapolation along rows.*--extrapolate-rows"):
+        with pytest.raises(BadInputError, match=r"extrapolation along rows.*`extrapolate_rows`"):
             deployment().answerable(setup, requests)
 
 
@@ -74,7 +74,7 @@ def test_rows_that_a_scheduler_chose_are_judged_after_the_run() -> None:
     with pytest.warns(UserWarning, match=said):
         table = sweep_frontier(deploy(flat, ["length:3@7"]), policies, [8, 40], seeds=1, steps=60)
     assert table[table["policy"] == "dspark-async"]["concurrency"].tolist() == [8]
-    with pytest.raises(BadInputError, match=r"dspark-async: verifies 320 rows .*--extrapolate-rows"):
+    with pytest.raises(BadInputError, match=r"dspark-async: verifies 320 rows .*`extrapolate_rows`"):
         sweep_frontier(deploy(flat, ["length:3@7"]), policies[:1], [40], seeds=1, steps=60)
     whole = deploy(flat, ["length:3@7"], extrapolate_rows=True)
     assert len(sweep_frontier(whole, policies, [8, 40], seeds=1, steps=60)) == 4

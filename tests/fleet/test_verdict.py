@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_app import run
+from tests.support.command_line import run
 
 STEP_S = 0.01
 

@@ -227,9 +227,9 @@ def test_settings_that_change_nothing_are_no_reason_to_refuse(write: Write) -> N
         ({"temperatures": [1.0]}, "is a confidence calibration"),
         (
             {"schema": 1, "provenance": {}},
-            "is a profile of this project, not acceptance; give it to --profile",
+            "is a profile of this project, not acceptance; give it to `profile`",
         ),
-        ('{"timestamp": 0, "input_length": 4, "output_length": 2}\n' * 3, "give it to --traffic"),
+        ('{"timestamp": 0, "input_length": 4, "output_length": 2}\n' * 3, "give it to `traffic`"),
         (json.dumps({"num_steady_steps": 40}) + "\n", "rounds of SGLang's profiler"),
         (f"{json.dumps(BENCH)}\n{json.dumps(BENCH)}\n", "line 2: holds 2 results; keep one line"),
         ("nothing of the kind\n", "holds no acceptance in a known form"),

@@ -56,7 +56,7 @@ def test_a_speed_that_no_finished_request_tells_is_refused_and_not_taken_for_a_s
     table = TWO.assign(tps_p10=TWO["tps_mean"])
     table.loc[table.index[-1], "tps_p10"] = math.nan
     for read in (at_slas, loads_to_add):
-        with pytest.raises(BadInputError, match=r"--sla.*dspark-async at 40 requests finished no request"):
+        with pytest.raises(BadInputError, match=r"sla.*dspark-async at 40 requests finished no request"):
             read(table, ["p10>=80"])
         read(table, [80])  # the mean is known
 

@@ -14,7 +14,8 @@ import torch
 
 from simulator.acceptance.trace import AcceptanceTrace
 from simulator.acceptance.trace_file import save_trace
-from simulator.cli import device as serving_commands
+from simulator.cli.measure import live as serving_commands
+from simulator.cli.measure.profile import measure as measure_command
 from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.provenance import Provenance
 from simulator.core.reading import read_json
@@ -149,7 +150,7 @@ def test_profiles_of_other_conditions_are_refused(target: Any) -> None:
 
 
 def test_a_drafter_that_was_not_given_is_named(scenario: ValidationCase, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="--draft dspark=FOLDER"):
+    with pytest.raises(BadInputError, match="`draft` dspark=FOLDER"):
         validate(replace(scenario, drafters={}, policies=[parse_policy("dspark")]), tmp_path, print)
 
 
@@ -240,7 +241,7 @@ def test_validate_command_writes_tables_and_judges(files: dict[str, Any], tmp_pa
 
 
 def test_profile_command(files: dict[str, Any], tmp_path: Path) -> None:
-    options: Callable[..., None] = serving_commands.profile
+    options: Callable[..., None] = measure_command
     with modelled_device():
         options(
             target=files["target"], draft=files["draft"], out=tmp_path / "p", requests="1,2", drafts="0,2",

@@ -20,9 +20,9 @@ from simulator.live.profiling.device_ceilings import measure_ceilings
 from simulator.live.profiling.grid import Grid, ProfileOptions
 from simulator.live.profiling.profile_fit import profile_from, schedule_s, settings_of
 from simulator.live.profiling.profiler import Profiler
-from tests.cli.test_app import run as command_line
 from tests.live.conftest import MakeTarget
 from tests.support import modelled_device as modelled
+from tests.support.command_line import run as command_line
 from tests.support.modelled_device import DECISION_S, STAGE_S, draft_s, modelled_device, target_s
 
 GRID = Grid(requests=(1, 2, 4), drafts=(0, 2, 4), context=(16, 64), prefill=(8, 32), policies=("dspark",))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from typer import Typer
 from typer.testing import CliRunner
 
-from simulator.cli import train as commands
+from simulator.cli.measure import train as commands
 from simulator.core.errors import BadInputError
 from simulator.live.models.pairs import load_draft
 from simulator.live.models.targets import load_target
@@ -175,7 +175,7 @@ def test_a_micro_run_is_traced_reported_and_told_by_the_commands(
 
 
 def test_importing_the_commands_does_not_import_torch() -> None:
-    check = "import sys, simulator.cli.train; sys.exit('torch' in sys.modules)"
+    check = "import sys, simulator.cli.measure.train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 

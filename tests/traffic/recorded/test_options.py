@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.cli.test_app import FLASH, run
+from tests.cli.test_app import FLASH
+from tests.support.command_line import run
 
 ROWS = 60
 SMALL = ("--profile", FLASH, "--policy", "mtp1")

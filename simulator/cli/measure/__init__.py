@@ -1,0 +1,1 @@
+"""Commands that run on a device: profile, live, validate, train, trace."""

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from simulator.acceptance.calibration import (
     REFERENCE,
@@ -27,21 +28,18 @@ from simulator.acceptance.calibration import (
 )
 from simulator.core.errors import BadInputError
 
-FIXTURE = Path(__file__).parents[3] / "shared" / "reference" / "deepspec" / "calibration"
+FIXTURE = Path(__file__).parents[1] / "support" / "deepspec" / "calibration"
 Array = NDArray[np.float64]
 
 
 @pytest.fixture(scope="module")
 def reference() -> dict:
-    if not FIXTURE.is_dir():
-        pytest.skip("the reference's calibration fixture is not on this machine")
     return json.loads((FIXTURE / "calibration.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def recorded(reference: dict) -> dict[str, NDArray]:
-    numpy = pytest.importorskip("safetensors.numpy", reason="reading the fixture needs safetensors")
-    return numpy.load_file(FIXTURE / "calibration.safetensors")
+    return load_file(FIXTURE / "calibration.safetensors")
 
 
 @pytest.mark.parametrize("case", ["raw", "with_effective_lengths", "with_fixed_temperatures"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from simulator.acceptance.trace import AcceptanceTrace
@@ -122,7 +123,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(
     name: str, tmp_path: Path, undisturbed: bytes
 ) -> None:
-    psutil = pytest.importorskip("psutil", reason="needs the extra 'cluster'")
     cells, out = tmp_path / "cells", tmp_path / "frontier.csv"
     command = ("-m", "simulator", *FRONTIER, "--cells", cells, "--out", out)
     child = start(*command)
@@ -218,8 +218,6 @@ def test_ignored_signals_stay_ignored_and_handlers_are_put_back() -> None:
 def test_a_local_ray_cluster_listens_to_this_machine_only_and_ends_with_its_parent(
     name: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="needs the extra 'ray'")
-    psutil = pytest.importorskip("psutil", reason="needs the extra 'cluster'")
     cells = tmp_path / "cells"
     child = start(
         "-m", "simulator", *FRONTIER, "--backend", "ray", "--cells", cells, "--out", tmp_path / "a.csv"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "capacity.ipynb"
 
 
 def test_the_notebook_reaches_a_decision() -> None:
-    nbclient = pytest.importorskip("nbclient", reason="needs the extra 'test'")
+    import nbclient
     import nbformat
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)

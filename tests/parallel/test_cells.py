@@ -61,7 +61,6 @@ def test_same_bytes_with_any_number_of_workers(tmp_path: Path, log: Path) -> Non
 
 
 def test_dask_gives_the_same_bytes_as_loky(tmp_path: Path, log: Path) -> None:
-    pytest.importorskip("distributed", reason="needs the extra 'cluster'")
     cells = cells_of(log)
     loky = run_cells(draw, cells, directory=tmp_path / "loky")
     dask = run_cells(draw, cells, workers=2, backend="dask", directory=tmp_path / "dask")
@@ -70,7 +69,8 @@ def test_dask_gives_the_same_bytes_as_loky(tmp_path: Path, log: Path) -> None:
 
 
 def test_dask_cluster_by_address_survives_a_killed_worker(tmp_path: Path, log: Path) -> None:
-    distributed = pytest.importorskip("distributed", reason="needs the extra 'cluster'")
+    import distributed
+
     cells = [*cells_of(log, 4), Draw(4, str(log), fatal=True)]
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with distributed.LocalCluster(**options) as cluster:
@@ -472,7 +472,6 @@ def test_progress_resets_the_count_of_deaths() -> None:
 
 
 def test_a_dask_worker_killed_while_it_starts_is_said_and_started_again(tmp_path: Path, log: Path) -> None:
-    pytest.importorskip("distributed", reason="needs the extra 'cluster'")
     mark = tmp_path / "died"
     preload = tmp_path / "dies_once.py"
     preload.write_text(
@@ -498,14 +497,12 @@ def test_a_dask_worker_killed_while_it_starts_is_said_and_started_again(tmp_path
 
 
 def test_a_dask_scheduler_that_is_not_there_is_named(log: Path) -> None:
-    pytest.importorskip("distributed", reason="needs the extra 'cluster'")
     for address in ("foo", "tcp://127.0.0.1:9", "foo://bar"):
         with pytest.raises(BadInputError, match=f"address: no cluster answers: .*got '{address}'"):
             run_cells(draw, cells_of(log), backend="dask", address=address)
 
 
 def test_ray_survives_a_killed_worker_and_gives_the_same_bytes_as_loky(tmp_path: Path, log: Path) -> None:
-    pytest.importorskip("ray", reason="needs the extra 'ray'")
     cells = [*cells_of(log, 4), Draw(4, str(log), fatal=True)]
     with pytest.warns(UserWarning, match=r"a worker died \(WorkerCrashedError\); 1 cells were unfinished"):
         ray = run_cells(draw, cells, workers=2, backend="ray", directory=tmp_path / "ray")
@@ -518,6 +515,5 @@ def test_ray_survives_a_killed_worker_and_gives_the_same_bytes_as_loky(tmp_path:
 
 def test_an_error_in_a_cell_comes_back_as_it_was(log: Path) -> None:
     for backend in ("loky", "dask", "ray"):
-        pytest.importorskip({"loky": "joblib", "dask": "distributed"}.get(backend, backend))
         with pytest.raises(BadInputError, match=r"^sample: number: is bad \(got 3\); mend it$"):
             run_cells(refuse, cells_of(log, 4)[3:] * 2, workers=2, backend=backend)  # type: ignore[arg-type]

@@ -46,7 +46,6 @@ def result() -> CapacityPlan:
 
 @pytest.fixture(scope="module")
 def page(result: CapacityPlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("plotly", reason="needs the extra 'report'")
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(result, path)
     return path
@@ -54,7 +53,8 @@ def page(result: CapacityPlan, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    from selenium import webdriver
+
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("no chromium with its driver is installed (apt-get install chromium chromium-driver)")

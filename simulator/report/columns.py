@@ -1,0 +1,207 @@
+"""What every column of every table means: one definition each, for the docs and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+TABLES: Mapping[str, str] = {
+    "frontier.csv": "`frontier` and `compare`: a row for each policy and load, means over seeds. "
+    "`plan`: a row for each policy, load and seed.",
+    "sla.csv": "`compare`: what each policy carries under each speed SLA.",
+    "load_bands.csv": "`compare`: which policy wins in which band of concurrency.",
+    "published.csv": "`compare`: predictions beside published results, where the profile has some.",
+    "regret.csv": "`regret`: what is lost to each belief at each load.",
+    "thresholds.csv": "`acceptance show`: a static confidence threshold over an acceptance model.",
+    "requests.parquet": "`simulate` and `live`: a row for each finished request.",
+    "steps.parquet": "`simulate` and `live`: a row for each engine step.",
+    "replicas.csv": "`fleet`: a row for each replica.",
+    "plans.csv": "`plan`: a row for each policy: its fleet, its cost, how it fares.",
+    "terms.csv": "`plan`: what users get of each term of the SLA.",
+    "trials.csv": "`plan`: every rate that was tried for one replica.",
+    "switches.csv": "`plan`: which policy to run at which rate per replica.",
+    "day.csv": "`plan`: replicas over the day.",
+    "growth.csv": "`plan`: the fleet when traffic grows.",
+    "sensitivity.csv": "`plan`: the fleet when an input is off.",
+    "cost.csv": "`plan`: the cost when the first term of the SLA is tightened or relaxed.",
+}
+"""Name of a file, as commands write it or as this page calls it, and what its rows are."""
+
+_WAITED = "Time that requests waited, s: "
+
+COLUMNS: Mapping[str, str] = {
+    # Speed and throughput
+    "throughput_tok_per_s": "Output tokens per second of one engine, over the measured part of the run.",
+    "throughput_ci95": "Half-width of the 95% interval of the throughput: over seeds, or of the run itself.",
+    "true_throughput_tok_per_s": "Throughput with the true cost table.",
+    "tps_mean": "Mean generation speed of a user, tokens/s: tokens over time spent decoding.",
+    "tps_p10": "Speed that 90% of the users exceed, tokens/s.",
+    "tps_p50": "Median speed of a user, tokens/s.",
+    "tps_p10_ci95": "Half-width of the 95% interval of p10, over seeds.",
+    "tps": "Generation speed of the request, tokens/s.",
+    "itl_p50_s": "Median inter-token latency, s, each token counted.",
+    "itl_p99_s": "99th percentile of the inter-token latency, s.",
+    "tpot_p50_s": "Median time per output token of a request, s.",
+    "tpot_p99_s": "99th percentile of the time per output token of a request, s.",
+    "tpot_s": "Time per output token of the request, s.",
+    "ttft_mean_s": "Mean time to first token, s.",
+    "ttft_p50_s": "Median time to first token, s.",
+    "ttft_p99_s": "99th percentile of the time to first token, s.",
+    "ttft_s": "Time to first token of the request, s; NaN where prompts are prefilled untimed.",
+    "first_gap_s": "Time from the first token to the next delivery, s.",
+    # Drafts
+    "drafter": "Drafter whose blocks are verified.",
+    "verification_budget_mean": "Draft tokens verified for a request in a step, mean.",
+    "true_budget_mean": "Verification budget with the true cost table.",
+    "verified_length_mean": "Drafts kept by the threshold, mean over blocks.",
+    "accepted_length_mean": "Tokens committed for a request in a step, bonus included, mean.",
+    "accepted_length": "Tokens committed per step of the request, bonus included.",
+    "acceptance_rate": "Accepted over verified draft tokens.",
+    "wasted_fraction": "Share of the verified draft tokens that were rejected.",
+    "batch_tokens_mean": "Rows of a step, mean: anchors and drafts.",
+    "rows_mean": "Rows of a decode step, mean: anchors and drafts, prompts left out.",
+    "step_time_mean_s": "Duration of a step, s, mean.",
+    "early_stop_loss": "Share of throughput that a search that stops early forgoes; 0 where none does.",
+    "steps_outside_fraction": "Share of the steps beyond the batch sizes that the profile was measured at.",
+    "threshold": "Confidence below which drafts are cut.",
+    # What was run
+    "policy": "Verification policy.",
+    "concurrency": "Requests decoding at once.",
+    "concurrency_mean": "Requests decoding at once, mean over time.",
+    "queue_mean": "Requests waiting, mean over time.",
+    "seed": "Replication.",
+    "seeds": "Replications.",
+    "replications": "Replications.",
+    "steps": "Engine steps.",
+    "window_s": "Length of the measured part, s of simulated time.",
+    "requests_finished": "Requests finished in the measured part.",
+    "finished_per_slot": "Requests finished per slot, the fewest of all seeds.",
+    "added": "Whether the load was added around the answer of an SLA.",
+    # SLA answers
+    "sla": "Term of the SLA.",
+    "sla_tok_per_s": "Speed that the term asks for, tokens/s.",
+    "baseline": "Policy that gains are against.",
+    "gain": "Throughput over the baseline's under the same SLA, less 1.",
+    "speed_gain": "Mean speed over the baseline's at the baseline's throughput, less 1.",
+    "lower_bound": "Whether the sweep ended before the SLA was reached: the true answer is higher.",
+    "from_concurrency": "First load of the band.",
+    "to_concurrency": "Last load of the band.",
+    "runner_up": "Policy closest behind.",
+    "margin": "Smallest lead over the next policy, as a share; negative where one was ahead by chance.",
+    "clear": "Whether the lead exceeds both intervals everywhere in the band.",
+    "quantity": "What was published.",
+    "published": "Published value.",
+    "predicted": "Value of this simulation.",
+    "error": "Predicted over published, less 1, or their difference for lengths.",
+    # Regret
+    "belief": "Cost table that the scheduler believes.",
+    "regret": "Share of the true table's throughput that is lost; negative where the wrong table did better.",
+    "regret_ci95": "Half-width of the 95% interval of the regret, over seeds.",
+    "significant": "Whether the interval leaves out 0.",
+    # Requests and steps
+    "request": "Number of the request in its traffic.",
+    "traffic_class": "Class of the request.",
+    "prompt_tokens": "Prompt tokens.",
+    "output_tokens": "Output tokens.",
+    "queued_s": "When the request arrived, s. In steps: request-seconds spent waiting since the step before.",
+    "admitted_s": "When it was given a slot, s.",
+    "first_token_s": "When its first token was there, s.",
+    "finished_s": "When its last token was there, s.",
+    "decode_tokens": "Output tokens made by decode steps.",
+    "first_step": "Number of its first decode step.",
+    "decode_steps": "Decode steps that it took part in.",
+    "waited_pool_s": f"{_WAITED}for a worker of the prefill pool.",
+    "waited_slot_s": f"{_WAITED}for a slot.",
+    "waited_kv_s": f"{_WAITED}for KV cache.",
+    "waited_step_s": f"{_WAITED}for the step under way to end.",
+    "waited_prefill_s": f"{_WAITED}admitted, for the first chunk of their own prompt.",
+    "end_s": "When the step, or the interval of the day, ends, s.",
+    "duration_s": "Duration of the step, s.",
+    "gap_s": "Time since the batch last received tokens, s.",
+    "draft_tokens": "Draft tokens verified in the step.",
+    "accepted_tokens": "Draft tokens accepted in the step.",
+    "committed_tokens": "Tokens delivered by the step.",
+    "prefill_tokens": "Prompt tokens of the step.",
+    "waiting": "Requests that have arrived and are not served.",
+    "decoding_s": "Request-seconds in the batch since the step before.",
+    "handover_s": "Request-seconds of newcomers between their first token and their place in the batch.",
+    # Fleets
+    "pod": "Group of replicas behind one router.",
+    "replica": "Number of the replica.",
+    "requests": "Requests: of the step, sent to the replica, or judged.",
+    "prefix_hit_share": "Share of prompt tokens found in the prefix cache.",
+    "queue_trend_per_s": "Requests by which the queue grows every second.",
+    "queue_trend_ci95": "Half-width of the 95% interval of that trend.",
+    "replicas": "Replicas for the peak, headroom included.",
+    "prefill_workers": "Workers of the prefill pool.",
+    "decode_gpus": "GPUs of the replicas.",
+    "prefill_gpus": "GPUs of the prefill pool; empty where its speed is not known.",
+    "gpus": "GPUs together.",
+    # Plans
+    "feasible": "Whether some rate keeps the SLA.",
+    "rate_per_replica_per_s": "Requests/s that a replica carries within the SLA.",
+    "fails_at_per_s": "Smallest rate tried that misses the SLA, requests/s.",
+    "gpu_hours": "GPU-hours of the fleet over the period of the demand.",
+    "gpu_hours_following_demand": "GPU-hours where the fleet follows the demand interval by interval.",
+    "cost_per_million_output_tokens": "Cost of a million output tokens of the whole fleet.",
+    "cost_per_million_following_demand": "The same where the fleet follows the demand.",
+    "cost_per_million_output_tokens_low": "That cost at the upper end of the rate's interval.",
+    "cost_per_million_output_tokens_high": "That cost at the lower end of the rate's interval.",
+    "rate_low_per_s": "Lower end of the 95% interval of the rate, requests/s.",
+    "rate_high_per_s": "Upper end of the 95% interval of the rate, requests/s.",
+    "replicas_low": "Replicas at the upper end of the rate's interval.",
+    "replicas_high": "Replicas at the lower end of the rate's interval.",
+    "rate_at_peak_per_s": "Rate of a planned replica at the peak, requests/s.",
+    "attained": "Whether every term holds; in terms: the estimate of the statistic.",
+    "kept_share": "Share of the requests that keep every term that promises something to each.",
+    "kept_share_ci95": "Half-width of the 95% interval of that share.",
+    "goodput_per_s": "Requests/s that keep every term that promises something to each.",
+    "binding": "What keeps the rate from being higher.",
+    "tied": "Policies that cannot be told from this one.",
+    # Terms and trials
+    "load": "run: a planned replica's share of the peak; limit: the most that a replica carries.",
+    "rate_per_s": "Requests/s: of the trial, or of the day's interval.",
+    "term": "Term of the SLA.",
+    "metric": "What the term is about.",
+    "statistic": "Mean or percentile that it bounds.",
+    "comparison": "At most or at least.",
+    "asked": "Bound of the term.",
+    "attained_ci95": "Half-width of the 95% interval of the estimate.",
+    "share_asked": "Share of the requests that must keep the bound.",
+    "share_kept": "Share of the requests that keep it.",
+    "share_kept_ci95": "Half-width of the 95% interval of that share.",
+    "holds": "Whether the term holds.",
+    "shown": "The same in words.",
+    "met": "Whether every term holds.",
+    "saturated": "Whether the queue grows without bound.",
+    "attainment": "Share of the requests that keep every term that promises something to each.",
+    "attainment_ci95": "Half-width of the 95% interval of that share.",
+    # Switches, day, growth, sensitivity, cost
+    "from_per_s": "First rate per replica of the band, requests/s.",
+    "to_per_s": "Last rate per replica of the band, requests/s.",
+    "start_s": "When the interval begins, s.",
+    "run": "Policy to run, with those tied with it.",
+    "growth": "Growth of the traffic, as a share.",
+    "variant": "Input that is off, and by how much.",
+    "change": "Change of the rate per replica, as a share.",
+    "bound": "Bound of the first term.",
+}
+
+FAMILIES: Mapping[str, str] = {
+    "*_at_peak": "The column of that name, for a planned replica at the peak.",
+    "*_at_limit": "The column of that name, for a replica at the most that it carries.",
+    "term *": "Estimate of that term's statistic.",
+    "replicas *": "Replicas that this policy needs in the interval.",
+    "gpus *": "GPUs that this policy needs in the interval.",
+}
+"""Columns whose names are made of others: a policy's or a term's name in place of the star."""
+
+
+def definition(column: str) -> str | None:
+    """Say what a column means; None where nobody wrote it down."""
+    if column in COLUMNS:
+        return COLUMNS[column]
+    for family, meaning in FAMILIES.items():
+        start, _, end = family.partition("*")
+        if column.startswith(start) and column.endswith(end) and column != start + end:
+            return meaning
+    return None

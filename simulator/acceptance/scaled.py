@@ -64,7 +64,7 @@ class ScaledTrace:
 
     @property
     def has_confidence(self) -> bool:
-        """As the trace."""
+        """Whether the trace has confidences."""
         return self.base.has_confidence
 
     @property

@@ -82,6 +82,7 @@ COLUMNS: Mapping[str, str] = {
     "baseline": "Policy that gains are against.",
     "gain": "Throughput over the baseline's under the same SLA, less 1.",
     "speed_gain": "Mean speed over the baseline's at the baseline's throughput, less 1.",
+    "leading": "Whether no other policy, the oracle apart, carries more for sure; bold on the terminal.",
     "lower_bound": "Whether the sweep ended before the SLA was reached: the true answer is higher.",
     "from_concurrency": "First load of the band.",
     "to_concurrency": "Last load of the band.",

@@ -157,13 +157,12 @@ def _sla_table(answers: pd.DataFrame, sla: Term) -> Table:
         title[0].upper() + title[1:], "policy", "tokens/s/GPU", "requests", "mean", "p10", f"over {base}",
         "speed gain",
     )  # fmt: skip
-    best = answers.loc[answers["policy"] != "oracle", "throughput_tok_per_s"].max()
     for row in answers.to_dict("records"):
         policy, throughput = str(row["policy"]), float(row["throughput_tok_per_s"])
         if math.isnan(throughput):
             table.add_row(policy, "cannot", *[""] * 5)
             continue
-        style = "bold" if throughput == best else "dim" if policy == "oracle" else None
+        style = "bold" if row["leading"] else "dim" if policy == "oracle" else None
         bound = "≥ " if row["lower_bound"] else ""
         table.add_row(
             policy,

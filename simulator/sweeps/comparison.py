@@ -11,7 +11,8 @@ import pandas as pd
 
 from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.sla.terms import Term, parse_term
-from simulator.sweeps.lines import SPEEDS, Line, lines
+from simulator.sweeps.leads import lead_of_means
+from simulator.sweeps.lines import SPEEDS, AtSla, Line, lines
 
 BASELINE = "mtp1"
 """The policy that gains are over where it is among those compared; otherwise the first one is."""
@@ -73,7 +74,8 @@ def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
 
     gain: over the baseline (``baseline_of``) at the same SLA. speed_gain: mean speed over the baseline's at
     the baseline's throughput there ("at matched throughput"). tps_mean, tps_p10: the speeds at that load.
-    lower_bound: the sweep ended before the SLA was reached.
+    lower_bound: the sweep ended before the SLA was reached. throughput_ci95: half-width of the throughput's
+    interval. leading: no policy but the oracle is ahead of it for sure (``leads.lead_of_means``).
     Raises ``InfeasibleError`` naming the nearest feasible value if no policy can meet an SLA, and
     ``BadInputError`` where the speed that it bounds is unknown at a load.
     """
@@ -83,8 +85,10 @@ def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
         require_known(by_policy, term)
         _refuse_if_nobody_can(by_policy, term)
         reference = by_policy[base].at_sla(term)
+        answers = {policy: line.at_sla(term) for policy, line in by_policy.items()}
+        halves = {policy: line.throughput_ci95_at(term) for policy, line in by_policy.items()}
         for policy, line in by_policy.items():
-            found = line.at_sla(term)
+            found = answers[policy]
             matched = line.tps_at_throughput(reference.throughput)
             rows.append(
                 {
@@ -99,9 +103,23 @@ def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
                     "gain": found.throughput / reference.throughput - 1,
                     "speed_gain": matched / reference.tps_mean - 1,
                     "lower_bound": found.lower_bound,
+                    "throughput_ci95": halves[policy],
+                    "leading": _is_leading(policy, answers, halves),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _is_leading(policy: str, answers: Mapping[str, AtSla], halves: Mapping[str, float]) -> bool:
+    """Whether no other deployable policy carries more under the SLA for sure."""
+    mine = answers[policy].throughput
+    if policy == "oracle" or math.isnan(mine):
+        return False
+    return not any(
+        lead_of_means(found.throughput, halves[other], mine, halves[policy]).sure
+        for other, found in answers.items()
+        if other not in (policy, "oracle") and not math.isnan(found.throughput)
+    )
 
 
 def speed_gain_range(frontier: pd.DataFrame, policy: str, baseline: str | None = None) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -34,13 +34,15 @@ class Line:
     """One policy's frontier over concurrency, increasing: throughput and speeds per user, decreasing.
 
     Between simulated loads the time per token, of a slot and of a user, is taken as linear in concurrency:
-    the straight line of the frontier's plot, exact for a linear step time.
+    the straight line of the frontier's plot, exact for a linear step time. relative_ci95: half-width of the
+    throughput's interval over the throughput, at each load; 0 where it is not known.
     """
 
     policy: str
     concurrency: Floats
     throughput: Floats
     speeds: dict[str, Floats]
+    relative_ci95: Floats
 
     @property
     def tps(self) -> Floats:
@@ -74,6 +76,21 @@ class Line:
         slot = self._between(self.throughput / self.concurrency, load)
         return AtSla(load * slot, load, mean, p10, last + 1 == len(self.concurrency))
 
+    def throughput_ci95_at(self, term: Term) -> float:
+        """Half-width of the interval of ``at_sla``'s throughput; NaN where the term cannot be kept.
+
+        The line is moved up and down by its interval as a whole. That moves the load at which the term is
+        just kept too, so that the interval is wider than at a fixed load.
+        """
+        low, high = (self._moved(sign).at_sla(term).throughput for sign in (-1, 1))
+        return (high - low) / 2 if not math.isnan(low) else abs(high - self.at_sla(term).throughput)
+
+    def _moved(self, sign: int) -> Line:
+        """Return the line at the end of its interval."""
+        factor = 1 + sign * self.relative_ci95
+        speeds = {name: speed * factor for name, speed in self.speeds.items()}
+        return replace(self, throughput=self.throughput * factor, speeds=speeds)
+
     def tps_at_throughput(self, throughput: float) -> float:
         """Mean speed per user at the lowest load that gives that throughput; NaN outside its range."""
         reach, first = np.unique(np.maximum.accumulate(self.throughput), return_index=True)
@@ -97,6 +114,7 @@ def lines(frontier: pd.DataFrame) -> dict[str, Line]:
             return rows[name].to_numpy(dtype=np.float64) if name in rows else np.full(len(rows), np.nan)
 
         speeds = {name: column(name) for name in SPEEDS}
-        line = Line(str(policy), column("concurrency"), column("throughput_tok_per_s"), speeds)
-        result[str(policy)] = line
+        throughput = column("throughput_tok_per_s")
+        relative = np.nan_to_num(column("throughput_ci95") / throughput)
+        result[str(policy)] = Line(str(policy), column("concurrency"), throughput, speeds, relative)
     return result

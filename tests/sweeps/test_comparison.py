@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -327,3 +328,35 @@ def test_bands_cover_the_loads_and_follow_each_other(rates: list[list[int]]) -> 
         for position, load in enumerate(loads):
             if band.from_concurrency < load < band.to_concurrency:
                 assert named[band.policy][position] == max(row[position] for row in rates)
+
+
+def straight(policy: str, factor: float, half: float) -> pd.DataFrame:
+    """A line whose time per token is 10 ms + 0.1 ms a request, over ``factor``, with a relative interval."""
+    load = np.array([10.0, 50.0, 100.0, 200.0, 400.0])
+    speed = factor / (0.010 + 1e-4 * load)
+    return pd.DataFrame(
+        {
+            "policy": policy, "concurrency": load, "throughput_tok_per_s": load * speed, "tps_mean": speed,
+            "tps_p10": 0.8 * speed, "throughput_ci95": half * load * speed,
+        }
+    )  # fmt: skip
+
+
+def test_the_interval_of_an_answer_is_that_of_the_line_moved_as_a_whole() -> None:
+    """At 50 tokens/s a line moved by 1 + h ends where 0.010 + 1e-4 C = (1 + h) / 50."""
+    half = 0.03
+    answer = at_slas(pd.concat([straight("mtp1", 1.0, half)]), [50]).iloc[0]
+    low, high = (50 * ((1 + sign * half) / 50 - 0.010) / 1e-4 for sign in (-1, 1))
+    assert answer["throughput_tok_per_s"] == pytest.approx(50 * 100)
+    assert answer["throughput_ci95"] == pytest.approx((high - low) / 2)
+    assert answer["throughput_ci95"] > half * 50 * 100  # more than at a fixed load
+
+
+@pytest.mark.parametrize(("factor", "leading"), [(1.02, [True, True]), (1.2, [False, True])])
+def test_only_a_sure_lead_leaves_the_other_behind(factor: float, leading: list[bool]) -> None:
+    table = pd.concat(
+        [straight("mtp1", 1.0, 0.02), straight("dspark", factor, 0.02), straight("oracle", 2, 0)]
+    )
+    answers = at_slas(table, [50]).set_index("policy")["leading"]
+    assert answers[["mtp1", "dspark"]].tolist() == leading
+    assert not answers["oracle"]

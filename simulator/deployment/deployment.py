@@ -7,12 +7,13 @@ The one door: commands, scenarios, notebooks, fleets and live runs get deploymen
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
 from simulator.cost.models import CostModel, StepCost
+from simulator.cost.padded import PaddedCost
 from simulator.deployment.acceptance_text import parse_acceptances
 from simulator.deployment.profile import Profile, load_profile
 from simulator.deployment.setup import Setup
@@ -46,6 +47,7 @@ class Deployment:
         _check_scheduler(policy, model)
         cost = self._step_cost(self.profile, drafter, policy)
         believed = cost if self.believed is None else self._step_cost(self.believed, drafter, policy)
+        cost = _padded(cost, policy.scheduler)
         return Setup(policy, drafter, model, cost, believed, note)
 
     def answerable(self, setup: Setup, requests: int) -> Setup:
@@ -158,6 +160,16 @@ def deploy(
         ),
         extrapolate_rows=extrapolate_rows,
     )  # fmt: skip
+
+
+def _padded(cost: CostModel, scheduler: Scheduler) -> CostModel:
+    """Return the cost of steps that run padded to the graphs that an engine's policy names."""
+    captured: tuple[int, ...] = getattr(scheduler, "captured_rows", ())
+    if not captured:
+        return cost
+    if isinstance(cost, StepCost):
+        return replace(cost, target=PaddedCost(cost.target, captured))
+    return PaddedCost(cost, captured)
 
 
 def _check_scheduler(policy: NamedPolicy, model: AcceptanceModel | None) -> None:

@@ -233,7 +233,8 @@ class Engine:
         """Draft, schedule and verify one block for every row of the batch."""
         executor, history, count = self.executor, self._history, self._rows.count
         survival = executor.draft(count)
-        batch = Batch(self.believed, self._context_tokens, prompts.tokens, history.lagged(count))
+        ending = sum(chunk.last for chunk in prompts.chunks) if prompts.tokens else 0
+        batch = Batch(self.believed, self._context_tokens, prompts.tokens, history.lagged(count), ending)
         if self.scheduler.reads_outcome:
             survival = executor.outcome()
         lengths = self.scheduler.schedule(survival, batch)

@@ -10,6 +10,9 @@ from typing import TypeVar
 from simulator.core.errors import BadInputError
 from simulator.core.units import require_ascii_digits
 from simulator.schedulers.batch_table import BatchTable
+from simulator.schedulers.engines.sglang import SGLang
+from simulator.schedulers.engines.trtllm import TensorRTLLM
+from simulator.schedulers.engines.vllm import VLLM
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
 from simulator.schedulers.protocol import Scheduler
 
@@ -24,8 +27,19 @@ _HELP = {
     "dspark-async[:LAG]": "budget by global search LAG (2) steps before, allocation by current survival",
     "tiered:N,N,...[:LAG]": "budget from captured sizes of N draft tokens a request (TensorRT-LLM)",
     "batch-table:1-16=5,17-64=3,65-=1": "a length by how many requests decode, as vLLM takes it by hand",
+    "sglang[:lag=2,probes=8/16,tiers=8/16,reinflate,min-gain=0.05,prefill,ranks=2]": "SGLang's own planner",
+    "vllm[:lag=1,captured=8/16/32,prefill=no]": "vLLM's own adaptive verification",
+    "trtllm[:lag=1,tiers=1/4/7,prefill]": "TensorRT-LLM's own planner: captured lengths, at least one draft",
     "oracle": "knows the outcome: in any one step no scheduler can do better",
 }
+
+_PARSED: dict[str, Callable[[str, str], Scheduler]] = {
+    "batch-table": BatchTable.parse,
+    "sglang": SGLang.parse,
+    "vllm": VLLM.parse,
+    "trtllm": TensorRTLLM.parse,
+}
+"""Policies that read what follows their colon themselves: called with it, and with the whole text."""
 
 _OWN: dict[str, Callable[..., Scheduler]] = {}
 """Policies that were registered, by name."""
@@ -109,8 +123,8 @@ def _build(name: str, argument: str, text: str) -> Scheduler:
         return Threshold(_number(argument, float, text))
     if name == "dspark-async":
         return DSparkAsync(_number(argument, int, text)) if argument else DSparkAsync()
-    if name == "batch-table":
-        return BatchTable.parse(argument, text)
+    if name in _PARSED:
+        return _PARSED[name](argument, text)
     if name == "tiered":
         sizes, _, lag = argument.partition(":")
         tiers = tuple(_number(size, int, text) for size in sizes.split(","))

@@ -17,12 +17,14 @@ class Batch:
     cost: the believed step time. context_tokens: tokens in the KV cache, summed over requests.
     prefill_tokens: prefill rows that run in the same step. lagged: survival [R, gamma] of the same
     rows ``lag`` steps before, 1 where a request was not there yet; None for policies without a lag.
+    prompts_ending: requests whose last prompt rows run in the same step, which gives each its first token.
     """
 
     cost: CostModel
     context_tokens: float = 0.0
     prefill_tokens: int = 0
     lagged: Array | None = None
+    prompts_ending: int = 0
 
 
 class Policy(ABC):

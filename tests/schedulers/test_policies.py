@@ -469,12 +469,17 @@ def test_policies_that_make_no_sense_are_refused(text: str, message: str) -> Non
 
 def test_help_covers_every_form_and_every_form_parses() -> None:
     fill: Callable[[str], str] = lambda form: (  # noqa: E731
-        form.replace(":K", ":3").replace(":P", ":0.5").replace("N,N,...", "1,3").replace("[:LAG]", ":1")
+        form.replace(":K", ":3")
+        .replace(":P", ":0.5")
+        .replace("N,N,...", "1,3")
+        .replace(":LAG]", ":1")
+        .replace("[", "")
+        .replace("]", "")
     )
     for form, meaning in policy_help().items():
         assert parse_policy(fill(form)).scheduler
         assert meaning
     assert {form.split(":")[0].split("[")[0] for form in policy_help()} == {
         "autoregressive", "mtp1", "fixed", "threshold", "dspark", "dspark-async", "tiered", "oracle",
-        "batch-table",
+        "batch-table", "sglang", "vllm", "trtllm",
     }  # fmt: skip

@@ -1,0 +1,1 @@
+"""The schedulers of serving engines, emulated: SGLang, vLLM and TensorRT-LLM."""

@@ -93,7 +93,7 @@ def regret(
 ) -> None:
     """Show what a scheduler loses when the cost table it believes is not the true one."""
     from simulator.core.files import beside, check_writable_file, is_standard_output, write_csv
-    from simulator.report.regret import plot_regret
+    from simulator.report.frontier import plot_regret
     from simulator.sweeps.regret import belief_warnings
 
     figure = beside(out, ".png")

@@ -10,7 +10,7 @@ from simulator.core.errors import BadInputError
 from simulator.deployment.beliefs import BELIEFS, believe
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import load_profile
-from simulator.report.regret import plot_regret
+from simulator.report.frontier import plot_regret
 from simulator.schedulers.parse import parse_policy
 from simulator.sweeps.regret import belief_warnings, regret
 

@@ -1,0 +1,118 @@
+"""Corners of ``core`` that no command reaches in a test of its own."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.core import files, reading
+from simulator.core.errors import BadInputError, naming
+from simulator.core.files import (
+    STANDARD_OUTPUT,
+    UnwritableError,
+    check_writable_file,
+    without_nan,
+    write_text,
+)
+from simulator.core.interruption import interruptible
+from simulator.core.random import random_stream
+from simulator.core.units import numbers
+
+
+def test_a_file_is_named_once() -> None:
+    with pytest.raises(BadInputError, match=r"^plan.yaml: sla: is wrong$"), naming("plan.yaml"):
+        raise BadInputError("is wrong", field="sla")
+    with pytest.raises(BadInputError, match=r"^plan.yaml: line 3: is wrong$"), naming("plan.yaml"):
+        raise BadInputError("is wrong", source="plan.yaml: line 3")
+
+
+def test_names_that_no_file_can_have_are_refused(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(tmp_path / "again")
+    (tmp_path / "again").symlink_to(loop)
+    for name in (loop, tmp_path / ("x" * 300), Path("bad\0name")):
+        with pytest.raises(UnwritableError):
+            check_writable_file(name)
+        with pytest.raises(UnwritableError):
+            write_text(name, "text")
+
+
+def test_a_device_without_permission_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UnwritableError, match="/dev/null: cannot be written"):
+        check_writable_file(Path("/dev/null"))
+
+
+def test_a_notebook_takes_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", shown)
+    write_text(STANDARD_OUTPUT, "a table\n")
+    assert shown.getvalue() == "a table\n"
+
+
+def test_standard_output_has_more_names(capfd: pytest.CaptureFixture[str]) -> None:
+    write_text(Path("/dev/stdout"), "one\n")
+    assert capfd.readouterr().out == "one\n"
+
+
+def test_a_fault_of_ones_own_is_not_taken_for_the_systems() -> None:
+    with pytest.raises(ValueError, match="mine"), files._faults_named(Path("x")):
+        raise ValueError("mine")
+
+
+def test_an_open_file_is_written_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    with path.open("wb") as opened:
+        write_text(Path(f"/dev/fd/{opened.fileno()}"), "by number")
+    assert path.read_text() == "by number"
+
+
+def test_numpys_numbers_become_pythons() -> None:
+    assert without_nan({"a": np.float64("nan"), "b": [np.int64(3), np.float32(0.5)]}) == {
+        "a": None,
+        "b": [3, 0.5],
+    }
+
+
+def test_only_the_main_thread_is_interruptible() -> None:
+    entered = []
+
+    def work() -> None:
+        with interruptible():
+            entered.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered == [True]
+
+
+def test_seeds_and_steps_have_an_end() -> None:
+    with pytest.raises(BadInputError, match="seed: must be a whole number"):
+        random_stream(-1, "x")
+    with pytest.raises(BadInputError, match="is not a list of numbers"):
+        numbers("0,0.2,...,0.9", float, "thresholds")
+
+
+def test_what_the_system_refuses_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text("{}")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(BadInputError, match="cannot be read: Input/output error"):
+        reading.read_bounded(path)
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(BadInputError):
+        reading.read_bounded(Path("bad\0name"))
+    assert not reading.is_there(path)

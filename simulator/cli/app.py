@@ -42,7 +42,7 @@ _COMMANDS = {
     "Data": {
         "simulator.cli.files": {
             "import sglang-table": "import_sglang_table", "import sglang-rounds": "import_sglang_rounds",
-            "import sglang-dump": "import_sglang_dump", "import trtllm": "import_trtllm",
+            "replay": "replay", "import sglang-dump": "import_sglang_dump", "import trtllm": "import_trtllm",
             "import vllm-log": "import_vllm_log", "export sglang": "export_sglang",
             "export trtllm": "export_trtllm",
         },

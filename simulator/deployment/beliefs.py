@@ -87,6 +87,13 @@ def load_table(path: Path) -> CostModel:
     )
 
 
+def table_of(text: str) -> CostModel:
+    """Return the table in a file as its engine looks it up, or the target's steps of a shipped profile."""
+    from simulator.deployment.profile import load_profile
+
+    return load_table(Path(text)) if text.endswith(".json") else load_profile(text).target_cost()
+
+
 def _without_context(target: CostModel, text: str) -> CostModel:
     if not isinstance(target, AdditiveCost):
         raise BadInputError(

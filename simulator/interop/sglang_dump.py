@@ -140,13 +140,23 @@ class StepDump:
         )  # fmt: skip
 
 
-def load_step_dump(path: Path | str) -> StepDump:
-    """Read a saved ``/server_info`` answer, or one ``dspark_info_record`` out of it.
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """A record of decode steps, opened and checked: the file's top level and one record per rank."""
 
-    All ranks are put together. Raises ``BadInputError`` for a dump without requests (the server must
-    record the component ``reqs``), ranks that differ in mode or block size, impossible counts, simulated
-    acceptance (``simulate_acc_len``) and drafts in trees (``speculative_eagle_topk`` above 1).
-    """
+    top: Record
+    ranks: tuple[Record, ...]
+    mode: str
+    gamma: int
+
+    @property
+    def source(self) -> str:
+        """The file."""
+        return self.top.source
+
+
+def open_dump(path: Path | str) -> Dump:
+    """Open a saved ``/server_info`` answer, or one record out of it; raises as ``load_step_dump`` does."""
     top = read_record(Path(path))
     refuse_unreal(top.values, top.source)
     dumps = [top] if "records" in top.values else _rank_dumps(top)
@@ -158,18 +168,30 @@ def load_step_dump(path: Path | str) -> StepDump:
     for dump in dumps:
         if (dump.text("mode"), dump.whole("gamma")) != (mode, gamma):
             raise dump.error("mode", "or gamma differs from that of the first rank")
+    return Dump(top, tuple(dumps), mode, gamma)
+
+
+def load_step_dump(path: Path | str) -> StepDump:
+    """Read a saved ``/server_info`` answer, or one ``dspark_info_record`` out of it.
+
+    All ranks are put together. Raises ``BadInputError`` for a dump without requests (the server must
+    record the component ``reqs``), ranks that differ in mode or block size, impossible counts, simulated
+    acceptance (``simulate_acc_len``) and drafts in trees (``speculative_eagle_topk`` above 1).
+    """
+    dump = open_dump(path)
+    mode, gamma = dump.mode, dump.gamma
     rows = [
         (step.whole("forward_ct"), request)
-        for dump in dumps
-        for step in dump.records("records")
+        for rank in dump.ranks
+        for step in rank.records("records")
         if step.has("reqs")
         for request in step.records("reqs")
     ]
     if not rows:
-        raise top.error("records", "hold no requests", remedy="record the component reqs")
-    verdicts = np.array([_verdict(request, mode, gamma) for _, request in rows], dtype=np.int64)
+        raise dump.top.error("records", "hold no requests", remedy="record the component reqs")
+    verdicts = np.array([verdict(request, mode, gamma) for _, request in rows], dtype=np.int64)
     return StepDump(
-        top.source,
+        dump.source,
         mode,
         gamma,
         verdicts[:, 0],
@@ -177,7 +199,7 @@ def load_step_dump(path: Path | str) -> StepDump:
         np.array([_confidence(request, gamma) for _, request in rows]),
         tuple(request.text("rid") if request.has("rid") else None for _, request in rows),
         np.array([forward_ct for forward_ct, _ in rows], dtype=np.int64),
-        _rank_notes(top, len(dumps)),
+        _rank_notes(dump.top, len(dump.ranks)),
     )
 
 
@@ -207,8 +229,8 @@ def _rank_dumps(top: Record) -> list[Record]:
     return dumps
 
 
-def _verdict(request: Record, mode: str, gamma: int) -> tuple[int, int]:
-    """(drafts with a known verdict, drafts accepted) of one round."""
+def verdict(request: Record, mode: str, gamma: int) -> tuple[int, int]:
+    """Return drafts with a known verdict and drafts accepted of one round."""
     correct = request.whole("correct_drafts")
     if mode in UNCENSORED_MODES:
         verified, accepted = gamma, correct + request.whole("cap_trim")

@@ -23,6 +23,9 @@ TABLES: Mapping[str, str] = {
     "growth.csv": "`plan`: the fleet when traffic grows.",
     "sensitivity.csv": "`plan`: the fleet when an input is off.",
     "cost.csv": "`plan`: the cost when the first term of the SLA is tightened or relaxed.",
+    "decisions.csv": "`replay`: a row for each recorded step, decided again by the first policy and table.",
+    "reasons.csv": "`replay`: how many steps each reason explains.",
+    "policies.csv": "`replay`: the engine and each policy with each table, over steps that all can decide.",
 }
 """Name of a file, as commands write it or as this page calls it, and what its rows are."""
 
@@ -185,6 +188,28 @@ COLUMNS: Mapping[str, str] = {
     "variant": "Input that is off, and by how much.",
     "change": "Change of the rate per replica, as a share.",
     "bound": "Bound of the first term.",
+    # Recorded steps, decided again
+    "rank": "Data-parallel rank.",
+    "forward_ct": "The engine's number of the step.",
+    "engine_drafts": "Draft tokens that the engine verified in the step.",
+    "decided_drafts": "Draft tokens that the policy would verify.",
+    "differs": "Whether some request got another length than from the engine.",
+    "why": "What explains the difference.",
+    "engine_budget": "Draft budget that the engine recorded.",
+    "predicted_step_time_s": "Time of the step that the engine predicted, s.",
+    "measured_step_time_s": "Time of the step on the GPU, s.",
+    "table_step_time_s": "Time of the engine's rows in the first table, s.",
+    "table": "Cost table that the policy reads.",
+    "differing_share": "Share of the steps that differ from the engine.",
+    "tokens_least": "Tokens committed, where unverified drafts of accepted blocks are all taken as rejected.",
+    "tokens_most": "Tokens committed, where these are all taken as accepted.",
+    "tokens_expected": "Tokens committed by the recorded confidences.",
+    "seconds": "Time of the steps by the first table, s.",
+    "throughput_least_tok_per_s": "Least tokens over the time of the steps.",
+    "throughput_most_tok_per_s": "Most tokens over the time of the steps.",
+    "throughput_expected_tok_per_s": "Expected tokens over the time of the steps.",
+    "gain_least": "Least gain in throughput over what was recorded, as a share.",
+    "gain_most": "Most gain in throughput over what was recorded, as a share.",
 }
 
 FAMILIES: Mapping[str, str] = {

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from simulator.report.columns import COLUMNS, FAMILIES, TABLES, definition
+from tests.dumps.test_redecide import written_dump
 from tests.support.command_line import run
 from tools.column_reference import page
 
@@ -36,6 +37,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         ("fleet", *FLASH, *load, "--replicas", "1", "--duration", "60s", "--sla", "ttft_p99<=9s", "--workers",
          "1", "--out", out / "fleet"),
         ("acceptance", "show", "qwen3-4b-chat", "--out", out / "thresholds.csv"),
+        ("replay", written_dump(out / "dump.json"), "--table", "deepseek-v4-flash", "--out", out / "again"),
         ("plan", out / "scenario.yaml", "--workers", "1", "--out", out / "plan"),
     ):  # fmt: skip
         assert run(*words) == 0

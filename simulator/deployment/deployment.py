@@ -172,6 +172,11 @@ def _padded(cost: CostModel, scheduler: Scheduler) -> CostModel:
     return PaddedCost(cost, captured)
 
 
+def _blind(scheduler: Scheduler) -> bool:
+    """Whether the policy never looks at confidence."""
+    return not getattr(scheduler, "needs_confidence", True)
+
+
 def _check_scheduler(policy: NamedPolicy, model: AcceptanceModel | None) -> None:
     scheduler = policy.scheduler
     if isinstance(scheduler, Fixed | BatchTable):
@@ -182,7 +187,7 @@ def _check_scheduler(policy: NamedPolicy, model: AcceptanceModel | None) -> None
                 f"verifies {longest} tokens but its drafter's block has {gamma}",
                 source="policy", value=policy.name, remedy=f"use at most {most}",
             )  # fmt: skip
-    elif model is None or not (model.has_confidence or scheduler.reads_outcome):
+    elif model is None or not (model.has_confidence or scheduler.reads_outcome or _blind(scheduler)):
         raise BadInputError(
             "schedules by confidence, which this drafter does not give", source="policy",
             value=policy.name, remedy="run it with fixed:K, or use a drafter with a confidence head",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import simpy
 
-from simulator.core.arrays import Floats
+from simulator.core.arrays import Floats, Rows
 from simulator.core.errors import BadInputError
 from simulator.core.random import random_stream
 from simulator.cost.models import CostModel
@@ -33,8 +33,17 @@ from simulator.engine.batch import (
     Prompt,
     Step,
 )
-from simulator.engine.executor import NO_PROMPTS, Chunk, Executor, PromptRows, SchedulerError, Verified
+from simulator.engine.executor import (
+    NO_PROMPTS,
+    Chunk,
+    Executor,
+    PromptRows,
+    SchedulerError,
+    Verified,
+    learner_of,
+)
 from simulator.engine.limits import EngineLimits, PrefillPool
+from simulator.schedulers.beyond.memory import Seen
 from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.traffic.workload import Workload
 
@@ -63,7 +72,10 @@ class Engine:
     ) -> None:
         """pool: a prefill pool shared with other engines, by default one of its own by ``limits``."""
         self.environment, self.workload, self.executor = environment, workload, executor
-        self.scheduler, self.believed, self.limits = scheduler, believed, limits
+        self.believed, self.limits = believed, limits
+        self.learner = learner_of(scheduler, executor, workload, limits)
+        self.scheduler = self.learner or scheduler
+        self._lengths: Rows = np.zeros(0, dtype=np.int64)  # of the step under way, for a learner
         self.steps: list[Step] = []
         self._joined = array("d")  # ``ADMITTED`` of one request after the other, in order of joining
         self._finished: list[Floats] = []  # each [len(_BATCH_ROW), n], in order of completion
@@ -232,9 +244,11 @@ class Engine:
     def _decode(self, prompts: PromptRows) -> Verified:
         """Draft, schedule and verify one block for every row of the batch."""
         executor, history, count = self.executor, self._history, self._rows.count
-        survival = executor.draft(count)
         ending = sum(chunk.last for chunk in prompts.chunks) if prompts.tokens else 0
         batch = Batch(self.believed, self._context_tokens, prompts.tokens, history.lagged(count), ending)
+        if self.learner is not None:
+            executor.ask(self.learner.asks(count, batch))  # type: ignore[attr-defined]  # learner_of checked
+        survival = executor.draft(count)
         if self.scheduler.reads_outcome:
             survival = executor.outcome()
         lengths = self.scheduler.schedule(survival, batch)
@@ -243,6 +257,7 @@ class Engine:
         except SchedulerError as error:
             raise SchedulerError(f"decode step {self._decode_steps}: {error}") from error
         history.push(executor.snapshot())
+        self._lengths = lengths
         return verified
 
     def _commit(self, verified: Verified, prefill_tokens: int) -> None:
@@ -250,6 +265,8 @@ class Engine:
         self._decode_steps += 1
         count, now, duration_s = self._rows.count, self.environment.now, verified.duration_s
         gap_s = now - self._delivered_s
+        if self.learner is not None:
+            self.learner.observe(Seen(self._lengths, verified.accepted, duration_s, gap_s))
         decoding_s, self._joined_late_s = count * gap_s - self._joined_late_s, 0.0
         remaining = self._rows.table[REMAINING, :count]
         remaining -= verified.accepted + 1
@@ -312,6 +329,8 @@ class Engine:
         if self._rows.holes.size:
             source, target = self._rows.close_holes()
             self._history.move(source, target)
+            if self.learner is not None:
+                self.learner.move(source, target)
             self.executor.move(source, target)
 
     def _admissible(self) -> list[Prompt]:
@@ -387,6 +406,8 @@ class Engine:
         table = np.array(rows_held).T
         rows = self._rows.take(table)
         self._history.place(rows)
+        if self.learner is not None:
+            self.learner.place(rows, self.workload.class_index[table[REQUEST].astype(np.int64)])
         self.executor.place(rows, table[REQUEST].astype(np.int64), np.array(context))
 
     def _check_closed_loop_advances(self) -> None:

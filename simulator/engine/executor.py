@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.core.arrays import Array, Rows
-from simulator.core.errors import SimulatorError
+from simulator.core.errors import BadInputError, SimulatorError
+from simulator.cost.asked import Asked
+from simulator.engine.limits import EngineLimits
+from simulator.schedulers.beyond.memory import Learner, Remembering
+from simulator.schedulers.protocol import Scheduler
+from simulator.traffic.workload import Workload
 
 _INT64 = np.dtype(np.int64)
 
@@ -104,3 +109,29 @@ def check_lengths(lengths: Rows, count: int, gamma: int) -> None:
 
 class SchedulerError(SimulatorError):
     """A scheduler broke its contract; the message says how, the serving model adds the step."""
+
+
+@runtime_checkable
+class AskingExecutor(Protocol):
+    """An executor whose drafter can be asked for less than a block for everyone."""
+
+    def ask(self, asked: Asked) -> None:
+        """Draft no more than this in the next step."""
+        ...
+
+
+def learner_of(
+    scheduler: Scheduler, executor: Executor, workload: Workload, limits: EngineLimits
+) -> Learner | None:
+    """Start a policy that remembers; None for the others, which need no memory.
+
+    Raises ``BadInputError`` where the executor drafts a block for everyone, whatever it is asked.
+    """
+    if not isinstance(scheduler, Remembering):
+        return None
+    if not isinstance(executor, AskingExecutor):
+        raise BadInputError(
+            "asks the drafter for less than a block, which a live run does not do", field="policy",
+            value=type(scheduler).__name__, remedy="simulate it, or run another policy",
+        )  # fmt: skip
+    return scheduler.start(limits.concurrency, executor.gamma, workload.classes)

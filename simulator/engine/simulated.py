@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from simulator.acceptance.trace import Replay
 from simulator.core.arrays import Rows
 from simulator.core.random import random_stream
+from simulator.cost.asked import Asked, AskedCost
 from simulator.cost.models import CostModel, StepTime
 from simulator.engine.cursors import TraceCursors
 from simulator.engine.executor import NO_PROMPTS, PromptRows, Verified, check_lengths
@@ -32,6 +33,8 @@ class SimulatedExecutor:
         self.steps_outside = 0
         jitter = cost.jitter if isinstance(cost, StepTime) else ()
         self._jitter = _scatter(jitter, seed) if jitter else None
+        self._by_asked = AskedCost(cost)
+        self._asked: Asked | None = None
         self._buffer = np.zeros((capacity, self.gamma), dtype=np.float32)
         self._drafted = self._buffer[:0]
 
@@ -42,6 +45,10 @@ class SimulatedExecutor:
     def move(self, source: Rows, target: Rows) -> None:
         """Carry cursors to their new rows."""
         self.traces.move(source, target)
+
+    def ask(self, asked: Asked) -> None:
+        """Draft no more than this in the next step: its price falls with it."""
+        self._asked = asked
 
     def draft(self, count: int) -> NDArray[np.float32]:
         """Survival at every row's cursor, [count, gamma]."""
@@ -75,7 +82,11 @@ class SimulatedExecutor:
     def _duration_s(self, requests: int, batch_tokens: int, context_tokens: float, prefill: int) -> float:
         if self.cost.outside(requests, batch_tokens):
             self.steps_outside += 1
-        mean_s = self.cost.step_time_s(requests, batch_tokens, context_tokens, prefill)
+        if self._asked is None:
+            mean_s = self.cost.step_time_s(requests, batch_tokens, context_tokens, prefill)
+        else:
+            mean_s = self._by_asked.step_time_s(requests, batch_tokens, context_tokens, prefill, self._asked)
+            self._asked = None
         return mean_s if self._jitter is None else mean_s * next(self._jitter)
 
 

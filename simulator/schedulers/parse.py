@@ -10,6 +10,11 @@ from typing import TypeVar
 from simulator.core.errors import BadInputError
 from simulator.core.units import require_ascii_digits
 from simulator.schedulers.batch_table import BatchTable
+from simulator.schedulers.beyond.averages import Goodput, MovingAverage
+from simulator.schedulers.beyond.fixed_budget import FixedBudget
+from simulator.schedulers.beyond.gate import OffGate
+from simulator.schedulers.beyond.slo import SloFirst
+from simulator.schedulers.beyond.trials import Bandit, Utility
 from simulator.schedulers.engines.sglang import SGLang
 from simulator.schedulers.engines.trtllm import TensorRTLLM
 from simulator.schedulers.engines.vllm import VLLM
@@ -30,6 +35,13 @@ _HELP = {
     "sglang[:lag=2,probes=8/16,tiers=8/16,reinflate,min-gain=0.05,prefill,ranks=2]": "SGLang's own planner",
     "vllm[:lag=1,captured=8/16/32,prefill=no]": "vLLM's own adaptive verification",
     "trtllm[:lag=1,tiers=1/4/7,prefill]": "TensorRT-LLM's own planner: captured lengths, at least one draft",
+    "off-gate[:weight=0.1,probe=16]": "as dspark-async, and no draft pass where it costs more than it brings",
+    "slo:12ms[,extend]": "drafts needed for a time per token first; by class chat=20ms,all=9ms",
+    "goodput[:weight=0.1,probe=32]": "one length for all, by average acceptance and step time (TurboSpec)",
+    "moving-average[:tiers=1/3/7,interval=5,up=0,down=-0.25]": "a length by recent acceptance (SGLang)",
+    "fixed-budget:K": "the K most likely drafts of the batch, at any load (TETRIS)",
+    "utility[:test=4,keep=32,first=3]": "tries lengths, keeps what pays, else drafts nothing (Cascade)",
+    "bandit[:patience=0.02,seed=0]": "a bandit over lengths for each range of batch sizes (Nightjar)",
     "oracle": "knows the outcome: in any one step no scheduler can do better",
 }
 
@@ -38,6 +50,12 @@ _PARSED: dict[str, Callable[[str, str], Scheduler]] = {
     "sglang": SGLang.parse,
     "vllm": VLLM.parse,
     "trtllm": TensorRTLLM.parse,
+    "off-gate": OffGate.parse,
+    "slo": SloFirst.parse,
+    "goodput": Goodput.parse,
+    "moving-average": MovingAverage.parse,
+    "utility": Utility.parse,
+    "bandit": Bandit.parse,
 }
 """Policies that read what follows their colon themselves: called with it, and with the whole text."""
 
@@ -119,6 +137,8 @@ def _build(name: str, argument: str, text: str) -> Scheduler:
         return _own(name, argument, text)
     if name == "fixed":
         return Fixed(_number(argument, int, text))
+    if name == "fixed-budget":
+        return FixedBudget(_number(argument, int, text))
     if name == "threshold":
         return Threshold(_number(argument, float, text))
     if name == "dspark-async":

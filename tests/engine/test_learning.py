@@ -1,0 +1,115 @@
+"""Policies that remember, in the engine: they are told of their own rows, and pay for what they ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+import simulator as sim
+from simulator.acceptance.rates import conditional_rates
+from simulator.core.arrays import Array, Rows
+from simulator.cost.asked import Asked
+from simulator.cost.draft import DraftCost
+from simulator.cost.models import StepCost, ThroughputCurve
+from simulator.engine.limits import EngineLimits
+from simulator.engine.run import Run, simulate
+from simulator.schedulers.beyond.memory import Learner, Remembering, Seen
+from simulator.schedulers.parse import parse_policy
+from simulator.schedulers.policies import Fixed
+from simulator.schedulers.protocol import Batch
+from simulator.traffic.workload import Workload
+
+MODEL = conditional_rates([0.8, 0.7, 0.6])
+
+
+class Book(Remembering):
+    """Keep what every request got: each request is a traffic class of its own."""
+
+    reason = "the length never depends on a token"
+
+    def start(self, capacity: int, gamma: int, classes: Sequence[str]) -> Learner:
+        self.kept = Entries(capacity, len(classes))
+        return self.kept
+
+
+class Entries(Learner):
+    def __init__(self, capacity: int, requests: int) -> None:
+        self.of_row = np.full(capacity, -1)
+        self.tokens, self.seconds = np.zeros(requests), np.zeros(requests)
+
+    def asks(self, requests: int, batch: Batch) -> Asked:
+        return Asked(requests, None)
+
+    def schedule(self, survival: Array, batch: Batch) -> Array:
+        return np.arange(len(survival), dtype=np.int64) % 4
+
+    def observe(self, seen: Seen) -> None:
+        who = self.of_row[: len(seen.accepted)]
+        assert (who >= 0).all()
+        assert len(set(who.tolist())) == len(who)
+        assert (seen.accepted <= seen.lengths).all()
+        self.tokens[who] += seen.accepted + 1
+        self.seconds[who] += seen.gap_s
+
+    def place(self, rows: Rows, classes: Rows) -> None:
+        self.of_row[rows] = classes
+
+    def move(self, source: Rows, target: Rows) -> None:
+        self.of_row[target] = self.of_row[source]
+
+
+def workload(requests: int, outputs: Sequence[int] = (3, 40, 9, 120, 1)) -> Workload:
+    return Workload(
+        prompt_tokens=np.full(requests, 50), output_tokens=np.resize(outputs, requests),
+        class_index=np.arange(requests), classes=tuple(f"r{n}" for n in range(requests)),
+        arrival_s=np.linspace(0, 0.4, requests),
+    )  # fmt: skip
+
+
+def serve(policy: Remembering | Fixed, cost: StepCost | ThroughputCurve, requests: int = 60) -> Run:
+    work = workload(requests)
+    replays = [MODEL.replay(0)] * requests
+    return simulate(work, replays, policy, cost, EngineLimits(6), seed=1)
+
+
+def test_a_policy_is_told_what_each_of_its_requests_got() -> None:
+    """Rows open, are filled and closed; still every request's tokens and time come out as recorded."""
+    book = Book()
+    run = serve(book, ThroughputCurve([1, 30], [400.0, 200.0]))
+    done = run.requests.set_index("request")
+    decoded = done["decode_tokens"].reindex(range(60)).to_numpy()
+    assert len(done) == 60
+    over = book.kept.tokens - decoded
+    assert ((over >= 0) & (over <= 3)).all()  # a last block may overshoot the output
+    spent = (done["finished_s"] - done["first_token_s"]).reindex(range(60)).to_numpy()
+    np.testing.assert_allclose(book.kept.seconds, spent, atol=0.006)
+
+
+def test_a_drafter_that_is_not_asked_costs_nothing() -> None:
+    """With a pass of 50 ms beside steps of 2.5 ms, goodput stops drafting and runs as no speculation does."""
+    target = ThroughputCurve([1, 30], [400.0, 399.0])
+    dear = StepCost(target, DraftCost("parallel", 3, [1], [0.05]))
+    goodput = serve(parse_policy("goodput:probe=100000").scheduler, dear)  # type: ignore[arg-type]
+    gate = serve(parse_policy("off-gate:probe=100000").scheduler, dear)  # type: ignore[arg-type]
+    without = serve(Fixed(0), target)
+    assert goodput.steps["draft_tokens"].sum() == 0
+    for run in (goodput, gate):
+        assert run.metrics.throughput_tok_per_s == pytest.approx(
+            without.metrics.throughput_tok_per_s, rel=1e-9
+        )
+
+
+def test_each_run_begins_with_an_empty_memory_and_equal_seeds_give_equal_steps() -> None:
+    flash = sim.deployment("deepseek-v4-flash")
+    for text in ("bandit", "utility", "goodput", "moving-average", "off-gate", "slo:12ms"):
+        policy = sim.policy(text)
+        first, second = (flash.simulate(policy, concurrency=20, steps=300, seed=4) for _ in range(2))
+        assert first.steps.equals(second.steps), text
+
+
+def test_a_drafter_without_confidence_serves_policies_that_do_not_read_it() -> None:
+    bench = sim.deployment("deepseek-v4-flash", {"eagle": conditional_rates([0.7, 0.5])})
+    assert bench.plan("goodput@eagle").drafter == "eagle"
+    assert bench.simulate("moving-average@eagle", concurrency=8, steps=200).metrics.throughput_tok_per_s > 0

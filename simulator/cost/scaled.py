@@ -1,11 +1,15 @@
-"""A cost model whose every step takes a factor longer."""
+"""Cost models whose steps take longer than another's: all of them, or those without drafts."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
 
 from simulator.core.arrays import Floats
+from simulator.core.errors import BadInputError
 from simulator.cost.models import CostModel, StepTime
 
 
@@ -26,6 +30,91 @@ class ScaledCost(StepTime):
     ) -> float | Floats:
         """Step time at one size or over a range."""
         return self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens) * self.factor
+
+    @property
+    def measured_tokens(self) -> float:
+        """As the base model."""
+        return self.base.measured_tokens if isinstance(self.base, StepTime) else math.inf
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether the base model was measured there."""
+        return self.base.outside(requests, batch_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class SlowPath:
+    """What a step without drafts takes longer because speculation is enabled, by requests in the batch.
+
+    An engine that may speculate runs such a step on another path than one that never does: other graphs,
+    more metadata, a sampler that expects drafts. Measured in vLLM (vllm-project/vllm issue 49548), dynamic
+    speculation that chose no drafts: +6.6% time per token at 2 requests, +21.6% at 189.
+    requests: rising. share: of the step's time, linear between the points and constant beyond them.
+    """
+
+    requests: tuple[int, ...]
+    share: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rises = list(self.requests) == sorted(set(self.requests))
+        if not self.requests or not rises or self.requests[0] < 1 or len(self.requests) != len(self.share):
+            raise BadInputError(
+                "must rise from at least 1, one share each",
+                field="slow_path",
+                value=self.requests,
+                remedy=_HOW,
+            )
+        for share in self.share:
+            if not 0 <= share < math.inf:
+                raise BadInputError("must not be negative", field="slow_path", value=share, remedy=_HOW)
+
+    def __call__(self, requests: int) -> float:
+        """Return the share at so many requests."""
+        return float(np.interp(requests, self.requests, self.share))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``REQUESTS=SHARE,...``, as in ``2=6.6%,189=21.6%``, or a single share for all."""
+        requests, shares = [], []
+        for part in text.split(","):
+            left, equals, right = part.partition("=")
+            value = (right if equals else left).strip()
+            try:
+                requests.append(int(left) if equals else 1)
+                shares.append(float(value.removesuffix("%")) / (100 if value.endswith("%") else 1))
+            except ValueError as error:
+                raise BadInputError(
+                    "needs REQUESTS=SHARE", field="slow_path", value=part, remedy=_HOW
+                ) from error
+        return cls(tuple(requests), tuple(shares))
+
+
+_HOW = "as in 2=6.6%,189=21.6%"
+
+
+@dataclass(frozen=True, slots=True)
+class EnabledCost(StepTime):
+    """A target's pass of an engine in which speculation is enabled: without drafts it takes longer."""
+
+    base: CostModel
+    slow: SlowPath
+
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
+    ) -> float | Floats:
+        """Step time at one size or over a range."""
+        without, longer = requests + prefill_tokens, 1 + self.slow(requests)
+        if not isinstance(batch_tokens, range):
+            time_s = self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens)
+            return time_s * longer if requests and batch_tokens == without else time_s
+        times = np.array(self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens))
+        if requests and without in batch_tokens:
+            times[batch_tokens.index(without)] *= longer
+        return times
+
+    @property
+    def jitter(self) -> tuple[float, ...]:
+        """As the base model's steps scatter."""
+        return self.base.jitter if isinstance(self.base, StepTime) else ()
 
     @property
     def measured_tokens(self) -> float:

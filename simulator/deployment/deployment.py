@@ -6,7 +6,7 @@ The one door: commands, scenarios, notebooks, fleets and live runs get deploymen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
 from simulator.cost.models import CostModel, StepCost
 from simulator.cost.padded import PaddedCost
+from simulator.cost.scaled import EnabledCost, SlowPath
 from simulator.deployment.acceptance_text import parse_acceptances
 from simulator.deployment.profile import Profile, load_profile
 from simulator.deployment.setup import Setup
@@ -31,6 +32,7 @@ class Deployment:
     acceptance: by drafter. believed: the profile whose step cost schedulers consult, where it is not
     the true one. overhead_s: fixed time added to every step. notes: what a user should be told.
     extrapolate_rows: answer also where rows lie far beyond those measured (``Setup.extrapolates``).
+    slow_path: what steps without drafts take longer under policies that may draft; schedulers do not know it.
     """
 
     profile: Profile
@@ -39,6 +41,7 @@ class Deployment:
     overhead_s: float = 0.0
     notes: tuple[str, ...] = field(default=())
     extrapolate_rows: bool = False
+    slow_path: SlowPath | None = None
 
     def plan(self, policy: str | NamedPolicy | Scheduler) -> Setup:
         """How this policy runs here; raises ``BadInputError`` where it cannot."""
@@ -48,6 +51,9 @@ class Deployment:
         cost = self._step_cost(self.profile, drafter, policy)
         believed = cost if self.believed is None else self._step_cost(self.believed, drafter, policy)
         cost = _padded(cost, policy.scheduler)
+        if self.slow_path is not None and not isinstance(policy.scheduler, Fixed):
+            slow = self.slow_path
+            cost = _of_target(cost, lambda target: EnabledCost(target, slow))
         return Setup(policy, drafter, model, cost, believed, note)
 
     def answerable(self, setup: Setup, requests: int) -> Setup:
@@ -165,11 +171,12 @@ def deploy(
 def _padded(cost: CostModel, scheduler: Scheduler) -> CostModel:
     """Return the cost of steps that run padded to the graphs that an engine's policy names."""
     captured: tuple[int, ...] = getattr(scheduler, "captured_rows", ())
-    if not captured:
-        return cost
-    if isinstance(cost, StepCost):
-        return replace(cost, target=PaddedCost(cost.target, captured))
-    return PaddedCost(cost, captured)
+    return _of_target(cost, lambda target: PaddedCost(target, captured)) if captured else cost
+
+
+def _of_target(cost: CostModel, change: Callable[[CostModel], CostModel]) -> CostModel:
+    """Change the target's pass of a step, and leave drafting and overhead as they are."""
+    return replace(cost, target=change(cost.target)) if isinstance(cost, StepCost) else change(cost)
 
 
 def _blind(scheduler: Scheduler) -> bool:

@@ -323,6 +323,7 @@ WRITING = {
     **{f"import {kind}": ("file.json",) for kind in (
         "sglang-table", "sglang-rounds", "sglang-dump", "trtllm", "vllm-log"
     )},
+    "replay": ("dump.json", "--table", FLASH),
     "export sglang": (FLASH,),
     "export trtllm": (FLASH,),
     "live": ("--target", "none", "--policy", "dspark", "--profile", FLASH, "--concurrency", "4"),

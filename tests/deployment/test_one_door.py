@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 LIVE = {"live", "validate"}
 """Commands that serve on a device: their limits are tested in ``live/checks/test_validation``."""
 
-NO_ENGINE = {"list", "profile", "train", "trace", "acceptance", "import", "export"}
+NO_ENGINE = {"list", "profile", "train", "trace", "acceptance", "import", "export", "replay"}
 """Commands, and groups of them, that run no engine under limits."""
 
 

@@ -13,7 +13,7 @@ from simulator.schedulers.batch_table import BatchTable
 from simulator.schedulers.beyond.averages import Goodput, MovingAverage
 from simulator.schedulers.beyond.fixed_budget import FixedBudget
 from simulator.schedulers.beyond.gate import OffGate
-from simulator.schedulers.beyond.slo import SloFirst
+from simulator.schedulers.beyond.slo import Balanced, SloFirst
 from simulator.schedulers.beyond.trials import Bandit, Utility
 from simulator.schedulers.engines.sglang import SGLang
 from simulator.schedulers.engines.trtllm import TensorRTLLM
@@ -35,8 +35,9 @@ _HELP = {
     "sglang[:lag=2,probes=8/16,tiers=8/16,reinflate,min-gain=0.05,prefill,ranks=2]": "SGLang's own planner",
     "vllm[:lag=1,captured=8/16/32,prefill=no]": "vLLM's own adaptive verification",
     "trtllm[:lag=1,tiers=1/4/7,prefill]": "TensorRT-LLM's own planner: captured lengths, at least one draft",
-    "off-gate[:weight=0.1,probe=16]": "as dspark-async, and no draft pass where it costs more than it brings",
+    "off-gate[:weight=0.02,probe=16]": "as dspark-async, without draft passes that cost more than they bring",
     "slo:12ms[,extend]": "drafts needed for a time per token first; by class chat=20ms,all=9ms",
+    "balanced[:power=2,all=12ms]": "as dspark-async, drafts weighted by how far a request is behind",
     "goodput[:weight=0.1,probe=32]": "one length for all, by average acceptance and step time (TurboSpec)",
     "moving-average[:tiers=1/3/7,interval=5,up=0,down=-0.25]": "a length by recent acceptance (SGLang)",
     "fixed-budget:K": "the K most likely drafts of the batch, at any load (TETRIS)",
@@ -52,6 +53,7 @@ _PARSED: dict[str, Callable[[str, str], Scheduler]] = {
     "trtllm": TensorRTLLM.parse,
     "off-gate": OffGate.parse,
     "slo": SloFirst.parse,
+    "balanced": Balanced.parse,
     "goodput": Goodput.parse,
     "moving-average": MovingAverage.parse,
     "utility": Utility.parse,

@@ -481,6 +481,6 @@ def test_help_covers_every_form_and_every_form_parses() -> None:
         assert meaning
     assert {form.split(":")[0].split("[")[0] for form in policy_help()} == {
         "autoregressive", "mtp1", "fixed", "threshold", "dspark", "dspark-async", "tiered", "oracle",
-        "batch-table", "sglang", "vllm", "trtllm", "off-gate", "slo", "goodput", "moving-average",
+        "batch-table", "sglang", "vllm", "trtllm", "off-gate", "slo", "balanced", "goodput", "moving-average",
         "fixed-budget", "utility", "bandit",
     }  # fmt: skip

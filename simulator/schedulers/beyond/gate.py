@@ -30,7 +30,7 @@ class OffGate(Remembering):
     drafter's price; where that is inside the curve, nothing is saved.
     """
 
-    weight: float = 0.1
+    weight: float = 0.02
     probe: int = 16
     reason: ClassVar[str] = (
         "whether to draft, and the budget, come from earlier steps; the order from survivals up to each draft"
@@ -46,9 +46,9 @@ class OffGate(Remembering):
 
     @classmethod
     def parse(cls, argument: str, text: str) -> Self:
-        """Read ``weight=0.1,probe=16``."""
+        """Read ``weight=0.02,probe=16``."""
         options = read_options(argument, text, ("weight", "probe"))
-        return cls(options.number("weight", 0.1), options.whole("probe", 16))
+        return cls(options.number("weight", 0.02), options.whole("probe", 16))
 
 
 class OffGateMemory(Learner):
@@ -123,11 +123,16 @@ class OffGateMemory(Learner):
     def observe(self, seen: Seen) -> None:
         """Average what drafted requests got; count the steps of the others."""
         count, weight = len(seen.accepted), self.policy.weight
+        if not self.drafted.any():
+            self.out[:count] += 1
+            return
         self.out[:count] = np.where(self.drafted, 0, self.out[:count] + 1)
         for mean, now in ((self.accepted, seen.accepted), (self.verified, seen.lengths)):
             mine = mean[:count]
-            fresh = np.where(np.isnan(mine), now, mine + weight * (now - mine))
-            mine[self.drafted] = fresh[self.drafted]
+            known = ~np.isnan(mine)
+            usual = mine[known].mean() if known.any() else now[self.drafted].mean()
+            before = np.where(known, mine, usual)  # a newcomer is like the others until it shows otherwise
+            mine[self.drafted] = (before + weight * (now - before))[self.drafted]
 
     def place(self, rows: Rows, classes: Rows) -> None:
         """Newcomers count as certain, and as not known."""

@@ -21,7 +21,7 @@ from simulator.schedulers.beyond.averages import Goodput, MovingAverage
 from simulator.schedulers.beyond.fixed_budget import FixedBudget
 from simulator.schedulers.beyond.gate import OffGate
 from simulator.schedulers.beyond.memory import Remembering, Seen
-from simulator.schedulers.beyond.slo import SloFirst
+from simulator.schedulers.beyond.slo import Balanced, SloFirst
 from simulator.schedulers.beyond.trials import Bandit, Utility
 from simulator.schedulers.engines.sglang import SGLang
 from simulator.schedulers.engines.trtllm import TensorRTLLM
@@ -63,7 +63,7 @@ def placed(policy: Scheduler, past: NDArray[np.float32]) -> Any:
 CAUSAL = (
     DSpark(), DSparkAsync(), Tiered((0, 1, 3), 1), SGLang(), SGLang(tiers=(4, 8, 12), reinflate=True), VLLM(),
     TensorRTLLM(), FixedBudget(4), OffGate(), SloFirst((("all", 0.004),)), SloFirst((("all", 0.001),), True),
-    SloFirst((("all", 0.0015),)),
+    SloFirst((("all", 0.0015),)), Balanced(), Balanced(4.0, (("all", 0.002),)),
 )  # fmt: skip
 
 
@@ -377,6 +377,42 @@ def test_with_nothing_needed_it_is_the_search_of_two_steps_before() -> None:
     assert_array_equal(memory.schedule(GOLDEN, batch), admit(on_grid(GOLDEN), 12))
 
 
+def test_a_weight_says_how_far_a_request_is_behind() -> None:
+    """Target 10 ms, horizon 20 steps of 2 ms: 0.1 s late of 0.1 s due is (0.2 + 0.04) / (0.1 + 0.04)."""
+    memory = Balanced(1.0, (("all", 0.01),)).start(4, 7, ["a"])
+    memory.place(np.arange(4), np.zeros(4, dtype=np.int64))
+    memory.seconds[:], memory.tokens[:] = [0.2, 0.1, 0.0, 9.0], [10, 10, 0, 0]
+    assert memory.behind(4, 0.04).tolist() == pytest.approx([0.24 / 0.14, 1.0, 1.0, 4.0])
+    # Without a target: 0.3 s for 20 tokens of these two, 15 ms each.
+    others = Balanced(1.0).start(4, 7, ["a"])
+    others.seconds[:2], others.tokens[:2] = [0.2, 0.1], [10, 10]
+    assert others.behind(2, 0.04).tolist() == pytest.approx([0.24 / 0.19, 0.14 / 0.19])
+
+
+@settings(max_examples=80, deadline=None)
+@given(survivals(3, 3), survivals(3, 3), st.lists(st.integers(1, 9), min_size=3, max_size=3))
+def test_weighted_drafts_are_the_best_of_their_number(past: Any, now: Any, tokens: list[int]) -> None:
+    """By brute force over all sets of the budget's size; the budget is that of two steps before."""
+    memory = Balanced(2.0, (("all", 0.004),)).start(3, 3, ["a"])
+    memory.place(np.arange(3), np.zeros(3, dtype=np.int64))
+    memory.seconds[:], memory.tokens[:] = 0.016, tokens
+    batch = Batch(LINEAR, lagged=past)
+    lengths = memory.schedule(now, batch)
+    budget = int(lengths.sum())
+    assert budget == DSparkAsync().schedule(now, batch).sum()
+    weight = memory.behind(3, 20 * LINEAR.step_time_s(3, 3 + budget)) ** 2
+
+    def worth(vector: Any) -> float:
+        rows = zip(weight, now.astype(np.float64), vector, strict=True)
+        return float(sum(each * row[:length].sum() for each, row, length in rows))
+
+    best = max(worth(v) for v in product(range(4), repeat=3) if sum(v) == budget)
+    assert worth(lengths) == pytest.approx(best, rel=1e-6, abs=1e-6)
+    assert_array_equal(
+        Balanced(0.0).start(3, 3, ["a"]).schedule(now, batch), DSparkAsync().schedule(now, batch)
+    )
+
+
 # ---------------------------------------------------------------- as written
 
 
@@ -386,6 +422,7 @@ def test_with_nothing_needed_it_is_the_search_of_two_steps_before() -> None:
         ("off-gate", OffGate()), ("off-gate:weight=0.2,probe=8", OffGate(0.2, 8)),
         ("slo:12ms", SloFirst((("all", 0.012),))),
         ("slo:chat=20ms,code=10ms,extend", SloFirst((("chat", 0.02), ("code", 0.01)), True)),
+        ("balanced", Balanced()), ("balanced:power=1,chat=20ms", Balanced(1.0, (("chat", 0.02),))),
         ("goodput:weight=0.05", Goodput(0.05)),
         ("moving-average:tiers=1/2,up=0.5", MovingAverage((1, 2), up=0.5)),
         ("fixed-budget:64", FixedBudget(64)), ("utility:keep=16", Utility(keep=16)),
@@ -404,6 +441,7 @@ def test_policies_as_written(text: str, policy: Scheduler) -> None:
         ("off-gate:probe=0", "probe: must lie in 1..1e+06"), ("off-gate:x", "is not an option"),
         ("slo", "needs time per output token"), ("slo:12", "has no unit of time"),
         ("slo:a=1ms,a=2ms", "names a class twice"), ("slo:-1ms", "must"),
+        ("balanced:power=-1", "power: must lie in"), ("balanced:speed=2", "has no unit of time"),
         ("goodput:weight=2", "weight: must lie in"), ("moving-average:tiers=3/1", "tiers: must rise"),
         ("fixed-budget", "needs a number"), ("fixed-budget:-1", "must not be negative"),
         ("utility:test=0", "test: must lie in"), ("bandit:patience=nan", "patience: must lie in"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from simulator.cost.draft import DraftCost
 from simulator.cost.models import CostModel, StepCost
+from simulator.cost.scaled import ScaledCost
 
 
 class Asked(NamedTuple):
@@ -26,16 +28,22 @@ class AskedCost:
     """
 
     def __init__(self, cost: CostModel) -> None:
-        self._whole = cost
-        self._draft = cost.draft if isinstance(cost, StepCost) else None
-        self.undrafted: CostModel = replace(cost, draft=None) if isinstance(cost, StepCost) else cost
+        self._whole, self._factor = cost, 1.0
+        self._draft: DraftCost | None = None
+        self.undrafted: CostModel = cost
+        while isinstance(cost, ScaledCost):
+            self._factor *= cost.factor
+            cost = cost.base
+        if isinstance(cost, StepCost):
+            self._draft = cost.draft
+            self.undrafted = ScaledCost(replace(cost, draft=None), self._factor)
 
     def draft_s(self, requests: int, asked: Asked, context_tokens: float = 0.0) -> float:
         """Seconds of the draft pass of a batch of ``requests`` with so much context in all."""
         if self._draft is None or not asked.requests or asked.tokens == 0:
             return 0.0
         share = asked.requests / requests
-        return self._draft.time_s(asked.requests, asked.tokens, context_tokens * share)
+        return self._factor * self._draft.time_s(asked.requests, asked.tokens, context_tokens * share)
 
     def step_time_s(
         self, requests: int, rows: int, context_tokens: float, prefill_tokens: int, asked: Asked | None

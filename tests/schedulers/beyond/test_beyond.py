@@ -17,6 +17,7 @@ from simulator.core.errors import BadInputError
 from simulator.cost.asked import Asked, AskedCost
 from simulator.cost.draft import DraftCost
 from simulator.cost.models import CostModel, StepCost, ThroughputCurve
+from simulator.cost.scaled import ScaledCost
 from simulator.schedulers.beyond.averages import Goodput, MovingAverage
 from simulator.schedulers.beyond.fixed_budget import FixedBudget
 from simulator.schedulers.beyond.gate import OffGate
@@ -299,11 +300,13 @@ def test_a_step_costs_what_was_asked_of_the_drafter() -> None:
     """10 ms a step, 1 ms a pass and draft token, 1 ms for each request more."""
     draft = DraftCost("autoregressive", 4, [1, 11], [0.001, 0.011], context_s_per_token=1e-6)
     cost = AskedCost(StepCost(FREE, draft, overhead_s=0.001))
+    slower = AskedCost(ScaledCost(StepCost(FREE, draft, overhead_s=0.001), 1.1))
     for asked, extra in (
         (None, 4 * (0.003 + 0.0003)), (Asked(3, 2), 2 * (0.003 + 0.0003)),
         (Asked(1, 2), 2 * (0.001 + 0.0001)), (Asked(0, 0), 0.0), (Asked(3, 0), 0.0),
     ):  # fmt: skip
         assert cost.step_time_s(3, 9, 300.0, 0, asked) == pytest.approx(0.011 + extra)
+        assert slower.step_time_s(3, 9, 300.0, 0, asked) == pytest.approx(1.1 * (0.011 + extra))
     inside: CostModel = FREE
     assert AskedCost(inside).step_time_s(3, 9, 0.0, 0, Asked(0, 0)) == 0.01
 

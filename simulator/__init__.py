@@ -22,7 +22,7 @@ _HOMES = {
     "acceptance.trace_file": ("load_trace", "save_trace"),
     "api.frontier": ("Frontier",),
     "api.planning": ("Plan", "plan"),
-    "api.texts": ("acceptance", "lengths", "policy", "sla", "traffic"),
+    "api.texts": ("acceptance", "hardware", "lengths", "policy", "sla", "traffic"),
     "api.workbench": ("Workbench", "deployment"),
     "cli.listing": ("show",),
     "core.errors": ("BadInputError", "InfeasibleError", "SimulatorError"),
@@ -72,6 +72,7 @@ __all__ = [
     "acceptance",
     "at_slas",
     "deployment",
+    "hardware",
     "interop",
     "lengths",
     "load_bands",
@@ -96,8 +97,9 @@ __all__ = [
 class CallablePackage(ModuleType):
     """A package that is also the function of its name: ``sim.traffic("poisson:12/s")``.
 
-    ``acceptance``, ``deployment``, ``sla`` and ``traffic`` are packages, and Python puts a package that was
-    imported in the place of a function of the same name. Their ``__init__`` makes them callable.
+    ``acceptance``, ``deployment``, ``hardware``, ``sla`` and ``traffic`` are packages, and Python puts a
+    package that was imported in the place of a function of the same name. Their ``__init__`` makes them
+    callable.
     """
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
 from simulator.deployment.acceptance_text import parse_acceptance
+from simulator.deployment.profile import Profile
+from simulator.hardware.choose import DRAFTERS, Hardware, profile_for
 from simulator.schedulers.parse import NamedPolicy, as_policy
 from simulator.schedulers.protocol import Scheduler
 from simulator.sla.terms import Sla, parse_sla
@@ -32,6 +34,29 @@ def acceptance(text: str | AcceptanceModel) -> AcceptanceModel:
     5
     """
     return parse_acceptance(text) if isinstance(text, str) else text
+
+
+def hardware(
+    model: str,
+    gpu: str,
+    *,
+    tp: int | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
+    drafters: Sequence[str] = DRAFTERS,
+) -> Profile:
+    """Return the profile of a model on a GPU: measured kernels where there are any, else a formula.
+
+    model, gpu: names of the catalogues, or a ``config.json``. tp: GPUs of a replica. drafters: whose cost is
+    derived. Raises ``BadInputError`` for what is not known and ``InfeasibleError`` for what does not fit.
+
+    >>> hardware("qwen3-32b", "h100").provenance.kind
+    'kernels'
+    """
+    asked = Hardware(
+        model=model, gpu=gpu, tp=tp, engine=engine, precision=precision, drafters=tuple(drafters)
+    )
+    return profile_for(asked).profile
 
 
 def lengths(text: str | Lengths) -> Lengths:

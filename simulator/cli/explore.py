@@ -34,11 +34,19 @@ DEFAULT_LOADS = "1,4,8,14,20,30,45,65,90,120,160,200,250,300"
 DEFAULT_POLICIES = ("mtp1", "fixed:3", "fixed:5", "dspark-async", "oracle")
 
 
-def list_everything() -> None:
-    """Show profiles, policies and acceptance models, each with where it comes from."""
-    from simulator.cli.listing import print_listing
+def list_everything(
+    models: Annotated[bool, typer.Option("--models", help="Models that --model names.")] = False,
+    gpus: Annotated[bool, typer.Option("--gpus", help="GPUs that --gpu names.")] = False,
+) -> None:
+    """Show profiles, policies and acceptance models, each with where it comes from; or models, or GPUs."""
+    from simulator.cli.listing import print_gpus, print_listing, print_models
 
-    print_listing()
+    if models:
+        print_models()
+    if gpus:
+        print_gpus()
+    if not models and not gpus:
+        print_listing()
 
 
 @grouped

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from simulator.acceptance.fitted import catalogue
 from simulator.deployment.profile import load_profile, shipped_profiles
+from simulator.hardware import gpus, models
 from simulator.schedulers.parse import policy_help
 
 
@@ -29,11 +30,45 @@ def print_listing() -> None:
     )
 
 
+def print_models() -> None:
+    """Print every model that ``--model`` names, with its size and where its shape comes from."""
+    table = _table(
+        "Models", "name", "parameters", "active", "own precision", "KV bytes a token", "where from"
+    )
+    for name, model in models.catalogue().items():
+        active = "" if model.experts is None else f"{model.active_parameters / 1e9:,.1f} B"
+        kept = f"{model.kv_bytes_per_token():,.0f}"
+        table.add_row(name, f"{model.parameters / 1e9:,.1f} B", active, model.native, kept, model.source)
+    Console().print(table)
+
+
+def print_gpus() -> None:
+    """Print every GPU that ``--gpu`` names."""
+    table = _table("GPUs", "name", "what", "memory", "bandwidth", "bf16", "kernels", "price", "where from")
+    for name, gpu in gpus.catalogue().items():
+        price = "" if gpu.price_per_hour is None else f"{gpu.price_per_hour:.2f} USD/h"
+        source = "; ".join(filter(None, (gpu.source, gpu.price_source)))
+        table.add_row(
+            name, gpu.title, f"{gpu.memory_bytes / 2**30:,.0f} GiB",
+            f"{gpu.bandwidth_bytes_per_s / 1e12:.2f} TB/s", f"{gpu.flop_per_s['bf16'] / 1e12:,.0f} TFLOP/s",
+            "measured" if gpu.kernel_tables else "formula", price, source,
+        )  # fmt: skip
+    Console().print(table)
+
+
 def _profiles() -> Table:
     table = _table("Profiles", "name", "what", "where from")
+    curves = 0
     for name in shipped_profiles():
+        if name.startswith("kernels/"):
+            curves += 1
+            continue
         profile = load_profile(name)
         table.add_row(name, profile.title, profile.provenance.line())
+    table.add_row(
+        "--model M --gpu G", "any model of `list --models` on any GPU of `list --gpus`",
+        f"kernels: {curves} curves are shipped; else derived, or modelled by a formula; always said",
+    )  # fmt: skip
     return table
 
 

@@ -12,6 +12,7 @@ from simulator.core.errors import BadInputError
 
 if TYPE_CHECKING:
     from simulator.api.workbench import Workbench
+    from simulator.deployment.profile import Profile
     from simulator.parallel.cells import Sweeping
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random stream.")]
@@ -45,11 +46,33 @@ Prefill = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Deployed:
-    """What is deployed: a profile and how good its drafts are."""
+    """What is deployed: a profile, or a model on a GPU, and how good its drafts are."""
 
     profile: Annotated[
-        str, typer.Option(help="Shipped profile (see `dspark-sim list`) or a profile FILE.json.")
-    ]
+        str | None, typer.Option(help="Shipped profile (see `dspark-sim list`) or a profile FILE.json.")
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(help="Instead of a profile: a model (`dspark-sim list --models`) or its config.json."),
+    ] = None
+    gpu: Annotated[str | None, typer.Option(help="What the model runs on (`dspark-sim list --gpus`).")] = None
+    tp: Annotated[
+        int | None, typer.Option(help="GPUs of a replica, tensor parallel. Default: the fewest that fit.")
+    ] = None
+    engine: Annotated[
+        Literal["vllm", "sglang", "trtllm"] | None,
+        typer.Option(help="Whose kernels. Default: the engine nearest to the median of three."),
+    ] = None
+    precision: Annotated[
+        Literal["bf16", "fp8", "fp4"] | None, typer.Option(help="Of weights. Default: the model's own.")
+    ] = None
+    drafter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Drafter whose cost is derived, repeatable: dspark:LAYERSl@BLOCK, dflash:5l, eagle3, mtp1, "
+            "mtp:K. Default: dspark:5l and mtp1."
+        ),
+    ] = None
     acceptance: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,12 +102,38 @@ class Deployed:
         from simulator.api.workbench import deployment
 
         made = deployment(
-            self.profile, self.acceptance or (), believed=believed, extrapolate_rows=self.extrapolate_rows,
-            slow_path=self.slow_path,
+            self.loaded_profile(), self.acceptance or (), believed=believed,
+            extrapolate_rows=self.extrapolate_rows, slow_path=self.slow_path,
         )  # fmt: skip
         for note in made.notes:
             typer.echo(note, err=True)
         return made
+
+    def loaded_profile(self) -> Profile | str:
+        """Return the profile, or what is chosen for a model on a GPU, and say what it rests on."""
+        if self.model is None and self.gpu is None:
+            if self.profile is None:
+                raise BadInputError(
+                    "is missing", source="profile", remedy="name a profile, or `model` and `gpu`"
+                )
+            return self.profile
+        if self.profile is not None or self.model is None or self.gpu is None:
+            raise BadInputError(
+                "takes a profile, or `model` and `gpu` together", source="profile", value=self.profile,
+                remedy="leave one out" if self.profile else "name both",
+            )  # fmt: skip
+        from simulator.hardware.choose import DRAFTERS, Hardware, profile_for, require_acceptance
+
+        require_acceptance(self.model, self.acceptance or ())
+        chosen = profile_for(
+            Hardware(
+                model=self.model, gpu=self.gpu, tp=self.tp, engine=self.engine, precision=self.precision,
+                drafters=self.drafter or DRAFTERS,
+            )
+        )  # fmt: skip
+        for note in chosen.notes:
+            typer.echo(note, err=True)
+        return chosen.profile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Kind = Literal["measured", "published", "fitted", "synthetic", "mixed"]
+Kind = Literal["measured", "kernels", "modelled", "published", "fitted", "synthetic", "mixed"]
+"""kernels: composed from measured kernels. modelled: from a formula. fitted: to published results."""
 
 
 class Provenance(BaseModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +32,7 @@ class Profile(Strict):
     by drafter, used where the user names none. jitter: how single steps of one size scatter, as equally
     likely multiples of their mean. replica_gpus: GPUs that the curve stands for, None where nobody said.
     prefill_tokens_per_s: prompt tokens that such a replica prefills alone, for a pool of them.
+    step_time_band: by which share step times may be off, up or down; None where nobody knows.
     """
 
     schema_version: int = Field(default=1, ge=1, le=1, alias="schema")  # a Literal would take true for 1
@@ -45,6 +46,7 @@ class Profile(Strict):
     jitter: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
     kv_tokens: int | None = Field(default=None, gt=0)
     prefill_tokens_per_s: float | None = Field(default=None, gt=0)
+    step_time_band: float | None = Field(default=None, gt=0, lt=1)
     published: PublishedClaims | None = None
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
@@ -98,8 +100,13 @@ def load_profile(name_or_path: str | Path) -> Profile:
 def shipped_profiles() -> dict[str, Path]:
     """Name to file of every profile that comes with the package."""
     root = data_directory("profiles")
-    files = sorted(path for path in root.rglob("*.json") if "sources" not in path.parts)
+    files = sorted(path for path in root.rglob("*.json") if not {"sources", "catalogue"} & set(path.parts))
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
+
+
+def _first(names: Iterable[str]) -> list[str]:
+    """Leave out the many curves that ``model`` and ``gpu`` name."""
+    return [name for name in names if not name.startswith("kernels/")]
 
 
 def _find(name: str) -> Path:
@@ -111,5 +118,5 @@ def _find(name: str) -> Path:
         return path
     raise BadInputError(
         "is not a profile", source="profile", value=name,
-        remedy=f"name one of {', '.join(shipped)}, or give a .json file",
+        remedy=f"name one of {', '.join(_first(shipped))}, or give a .json file; or say `model` and `gpu`",
     )  # fmt: skip

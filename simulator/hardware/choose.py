@@ -1,0 +1,143 @@
+"""A model, a GPU and an engine named in words, and the profile that answers for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import cast
+
+from simulator.acceptance.fitted import catalogue as acceptance_catalogue
+from simulator.core.errors import BadInputError
+from simulator.core.files import slug
+from simulator.deployment.profile import Profile, load_profile, shipped_profiles
+from simulator.hardware.curves import formula_profile, kernel_profile
+from simulator.hardware.drafters import Drafter, parse_drafter
+from simulator.hardware.gpus import Gpu, load_gpu
+from simulator.hardware.kernels import ENGINES, Engine
+from simulator.hardware.memory import Layout, required_layout
+from simulator.hardware.models import WEIGHT_BYTES, ModelShape, Precision, load_model
+
+DRAFTERS = ("dspark:5l", "mtp1")
+"""Drafters that a profile prices where nobody names any: the paper's Qwen3 draft, and one-token MTP."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What runs on what, in words.
+
+    model: a name of the catalogue or a config.json. gpu: a name of the catalogue. tp: GPUs of a replica, the
+    fewest that fit by default. precision: the model's own by default, in 16 bits where the GPU lacks it.
+    drafters: as ``drafters.parse_drafter`` reads them.
+    """
+
+    model: str
+    gpu: str
+    tp: int | None = None
+    engine: str | None = None
+    precision: str | None = None
+    drafters: Sequence[str] = field(default=DRAFTERS)
+
+    def layout(self) -> Layout:
+        """How it is laid out; ``InfeasibleError`` where it does not fit."""
+        model, gpu = load_model(self.model), load_gpu(self.gpu)
+        heaviest = max((each.weight_bytes(model) for each in self.parsed_drafters()), default=0.0)
+        return required_layout(model, gpu, self.tp, self._precision(model, gpu), drafter_bytes=heaviest)
+
+    def parsed_drafters(self) -> list[Drafter]:
+        """Parse the drafters; ``BadInputError`` for a name given twice."""
+        parsed = [parse_drafter(text) for text in self.drafters]
+        names = [each.name for each in parsed]
+        for name in names:
+            if names.count(name) > 1:
+                raise BadInputError("is named twice", source="drafter", value=name, remedy="keep one")
+        return parsed
+
+    def _precision(self, model: ModelShape, gpu: Gpu) -> Precision:
+        if self.precision is None:
+            native = model.native
+            return native if native in gpu.flop_per_s or native == "fp4" else "bf16"
+        if self.precision not in WEIGHT_BYTES:
+            raise BadInputError(
+                "is not known", source="precision", value=self.precision, remedy=", ".join(WEIGHT_BYTES)
+            )
+        return cast(Precision, self.precision)
+
+    def parsed_engine(self) -> Engine | None:
+        """Return the engine asked for; ``BadInputError`` for one that is not known."""
+        if self.engine is None:
+            return None
+        if self.engine not in ENGINES:
+            raise BadInputError("is not known", source="engine", value=self.engine, remedy=", ".join(ENGINES))
+        return self.engine
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The profile that answers, and what to know of it, a line each."""
+
+    profile: Profile
+    layout: Layout
+    notes: tuple[str, ...]
+
+
+def profile_for(asked: Hardware) -> Chosen:
+    """Return a shipped curve of measured kernels, else one composed now, else the formula's; always said.
+
+    Raises ``BadInputError`` for words that are not known, ``InfeasibleError`` where the model does not fit.
+    """
+    layout, engine, drafters = asked.layout(), asked.parsed_engine(), asked.parsed_drafters()
+    name = kernel_name(layout)
+    if engine is None and tuple(asked.drafters) == DRAFTERS and name in shipped_profiles():
+        return _chosen(load_profile(name), layout)
+    try:
+        return _chosen(kernel_profile(layout, drafters, engine=engine), layout)
+    except BadInputError as error:
+        profile = formula_profile(layout, drafters)
+        return _chosen(profile, layout, f"no curve of measured kernels: {error}")
+
+
+_OF_CONVERSATION = ("chat", "mt-bench")
+"""Data sets that stand for traffic of which nothing else is known."""
+
+
+def require_acceptance(model: str, given: Sequence[str]) -> None:
+    """Ask for an acceptance model where none is given, naming the one whose target is nearest in size.
+
+    Raises ``BadInputError``: how good drafts are cannot be derived from a model's shape.
+    """
+    if given:
+        return
+    size = load_model(model).parameters
+    fitted: dict[str, float] = {}
+    for each in acceptance_catalogue():
+        target, drafter, dataset = each.name.split("/")
+        if drafter == "dspark" and dataset in _OF_CONVERSATION:
+            with suppress(BadInputError):
+                fitted[each.name] = load_model(target).parameters
+    nearest = min(fitted, key=lambda name: abs(math.log(fitted[name] / size)))
+    raise BadInputError(
+        "how good drafts are cannot be derived from a model's shape", source="acceptance",
+        remedy=f"the nearest published one is `acceptance` {nearest}; see `dspark-sim list`",
+    )  # fmt: skip
+
+
+def kernel_name(layout: Layout) -> str:
+    """Name of the curve that is shipped for a layout, where one is."""
+    short = slug(layout.model.name.split("/")[-1])
+    return f"kernels/{layout.gpu.name}/{short}-tp{layout.gpus}-{layout.precision}"
+
+
+def _chosen(profile: Profile, layout: Layout, *more: str) -> Chosen:
+    where = f"{layout.gpus} x {layout.gpu.title}"
+    band = "" if profile.step_time_band is None else f", step times within {profile.step_time_band:.0%}"
+    what = {"kernels": "composed from measured kernels", "modelled": "from a formula"}
+    kind = what.get(profile.provenance.kind, profile.provenance.kind)
+    lines = [
+        f"{layout.model.name} in {layout.precision} on {where}: {kind}{band}; {profile.provenance.source}",
+        f"weights {layout.weight_bytes / 2**30:,.1f} GiB on each GPU, keys and values of "
+        f"{layout.kv_tokens:,} tokens fit",
+        *more,
+    ]
+    return Chosen(profile, layout, tuple(lines))

@@ -1,0 +1,191 @@
+"""Curves of measured kernels and of the formula: gates, composition, bytes, words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.core.errors import BadInputError
+from simulator.deployment.deployment import deploy
+from simulator.deployment.profile import load_profile, shipped_profiles
+from simulator.hardware.choose import Hardware, kernel_name, profile_for, require_acceptance
+from simulator.hardware.curves import draft_spec, fit_cells, formula_profile, kernel_profile
+from simulator.hardware.drafters import parse_drafter
+from simulator.hardware.formula import BANDS, FormulaTimes
+from simulator.hardware.gpus import load_gpu
+from simulator.hardware.kernels import GATE_ROWS, Gate, KernelTables, chosen, gate
+from simulator.hardware.memory import layout
+from simulator.hardware.models import WEIGHT_BYTES, load_model
+from tests.support.command_line import run
+
+QWEN8, H200 = load_model("qwen3-8b"), load_gpu("h200")
+BOTH = [parse_drafter("dspark:5l"), parse_drafter("mtp1")]
+
+
+@pytest.fixture(scope="module")
+def tables() -> KernelTables:
+    return KernelTables(QWEN8, H200, 1, "bf16")
+
+
+def test_the_shipped_curve_is_what_the_tables_give() -> None:
+    """The same bytes from the same versions."""
+    laid_out = Hardware(model="qwen3-8b", gpu="h200").layout()
+    assert kernel_profile(laid_out, BOTH) == load_profile(kernel_name(laid_out))
+
+
+def test_every_shipped_curve_is_labelled_and_priced() -> None:
+    curves = [name for name in shipped_profiles() if name.startswith("kernels/")]
+    assert len({name.split("/")[2].rsplit("-tp", 1)[0] for name in curves}) >= 12
+    assert {name.split("/")[1] for name in curves} >= {"a100", "h100", "h200", "b200"}
+    for name in curves:
+        profile = load_profile(name)
+        assert profile.name == name
+        assert profile.provenance.kind == "kernels"
+        assert "aiconfigurator-core 0.12.0" in profile.provenance.source
+        assert "of the median" in str(profile.provenance.notes)
+        assert profile.step_time_band is not None
+        assert set(profile.drafters or {}) == {"dspark", "mtp1"}
+
+
+def test_a_pass_reads_each_requests_cache_once(tables: KernelTables) -> None:
+    """8 rows a request cost 8 times the rows in everything but attention, and attention once."""
+    profile = kernel_profile(layout(QWEN8, H200, 1, "bf16"))
+    requests, each, context = 64, 8, 4096
+    engine = next(name for name in tables.handles if name in profile.title)
+    expected = tables.operations_s(engine, requests * each) + tables.attention_s(engine, requests, context)
+    found = profile.target_cost().step_time_s(requests, requests * each, requests * context)
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+def test_no_pass_is_faster_than_memory() -> None:
+    """Weights and the cache are read at 4.8 TB/s at best."""
+    cost = load_profile("kernels/h200/qwen3-8b-tp1-bf16").target_cost()
+    weights = QWEN8.dense_parameters * WEIGHT_BYTES["bf16"]
+    for requests in (1, 16, 128):
+        for context in (1024, 16384):
+            read = weights + requests * context * QWEN8.kv_bytes_per_token()
+            assert cost.step_time_s(requests, requests, requests * context) > 0.9 * read / 4.8e12
+
+
+@pytest.mark.parametrize(
+    ("times", "refused"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], None),
+        ([1.0, 1.3, 1.3, 1.3], "stands apart by more than 25%"),
+        ([1.2, 1.0, 1.0, 1.0], "falls by 17%"),
+        ([0.5, 0.6, 0.7, 0.8], "stands apart"),
+    ],
+)
+def test_gates_by_hand(times: list[float], refused: str | None) -> None:
+    found = gate("vllm", np.array(times), median=np.ones(4), floor=np.full(4, 0.9))
+    assert found.refused == refused or (refused is not None and refused in str(found.refused))
+
+
+def test_a_table_below_the_weights_is_refused() -> None:
+    found = gate("vllm", np.ones(4), median=np.ones(4), floor=np.array([0.5, 0.5, 1.1, 0.5]))
+    assert "0.91 of the time that reading the weights takes" in str(found.refused)
+
+
+def test_an_engine_that_fails_is_replaced_and_said() -> None:
+    gates = (Gate("vllm", 0.6, 0, 2, "it stands apart"), Gate("trtllm", -0.1, 0, 2, None))
+    assert chosen(gates, "vllm") == "trtllm"
+    with pytest.raises(BadInputError, match="fails the gates of every engine: vllm"):
+        chosen(gates[:1], None)
+
+
+def test_what_has_no_kernels_says_so() -> None:
+    with pytest.raises(BadInputError, match="has no tables of measured kernels"):
+        KernelTables(QWEN8, load_gpu("mi300x"), 1, "bf16")
+    with pytest.raises(BadInputError, match="latent attention"):
+        KernelTables(load_model("deepseek-v3"), H200, 8, "fp8")
+    with pytest.raises(BadInputError, match="no published checkpoint in fp4"):
+        KernelTables(QWEN8, load_gpu("b200"), 1, "fp4")
+    with pytest.raises(BadInputError, match="layers of several kinds"):
+        KernelTables(load_model("gemma-3-27b-pt"), H200, 1, "bf16")
+
+
+@pytest.mark.parametrize(("gpu", "rows"), [("h100", 1), ("h100", 512), ("b200", 64), ("mi300x", 8)])
+def test_the_formula_is_no_faster_than_either_bound(gpu: str, rows: int) -> None:
+    laid_out = layout(QWEN8, load_gpu(gpu), 1, "bf16")
+    found = FormulaTimes(laid_out).operations_s(rows)
+    assert found > 2 * QWEN8.dense_parameters / laid_out.gpu.bandwidth_bytes_per_s
+    assert found > 2 * rows * QWEN8.dense_parameters / laid_out.gpu.flop_per_s["bf16"]
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B"])
+@pytest.mark.parametrize("gpu", ["h100", "h200", "b200"])
+def test_the_formula_is_near_measured_kernels_that_it_has_not_seen(name: str, gpu: str) -> None:
+    laid_out = layout(load_model(name), load_gpu(gpu), 1, "bf16")
+    known, times = load_profile(kernel_name(laid_out)).target_cost(), FormulaTimes(laid_out)
+    errors = []
+    for rows in GATE_ROWS:
+        for count in (1, 16, 128):
+            if rows >= count:
+                found = times.operations_s(rows) + times.attention_s(count, 4096)
+                errors.append(found / known.step_time_s(count, rows, count * 4096) - 1)
+    assert np.median(np.abs(errors)) < 0.12
+    assert np.quantile(np.abs(errors), 0.9) < BANDS["dense"] + 0.1
+
+
+def test_more_gpus_are_faster_and_never_in_proportion() -> None:
+    one, four = (FormulaTimes(layout(QWEN8, H200, gpus, "bf16")) for gpus in (1, 4))
+    for rows in (1, 64, 1024):
+        assert one.operations_s(rows) / 4 < four.operations_s(rows) < one.operations_s(rows)
+
+
+def test_drafters_are_priced_by_layers() -> None:
+    times = FormulaTimes(layout(QWEN8, H200, 1, "bf16"))
+    mtp, dspark = (draft_spec(times, QWEN8.layers, each) for each in (BOTH[1], BOTH[0]))
+    layer = (times.operations_s(1) - times.table_s(1)) / 36 + times.attention_s(1, 1024) / 36
+    assert mtp.build().time_s(1, 1, 1024) == pytest.approx(layer + times.table_s(1), rel=0.02)
+    assert dspark.build().time_s(1, None, 1024) > 5 * (times.operations_s(7) - times.table_s(7)) / 36
+    assert dspark.sequential_s is not None
+    assert parse_drafter("mtp:3").block == 3
+    for wrong in ("dspark", "dspark:0l", "dspark:5l@0", "eagle", "mtp:"):
+        with pytest.raises(BadInputError, match="drafter"):
+            parse_drafter(wrong)
+
+
+def test_the_fit_holds_on_cells_it_has_not_seen() -> None:
+    fit = fit_cells(FormulaTimes(layout(QWEN8, H200, 1, "bf16")))
+    assert fit.held_out.median < 0.03
+
+
+def test_words_choose_what_is_shipped_then_the_formula() -> None:
+    shipped = profile_for(Hardware(model="qwen3-32b", gpu="h100"))
+    assert shipped.profile.provenance.kind == "kernels"
+    assert "composed from measured kernels" in shipped.notes[0]
+    modelled = profile_for(Hardware(model="qwen3-32b", gpu="mi300x"))
+    assert modelled.profile.provenance.kind == "modelled"
+    assert modelled.profile == formula_profile(modelled.layout, BOTH)
+    assert "has no tables of measured kernels" in modelled.notes[-1]
+    with pytest.raises(
+        BadInputError, match="nearest published one is `acceptance` qwen3-14b/dspark/mt-bench"
+    ):
+        require_acceptance("qwen3-32b", ())
+    for wrong in ({"engine": "x"}, {"precision": "int3"}, {"drafters": ("mtp1", "mtp:1")}):
+        with pytest.raises(BadInputError):
+            profile_for(Hardware(model="qwen3-32b", gpu="h100", **wrong))  # type: ignore[arg-type]
+
+
+def test_the_command_line_takes_a_model_and_a_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    load = ("--concurrency", "8", "--seeds", "1", "--steps", "60", "--workers", "1")
+    words = ("frontier", "--model", "qwen3-8b", "--gpu", "h100", *load)
+    out = ("--out", tmp_path / "f.csv")
+    good = ("--acceptance", "qwen3-8b/dspark/mt-bench", "--policy", "dspark-async", "--policy", "fixed:3")
+    assert run(*words, *good, *out) == 0
+    assert "composed from measured kernels" in capsys.readouterr().err
+    assert run(*words, *out) == 2
+    assert "--acceptance qwen3-8b/dspark/mt-bench" in capsys.readouterr().err
+    assert run(*words, "--profile", "deepseek-v4-flash", *good, *out) == 2
+    assert run("frontier", "--model", "deepseek-v3", "--gpu", "l40s", *load, *good, *out) == 1
+    assert run("list", "--models", "--gpus") == 0
+    shown = capsys.readouterr().out
+    assert "Qwen/Qwen3-32B" in shown
+    assert "mi300x" in shown
+    assert deploy("kernels/h100/qwen3-8b-tp1-bf16", ["length:3@7"]).plan("fixed:3").drafter == "dspark"

@@ -1,0 +1,69 @@
+"""What fits, by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.hardware.gpus import catalogue, load_gpu
+from simulator.hardware.memory import layout, layouts, required_layout, smallest_layout
+from simulator.hardware.models import load_model
+
+QWEN32, H100 = load_model("qwen3-32b"), load_gpu("h100")
+
+
+def test_every_gpu_says_where_its_numbers_come_from() -> None:
+    assert {"a100", "h100", "h200", "b200", "mi300x", "mi325x", "mi350x"} <= set(catalogue())
+    for gpu in catalogue().values():
+        assert gpu.source
+        assert (gpu.price_per_hour is None) == (gpu.price_source is None)
+    with pytest.raises(BadInputError, match="did you mean h100"):
+        load_gpu("h10")
+
+
+def test_capacity_by_hand() -> None:
+    """80 GiB, of which 90% are taken, 3.5 GiB reserved, and 65.5 GB of weights."""
+    room = 0.9 * 80 * 2**30 - 3.5 * 2**30 - QWEN32.weight_bytes("bf16")
+    each = 2 * 64 * 8 * 128 * 2
+    assert layout(QWEN32, H100, 1, "bf16").kv_tokens == int(room / each)
+    assert layout(QWEN32, H100, 1, "bf16", drafter_bytes=2**30).kv_tokens == int((room - 2**30) / each)
+
+
+def test_weights_by_hand() -> None:
+    """gpt-oss-120b: experts in MXFP4, the rest in 16 bits: its checkpoint has about 61 GiB."""
+    assert load_model("gpt-oss-120b").weight_bytes("fp4") / 2**30 == pytest.approx(60.8, rel=0.02)
+    assert load_model("deepseek-v3").weight_bytes("fp8") / 1e9 == pytest.approx(671, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "precision", "gpus"),
+    [
+        ("qwen3-8b", "h100", "bf16", 1), ("llama-3.1-70b", "h100", "bf16", 2),
+        ("llama-3.1-70b", "h200", "bf16", 2), ("llama-3.1-70b", "h100", "fp8", 2),
+        ("deepseek-v3", "h200", "fp8", 8), ("llama-3.1-405b", "b200", "fp8", 4),
+    ],
+)  # fmt: skip
+def test_the_smallest_layout(model: str, gpu: str, precision: str, gpus: int) -> None:
+    found = smallest_layout(load_model(model), load_gpu(gpu), precision)  # type: ignore[arg-type]
+    assert found.gpus == gpus
+
+
+@given(st.sampled_from([1, 2, 4, 8]), st.sampled_from(["bf16", "fp8"]))
+def test_more_gpus_hold_more(gpus: int, precision: str) -> None:
+    one = layout(QWEN32, H100, gpus, precision)  # type: ignore[arg-type]
+    two = layout(QWEN32, H100, 2 * gpus, precision)  # type: ignore[arg-type]
+    assert two.kv_tokens > one.kv_tokens
+    assert all(each.fits for each in layouts(QWEN32, H100, precision))  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_says_what_would() -> None:
+    with pytest.raises(InfeasibleError, match=r"does not fit; 2 of them hold it \(`tp` 2\)"):
+        required_layout(load_model("llama-3.1-70b"), H100, 1, "bf16")
+    with pytest.raises(InfeasibleError, match="does not fit on 16 x NVIDIA L40S"):
+        smallest_layout(load_model("deepseek-v3"), load_gpu("l40s"), "bf16")
+    with pytest.raises(BadInputError, match="power of two"):
+        layout(QWEN32, H100, 3, "bf16")
+    with pytest.raises(BadInputError, match="does not divide the 40 attention heads"):
+        layout(load_model("qwen3-14b"), H100, 16, "bf16")

@@ -17,7 +17,7 @@ import pandas as pd
 
 from simulator.core.arrays import Rows
 from simulator.core.errors import BadInputError
-from simulator.core.files import write_csv, write_json
+from simulator.core.files import atomic_path, write_csv, write_json
 from simulator.cost.models import CostModel
 from simulator.dumps.redecide import Decision, decide_again, explain
 from simulator.dumps.steps import Recording, Step
@@ -70,10 +70,43 @@ class Replayed:
             )
         return "\n".join(lines)
 
+    def report(self) -> str:
+        """Describe what was found as a page of Markdown."""
+        policies = self.policies[list(_REPORTED)].rename(columns=_REPORTED)
+        return "\n\n".join([
+            f"# {self.source}, decided again",
+            "```\n" + self.summary() + "\n```",
+            "## What explains the differences", _table(self.reasons()),
+            "## What others would have given", _table(policies),
+            "Tokens and throughput are bounds where a block was accepted up to its cut: at least what is "
+            "known, at most all that is verified. Step times are the first table's. "
+            "Each step stands for itself.",
+        ]) + "\n"  # fmt: skip
+
     def reasons(self) -> pd.DataFrame:
         """How many steps each reason explains, the most frequent first."""
         counts = self.steps["why"].value_counts()
         return pd.DataFrame({"why": counts.index, "steps": counts.to_numpy()})
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+_REPORTED = {
+    "policy": "policy", "table": "table", "differing_share": "differs", "verification_budget_mean": "rows",
+    "throughput_least_tok_per_s": "tok/s at least", "throughput_most_tok_per_s": "at most",
+    "gain_least": "gain at least", "gain_most": "gain at most",
+}  # fmt: skip
+
+
+def _table(frame: pd.DataFrame) -> str:
+    rows = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
+    for row in frame.itertuples(index=False):
+        rows.append([_shown(value) for value in row])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def replay(
@@ -151,11 +184,13 @@ def _line(policy: str, table: str, decisions: Sequence[Decision], clock: CostMod
 
 
 def write_replay(found: Replayed, out: Path) -> None:
-    """Write ``decisions.csv``, ``reasons.csv``, ``policies.csv``; ``replay.json`` when all is there."""
+    """Write ``report.md`` and its three tables as CSV, and last, when all is there, ``replay.json``."""
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "decisions.csv", found.steps, "%.8g")
     write_csv(out / "reasons.csv", found.reasons(), "%.8g")
     write_csv(out / "policies.csv", found.policies, "%.8g")
+    with atomic_path(out / "report.md") as temporary:
+        temporary.write_text(found.report(), encoding="utf-8")
     described = {
         "schema": 1, "source": found.source, "mode": found.mode, "gamma": found.gamma,
         "recorded_steps": found.recorded_steps, "decided_steps": len(found.steps),

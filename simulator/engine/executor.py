@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.core.arrays import Array, Rows
-from simulator.core.errors import BadInputError, SimulatorError
+from simulator.core.errors import SimulatorError
 from simulator.cost.asked import Asked
 from simulator.engine.limits import EngineLimits
 from simulator.schedulers.beyond.memory import Learner, Remembering
@@ -130,8 +130,5 @@ def learner_of(
     if not isinstance(scheduler, Remembering):
         return None
     if not isinstance(executor, AskingExecutor):
-        raise BadInputError(
-            "asks the drafter for less than a block, which a live run does not do", field="policy",
-            value=type(scheduler).__name__, remedy="simulate it, or run another policy",
-        )  # fmt: skip
+        raise scheduler.unstarted()
     return scheduler.start(limits.concurrency, executor.gamma, workload.classes)

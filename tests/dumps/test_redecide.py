@@ -260,6 +260,9 @@ def test_the_command_writes_tables_and_says_what_it_found(
     assert "the engine's budget is 1 step old" in said
     assert "trtllm on" in said
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "decisions.csv", "reasons.csv", "policies.csv", "replay.json"
+        "decisions.csv", "reasons.csv", "policies.csv", "replay.json", "report.md"
     }  # fmt: skip
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| the engine's budget is 1 step old |" in report
+    assert report.count("\n| sglang | ") == report.count("\n| trtllm | ") == 1
     assert run("replay", dump, *words, "--policy", "trtllm", "--out", tmp_path / "out") == 2

@@ -10,6 +10,7 @@ import pytest
 import simulator as sim
 from simulator.acceptance.rates import conditional_rates
 from simulator.core.arrays import Array, Rows
+from simulator.core.errors import BadInputError
 from simulator.cost.asked import Asked
 from simulator.cost.draft import DraftCost
 from simulator.cost.models import StepCost, ThroughputCurve
@@ -118,6 +119,14 @@ def test_weights_raise_the_slow_requests_for_little_of_the_mean() -> None:
     }
     assert runs["balanced"].tps_p10 > 1.05 * runs["dspark-async"].tps_p10
     assert runs["balanced"].throughput_tok_per_s > 0.96 * runs["dspark-async"].throughput_tok_per_s
+
+
+def test_a_live_run_refuses_a_policy_that_remembers() -> None:
+    pytest.importorskip("torch", reason="the [live] extra is not installed")
+    from simulator.live.engine.observed import ObservedScheduler
+
+    with pytest.raises(BadInputError, match="which only a simulated engine tells it"):
+        ObservedScheduler(parse_policy("goodput").scheduler)
 
 
 def test_a_drafter_without_confidence_serves_policies_that_do_not_read_it() -> None:

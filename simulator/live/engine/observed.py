@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simulator.schedulers.batch_table import BatchTable
+from simulator.schedulers.beyond.memory import Remembering
 from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.schedulers.search import admit, on_grid
 
@@ -61,6 +62,8 @@ class ObservedScheduler:
     """
 
     def __init__(self, scheduler: Scheduler, *, keep_records: bool = False) -> None:
+        if isinstance(scheduler, Remembering):
+            raise scheduler.unstarted()
         self.inner = scheduler
         self.lag, self.lossless, self.reason = scheduler.lag, scheduler.lossless, scheduler.reason
         self.reads_outcome, self.draft_tokens = scheduler.reads_outcome, scheduler.draft_tokens

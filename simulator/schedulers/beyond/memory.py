@@ -69,7 +69,11 @@ class Remembering(ABC):
 
     def schedule(self, survival: Array, batch: Batch) -> NoReturn:
         """Refuse: there is no memory here."""
-        raise BadInputError(
+        raise self.unstarted()
+
+    def unstarted(self) -> BadInputError:
+        """Return the error of a run that tells a policy nothing."""
+        return BadInputError(
             "decides by what its own earlier steps did, which only a simulated engine tells it",
             field="policy", value=type(self).__name__, remedy="simulate it, or run another policy",
         )  # fmt: skip

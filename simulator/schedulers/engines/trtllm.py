@@ -53,7 +53,13 @@ class TensorRTLLM:
         promised = xp.concat([certain, grid[:, 1:]], axis=1)
         plans = [admit(promised, requests * tier) for tier in self.tiers_of(past.shape[1])]
         theta = [self._expected(grid, plan) / self._time_s(requests, plan, batch) for plan in plans]
-        return plans[first_best(np.array(theta), TIE)]
+        best = plans[first_best(np.array(theta), TIE)]
+        # Of a live step the history is on the host and the lengths are wanted where the drafts are.
+        return (
+            best
+            if type(best) is type(survival)
+            else namespace(survival).asarray(best, device=device(survival))
+        )
 
     def tiers_of(self, gamma: int) -> list[int]:
         """Lengths with a graph, of a block of ``gamma``."""

@@ -224,6 +224,17 @@ def test_torch_decides_as_numpy_does(policy: Scheduler) -> None:
         assert_array_equal(ours, theirs.numpy())
 
 
+@pytest.mark.parametrize("policy", ENGINES, ids=repr)
+def test_a_live_step_has_its_history_on_the_host(policy: Scheduler) -> None:
+    """Survival of now is on the device, that of earlier steps in NumPy: the lengths are the device's."""
+    torch = pytest.importorskip("torch", reason="the [live] extra is not installed")
+    past = GOLDEN[[2, 0, 1, 3]].astype(np.float32)
+    ours = policy.schedule(GOLDEN.astype(np.float32), Batch(LINEAR, lagged=past))
+    theirs = policy.schedule(torch.from_numpy(GOLDEN.astype(np.float32)), Batch(LINEAR, lagged=past))
+    assert theirs.dtype == torch.int64
+    assert_array_equal(ours, theirs.numpy())
+
+
 @pytest.mark.parametrize("policy", [SGLang(lag=1), VLLM(), TensorRTLLM(tiers=(1, 2))], ids=repr)
 def test_an_engine_s_schedule_recovers_the_target(policy: Scheduler) -> None:
     """The simulation of appendix A: (0.70, 0.30) lies inside the 99.9% interval and 0.75 outside."""

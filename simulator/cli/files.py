@@ -101,32 +101,25 @@ def replay(
         Path, typer.Argument(help="A saved /server_info answer of SGLang, or one record out of it.")
     ],
     out: Annotated[Path, typer.Option(help="Directory to write.")],
-    table: Annotated[
-        list[str],
-        typer.Option(
-            help="Cost table that schedulers read, repeatable: SGLang's or TensorRT-LLM's FILE.json, or a "
-            "profile. The first is the engine's own, and the clock."
-        ),
-    ],
     policy: Annotated[
         list[str] | None,
         typer.Option(help="Policy, repeatable; the first stands for the engine. Default: sglang."),
     ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Cost table that schedulers read, repeatable: SGLang's or TensorRT-LLM's FILE.json, or a "
+            "profile. The first is the engine's own, and the clock. Default: the times that the dump holds."
+        ),
+    ] = None,
 ) -> None:
     """Decide each step of SGLang's record again: what differs and why, and what others would have given."""
-    from simulator.core.errors import refuse_repeats
+    from simulator.api.replaying import replay as decide_again
     from simulator.core.files import check_writable_directory
-    from simulator.deployment.beliefs import table_of
-    from simulator.dumps.outcomes import replay as decide_again
     from simulator.dumps.outcomes import write_replay
-    from simulator.dumps.steps import load_recording
-    from simulator.schedulers.parse import parse_policy
 
     check_writable_directory(out)
-    policies = [parse_policy(text) for text in policy or ("sglang",)]
-    refuse_repeats((each.name for each in policies), "--policy")
-    refuse_repeats(table, "--table")
-    found = decide_again(load_recording(file), policies, [(name, table_of(name)) for name in table])
+    found = decide_again(file, policy or "sglang", table or ())
     write_replay(found, out)
     typer.echo(found.summary())
     typer.echo(f"wrote {out}")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from simulator.core.arrays import Rows
 from simulator.core.errors import BadInputError
+from simulator.cost.believed import BelievedTable
 from simulator.interop.records import Record
 from simulator.interop.sglang_dump import UNCENSORED_MODES, open_dump, verdict
 
@@ -62,6 +63,26 @@ class Recording:
         """Rows of the graphs in which steps ran, rising, as far as the dump tells."""
         seen = {step.graph_rows for rank in self.ranks for step in rank if step.graph_rows is not None}
         return tuple(sorted(seen))
+
+    def own_table(self) -> BelievedTable:
+        """Read a cost table out of the dump: by rows, the median of the times that the engine predicted.
+
+        Of the times on the GPU where it predicted none. Sizes between are interpolated, and that a step's
+        requests count too is left out. Raises ``BadInputError`` where fewer than two sizes have times.
+        """
+        for name in ("predicted_s", "measured_s"):
+            times: dict[int, list[float]] = {}
+            for step in (each for rank in self.ranks for each in rank):
+                time_s = getattr(step, name)
+                if time_s is not None and time_s > 0:
+                    times.setdefault(step.requests + int(step.lengths.sum()), []).append(time_s)
+            if len(times) > 1:
+                rows = sorted(times)
+                return BelievedTable(0.0, [1.0], [0.0], rows, [float(np.median(times[n])) for n in rows])
+        raise BadInputError(
+            "has no step times of two sizes to read a table out of", source=self.source,
+            field="predicted_step_ms", remedy="give the engine's own: --table FILE.json",
+        )  # fmt: skip
 
     def lagged(self, rank: int, index: int, lag: int) -> NDArray[np.float32] | None:
         """Survival of a step's requests ``lag`` steps before, 1 for those not there yet, [R, gamma].

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import simulator
 from simulator.core.errors import BadInputError
 from simulator.cost.believed import BelievedTable
 from simulator.dumps.outcomes import bounds, replay
@@ -246,6 +247,26 @@ def test_what_cannot_be_decided_is_refused(tmp_path: Path) -> None:
     rising["records"][1]["reqs"][0]["survival"] = [0.5, 0.6, 0.1, 0.1]
     with pytest.raises(BadInputError, match="must not rise along a block"):
         recording_of(tmp_path / "rising.json", rising)
+
+
+def test_a_dump_s_own_times_are_a_table(tmp_path: Path) -> None:
+    """The engine predicted by its table, so its points are found again, and most decisions with them."""
+    path = tmp_path / "dump.json"
+    recording = recording_of(path, Recorder().run(200))
+    table = recording.own_table()
+    for rows in table.theta.at:
+        assert table.step_time_s(5, int(rows)) == pytest.approx(np.interp(rows, TOKENS, STEP_S))
+    found = simulator.replay(path)
+    assert found.policies["table"].iloc[1] == "the dump's own times"
+    assert found.differing < 0.1
+    untimed = Recorder().run(5)
+    for step in untimed["records"]:
+        del step["predicted_step_ms"]
+    with pytest.raises(BadInputError, match="no step times of two sizes to read a table out of"):
+        recording_of(path, untimed).own_table()
+    for number, step in enumerate(untimed["records"]):
+        step["step_gpu_ms"] = 5.0 + number
+    assert recording_of(path, untimed).own_table().lowest_s == pytest.approx(0.005, abs=0.004)
 
 
 def test_the_command_writes_tables_and_says_what_it_found(

@@ -45,15 +45,15 @@ GAMMA = 7
 """Block of the third profile's drafter, as in the paper's offline experiments."""
 
 
-def llama_on_h100() -> Profile:
+def llama_on_h100(drafter_price: float = 1.0) -> Profile:
     """Llama-3.1-8B on an H100 by published coefficients, with a drafter of five layers priced by layers.
 
     T = 5.886 ms + 21.0 us a row + 39.3 ns a KV token, and 1.21 ms of overhead a step (SpecDecode-Bench). The
-    drafter's pass is 5/32 of the target's at R * 7 rows, and 70 us a turn of its sequential head.
+    drafter's pass is 5/32 of the target's at R * 7 rows, times ``drafter_price``, its head 70 us a turn.
     """
     bias_s, row_s, layers = 5.886e-3, 21.0e-6, 5 / 32
     requests = (1.0, 512.0)
-    passes = tuple(layers * (bias_s + row_s * GAMMA * each) for each in requests)
+    passes = tuple(drafter_price * layers * (bias_s + row_s * GAMMA * each) for each in requests)
     published = Provenance(
         kind="published", source="SpecDecode-Bench/simulator: H100, Llama-3.1-8B", date="2026-11",
         notes="drafting priced by layers, not measured",
@@ -83,10 +83,11 @@ class Case:
     terms: tuple[Term, ...]
 
 
-def cases(request_share: float | None = None) -> list[Case]:
+def cases(request_share: float | None = None, drafter_price: float = 1.0) -> list[Case]:
     """Three profiles, each with mixed domains and with chat alone, whose drafts are accepted least.
 
     request_share: of the spread of difficulty that lies between requests; None as the models assume, 0.3.
+    drafter_price: multiple of the draft pass of the H100 profile.
     """
     made = []
     for name, slas, budget, loads in (
@@ -98,7 +99,7 @@ def cases(request_share: float | None = None) -> list[Case]:
         level, block = (-0.4, 5) if shipped else (0.0, GAMMA)
         target_ms = 1000 / parse_term(slas[1]).bound
         policies = _policies(block, shipped, budget, target_ms)
-        base = deploy(name if shipped else llama_on_h100(), required=False)
+        base = deploy(name if shipped else llama_on_h100(drafter_price), required=False)
         for traffic in ("mixed domains", "chat alone"):
             domains = ("math", "code", "chat") if traffic == "mixed domains" else ("chat",)
             model = "+".join(f"{1 / len(domains)!r}*qwen3-4b/dspark/{each}" for each in domains)
@@ -266,6 +267,9 @@ def main(words: Sequence[str] | None = None) -> None:
     options.add_argument(
         "--classes", action="store_true", help="two classes with targets of their own instead"
     )
+    options.add_argument(
+        "--drafter-price", type=float, default=1.0, help="multiple of the draft pass of the H100 profile"
+    )
     asked = options.parse_args(words)
     if asked.classes:
         table = two_classes(asked.seeds)
@@ -274,7 +278,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(classes_markdown(table))
         return
     rows, found = [], []
-    for case in cases(asked.request_share):
+    for case in cases(asked.request_share, asked.drafter_price):
         if asked.only in case.profile:
             if asked.policy:
                 case = replace(case, policies=tuple(dict.fromkeys((*asked.policy, REFERENCE, BOUND))))

@@ -15,6 +15,9 @@ from simulator.schedulers.options import read_options
 from simulator.schedulers.protocol import Batch
 from simulator.schedulers.search import GRID, admit, global_maximum, on_grid, throughput_of_budget
 
+_MOST_PROBES = 16
+"""Longest wait before a step is drafted again, in waits of ``probe`` steps: a choice."""
+
 
 @dataclass(frozen=True, slots=True)
 class OffGate(Remembering):
@@ -26,7 +29,8 @@ class OffGate(Remembering):
     (b) Request: with theta the tokens per second of late, a request is left out where its accepted drafts,
     less theta times the time of their rows, are fewer than theta times what its draft pass takes.
     weight: of the newest step in a request's mean. probe: steps after which what is left out is drafted once,
-    for without drafts there is no confidence and nothing to learn from. It needs survival and T with the
+    for without drafts there is no confidence and nothing to learn from; for whole steps, twice as long after
+    each probe that changed nothing, up to 16 times. It needs survival and T with the
     drafter's price; where that is inside the curve, nothing is saved.
     """
 
@@ -60,7 +64,7 @@ class OffGateMemory(Learner):
         self.accepted, self.verified = np.full(capacity, np.nan), np.full(capacity, np.nan)
         self.out = np.zeros(capacity, dtype=np.int64)
         self.drafted: Array = np.zeros(0, dtype=bool)
-        self.budget = self.idle = 0
+        self.budget, self.idle, self.wait = 0, 0, policy.probe
         self._cost: AskedCost | None = None
 
     def asks(self, requests: int, batch: Batch) -> Asked:
@@ -79,9 +83,13 @@ class OffGateMemory(Learner):
         theta, plain = self._theta(requests, count, batch)
         best = global_maximum(theta)
         if theta[best] > plain:
+            self.wait = self.policy.probe
             return best
-        # Nothing is learned without drafts, so now and then the best with drafts is taken all the same.
-        return max(best, 1) if self.idle + 1 >= self.policy.probe else 0
+        if self.idle + 1 < self.wait:
+            return 0
+        # Nothing is learned without drafts, so now and then, ever more seldom, they are taken all the same.
+        self.wait = min(2 * self.wait, _MOST_PROBES * self.policy.probe)
+        return max(best, 1)
 
     def _theta(self, requests: int, count: int, batch: Batch) -> tuple[Array, float]:
         """Tokens per second in grid units by budget with ``count`` drafted, and without a draft pass."""

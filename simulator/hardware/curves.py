@@ -15,7 +15,7 @@ from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
 from simulator.hardware.drafters import SEQUENTIAL_TURN_S, Drafter
 from simulator.hardware.formula import FormulaTimes
-from simulator.hardware.kernels import Engine, KernelTables, band, chosen, tables_version
+from simulator.hardware.kernels import Engine, KernelTables, band, chosen, small_cache, tables_version
 from simulator.hardware.memory import Layout
 
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -84,7 +84,10 @@ def kernel_profile(
     source = (
         f"aiconfigurator-core {tables_version()} (Apache-2.0), tables of {used} on {layout.gpu.kernel_tables}"
     )
-    return _profile(layout, drafters, _OfEngine(tables, used), "kernels", source, said, width, used)
+    made = _profile(layout, drafters, _OfEngine(tables, used), "kernels", source, said, width, used)
+    if small_cache(used, layout.precision):
+        return made.model_copy(update={"kv_tokens": 2 * layout.kv_tokens})
+    return made
 
 
 def formula_profile(layout: Layout, drafters: Sequence[Drafter] = ()) -> Profile:

@@ -105,17 +105,19 @@ class KernelTables:
         self.missing: dict[Engine, str] = {}
         for engine in ENGINES:
             try:
-                handle = compile_handle(described, self.gpu.kernel_tables, engine, **self._modes())
+                handle = compile_handle(described, self.gpu.kernel_tables, engine, **self._modes(engine))
                 handle.decode_step_per_op(1, 128, 2)
                 self.handles[engine] = handle
             except Exception as error:  # the tables' own errors have no common base
                 self.missing[engine] = str(error).split("{")[0].strip()[:120]
 
-    def _modes(self) -> dict[str, Any]:
+    def _modes(self, engine: Engine) -> dict[str, Any]:
         mode = _MODES[self.precision]
         modes: dict[str, Any] = {"tp_size": self.tp}
         if mode is not None:
             modes["gemm_quant_mode"] = mode
+        if small_cache(engine, self.precision):
+            modes["kvcache_quant_mode"] = "fp8"
         if self.model.experts is not None:
             modes |= {"moe_tp_size": self.tp, "moe_ep_size": 1}
             if mode is not None:
@@ -160,6 +162,11 @@ class KernelTables:
             share = model.experts.touched(rows) / model.experts.count
             read += model.routed_parameters * each * share
         return read / self.tp / self.gpu.bandwidth_bytes_per_s
+
+
+def small_cache(engine: Engine, precision: Precision) -> bool:
+    """Whether keys and values take 8 bits: TensorRT-LLM's fp8 checkpoints bring such a cache along."""
+    return engine == "trtllm" and precision == "fp8"
 
 
 def chosen(gates: Sequence[Gate], asked: Engine | None) -> Engine:

@@ -213,10 +213,9 @@ def summary(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(by, key, strict=True)) | {"rows": len(each)}
         for name in ("tpot", "ttft"):
             error = each[f"{name}_error"].dropna()
-            row |= {
-                f"{name}_median": float(error.abs().median()), f"{name}_p90": float(error.abs().quantile(0.9)),
-                f"{name}_bias": float(error.median()),
-            }  # fmt: skip
+            size = error.abs()
+            row |= {f"{name}_median": float(size.median()), f"{name}_p90": float(size.quantile(0.9))}
+            row |= {f"{name}_bias": float(error.median())}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -290,9 +289,8 @@ def main() -> None:
     write_csv(asked.out / "summary.csv", found_summary, "%.4g")
     write_csv(asked.out / "refused.csv", pd.DataFrame(why.most_common(), columns=["why", "rows"]))
     plot(table, asked.out / "tpot.png")
-    print(
-        f"{len(judged)} rows; {len(rows)} simulated, {len(table)} of them reported; {sum(why.values())} refused"
-    )
+    said = f"{len(rows)} simulated, {len(table)} of them reported; {sum(why.values())} refused"
+    print(f"{len(judged)} rows; {said}")
     print("host time of a step, ms: " + ", ".join(f"{name} {1e3 * each:.2f}" for name, each in hosts.items()))
     print(
         "nothing fitted, the same rows: " + markdown(summary(plain[is_reported], ["engine"])).splitlines()[-1]

@@ -13,6 +13,7 @@ from simulator.core.errors import BadInputError
 if TYPE_CHECKING:
     from simulator.api.workbench import Workbench
     from simulator.deployment.profile import Profile
+    from simulator.hardware.choose import Hardware
     from simulator.parallel.cells import Sweeping
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random stream.")]
@@ -45,12 +46,9 @@ Prefill = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deployed:
-    """What is deployed: a profile, or a model on a GPU, and how good its drafts are."""
+class OnHardware:
+    """A model on a GPU."""
 
-    profile: Annotated[
-        str | None, typer.Option(help="Shipped profile (see `dspark-sim list`) or a profile FILE.json.")
-    ] = None
     model: Annotated[
         str | None,
         typer.Option(help="Instead of a profile: a model (`dspark-sim list --models`) or its config.json."),
@@ -72,6 +70,24 @@ class Deployed:
             help="Drafter whose cost is derived, repeatable: dspark:LAYERSl@BLOCK, dflash:5l, eagle3, mtp1, "
             "mtp:K. Default: dspark:5l and mtp1."
         ),
+    ] = None
+
+    def hardware(self, gpu: str) -> Hardware:
+        """Return it as the library reads it."""
+        from simulator.hardware.choose import DRAFTERS, Hardware
+
+        return Hardware(
+            model=str(self.model), gpu=gpu, tp=self.tp, engine=self.engine, precision=self.precision,
+            drafters=self.drafter or DRAFTERS,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed(OnHardware):
+    """What is deployed: a profile, or a model on a GPU, and how good its drafts are."""
+
+    profile: Annotated[
+        str | None, typer.Option(help="Shipped profile (see `dspark-sim list`) or a profile FILE.json.")
     ] = None
     acceptance: Annotated[
         list[str] | None,
@@ -122,15 +138,10 @@ class Deployed:
                 "takes a profile, or `model` and `gpu` together", source="profile", value=self.profile,
                 remedy="leave one out" if self.profile else "name both",
             )  # fmt: skip
-        from simulator.hardware.choose import DRAFTERS, Hardware, profile_for, require_acceptance
+        from simulator.hardware.choose import profile_for, require_acceptance
 
         require_acceptance(self.model, self.acceptance or ())
-        chosen = profile_for(
-            Hardware(
-                model=self.model, gpu=self.gpu, tp=self.tp, engine=self.engine, precision=self.precision,
-                drafters=self.drafter or DRAFTERS,
-            )
-        )  # fmt: skip
+        chosen = profile_for(self.hardware(self.gpu))
         for note in chosen.notes:
             typer.echo(note, err=True)
         return chosen.profile

@@ -16,6 +16,8 @@ from simulator.cli.options import (
     Deployed,
     KeptWorkers,
     Limits,
+    OnHardware,
+    Policies,
     Policy,
     ProcessLengths,
     Seed,
@@ -33,15 +35,33 @@ if TYPE_CHECKING:
 @grouped
 def plan(
     where: Workers,
+    on: OnHardware,
     scenario: Annotated[Path | None, typer.Argument(help="Scenario YAML; --init writes one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory to write; an interrupted plan resumes.")] = None,
     init: Annotated[
         Path | None, typer.Option(help="Write a commented scenario to this file and stop.")
     ] = None,
+    traffic: Annotated[
+        str | None, typer.Option(help="Without a scenario, with --model and --gpu: poisson:50/s, ...")
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Lengths of that traffic.")] = "azure-2023-conversation",
+    sla: Annotated[
+        list[str] | None, typer.Option(help="Term, repeatable: tps_p10>=60, ttft_p99<=2s.")
+    ] = None,
+    acceptance: Annotated[
+        list[str] | None, typer.Option(help="MODEL or DRAFTER=MODEL, repeatable; `dspark-sim list`.")
+    ] = None,
+    policy: Policies = None,
 ) -> None:
-    """From an SLA and traffic to GPUs and cost: report.html, CSV, PNG. Exit 1: the SLA cannot be kept."""
+    """From an SLA and traffic to GPUs and cost: report.html, CSV, PNG. Exit 1: the SLA cannot be kept.
+
+    Either a scenario file, or --model and --gpu (several with commas) with --traffic and --sla.
+    """
     if init is not None:
         _write_example(init)
+        return
+    if on.model is not None or on.gpu is not None:
+        _plan_hardware(on, where, traffic, lengths, sla or [], acceptance or [], policy, scenario, out)
         return
     if scenario is None or out is None:
         raise BadInputError(
@@ -69,6 +89,42 @@ def plan(
         typer.echo(f"warning: {warning}", err=True)
     print_plan(result)
     typer.echo(f"wrote {out / 'report.html'} and the tables beside it")
+
+
+def _plan_hardware(
+    on: OnHardware, where: Workers, traffic: str | None, lengths: str, sla: list[str],
+    acceptance: list[str], policies: list[str] | None, scenario: Path | None, out: Path | None,
+) -> None:  # fmt: skip
+    """Plan the same traffic on each GPU, and compare."""
+    from simulator.api.hardware_plan import POLICIES, comparison, plan_hardware, write_scenarios
+    from simulator.core.files import check_writable_directory, write_csv
+    from simulator.report.terminal import print_hardware
+
+    if on.model is None or on.gpu is None or traffic is None or out is None or scenario is not None:
+        raise BadInputError(
+            "needs --model, --gpu, --traffic, --sla and --out, or a scenario alone", source="plan",
+            remedy="as in --model qwen3-8b --gpu h100,h200 --traffic poisson:50/s --sla 'tps_p10>=60'",
+        )  # fmt: skip
+    check_writable_directory(out)
+    answers = []
+    for answer in plan_hardware(
+        on.hardware(on.gpu), on.gpu.split(","), traffic=traffic, lengths=lengths, sla=sla,
+        acceptance=acceptance, policies=policies or POLICIES, workers=where.workers, directory=out,
+    ):  # fmt: skip
+        answers.append(answer)
+        for note in answer.notes:
+            typer.echo(note, err=True)
+        if answer.plan is not None:
+            answer.plan.report(out / answer.gpu)
+    table = comparison(answers)
+    if not table.empty:
+        write_csv(out / "hardware.csv", table)
+    print_hardware(table, {each.gpu: each.why_not for each in answers if each.why_not})
+    written = write_scenarios(answers, out)
+    if written:
+        typer.echo(f"wrote {', '.join(map(str, written))} to refine, and a report for each")
+    if table.empty:
+        raise InfeasibleError("no GPU named keeps the SLA")
 
 
 @grouped

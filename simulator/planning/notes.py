@@ -99,10 +99,11 @@ def list_assumptions(
     scenario: Scenario, servers: Sequence[Server], traffic: Traffic, sizing: Sizing
 ) -> list[tuple[str, str]]:
     """List what a plan takes for granted: topic and text."""
-    from simulator.deployment.profile import load_profile
-
-    profile, limits = load_profile(scenario.profile), scenario.limits()
+    profile, limits = scenario.loaded_profile(), scenario.limits()
     facts = [("Cost of a step", f"{profile.title}: {profile.provenance.line()}")]
+    if profile.step_time_band is not None:
+        kind = f"{profile.provenance.kind}: step times may be off by {profile.step_time_band:.0%} either way"
+        facts.append(("Error of that cost", f"{kind}; the sensitivity shows what it means"))
     seen: dict[str, str] = {}
     for model in (plan.acceptance for server in servers for plan in server.plans):
         if model is not None:

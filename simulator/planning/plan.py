@@ -42,13 +42,23 @@ from simulator.sweeps.frontier import MixCell, run_mix, steps_for
 from simulator.sweeps.leads import Recommendation
 from simulator.traffic.sources import Traffic
 
-VARIANTS = {
-    "acceptance -10%": (0.9, 1.0),
-    "acceptance +10%": (1.1, 1.0),
-    "step time -10%": (1.0, 0.9),
-    "step time +10%": (1.0, 1.1),
-}
-"""What the sensitivity analysis changes: factors on accepted draft tokens and on step time."""
+OFF = 0.1
+"""Share by which inputs are off in the sensitivity analysis where nobody knows better. A choice."""
+
+
+def variants_of(step_time_band: float | None) -> dict[str, tuple[float, float]]:
+    """Return what the sensitivity analysis changes: factors on accepted draft tokens and on step time.
+
+    step_time_band: by which share step times may be off, as the profile knows it.
+    """
+    steps = OFF if step_time_band is None else step_time_band
+    return {
+        f"acceptance -{OFF:.0%}": (1 - OFF, 1.0),
+        f"acceptance +{OFF:.0%}": (1 + OFF, 1.0),
+        f"step time -{steps:.0%}": (1.0, 1 - steps),
+        f"step time +{steps:.0%}": (1.0, 1 + steps),
+    }
+
 
 GRID = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.1, 1.25, 1.5)
 """Rates at which every policy is tried, as shares of the best policy's sustainable rate."""
@@ -130,7 +140,9 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
         raise InfeasibleError(_nearest_feasible(sla, found))
     refuse_extrapolated(scenario, servers, found)
     check_fleet_size(scenario, sizing, found)
-    variants = _searched(sweep, _variants(servers, found, precision), "Sensitivity")
+    variants = _searched(
+        sweep, _variants(servers, found, precision, scenario.loaded_profile().step_time_band), "Sensitivity"
+    )
     best = max(each.rate_per_s for each in found)
     cells = [_grid_trial(server, best, share) for server in servers for share in GRID]
     trials = _tried(sweep, cells, "Rates")
@@ -212,10 +224,12 @@ def _at_peak(servers: Sequence[Server], found: Sequence[RateSearch], sizing: Siz
     ]
 
 
-def _variants(servers: Sequence[Server], found: Sequence[RateSearch], precision: float) -> list[Search]:
+def _variants(
+    servers: Sequence[Server], found: Sequence[RateSearch], precision: float, step_time_band: float | None
+) -> list[Search]:
     cells = []
     for server, base in zip(servers, found, strict=True):
-        for name, (acceptance, cost) in VARIANTS.items():
+        for name, (acceptance, cost) in variants_of(step_time_band).items():
             if base.feasible:
                 plans = tuple(with_cost(with_acceptance(p, acceptance), cost) for p in server.plans)
                 guess = base.rate_per_s / cost

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import Profile, load_profile
 from simulator.engine.limits import EngineLimits, Prefill
 from simulator.fleet.layout import RouterName
+from simulator.hardware.choose import DRAFTERS, Hardware, profile_for
 from simulator.schedulers.parse import NamedPolicy, parse_policy
 from simulator.sla.terms import Sla, parse_sla, parse_term
 from simulator.traffic.arrivals import ClosedLoop
@@ -187,11 +189,35 @@ class SearchSpec(_Strict):
     extrapolate_rows: bool = False
 
 
+class HardwareSpec(_Strict):
+    """A model on a GPU in place of a profile; see ``hardware.choose.Hardware``."""
+
+    model: str
+    gpu: str
+    tp: int | None = Field(default=None, gt=0)
+    engine: str | None = None
+    precision: str | None = None
+    drafters: tuple[str, ...] = DRAFTERS
+
+    def profile(self) -> Profile:
+        """Return the profile that answers for it, the same object each time."""
+        return _profile_of(self)
+
+
+@cache
+def _profile_of(spec: HardwareSpec) -> Profile:
+    return profile_for(Hardware(**spec.model_dump())).profile
+
+
 class Scenario(_Strict):
-    """Everything a plan depends on. Unknown keys are refused."""
+    """Everything a plan depends on. Unknown keys are refused.
+
+    profile, hardware: exactly one says what a step costs.
+    """
 
     name: str
-    profile: str
+    profile: str | None = None
+    hardware: HardwareSpec | None = None
     policies: tuple[str, ...] = ("mtp1", "fixed:3", "dspark", "dspark-async")
     acceptance: tuple[str, ...] = ()
     traffic: TrafficSpec
@@ -200,6 +226,15 @@ class Scenario(_Strict):
     fleet: FleetSpec = FleetSpec()
     price: PriceSpec = PriceSpec()
     search: SearchSpec = SearchSpec()
+
+    def loaded_profile(self) -> Profile:
+        """Return what a step costs; ``BadInputError`` unless exactly one of profile and hardware is given."""
+        if (self.profile is None) == (self.hardware is None):
+            raise self._error("profile", "needs exactly one of profile and hardware", self.profile)
+        if self.hardware is not None:
+            return self.hardware.profile()
+        assert self.profile is not None
+        return load_profile(self.profile)
 
     def deployment(self) -> Deployment:
         """Return the profile with its acceptance, or with the one given here."""
@@ -226,7 +261,7 @@ class Scenario(_Strict):
 
     def replica_gpus(self) -> int:
         """GPUs of one replica, from the scenario or from the profile."""
-        return self.replica.gpus_of(load_profile(self.profile))
+        return self.replica.gpus_of(self.loaded_profile())
 
     def demand(self, directory: Path = Path()) -> Traffic:
         """Load the demanded traffic; files are relative to ``directory``, where the scenario lies."""
@@ -266,7 +301,9 @@ class Scenario(_Strict):
 
     def _deployment(self, specs: tuple[str, ...]) -> Deployment:
         # A class may be the only one to give acceptance, so that none for all is not yet an error.
-        return deploy(self.profile, specs, required=False, extrapolate_rows=self.search.extrapolate_rows)
+        return deploy(
+            self.loaded_profile(), specs, required=False, extrapolate_rows=self.search.extrapolate_rows
+        )
 
     def _error(self, field: str, problem: str, value: object = None) -> BadInputError:
         return BadInputError(problem, source=self.name, field=field, value=value)
@@ -399,6 +436,8 @@ name: Chat on DeepSeek-V4-Flash
 
 # Cost of a step: a shipped profile (`dspark-sim list`) or a profile file.
 profile: deepseek-v4-flash
+# Or a model on a GPU (`dspark-sim list --models --gpus`), whose cost is composed from measured kernels:
+# hardware: {model: Qwen/Qwen3-32B, gpu: h100}     # tp, engine, precision, drafters too
 
 # Verification policies to compare; the first is the baseline of every gain.
 policies: [mtp1, "fixed:3", dspark, dspark-async]

@@ -22,6 +22,7 @@ TABLES: Mapping[str, str] = {
     "day.csv": "`plan`: replicas over the day.",
     "growth.csv": "`plan`: the fleet when traffic grows.",
     "sensitivity.csv": "`plan`: the fleet when an input is off.",
+    "hardware.csv": "`plan --model --gpu`: a row for each GPU and policy that keeps the SLA, cheapest first.",
     "cost.csv": "`plan`: the cost when the first term of the SLA is tightened or relaxed.",
     "decisions.csv": "`replay`: a row for each recorded step, decided again by the first policy and table.",
     "reasons.csv": "`replay`: how many steps each reason explains.",
@@ -161,6 +162,10 @@ COLUMNS: Mapping[str, str] = {
     "goodput_per_s": "Requests/s that keep every term that promises something to each.",
     "binding": "What keeps the rate from being higher.",
     "tied": "Policies that cannot be told from this one.",
+    "gpu": "GPU of the row.",
+    "recommended": "Whether the plan of that GPU recommends the policy.",
+    "curve": "What step times rest on: measured, kernels or modelled.",
+    "step_time_band": "Share by which step times may be off, up or down.",
     # Terms and trials
     "load": "run: a planned replica's share of the peak; limit: the most that a replica carries.",
     "rate_per_s": "Requests/s: of the trial, or of the day's interval.",

@@ -96,6 +96,27 @@ def report_comparison(frontier: pd.DataFrame, slas: Sequence[Term], profile: Pro
     console.print(f"wrote {out}/: {names}", highlight=False)
 
 
+def print_hardware(table: pd.DataFrame, refused: Mapping[str, str]) -> None:
+    """Print what the same traffic costs on each GPU, cheapest first, and why others have no answer."""
+    console = Console()
+    if not table.empty:
+        shown = _table(
+            "By hardware, cheapest first", "GPU", "policy", "GPUs", "replicas", "cost per 1M output tokens",
+            "requests/s a replica", "curve",
+        )  # fmt: skip
+        for row in table.to_dict("records"):
+            band = "" if row["step_time_band"] is None else f" ± {row['step_time_band']:.0%}"
+            cost = float(row["cost_per_million_output_tokens"])
+            shown.add_row(
+                str(row["gpu"]), str(row["policy"]), f"{row['gpus']:,.0f}", f"{row['replicas']:,.0f}",
+                "not known" if math.isnan(cost) else f"{cost:.3f}", f"{row['rate_per_replica_per_s']:.3g}",
+                f"{row['curve']}{band}", style="bold" if row["recommended"] else None,
+            )  # fmt: skip
+        console.print(shown)
+    for gpu, why in refused.items():
+        _say(console, f"{gpu}: {why}")
+
+
 def print_plan(result: CapacityPlan) -> None:
     """Print what a plan answers: fleets with their intervals, what users get of each term, and what binds."""
     console = Console()

@@ -39,6 +39,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         ("acceptance", "show", "qwen3-4b-chat", "--out", out / "thresholds.csv"),
         ("replay", written_dump(out / "dump.json"), "--table", "deepseek-v4-flash", "--out", out / "again"),
         ("plan", out / "scenario.yaml", "--workers", "1", "--out", out / "plan"),
+        ("plan", "--model", "qwen3-8b", "--gpu", "h100", "--acceptance", "length:3@7", *load, "--sla",
+         "tps_p10>=20", "--workers", "1", "--out", out / "hardware"),
     ):  # fmt: skip
         assert run(*words) == 0
     found: dict[str, set[str]] = {}

@@ -1,0 +1,148 @@
+"""The planner's first question: a model, some GPUs, traffic and promises; no scenario, profile or device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from simulator.api.planning import Plan
+from simulator.api.planning import plan as make_plan
+from simulator.core.errors import BadInputError, InfeasibleError, refuse_repeats
+from simulator.core.files import write_text
+from simulator.hardware.choose import Hardware, profile_for, require_acceptance
+from simulator.hardware.gpus import load_gpu
+from simulator.planning.scenario import HardwareSpec, PriceSpec, Scenario
+
+POLICIES = ("autoregressive", "dspark-async")
+"""Without speculation, and with it: what the answer compares unless other policies are named."""
+
+COARSE = {"precision": "10%", "requests": 400, "concurrency": [4, 16, 64]}
+"""Search of a first answer: seconds for each GPU. The scenario that is written searches as finely as any."""
+
+MOST_CONCURRENT = 256
+
+CONTEXT_TOKENS = 2048
+"""Tokens of a request in the cache, for choosing how many may run at once. A choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareAnswer:
+    """One GPU's answer: its plan, or why there is none.
+
+    notes: which curve it rests on. scenario: the one to refine, as YAML.
+    """
+
+    gpu: str
+    plan: Plan | None
+    why_not: str | None
+    notes: tuple[str, ...]
+    scenario: str
+
+
+def plan_hardware(
+    asked: Hardware,
+    gpus: Sequence[str],
+    *,
+    traffic: str,
+    lengths: str,
+    sla: Sequence[str],
+    acceptance: Sequence[str],
+    policies: Sequence[str] = POLICIES,
+    workers: int = 1,
+    directory: Path | None = None,
+) -> Iterator[HardwareAnswer]:
+    """Plan the same traffic on each GPU, one after the other.
+
+    asked: the model, and how it is laid out; its own GPU is not looked at. directory: keeps finished
+    searches, a folder for each GPU. Raises ``BadInputError`` for words that are not known and for a GPU named
+    twice.
+    """
+    refuse_repeats(gpus, "gpu")
+    require_acceptance(asked.model, acceptance)
+    for gpu in gpus:
+        load_gpu(gpu)
+    for gpu in gpus:
+        here = replace(asked, gpu=gpu)
+        try:
+            chosen = profile_for(here)
+        except InfeasibleError as error:
+            yield HardwareAnswer(gpu, None, str(error), (), "")
+            continue
+        words = _words(here, chosen.layout.kv_tokens, traffic, lengths, sla, acceptance, policies)
+        text = yaml.safe_dump(words, sort_keys=False, allow_unicode=True, width=110)
+        coarse = Scenario.model_validate(words | {"search": COARSE})
+        kept = None if directory is None else directory / gpu / "cells"
+        try:
+            found = make_plan(coarse, workers=workers, directory=kept, progress=True)
+            yield HardwareAnswer(gpu, found, None, chosen.notes, text)
+        except InfeasibleError as error:
+            yield HardwareAnswer(gpu, None, str(error), chosen.notes, text)
+
+
+def comparison(answers: Sequence[HardwareAnswer]) -> pd.DataFrame:
+    """Tabulate the answers, cheapest first: a row for each GPU and policy that keeps the SLA.
+
+    Columns: gpu, policy, recommended, curve, step_time_band, replicas, gpus, cost_per_million_output_tokens,
+    and rate_per_replica_per_s.
+    """
+    rows = []
+    for answer in answers:
+        if answer.plan is None:
+            continue
+        profile = answer.plan.scenario.loaded_profile()
+        for each in answer.plan.plans[answer.plan.plans["feasible"]].to_dict("records"):
+            rows.append(
+                {
+                    "gpu": answer.gpu, "policy": each["policy"],
+                    "recommended": each["policy"] == answer.plan.recommended,
+                    "curve": profile.provenance.kind, "step_time_band": profile.step_time_band,
+                    "replicas": each["replicas"], "gpus": each["gpus"],
+                    "cost_per_million_output_tokens": each["cost_per_million_output_tokens"],
+                    "rate_per_replica_per_s": each["rate_per_replica_per_s"],
+                }
+            )  # fmt: skip
+    table = pd.DataFrame(rows)
+    return table if table.empty else table.sort_values(
+        ["cost_per_million_output_tokens", "gpus"], ignore_index=True
+    )  # fmt: skip
+
+
+def write_scenarios(answers: Sequence[HardwareAnswer], out: Path) -> list[Path]:
+    """Write each GPU's scenario, the one to refine; returns the files."""
+    paths = []
+    for answer in answers:
+        if answer.scenario:
+            path = out / f"{answer.gpu}.yaml"
+            write_text(
+                path, f"# Refine it: dspark-sim plan {path} --out {out / answer.gpu}\n{answer.scenario}"
+            )
+            paths.append(path)
+    return paths
+
+
+def _words(
+    asked: Hardware, kv_tokens: int, traffic: str, lengths: str, sla: Sequence[str],
+    acceptance: Sequence[str], policies: Sequence[str],
+) -> dict[str, object]:  # fmt: skip
+    """Return a scenario as it is written: only what differs from the defaults."""
+    if not sla:
+        raise BadInputError("is missing", source="sla", remedy="as in 'ttft_p99<=2s' or 'tps_p10>=60'")
+    price = load_gpu(asked.gpu).price_per_hour
+    hardware = HardwareSpec(
+        model=asked.model, gpu=asked.gpu, tp=asked.tp, engine=asked.engine, precision=asked.precision,
+        drafters=tuple(asked.drafters),
+    )  # fmt: skip
+    return {
+        "name": f"{asked.model} on {asked.gpu}",
+        "hardware": hardware.model_dump(exclude_defaults=True, mode="json"),
+        "policies": list(policies),
+        "acceptance": list(acceptance),
+        "traffic": {"arrivals": traffic, "lengths": lengths},
+        "sla": list(sla),
+        "replica": {"concurrency": max(1, min(MOST_CONCURRENT, kv_tokens // CONTEXT_TOKENS))},
+        "price": {"gpu_hour": PriceSpec().gpu_hour if price is None else price},
+    }

@@ -1,0 +1,98 @@
+"""A plan without a scenario: each GPU's answer, what is written to refine it, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simulator.api.hardware_plan import comparison, plan_hardware, write_scenarios
+from simulator.core.errors import BadInputError
+from simulator.hardware.choose import Hardware
+from simulator.planning.plan import OFF, variants_of
+from simulator.planning.scenario import load_scenario
+from tests.support.command_line import run
+
+ASKED = Hardware(model="qwen3-8b", gpu="h100")
+TRAFFIC = {
+    "traffic": "poisson:40/s", "lengths": "fixed:200/60", "sla": ["tps_p10>=40"],
+    "acceptance": ["qwen3-8b/dspark/mt-bench"],
+}  # fmt: skip
+
+
+def test_each_gpu_answers_and_leaves_a_scenario_to_refine(tmp_path: Path) -> None:
+    answers = list(plan_hardware(ASKED, ["h100", "l40s"], **TRAFFIC))  # type: ignore[arg-type]
+    table = comparison(answers)
+    assert set(table["gpu"]) == {"h100", "l40s"}
+    assert set(table["policy"]) == {"autoregressive", "dspark-async"}
+    assert table["cost_per_million_output_tokens"].dropna().is_monotonic_increasing
+    curves = dict(zip(table["gpu"], table["curve"], strict=True))
+    assert curves["h100"] == "kernels"
+    for row in table.to_dict("records"):
+        assert row["replicas"] * row["rate_per_replica_per_s"] >= 40
+    paths = write_scenarios(answers, tmp_path)
+    refined = load_scenario(paths[0])
+    assert refined.loaded_profile().name == "kernels/h100/qwen3-8b-tp1-bf16"
+    assert refined.price.gpu_hour == 2.95
+    assert refined.search.precision == "2%"  # finer than the first answer
+
+
+def test_speculation_needs_no_more_replicas() -> None:
+    (answer,) = plan_hardware(ASKED, ["h100"], **TRAFFIC)  # type: ignore[arg-type]
+    assert answer.plan is not None
+    plans = answer.plan.plans.set_index("policy")
+    assert (
+        plans["rate_per_replica_per_s"]["dspark-async"] >= plans["rate_per_replica_per_s"]["autoregressive"]
+    )
+    facts = dict(answer.plan.assumptions)
+    assert "kernels: step times may be off by" in facts["Error of that cost"]
+    band = answer.plan.scenario.loaded_profile().step_time_band
+    assert set(answer.plan.sensitivity["variant"]) >= set(variants_of(band))
+
+
+def test_the_sensitivity_uses_the_band_of_the_curve() -> None:
+    assert variants_of(None)[f"step time +{OFF:.0%}"] == (1.0, 1.1)
+    assert variants_of(0.25) == {
+        "acceptance -10%": (0.9, 1.0), "acceptance +10%": (1.1, 1.0), "step time -25%": (1.0, 0.75),
+        "step time +25%": (1.0, 1.25),
+    }  # fmt: skip
+
+
+def test_a_model_that_does_not_fit_is_said_beside_those_that_do() -> None:
+    big = Hardware(model="llama-3.1-405b", gpu="h100", precision="fp8")
+    (answer,) = plan_hardware(big, ["l40s"], **TRAFFIC)  # type: ignore[arg-type]
+    assert answer.plan is None or answer.plan.scenario.replica_gpus() == 16
+    tight = Hardware(model="llama-3.1-405b", gpu="h100", precision="bf16", tp=4)
+    (answer,) = plan_hardware(tight, ["h100"], **TRAFFIC)  # type: ignore[arg-type]
+    assert "does not fit" in str(answer.why_not)
+    assert comparison([answer]).empty
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sla": []}, "sla: is missing"),
+        ({"acceptance": []}, "acceptance: how good drafts are"),
+        ({"lengths": "nonsense"}, "lengths"),
+    ],
+)
+def test_what_is_missing_is_named(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(BadInputError, match=said):
+        list(plan_hardware(ASKED, ["h100"], **(TRAFFIC | changes)))  # type: ignore[arg-type]
+    with pytest.raises(BadInputError, match="gpu"):
+        list(plan_hardware(ASKED, ["h100", "h100"], **TRAFFIC))  # type: ignore[arg-type]
+
+
+def test_a_scenario_takes_a_profile_or_hardware(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "name: x\nsla: ['tps_p10>=20']\ntraffic: {arrivals: 'poisson:4/s', lengths: 'fixed:100/30'}\n"
+    path = tmp_path / "s.yaml"
+    for both in ("", "profile: deepseek-v4-flash\nhardware: {model: qwen3-8b, gpu: h100}\n"):
+        path.write_text(text + both)
+        assert run("plan", path, "--out", tmp_path / "out") == 2
+        said = capsys.readouterr().err
+        assert "needs exactly one of profile and hardware" in said
+        assert "s.yaml" in said
+    path.write_text(text + "hardware: {model: qwen3-88b, gpu: h100}\n")
+    assert run("plan", path, "--out", tmp_path / "out") == 2
+    assert "is not a model of the catalogue" in capsys.readouterr().err
+    assert run("plan", "--model", "qwen3-8b", "--out", tmp_path / "out") == 2

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from simulator.core.arrays import Floats
-from simulator.core.statistics import BATCHES
+from simulator.core.statistics import BATCHES, t_quantile
 
 MATERIAL_GROWTH = 0.005
 """Growth of a queue, as a share of the arrivals, that is called saturation once chance is ruled out."""
@@ -54,7 +53,7 @@ def queue_trend(arrived_s: Floats, served_s: Floats, from_s: float, to_s: float)
     spread = np.sqrt(square / (BATCHES - 2) / (middle @ middle) * (1 + r) / (1 - r))
     arrivals = int(np.searchsorted(entered, to_s) - np.searchsorted(entered, from_s))
     material = max(5.0, MATERIAL_GROWTH * arrivals) / (to_s - from_s)
-    return Trend(slope, float(spread * stats.t.ppf(0.975, BATCHES - 2)), material)
+    return Trend(slope, float(spread * t_quantile(0.975, BATCHES - 2)), material)
 
 
 def is_saturated(arrived_s: Floats, served_s: Floats, from_s: float, to_s: float) -> bool:

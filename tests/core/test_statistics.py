@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from simulator.acceptance.trace import Replay
-from simulator.core.statistics import rate_interval, ratio_interval, replicated_ratio, units_needed
+from simulator.core.statistics import (
+    rate_interval,
+    ratio_interval,
+    replicated_ratio,
+    t_quantile,
+    units_needed,
+)
 from simulator.engine.cursors import TraceCursors
 from tests.support.engines import closed_loop
 
@@ -87,3 +93,11 @@ def test_reuse_is_the_design_effect_of_rows_counted_one_by_one(
     expected = (visits**2).sum() / visits.sum() if drawn and visits.any() else 1.0
     assert cursors.reuse(requests, tokens) == pytest.approx(expected)
     assert_array_equal(visits.sum(), tokens.sum())
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 19, 198, 1e5])
+def test_the_t_quantile_is_scipys_bit_for_bit(freedom: float) -> None:
+    from scipy import stats
+
+    for share in (0.9, 0.975, 0.995):
+        assert t_quantile(share, freedom) == stats.t.ppf(share, freedom)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.files import append_line, write_text
 from simulator.core.random import random_stream
 from simulator.core.reading import decoded, read_bounded
+from simulator.core.statistics import t_quantile
 from simulator.live.device import OutOfMemoryError
 
 GROSS = 3.0
@@ -174,7 +174,7 @@ def _scatter(kept: Any) -> tuple[float, ...]:
 
 
 def _relative(values: Any, part_of_s: float) -> float:
-    half = values.std(ddof=1) / math.sqrt(len(values)) * stats.t.ppf(0.975, len(values) - 1)
+    half = values.std(ddof=1) / math.sqrt(len(values)) * t_quantile(0.975, len(values) - 1)
     size = max(values.mean(), part_of_s)
     return float(half / size) if size > 0 else math.inf
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from simulator.acceptance.calibration import (
     REFERENCE,
@@ -28,6 +27,7 @@ from simulator.acceptance.calibration import (
 )
 from simulator.acceptance.trace import AcceptanceTrace, anchor_rows
 from simulator.core.files import write_csv
+from simulator.core.statistics import t_quantile
 from simulator.live.tracing.record import Kind, prefix_outcomes
 from simulator.sweeps.thresholds import threshold_sweep
 
@@ -67,7 +67,7 @@ def accepted_length_table(recorded: Iterable[Recorded]) -> pd.DataFrame:
                 "sequences": count,
                 "rounds": round(float(rounds.sum())),
                 "accepted_length": tau,
-                "half_width": spread * stats.t.ppf(0.975, count - 1),
+                "half_width": spread * t_quantile(0.975, count - 1),
                 "novelty": novelty(item.trace),
             }
         )

@@ -12,10 +12,18 @@ from pathlib import Path
 import simulator
 from simulator.acceptance.trace_file import load_trace
 from simulator.cli.app import main
+from simulator.core.errors import InfeasibleError
 from simulator.core.units import numbers, parse_duration_s, parse_percent, parse_rate_per_s
 from simulator.deployment.acceptance_text import parse_acceptance
 from simulator.deployment.beliefs import load_table
+from simulator.deployment.engine_files import profile_of_rounds, profile_of_table, trace_of_dump
+from simulator.deployment.measured_steps import fitted_profile
 from simulator.deployment.profile import load_profile
+from simulator.hardware.drafters import parse_drafter
+from simulator.hardware.formula import FormulaTimes
+from simulator.hardware.gpus import load_gpu
+from simulator.hardware.memory import smallest_layout
+from simulator.hardware.models import load_model, read_config
 from simulator.interop.acceptance_files import load_acceptance
 from simulator.interop.sglang_dump import load_step_dump
 from simulator.interop.sglang_profiler import load_rounds
@@ -153,6 +161,10 @@ COMMANDS = (
     ("dspark-sim", "regret", *_FLASH, "--believed", "floor:4", "--concurrency", "4", "--seeds", "2",
      "--workers", "1", "--lengths", "fixed:50/20", "--out", "OUT/r.csv"),
     ("dspark-sim", "list"),
+    ("dspark-sim", "frontier", "--model", "qwen3-8b", "--gpu", "h100", "--tp", "1", "--precision", "fp8",
+     "--drafter", "dspark:5l@7", "--acceptance", "length:3@7", "--policy", "fixed:3", "--concurrency", "2",
+     *_FAST, "--out", "OUT/h.csv"),
+    ("dspark-sim", "export", "sglang", "deepseek-v4-flash", "--context", "100", "--out", "OUT/t.json"),
 )  # fmt: skip
 
 TEXTS: Mapping[str, Callable[[str], object]] = {
@@ -167,6 +179,7 @@ TEXTS: Mapping[str, Callable[[str], object]] = {
     "0,0.1,...,0.9": lambda text: numbers(text, float, "--thresholds"),
     "24h": lambda text: parse_duration_s(text, field="--duration"),
     "600rpm": lambda text: parse_rate_per_s(text, field="rate"),
+    "dspark:5l@7": parse_drafter, "mtp:3": parse_drafter, "h100": load_gpu, "qwen3-32b": load_model,
     "20%": lambda text: parse_percent(text, "headroom"),
 }  # fmt: skip
 
@@ -212,6 +225,56 @@ def rounds_seeds() -> dict[str, bytes]:
     return {"r.rounds.jsonl": "".join(json.dumps(each) + "\n" for each in rounds).encode()}
 
 
+def config_seeds() -> dict[str, bytes]:
+    """Configurations of models: dense, with experts, with latent attention and windows."""
+    dense = {
+        "hidden_size": 4096, "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "num_hidden_layers": 36, "intermediate_size": 12288, "vocab_size": 151936,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    experts = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+    latent = {
+        "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128,
+        "q_lora_rank": 1536, "first_k_dense_replace": 3, "n_shared_experts": 1,
+    }  # fmt: skip
+    windows = {"sliding_window": 1024, "layer_types": ["sliding_attention", "full_attention"] * 18}
+    return {
+        "dense.json": json.dumps(dense).encode(),
+        "experts.json": json.dumps(dense | experts | latent).encode(),
+        "windows.json": json.dumps({"text_config": dense | windows}).encode(),
+    }
+
+
+def sized(path: Path) -> object:
+    """Read a configuration and lay it out; that it does not fit is an answer."""
+    model = read_config(path)
+    assert model.parameters > 0
+    try:
+        laid_out = smallest_layout(model, load_gpu("h200"), "bf16")
+        assert FormulaTimes(laid_out).operations_s(64) > 0
+    except InfeasibleError:
+        pass
+    return model
+
+
+def imported(path: Path) -> object:
+    """Import an engine's file by what it looks like."""
+    if path.suffix == ".jsonl":
+        return profile_of_rounds(path, name="fuzzed")
+    if "server_info" in path.name:
+        return trace_of_dump(load_step_dump(path))
+    return profile_of_table(path, "sglang", name="fuzzed")
+
+
+def steps_seed() -> bytes:
+    """Steps that somebody timed."""
+    rows = [
+        f"{count},{count * each},{count * context},{0.008 + 2e-4 * count + 3e-5 * count * each:.6f}"
+        for count in (1, 8, 32) for each in (1, 3, 6) for context in (500, 4000)
+    ]  # fmt: skip
+    return "\n".join(["requests,batch_tokens,context_tokens,step_time_s", *rows]).encode()
+
+
 SURFACES: Mapping[str, Surface] = {
     "scenario": file_cases({"s.yaml": EXAMPLE.encode()}, checked_scenario),
     "profile": file_cases(dict(_contents("profiles/deepseek-v4-*.json")), lambda path: load_profile(path)),
@@ -233,5 +296,16 @@ SURFACES: Mapping[str, Surface] = {
     "command": command_line,
     "model": model_folder,
     "run": run_directory,
+    "config": file_cases(config_seeds(), sized),
+    "import": file_cases(
+        {
+            "sglang.json": json.dumps(DIAGONAL).encode(),
+            "additive.json": json.dumps(ADDITIVE).encode(),
+            **rounds_seeds(),
+            **{name: engine_seeds()[name] for name in ("server_info.json",)},
+        },
+        imported,
+    ),
+    "steps": file_cases({"steps.csv": steps_seed()}, lambda path: fitted_profile(path, name="fuzzed")),
 }
 """By the name that ``scripts/fuzz --kind`` takes."""

@@ -332,6 +332,11 @@ def load_scenario(path: Path | str) -> Scenario:
 def _check_texts(scenario: Scenario, path: str) -> None:
     """Parse each text that stands for a number, a policy or a promise: errors name the file and the key."""
     search, traffic = scenario.search, scenario.traffic
+    if scenario.profile is None and scenario.hardware is None:
+        raise BadInputError(
+            "is missing", source=path, field="profile",
+            remedy="name a profile, or hardware: {model: ..., gpu: ...} (`dspark-sim list`)",
+        )  # fmt: skip
     with _naming(path, "fleet.headroom"):
         parse_percent(scenario.fleet.headroom, "fleet.headroom")
     with _naming(path, "search.precision"):

@@ -86,11 +86,12 @@ def test_what_is_missing_is_named(changes: dict[str, object], said: str) -> None
 def test_a_scenario_takes_a_profile_or_hardware(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "name: x\nsla: ['tps_p10>=20']\ntraffic: {arrivals: 'poisson:4/s', lengths: 'fixed:100/30'}\n"
     path = tmp_path / "s.yaml"
-    for both in ("", "profile: deepseek-v4-flash\nhardware: {model: qwen3-8b, gpu: h100}\n"):
-        path.write_text(text + both)
+    both = "profile: deepseek-v4-flash\nhardware: {model: qwen3-8b, gpu: h100}\n"
+    for given, problem in (("", "profile: is missing"), (both, "needs exactly one of profile and hardware")):
+        path.write_text(text + given)
         assert run("plan", path, "--out", tmp_path / "out") == 2
         said = capsys.readouterr().err
-        assert "needs exactly one of profile and hardware" in said
+        assert problem in said
         assert "s.yaml" in said
     path.write_text(text + "hardware: {model: qwen3-88b, gpu: h100}\n")
     assert run("plan", path, "--out", tmp_path / "out") == 2

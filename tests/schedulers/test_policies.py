@@ -216,7 +216,8 @@ def test_threshold_compares_the_confidences_that_made_the_survival(
     assume(threshold == 0 or threshold > 1e-30)  # below, float32 itself cannot say it
     assume(all(abs(float(c) - threshold) > 1e-6 * max(float(c), threshold) for c in row))
     expected = next((k for k, c in enumerate(row) if float(c) < threshold), len(row))
-    assume(expected == 0 or survival[expected - 1] > 1e-30)  # else float32 has lost them
+    # Else float32 has lost what is compared: a survival, or its product with the threshold.
+    assume(expected == 0 or survival[expected - 1] * (threshold or 1.0) > 1e-30)
     found = Threshold(threshold).schedule(survival[None], Batch(golden_cost("linear")))
     assert_array_equal(found, [expected])
 

@@ -90,7 +90,8 @@ def axis(points: ArrayLike, name: str) -> Floats:
             "must be strictly increasing",
             field=f"{name}[{where + 1}]",
             value=float(array[where + 1]),
-            remedy=f"it follows {array[where]:g}; sort the points and drop repeats",
+            remedy=f"it follows {array[where]:g}; sort the points and drop repeats, or let "
+            "`dspark-sim profile repair` do so",
         )
     return array
 
@@ -126,8 +127,8 @@ def refuse_rising(tokens: Floats, rate: Floats) -> None:
         raise BadInputError(
             f"rises from {rate[where]:g} to {rate[where + 1]:g} at {tokens[where + 1]:g} batch tokens",
             field=f"steps_per_s[{where + 1}]",
-            remedy="a larger batch cannot step faster: measure that point again, or pass the points through "
-            "simulator.cost.fit.monotone",
+            remedy="a larger batch cannot step faster: measure that point again, or let "
+            "`dspark-sim profile repair` (simulator.cost.fit.monotone) smooth what is noise",
         )
 
 

@@ -158,12 +158,18 @@ def deploy(
             "no acceptance model, and there is no default", source="acceptance",
             remedy="pass one, such as qwen3-4b-chat or length:3.5@5 (`dspark-sim list` shows names)",
         )  # fmt: skip
+    notes = [
+        f"acceptance of {drafter}: {model.name} ({model.provenance.line()})"
+        for drafter, model in given.items()
+    ]
+    if loaded.drafters is None and loaded.provenance.kind == "measured":
+        # Published curves without drafters were derived from whole engine steps, and their notes say so.
+        notes.append(
+            f"warning: profile {loaded.name} prices no drafter: drafting is free, unless its steps were "
+            "measured with drafting in them"
+        )
     return Deployment(
-        loaded, models, believed=None if believed is None else load_profile(believed),
-        notes=tuple(
-            f"acceptance of {drafter}: {model.name} ({model.provenance.line()})"
-            for drafter, model in given.items()
-        ),
+        loaded, models, believed=None if believed is None else load_profile(believed), notes=tuple(notes),
         extrapolate_rows=extrapolate_rows,
     )  # fmt: skip
 

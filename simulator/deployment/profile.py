@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
 from simulator.core.files import data_directory, write_json
-from simulator.core.provenance import Provenance
+from simulator.core.provenance import Kind, Provenance
 from simulator.core.reading import Strict, complain, is_there, read_json, strictly
 from simulator.cost.draft import DraftCost
 from simulator.cost.models import CostModel
@@ -87,7 +87,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         for drafter in profile.drafters or {}:
             profile.draft_cost(drafter)
     except ValidationError as error:
-        raise complain(error, str(path)) from error
+        raise _with_remedy(complain(error, str(path))) from error
     except BadInputError as error:
         if error.source is not None:
             raise
@@ -95,6 +95,18 @@ def load_profile(name_or_path: str | Path) -> Profile:
             error.problem, source=str(path), field=error.field, value=error.value, remedy=error.remedy
         ) from error
     return profile
+
+
+def _with_remedy(error: BadInputError) -> BadInputError:
+    """Say of a provenance what is asked for: people who bring their own table meet this first."""
+    if error.field not in ("provenance", "provenance.kind"):
+        return error
+    kinds = ", ".join(get_args(Kind))
+    return BadInputError(
+        error.problem, source=error.source, field=error.field, value=error.value,
+        remedy=f"say where the numbers come from: one of {kinds}, with source and date; "
+        "`dspark-sim profile repair FILE --kind measured` adds all three",
+    )  # fmt: skip
 
 
 def shipped_profiles() -> dict[str, Path]:

@@ -110,3 +110,31 @@ def fit(
     for note in found.notes:
         typer.echo(note, err=True)
     typer.echo(f"wrote {out}; now: dspark-sim compare --profile {out} --acceptance MODEL --sla 50 --out DIR")
+
+
+@profile_app.command("repair")
+def repair(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="Profile JSON, or CSV with batch_tokens and steps_per_s or step_time_s, as it was measured."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Profile FILE.json to write.")],
+    kind: Annotated[
+        str | None, typer.Option(help="Where the numbers come from, if the file does not say: measured ...")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Who measured them, on what.")] = None,
+    noise: Annotated[str, typer.Option(help="Largest change of a step time that counts as noise.")] = "2%",
+) -> None:
+    """Mend a table of your own: sizes out of order or twice, noise; each change is said."""
+    from simulator.core.files import check_writable_file
+    from simulator.core.units import parse_percent
+    from simulator.deployment.own_table import mended_profile
+
+    check_writable_file(out)
+    made = mended_profile(table, kind=kind, source=source, noise=parse_percent(noise, "noise"))
+    made.profile.save(out)
+    for note in made.notes:
+        typer.echo(note, err=True)
+    typer.echo(f"wrote {out}")

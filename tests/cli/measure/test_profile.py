@@ -64,3 +64,13 @@ def test_steps_that_cannot_be_fitted_are_named(
     assert said in shown
     assert "cells.csv" in shown
     assert not (tmp_path / "p.json").exists()
+
+
+def test_a_table_of_ones_own_is_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "mine.csv", tmp_path / "mine.json"
+    file.write_text("batch_tokens,steps_per_s\n1,100\n64,80\n64,80.2\n32,79.9\n", encoding="utf-8")
+    assert run("profile", "repair", file, "--out", out) == 2
+    assert "provenance.kind" in capsys.readouterr().err
+    assert run("profile", "repair", file, "--out", out, "--kind", "measured") == 0
+    assert "given 2 times" in capsys.readouterr().err
+    assert load_profile(out).provenance.kind == "measured"

@@ -80,7 +80,10 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         raw = read_json(path)
         if not isinstance(raw, dict):
-            raise BadInputError("is not a mapping of keys", remedy="see docs/api for a profile's fields")
+            raise BadInputError(
+                "is not a mapping of keys",
+                remedy="give a profile, or batch_tokens with steps_per_s or step_time_s",
+            )
         return raw if "step" in raw or "batch_tokens" not in raw else {"step": raw}
     import pandas as pd
 
@@ -142,10 +145,8 @@ def _merged(at: Floats, values: Floats, name: str, notes: list[str]) -> tuple[Fl
     means = np.bincount(place, weights=values) / counts
     for size in sizes[counts > 1]:
         same = values[at == size]
-        notes.append(
-            f"{name} {size:g}: given {len(same)} times, {np.ptp(same) / same.mean():.1%} apart; their mean is "
-            "taken"
-        )
+        apart = f"{np.ptp(same) / same.mean():.1%} apart"
+        notes.append(f"{name} {size:g}: given {len(same)} times, {apart}; their mean is taken")
     return sizes, np.where(counts > 1, means, values[np.unique(at, return_index=True)[1]])
 
 
@@ -164,10 +165,8 @@ def _rising(at: Floats, time_s: Floats, name: str, noise: float, notes: list[str
             f"up to {noise:.1%} is noise", field=f"{name} {at[worst]:g}", value=float(time_s[worst]),
             remedy="measure that size again, or allow more with `noise`",
         )  # fmt: skip
-    notes.append(
-        f"{name}: {int((change > 0).sum())} step times changed by up to {change[worst]:.2%}, so that a larger "
-        "batch is no faster"
-    )
+    changed = f"{int((change > 0).sum())} step times changed by up to {change[worst]:.2%}"
+    notes.append(f"{name}: {changed}, so that a larger batch is no faster")
     return mended
 
 

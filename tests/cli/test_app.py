@@ -320,6 +320,7 @@ WRITING = {
     "trace": (),
     "profile": ("--target", "none"),
     "profile fit": ("cells.csv",),
+    "profile repair": ("table.csv",),
     **{f"import {kind}": ("file.json",) for kind in (
         "sglang-table", "sglang-rounds", "sglang-dump", "trtllm", "vllm-log"
     )},

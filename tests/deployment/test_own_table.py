@@ -59,7 +59,7 @@ def test_a_rise_beyond_noise_is_refused_with_its_size(tmp_path: Path) -> None:
 
 def test_who_brings_numbers_must_say_where_they_come_from(tmp_path: Path) -> None:
     file = written(tmp_path / "t.json", {"batch_tokens": [1, 64], "steps_per_s": [100.0, 90.0]})
-    with pytest.raises(BadInputError, match="provenance.kind.*`kind` measured"):
+    with pytest.raises(BadInputError, match=r"provenance\.kind.*`kind` measured"):
         mended_profile(file)
 
 

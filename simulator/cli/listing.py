@@ -31,29 +31,36 @@ def print_listing() -> None:
 
 
 def print_models() -> None:
-    """Print every model that ``--model`` names, with its size and where its shape comes from."""
-    table = _table(
-        "Models", "name", "parameters", "active", "own precision", "KV bytes a token", "where from"
-    )
+    """Print every model that ``--model`` names, with its size."""
+    table = _table("Models", "name", "parameters", "active", "own precision", "KV bytes a token")
     for name, model in models.catalogue().items():
         active = "" if model.experts is None else f"{model.active_parameters / 1e9:,.1f} B"
         kept = f"{model.kv_bytes_per_token():,.0f}"
-        table.add_row(name, f"{model.parameters / 1e9:,.1f} B", active, model.native, kept, model.source)
-    Console().print(table)
+        table.add_row(name, f"{model.parameters / 1e9:,.1f} B", active, model.native, kept)
+    console = Console()
+    console.print(table)
+    console.print(
+        "Shapes are those of each model's config.json on Hugging Face; parameters agree with the published "
+        "counts. Any other config.json is taken too: --model FOLDER.",
+        highlight=False,
+    )
 
 
 def print_gpus() -> None:
-    """Print every GPU that ``--gpu`` names."""
-    table = _table("GPUs", "name", "what", "memory", "bandwidth", "bf16", "kernels", "price", "where from")
+    """Print every GPU that ``--gpu`` names, and where its numbers and its price come from."""
+    table = _table("GPUs", "name", "what", "memory", "bandwidth", "bf16", "kernels", "price")
     for name, gpu in gpus.catalogue().items():
         price = "" if gpu.price_per_hour is None else f"{gpu.price_per_hour:.2f} USD/h"
-        source = "; ".join(filter(None, (gpu.source, gpu.price_source)))
         table.add_row(
             name, gpu.title, f"{gpu.memory_bytes / 2**30:,.0f} GiB",
             f"{gpu.bandwidth_bytes_per_s / 1e12:.2f} TB/s", f"{gpu.flop_per_s['bf16'] / 1e12:,.0f} TFLOP/s",
-            "measured" if gpu.kernel_tables else "formula", price, source,
+            "measured" if gpu.kernel_tables else "formula", price,
         )  # fmt: skip
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for name, gpu in gpus.catalogue().items():
+        price = "" if gpu.price_source is None else f"; price: {gpu.price_source}"
+        console.print(f"{name}: {gpu.source}{price}", style="dim", highlight=False)
 
 
 def _profiles() -> Table:

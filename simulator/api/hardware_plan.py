@@ -76,11 +76,12 @@ def plan_hardware(
         text = yaml.safe_dump(words, sort_keys=False, allow_unicode=True, width=110)
         coarse = Scenario.model_validate(words | {"search": COARSE})
         kept = None if directory is None else directory / gpu / "cells"
+        notes = (*chosen.notes, _price_line(gpu))
         try:
             found = make_plan(coarse, workers=workers, directory=kept, progress=True)
-            yield HardwareAnswer(gpu, found, None, chosen.notes, text)
+            yield HardwareAnswer(gpu, found, None, notes, text)
         except InfeasibleError as error:
-            yield HardwareAnswer(gpu, None, str(error), chosen.notes, text)
+            yield HardwareAnswer(gpu, None, str(error), notes, text)
 
 
 def comparison(answers: Sequence[HardwareAnswer]) -> pd.DataFrame:
@@ -122,6 +123,14 @@ def write_scenarios(answers: Sequence[HardwareAnswer], out: Path) -> list[Path]:
             )
             paths.append(path)
     return paths
+
+
+def _price_line(gpu: str) -> str:
+    record = load_gpu(gpu)
+    if record.price_per_hour is None:
+        assumed = f"{PriceSpec().gpu_hour:.2f} {PriceSpec().currency} an hour is assumed"
+        return f"warning: nobody's price of {record.title} is known here: {assumed}; set price in {gpu}.yaml"
+    return f"{record.title} at {record.price_per_hour:.2f} USD an hour: {record.price_source}"
 
 
 def _words(

@@ -24,6 +24,8 @@ def test_each_gpu_answers_and_leaves_a_scenario_to_refine(tmp_path: Path) -> Non
     answers = list(plan_hardware(ASKED, ["h100", "l40s"], **TRAFFIC))  # type: ignore[arg-type]
     table = comparison(answers)
     assert set(table["gpu"]) == {"h100", "l40s"}
+    assert any("2.95 USD an hour" in note for note in answers[0].notes)
+    assert any("2.00 USD an hour is assumed" in note for note in answers[1].notes)
     assert set(table["policy"]) == {"autoregressive", "dspark-async"}
     assert table["cost_per_million_output_tokens"].dropna().is_monotonic_increasing
     curves = dict(zip(table["gpu"], table["curve"], strict=True))

@@ -16,7 +16,7 @@ from simulator.core.errors import InfeasibleError
 from simulator.core.units import numbers, parse_duration_s, parse_percent, parse_rate_per_s
 from simulator.deployment.acceptance_text import parse_acceptance
 from simulator.deployment.beliefs import load_table
-from simulator.deployment.engine_files import profile_of_rounds, profile_of_table, trace_of_dump
+from simulator.deployment.engine_files import profile_of_rounds, profile_of_table
 from simulator.deployment.measured_steps import fitted_profile
 from simulator.deployment.profile import load_profile
 from simulator.hardware.drafters import parse_drafter
@@ -261,8 +261,6 @@ def imported(path: Path) -> object:
     """Import an engine's file by what it looks like."""
     if path.suffix == ".jsonl":
         return profile_of_rounds(path, name="fuzzed")
-    if "server_info" in path.name:
-        return trace_of_dump(load_step_dump(path))
     return profile_of_table(path, "sglang", name="fuzzed")
 
 
@@ -302,7 +300,6 @@ SURFACES: Mapping[str, Surface] = {
             "sglang.json": json.dumps(DIAGONAL).encode(),
             "additive.json": json.dumps(ADDITIVE).encode(),
             **rounds_seeds(),
-            **{name: engine_seeds()[name] for name in ("server_info.json",)},
         },
         imported,
     ),

@@ -37,6 +37,7 @@ from simulator.live.engine.prompt_rows import prompt_rows_for
 from simulator.live.engine.prompts import RANDOM, Prompts, random_prompts
 from simulator.live.models.draft import Draft
 from simulator.live.models.targets import Target
+from simulator.live.profiling.conditions import conditions_of
 from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.traffic.arrivals import ClosedLoop
@@ -83,11 +84,16 @@ class ValidationCase:
         traffic = SyntheticTraffic(ClosedLoop(), (TrafficClass("default", self.lengths),))
         return traffic.workload(self.seed, requests=max(256, 8 * concurrency))
 
+    def conditions(self) -> dict[str, str]:
+        """Return what the live runs' times depend on, as a profile's provenance says it."""
+        return conditions_of(self.target, attention=self.options.attention, graphs=self.options.graphs)
+
     def settings(self) -> dict[str, Any]:
         """Return what results depend on: a directory of other settings is not continued."""
         profile = self.deployment.profile
         return {
             "target": self.target.name,
+            **self.conditions(),
             "drafters": {name: draft.source or "untrained" for name, draft in self.drafters.items()},
             "profile": profile.name,
             "profile_digest": hashlib.sha256(profile.model_dump_json().encode()).hexdigest(),
@@ -142,23 +148,43 @@ def summarise_errors(errors: pd.DataFrame) -> pd.DataFrame:
     return by_metric["error"].agg(["median", "max"]).assign(spread=by_metric["spread"].median())
 
 
-def check_profile(profile: Profile, target: Target) -> None:
-    """Refuse a profile of another device, dtype or target, naming the fields that differ."""
-    provenance = profile.provenance
-    pairs = {
-        "device": (provenance.device, device_name(target.device)),
-        "dtype": (provenance.software.get("dtype"), str(target.dtype).removeprefix("torch.")),
-        "model": (provenance.model, target.name),
+_SETTABLE = ("attention", "graphs", "threads", "dtype")
+"""Conditions that an option of the same name changes; the others are changed by profiling again alone."""
+
+
+def check_profile(profile: Profile, target: Target, conditions: Mapping[str, str]) -> None:
+    """Refuse a profile of another device or target, or measured otherwise, naming what differs.
+
+    conditions: of the live runs, from ``conditions_of``. The target is known by its content, so that another
+    spelling of its path is accepted and other weights under the same path are not.
+    """
+    software = profile.provenance.software
+    here = device_name(target.device)
+    pairs = {"device": (profile.provenance.device, here)} | {
+        name: (software.get(name), ours) for name, ours in conditions.items()
     }
     different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    if different:
-        shown = "; ".join(
-            f"{name} {theirs!r} there, {ours!r} here" for name, (theirs, ours) in different.items()
-        )
-        raise BadInputError(
-            f"was measured under other conditions: {shown}", source=profile.name, field=", ".join(different),
-            remedy="profile this target on this device first",
-        )  # fmt: skip
+    if not different:
+        return
+    if "dtype" in different and software.get("dtype"):
+        different.pop("weights", None)  # the same weights have other bytes in another dtype
+    options = [
+        f"`{name}` {theirs}" for name, (theirs, _) in different.items() if theirs and name in _SETTABLE
+    ]
+    again = f"profile {target.name} here again, with the options of this run"
+    raise BadInputError(
+        f"was measured under other conditions: {'; '.join(map(_differing, different.items()))}",
+        source=profile.name, field=", ".join(different),
+        remedy=f"run with {', '.join(options)}, or {again}" if len(options) == len(different) else again,
+    )  # fmt: skip
+
+
+def _differing(item: tuple[str, tuple[str | None, str]]) -> str:
+    name, (theirs, ours) = item
+    if name == "weights":  # digests: their beginnings tell them apart
+        theirs, ours = theirs and theirs[:12], ours[:12]
+        name = "the target's config or weights"
+    return f"{name} {repr(theirs) if theirs else 'not recorded'} there, {ours!r} here"
 
 
 def validate(
@@ -169,7 +195,7 @@ def validate(
     runs: of each live cell. All cells are run once before any is run again, so that whatever slows the
     machine for a while spoils one run of several cells rather than all of one.
     """
-    check_profile(scenario.deployment.profile, scenario.target)
+    check_profile(scenario.deployment.profile, scenario.target, scenario.conditions())
     _continue(out / "settings.json", scenario.settings())
     cells = [(policy, concurrency) for policy in scenario.policies for concurrency in scenario.concurrency]
     predicted = [_predicted(scenario, *cell) for cell in cells]

@@ -5,6 +5,8 @@ Weights come only from safetensors files: a pickle from outside can run code, so
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,28 @@ def read_tensors(folder: Path, device: torch.device) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise _corrupt(file, error) from error
     return tensors
+
+
+_WRITERS_FIELDS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+"""Fields of a config.json that say who wrote it and how wide its weights are, not what the model is."""
+
+
+def content_digest(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a model's config and weights: equal for equal models, wherever they lie.
+
+    Names, types, shapes and bytes of the tensors count, in the order of their names. Tensors that share
+    their memory (a head tied to the embedding) are read once. Each tensor is copied to the host by itself.
+    """
+    told = {name: value for name, value in config.items() if name not in _WRITERS_FIELDS}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    seen: dict[tuple[int, torch.Size], str] = {}
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        first = seen.setdefault((tensor.data_ptr(), tensor.shape), name)
+        digest.update(f"\n{name} {first} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if first == name:
+            digest.update(tensor.reshape(-1).cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def one_dtype(tensors: Mapping[str, Tensor], source: str) -> torch.dtype:

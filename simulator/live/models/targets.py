@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,15 @@ class Target:
         self._layers = _decoder_layers(self._decoder, name)
         parameters = inspect.signature(model.forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of config and weights: the same model by another path has it, other weights do not."""
+        if self.folder is None:
+            config = self.config.to_diff_dict()
+        else:
+            config = checkpoints.read_fields(self.folder).raw
+        return checkpoints.content_digest(config, self.model.state_dict())
 
     @property
     def num_layers(self) -> int:

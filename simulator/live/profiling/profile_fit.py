@@ -23,6 +23,7 @@ from simulator.live.models.draft import Draft
 from simulator.live.models.dspark import DSparkDraft
 from simulator.live.models.targets import Target
 from simulator.live.profiling.cells import CellLog
+from simulator.live.profiling.conditions import conditions_of
 from simulator.live.profiling.grid import Grid, ProfileOptions
 
 FLAT = 0.05
@@ -43,14 +44,9 @@ def settings_of(target: Target, drafters: dict[str, Draft], options: ProfileOpti
     """Return what cells depend on: a log of other settings is not resumed."""
     return {
         "device": device_name(target.device),
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "target": target.name,
         "drafters": {name: draft.gamma for name, draft in drafters.items()},
         "grid": {name: list(getattr(options.grid, name)) for name in Grid.__dataclass_fields__},
-        "attention": options.attention,
-        "graphs": options.graphs and target.device.type == "cuda",
-        "threads": torch.get_num_threads() if target.device.type == "cpu" else None,
+        **conditions_of(target, attention=options.attention, graphs=options.graphs),
     }
 
 
@@ -79,8 +75,8 @@ def profile_from(
         f"max {fit.held_out.max:.1%}; "
         f"first cell measured again at the end: {drift:.1%} off; {options.rounds} round(s), apart by "
         f"{log.disagreement():.1%} (median over step cells); dtype {settings['dtype']}; attention "
-        f"{options.attention}; CUDA graphs {'on' if settings['graphs'] else 'off'}"
-        + (f"; {settings['threads']} CPU thread(s)" if settings["threads"] else "")
+        f"{settings['attention']}; CUDA graphs {settings['graphs']}"
+        + (f"; {settings['threads']} CPU thread(s)" if "threads" in settings else "")
     )
     step = AdditiveSpec.of(cost)
     profile = Profile(
@@ -93,7 +89,7 @@ def profile_from(
             command=options.command,
             device=settings["device"],
             driver=_driver(target.device),
-            software=software() | {"dtype": settings["dtype"]},
+            software=software() | conditions_of(target, attention=options.attention, graphs=options.graphs),
             model=target.name,
             draft=names,
             notes=notes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from simulator.acceptance.trace_file import save_trace
 from simulator.cli.measure import live as serving_commands
 from simulator.cli.measure.profile import measure as measure_command
 from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.core.files import write_json
 from simulator.core.provenance import Provenance
 from simulator.core.reading import read_json
 from simulator.deployment.deployment import Deployment
@@ -28,6 +31,8 @@ from simulator.live.device import OutOfMemoryError, device_name
 from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.passes import LiveOptions
 from simulator.live.models.pairs import load_pair, new_dspark, new_mtp, save_draft
+from simulator.live.models.targets import load_target
+from simulator.live.profiling.conditions import conditions_of
 from simulator.report.style import save
 from simulator.report.validation import plot_frontiers, plot_lengths
 from simulator.schedulers.parse import parse_policy
@@ -64,7 +69,7 @@ def profile_of(target: Any) -> Profile:
         title="A guess for the test",
         provenance=Provenance(
             kind="synthetic", source="test", date="2026-01-01", device=device_name(target.device),
-            software={"dtype": "float32"}, model=target.name,
+            software=conditions_of(target, attention="auto", graphs=True), model=target.name,
         ),
         step=AdditiveSpec(
             bias_s=2e-3, request_probes=(1, 8), alpha_s=(0, 1e-4), token_probes=(1, 40), theta_s=(0, 2e-3)
@@ -139,14 +144,59 @@ def test_the_pairs_own_acceptance(scenario: ValidationCase, tmp_path: Path) -> N
 
 
 def test_profiles_of_other_conditions_are_refused(target: Any) -> None:
-    good = profile_of(target)
-    check_profile(good, target)
+    good, here = profile_of(target), conditions_of(target, attention="auto", graphs=True)
+    check_profile(good, target, here)
     other = good.model_copy(
         update={"provenance": good.provenance.model_copy(update={"device": "GPU", "software": {}})}
     )
-    with pytest.raises(BadInputError, match=r"here: device, dtype: .*device 'GPU' there") as caught:
-        check_profile(other, target)
-    assert "model" not in str(caught.value.field)
+    with pytest.raises(BadInputError, match=r"here: device, torch, .*device 'GPU' there") as caught:
+        check_profile(other, target, here)
+    assert set(str(caught.value.field).split(", ")) == {"device", *here}
+    assert "dtype not recorded there" in caught.value.problem
+
+
+def test_a_target_is_known_by_its_content(target: Any, make_target: MakeTarget, tmp_path: Path) -> None:
+    good = profile_of(target)
+    here = conditions_of(target, attention="auto", graphs=True)
+    assert load_target(target.folder / ".." / target.folder.name).digest == target.digest
+    elsewhere = tmp_path / "copy"
+    shutil.copytree(target.folder, elsewhere)
+    copied = load_target(elsewhere)
+    check_profile(good, copied, conditions_of(copied, attention="auto", graphs=True))
+    # The same path, with weights of another seed in it, and then with another config.
+    shutil.copy(make_target(seed=1).folder / "model.safetensors", elsewhere)
+    changed = load_target(elsewhere)
+    with pytest.raises(BadInputError, match="config or weights") as caught:
+        check_profile(good, changed, conditions_of(changed, attention="auto", graphs=True))
+    assert caught.value.field == "weights"
+    assert here["weights"] != changed.digest
+    shutil.copytree(target.folder, elsewhere, dirs_exist_ok=True)
+    config: Any = read_json(elsewhere / "config.json")
+    write_json(elsewhere / "config.json", config | {"rms_norm_eps": 1e-5})
+    assert load_target(elsewhere).digest != target.digest
+    write_json(elsewhere / "config.json", config | {"transformers_version": "0", "_name_or_path": "x"})
+    assert load_target(elsewhere).digest == target.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("torch", "1.0", "profile"),
+        ("attention", "varlen", "run with `attention` varlen, or profile"),
+        ("graphs", "on", "run with `graphs` on, or profile"),
+        ("dtype", "bfloat16", "run with `dtype` bfloat16, or profile"),
+        ("threads", "99", "run with `threads` 99, or profile"),
+    ],
+)
+def test_profile_and_run_agree_on_what_ran(target: Any, name: str, value: str, remedy: str) -> None:
+    good, here = profile_of(target), conditions_of(target, attention="auto", graphs=True)
+    software = {**good.provenance.software, name: value}
+    other = good.model_copy(update={"provenance": good.provenance.model_copy(update={"software": software})})
+    says = re.escape(f"{name} '{value}' there, '{here[name]}' here")
+    with pytest.raises(BadInputError, match=says) as caught:
+        check_profile(other, target, here)
+    assert caught.value.field == name
+    assert str(caught.value.remedy).startswith(remedy)
 
 
 def test_a_drafter_that_was_not_given_is_named(scenario: ValidationCase, tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""What a measured time depends on besides its sizes: compared before a run is held against a profile."""
+
+from __future__ import annotations
+
+import torch
+
+from simulator.live.engine.ragged import RaggedTarget
+from simulator.live.models.targets import Target
+
+
+def conditions_of(target: Target, *, attention: str, graphs: bool) -> dict[str, str]:
+    """Return the conditions of a measurement on ``target``, in words, for a profile's provenance.
+
+    attention: the kernel asked for; what is returned is the kernel that runs. graphs: whether CUDA graphs
+    were asked for; a CPU records none. ``threads`` is there on a CPU alone: a GPU's step does not wait for
+    them. ``weights`` is the digest of the target's config and weights (``Target.digest``).
+    """
+    on_cpu = target.device.type == "cpu"
+    found = {
+        "torch": str(torch.__version__),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "attention": RaggedTarget(target, attention).kernel_name,
+        "graphs": "on" if graphs and target.device.type == "cuda" else "off",
+        "weights": target.digest,
+    }
+    return found | ({"threads": str(torch.get_num_threads())} if on_cpu else {})

@@ -13,12 +13,15 @@ from typing import ClassVar
 import numpy as np
 from array_api_compat import device
 
-from simulator.core.arrays import Array
+from simulator.core.arrays import Array, Floats
 from simulator.core.errors import BadInputError
 from simulator.schedulers.protocol import Batch
 from simulator.schedulers.search import (
+    LARGE,
     admit,
+    best_budget,
     confident,
+    descending,
     first_descent,
     global_maximum,
     namespace,
@@ -100,7 +103,8 @@ class DSpark:
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Budget by early stop over this step's survivals, then the most likely candidates."""
         grid = on_grid(survival)
-        return admit(grid, first_descent(throughputs(grid, batch)))
+        ordered = descending(grid)
+        return admit(grid, first_descent(throughputs(grid, batch, ordered)), ordered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ class DSparkAsync:
 
     def budget(self, lagged: Array, batch: Batch) -> int:
         """Return the step's draft budget, known before it has drafted: no survival of this step enters."""
-        return global_maximum(throughputs(on_grid(lagged), batch))
+        return most_productive(on_grid(lagged), batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,13 +208,28 @@ class Oracle:
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Global search over certainties."""
         grid = on_grid(survival)
-        return admit(grid, global_maximum(throughputs(grid, batch)))
+        if grid.shape[0] * grid.shape[1] >= LARGE:
+            return admit(grid, most_productive(grid, batch))
+        ordered = descending(grid)
+        return admit(grid, global_maximum(throughputs(grid, batch, ordered)), ordered)
 
 
-def throughputs(grid: Array, batch: Batch) -> Array:
-    """Compute expected tokens/s of every draft budget 0..R*gamma, from survival on the grid [R, gamma]."""
+def throughputs(grid: Array, batch: Batch, ordered: Array | None = None) -> Array:
+    """Compute expected tokens/s of every draft budget 0..R*gamma, from survival on the grid [R, gamma].
+
+    ordered: ``descending(grid)``, where the caller has it already.
+    """
+    return throughput_of_budget(grid, grid.shape[0], _step_times(grid, batch), ordered)
+
+
+def most_productive(grid: Array, batch: Batch) -> int:
+    """Find the draft budget with the most expected tokens/s, the smallest on ties."""
+    return best_budget(grid, grid.shape[0], _step_times(grid, batch))
+
+
+def _step_times(grid: Array, batch: Batch) -> Floats:
+    """Believed step time of every draft budget 0..R*gamma, in seconds."""
     requests, gamma = grid.shape
     first = requests + batch.prefill_tokens
     sizes = range(first, first + requests * gamma + 1)
-    times = batch.cost.step_time_s(requests, sizes, batch.context_tokens, batch.prefill_tokens)
-    return throughput_of_budget(grid, requests, np.asarray(times))
+    return np.asarray(batch.cost.step_time_s(requests, sizes, batch.context_tokens, batch.prefill_tokens))

@@ -28,6 +28,22 @@ confidence itself, the two products, and the threshold's own). Closer to a thres
 FAINT = 2.0**-126
 """Smallest survival that float32 holds to 24 bits, and that no device flushes to 0."""
 
+PARTITION = 2048
+"""Candidates from which NumPy finds a threshold sooner by partition than by a full sort (measured)."""
+
+LARGE = 32768
+"""Candidates from which NumPy finds a budget sooner without sorting all of them (measured)."""
+
+EXACT = 2**22
+"""Candidates up to which sums of survivals on the grid are exact in float64: 2 * 2**22 * 2**30 is 2**53."""
+
+SAMPLED = 31
+"""One candidate in so many guesses where the maximum lies: a choice that costs only time, and a prime, so
+that no smaller block makes it always meet the same position."""
+
+_WIDENING = np.unique(np.geomspace(8, EXACT, 60).astype(np.int64))
+"""Ends of the stretches of budgets beyond a head that are bounded at once: finer where the bound is close."""
+
 Array = Any  # an array of any array-API namespace: NumPy or torch
 
 
@@ -57,14 +73,18 @@ def confident(survival: Array, threshold: float) -> Array:
     return reached
 
 
-def throughput_of_budget(grid: Array, base_tokens: int, step_time_s: NDArray[np.float64]) -> Array:
+def throughput_of_budget(
+    grid: Array, base_tokens: int, step_time_s: NDArray[np.float64], ordered: Array | None = None
+) -> Array:
     """Theta(K) = tau(K) / T(B0 + K) for every draft budget K = 0..R*gamma (paper, Algorithm 1).
 
     grid: int32 [R, gamma]. step_time_s: [R*gamma + 1], from the batch without drafts upwards.
     ``base_tokens`` is R: each request commits its bonus token whatever is verified.
+    ordered: ``descending(grid)``, where the caller has it already.
     Returns float64 [R*gamma + 1], in tokens per second and grid units.
     """
-    xp, ordered = namespace(grid), _descending(grid)
+    xp = namespace(grid)
+    ordered = descending(grid) if ordered is None else ordered
     if xp is np:
         gained = np.zeros(ordered.size + 1, dtype=np.int64)
         np.add.accumulate(ordered, dtype=np.int64, out=gained[1:])
@@ -93,19 +113,58 @@ def global_maximum(theta: Array) -> int:
     return int(best.argmax()) if type(best) is np.ndarray else int(namespace(best).argmax(_as_numbers(best)))
 
 
-def admit(grid: Array, budget: int) -> Array:
+def best_budget(grid: Array, base_tokens: int, step_time_s: NDArray[np.float64]) -> int:
+    """Find ``global_maximum(throughput_of_budget(...))``, without sorting every candidate where that is slow.
+
+    Arguments as in ``throughput_of_budget``. In a large NumPy batch only the likely candidates are sorted;
+    the others count only if they could still hold the maximum, or a tie with it. The result is exact. Step
+    times that fall as the batch grows give no bound, so all candidates are sorted then.
+    """
+    large = type(grid) is np.ndarray and LARGE <= grid.size <= EXACT
+    if large and not (step_time_s[1:] < step_time_s[:-1]).any():
+        candidates = grid.reshape(-1)
+        least = _guess(candidates, base_tokens, step_time_s)
+        head = candidates[candidates >= least]
+        if 2 * head.size < candidates.size:  # else little is left out
+            theta = throughput_of_budget(head, base_tokens, step_time_s[: head.size + 1])
+            held = base_tokens * GRID + int(head.sum(dtype=np.int64))
+            if _most_beyond(head.size, held, least - 1, step_time_s) < theta.max() * (1 - TIE):
+                return global_maximum(theta)
+    return global_maximum(throughput_of_budget(grid, base_tokens, step_time_s))
+
+
+def _guess(candidates: NDArray[np.int32], base_tokens: int, step_time_s: NDArray[np.float64]) -> int:
+    """Survival in grid units that the best budget's last candidate probably exceeds: 3/4 of a sample's."""
+    ordered = np.sort(candidates[::SAMPLED])[::-1]
+    gained = base_tokens * GRID + SAMPLED * ordered.cumsum(dtype=np.int64)
+    return int(ordered[np.argmax(gained / step_time_s[::SAMPLED][: ordered.size])]) * 3 // 4
+
+
+def _most_beyond(head: int, held: int, survival: int, step_time_s: NDArray[np.float64]) -> float:
+    """Bound Theta(K) for every K beyond ``head``, where each further candidate has at most ``survival``.
+
+    held: tokens of the budget ``head``, in grid units. A stretch of budgets has at most the tokens of its
+    last in the time of its first; integers are exact and rounding keeps order, so the bound holds in float64.
+    """
+    beyond = len(step_time_s) - 1 - head
+    ends = np.append(_WIDENING[beyond > _WIDENING], beyond)
+    starts = np.append(0, ends[:-1])
+    return float(((held + ends * survival) / step_time_s[head + 1 + starts]).max())
+
+
+def admit(grid: Array, budget: int, ordered: Array | None = None) -> Array:
     """Verification lengths [R] of the ``budget`` candidates with the highest survival.
 
     Ties go to the smaller position, then to the smaller request. Survival never rises along a
-    block, so what is admitted is a prefix of every block.
+    block, so what is admitted is a prefix of every block. ordered: ``descending(grid)``, where the caller
+    has it already.
     """
     xp = namespace(grid)
     requests, gamma = grid.shape
     if budget <= 0 or budget >= requests * gamma:
         return xp.zeros_like(grid[:, 0], dtype=xp.int64) + (gamma if budget > 0 else 0)
-    ordered = _descending(grid)
-    threshold = -ordered[budget - 1]
-    if xp is np and ordered[budget] != ordered[budget - 1]:
+    threshold, following = _around(grid, budget, ordered)
+    if xp is np and following != threshold:
         # No tie to break: count along the block, as a product because that is the fastest sum NumPy has.
         return ((grid >= threshold) @ _ones(gamma)).astype(np.int64)
     above = grid > threshold
@@ -127,7 +186,17 @@ def _ones(gamma: int) -> NDArray[np.float32]:
     return np.ones(gamma, dtype=np.float32)
 
 
-def _descending(grid: Array) -> Array:
+def _around(grid: Array, budget: int, ordered: Array | None) -> tuple[Any, Any]:
+    """Survival of the last candidate within a budget, and of the first beyond it."""
+    if ordered is None and type(grid) is np.ndarray and grid.size >= PARTITION:
+        split = (-grid).reshape(-1)
+        split.partition(budget)
+        return -split[:budget].max(), -split[budget]
+    ordered = descending(grid) if ordered is None else ordered
+    return -ordered[budget - 1], -ordered[budget]
+
+
+def descending(grid: Array) -> Array:
     """All candidates, the most likely first, negated so that an ascending sort serves."""
     ordered = (-grid).reshape(-1)
     if type(grid) is not np.ndarray:

@@ -7,14 +7,18 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from simulator.schedulers.search import (
     GRID,
+    LARGE,
+    TIE,
     admit,
+    best_budget,
+    descending,
     first_descent,
     global_maximum,
     on_grid,
@@ -160,6 +164,54 @@ def test_sums_over_a_full_batch_do_not_overflow() -> None:
     grid = on_grid(np.ones((4096, 8), dtype=np.float32))
     theta = throughput_of_budget(grid, 4096, np.ones(4096 * 8 + 1))
     assert theta[-1] == 4096 * 9 * GRID
+
+
+@st.composite
+def large_batches(draw: st.DrawFn) -> tuple[NDArray[np.int32], int, Floats]:
+    """Grid of some thousand candidates with ties, plateaus and certainties; step times that may fall."""
+    noise = np.random.default_rng(draw(st.integers(0, 2**32)))
+    gamma = draw(st.integers(1, 15))
+    requests = draw(st.integers(-(-LARGE // gamma), -(-2 * LARGE // gamma)))
+    confidence = noise.random((requests, gamma)) ** draw(st.sampled_from([0.02, 0.3, 1.0, 3.0]))
+    levels = draw(st.sampled_from([0, 1, 4, 50]))  # 1: each token is certain or impossible
+    confidence = np.round(confidence * levels) / levels if levels else confidence
+    confidence[noise.random(requests) < draw(st.sampled_from([0.0, 0.5, 1.0]))] = 1.0
+    size = requests * gamma + 1
+    rises = noise.random(size) * (noise.random(size) < draw(st.sampled_from([0.0, 0.001, 0.1, 1.0])))
+    times = 1 + draw(st.sampled_from([0.0, 1e-13, 1e-4, 0.1])) * np.cumsum(rises)
+    if draw(st.booleans()):
+        times *= 1 + 0.1 * noise.random(size)  # no cost model of ours: it falls, too
+    return on_grid(np.cumprod(confidence, axis=1).astype(np.float32)), requests, times
+
+
+def budget_by_full_sort(grid: NDArray[np.int32], requests: int, times: Floats) -> int:
+    """The rule itself: sort everything, the smallest budget within ``TIE`` of the best."""
+    gained = np.concatenate(([0], np.cumsum(np.sort(grid, axis=None)[::-1], dtype=np.int64)))
+    theta = (requests * GRID + gained) / times
+    return int(np.argmax(theta >= theta.max() * (1 - TIE)))
+
+
+def admitted_by_full_sort(grid: NDArray[np.int32], budget: int) -> NDArray[np.int64]:
+    """The rule itself: by survival, then position, then request."""
+    requests, gamma = grid.shape
+    request, position = np.divmod(np.arange(grid.size), gamma)
+    order = np.lexsort((request, position, -grid.reshape(-1)))
+    return np.bincount(request[order[:budget]], minlength=requests)
+
+
+@settings(max_examples=60, deadline=None)
+@given(large_batches(), st.floats(0, 1))
+def test_large_batches_are_decided_as_by_a_full_sort(
+    batch: tuple[NDArray[np.int32], int, Floats], share: float
+) -> None:
+    grid, requests, times = batch
+    budget = best_budget(*batch)
+    assert budget == budget_by_full_sort(*batch)
+    assert budget == global_maximum(throughput_of_budget(grid, requests, times, descending(grid)))
+    for admitted in (budget, int(share * grid.size)):
+        expected = admitted_by_full_sort(grid, admitted)
+        assert_array_equal(admit(grid, admitted), expected)
+        assert_array_equal(admit(grid, admitted, descending(grid)), expected)
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from simulator.core.units import parse_duration_s
 from simulator.cost.asked import Asked
 from simulator.schedulers.beyond.memory import Learner, Remembering, Seen, in_range
 from simulator.schedulers.options import read_options
-from simulator.schedulers.policies import throughputs
+from simulator.schedulers.policies import most_productive
 from simulator.schedulers.protocol import Batch
-from simulator.schedulers.search import GRID, admit, global_maximum, on_grid
+from simulator.schedulers.search import GRID, admit, on_grid
 
 EVERYONE = "all"
 
@@ -139,7 +139,7 @@ class SloMemory(Progress):
         """Order needed drafts before the others, and verify as many as the budget holds."""
         requests = len(survival)
         past = survival if batch.lagged is None else batch.lagged
-        budget = global_maximum(throughputs(on_grid(past), batch))
+        budget = most_productive(on_grid(past), batch)
         rows = requests + budget + batch.prefill_tokens
         time_s = batch.cost.step_time_s(requests, rows, batch.context_tokens, batch.prefill_tokens)
         grid = on_grid(survival).astype(np.int64)
@@ -214,7 +214,7 @@ class BalancedMemory(Progress):
         """Spend the budget on the drafts with the highest weighted survival."""
         requests = len(survival)
         past = survival if batch.lagged is None else batch.lagged
-        budget = global_maximum(throughputs(on_grid(past), batch))
+        budget = most_productive(on_grid(past), batch)
         rows = requests + budget + batch.prefill_tokens
         time_s = batch.cost.step_time_s(requests, rows, batch.context_tokens, batch.prefill_tokens)
         weight = self.behind(requests, _HORIZON * time_s) ** self.policy.power

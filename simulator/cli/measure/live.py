@@ -52,7 +52,7 @@ def live(
 
     asked = Asked(
         policies=[policy], concurrency=[concurrency], temperature=temperature, attention=pair.attention,
-        graphs=pair.graphs, **served.asked(),
+        graphs=pair.graphs, simulated=False, **served.asked(),
     )  # fmt: skip
     case = validation_case(model, drafters, asked)
     # Lengths are those of random prompts too, so that they have a default; a recording brings its own.

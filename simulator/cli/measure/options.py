@@ -60,7 +60,9 @@ class Served:
     ]
     acceptance: Annotated[
         list[str] | None,
-        typer.Option(help="MODEL or DRAFTER=MODEL, as for simulate; see dspark-sim list."),
+        typer.Option(
+            help="MODEL or DRAFTER=MODEL, as for simulate; see dspark-sim list. live --own needs none."
+        ),
     ] = None
     own: Annotated[bool, typer.Option(help="The pair's own acceptance in the live run, not the trace's.")] = (
         False

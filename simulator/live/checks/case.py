@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from simulator.deployment.deployment import deploy
+from simulator.acceptance.trace import Replay
+from simulator.core.errors import BadInputError
+from simulator.core.provenance import Provenance
+from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import shipped_profiles
 from simulator.live.checks.validation import ValidationCase
 from simulator.live.engine.graphs import Tiers
@@ -25,7 +29,11 @@ PROMPT_ROWS = 16384
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What to serve, in the words of the command line; see ``dspark-sim validate --help``."""
+    """What to serve, in the words of the command line; see ``dspark-sim validate --help``.
+
+    simulated: whether a simulated run stands beside the live one; it needs acceptance even where the live
+    run takes the pair's own.
+    """
 
     profile: str
     acceptance: Sequence[str] = ()
@@ -35,11 +43,41 @@ class Asked:
     steps: int
     seed: int = 0
     own: bool = False
+    simulated: bool = True
     temperature: float = 0.0
     prompts: str = RANDOM
     text: Path | None = None
     attention: str = "auto"
     graphs: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAcceptance:
+    """Stands where a live run takes acceptance from its pair: it knows the block, and no outcomes."""
+
+    name: str
+    gamma: int
+    has_confidence: bool
+
+    @property
+    def provenance(self) -> Provenance:
+        """The run itself."""
+        today = datetime.now(UTC).date().isoformat()
+        return Provenance(kind="measured", source="the pair's own acceptance in this run", date=today)
+
+    def replay(self, seed: int, *, raw: bool = False) -> Replay:
+        """Refuse: outcomes exist in the live run alone."""
+        raise self._unknown()
+
+    def truncated(self, gamma: int) -> OwnAcceptance:
+        """Refuse: a drafter that runs drafts its whole block."""
+        raise self._unknown()
+
+    def _unknown(self) -> BadInputError:
+        return BadInputError(
+            "the pair's own acceptance is known in its live run alone", source="acceptance", field=self.name,
+            remedy="pass `acceptance` with a trace of the pair (`dspark-sim trace` records one)",
+        )  # fmt: skip
 
 
 def validation_case(target: Target, drafters: dict[str, Draft], asked: Asked) -> ValidationCase:
@@ -48,8 +86,11 @@ def validation_case(target: Target, drafters: dict[str, Draft], asked: Asked) ->
     Raises ``BadInputError`` for whatever cannot be read.
     """
     log = cells_beside(asked.profile)
+    deployment = deploy(asked.profile, asked.acceptance, required=False)
+    if asked.own and not asked.simulated:
+        deployment = _with_own(deployment, drafters)
     return ValidationCase(
-        target=target, drafters=drafters, deployment=deploy(asked.profile, asked.acceptance, required=False),
+        target=target, drafters=drafters, deployment=deployment,
         policies=[parse_policy(text) for text in asked.policies], concurrency=asked.concurrency,
         lengths=parse_lengths(asked.lengths), steps=asked.steps, seed=asked.seed, replayed=not asked.own,
         schedule_s=(lambda policy: schedule_s(log, policy)) if log else lambda policy: 0.0,
@@ -62,6 +103,12 @@ def validation_case(target: Target, drafters: dict[str, Draft], asked: Asked) ->
             attention=asked.attention, graphs=asked.graphs, seed=asked.seed,
         ),
     )  # fmt: skip
+
+
+def _with_own(deployment: Deployment, drafters: dict[str, Draft]) -> Deployment:
+    """Let each drafter without an acceptance model run on what its pair accepts."""
+    own = {name: OwnAcceptance(f"own:{name}", it.gamma, it.has_confidence) for name, it in drafters.items()}
+    return replace(deployment, acceptance=own | dict(deployment.acceptance))
 
 
 def cells_beside(profile: str) -> CellLog | None:

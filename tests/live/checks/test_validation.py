@@ -233,6 +233,27 @@ def test_live_writes_what_a_simulated_run_writes(files: dict[str, Any], tmp_path
         assert len(pd.read_parquet(tmp_path / prefill / "requests.parquet")) == 40
 
 
+@pytest.mark.parametrize("policy", ["dspark", "dspark-async", "fixed:2", "mtp1"])
+def test_the_pairs_own_acceptance_needs_no_model(
+    files: dict[str, Any], drafters: Any, tmp_path: Path, policy: str
+) -> None:
+    save_draft(drafters["mtp1"], tmp_path / "mtp1")
+    draft = [*files["draft"], f"mtp1={tmp_path / 'mtp1'}"]
+    given = files | {"acceptance": None, "draft": draft, "lengths": "fixed:8/fixed:12", "steps": 60}
+    out = tmp_path / "run"
+    serving_commands.live(**given, policy=policy, concurrency=2, out=out, own=True)
+    described: Any = read_json(out / "run.json")
+    assert described["acceptance"] == {"dspark": "own:dspark", "mtp1": "own:mtp1"}
+    assert described["replayed"] is False
+    steps = pd.read_parquet(out / "steps.parquet")
+    assert len(steps) == 60
+    # Replayed acceptance, and the simulated half of a validation, have nothing to stand on.
+    with pytest.raises(BadInputError, match="acceptance"):
+        serving_commands.live(**given, policy=policy, concurrency=2, out=tmp_path / "b")
+    with pytest.raises(BadInputError, match="acceptance"):
+        serving_commands.validate(**given, policies=policy, concurrency="2", out=tmp_path / "c", own=True)
+
+
 def test_live_runs_are_limited_by_what_the_profile_knows(
     files: dict[str, Any], target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

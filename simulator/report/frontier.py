@@ -108,6 +108,9 @@ def plot_regret(table: pd.DataFrame, path: Path) -> None:
     axes.axhline(0, color="0.5", linewidth=1)
     axes.set(xlabel="concurrent requests", ylabel="throughput lost to the wrong table, %")
     axes.set_xscale("log", base=2)
+    # The axis names the loads that were run: a power of two between them would look like one.
+    axes.set_xticks(sorted({int(load) for load in table["concurrency"]}))
+    axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

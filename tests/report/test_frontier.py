@@ -10,7 +10,7 @@ import pytest
 from simulator.core.errors import BadInputError, UnwritableError
 from simulator.deployment.profile_parts import PublishedClaims
 from simulator.report import style
-from simulator.report.frontier import plot_frontier, plot_load
+from simulator.report.frontier import plot_frontier, plot_load, plot_regret
 from simulator.report.style import save
 
 POLICIES = ("mtp1", "fixed:5", "dspark-async", "oracle")
@@ -118,3 +118,20 @@ def test_a_name_that_is_no_picture_is_refused(frontier: pd.DataFrame, tmp_path: 
     with pytest.raises(BadInputError, match=r"figure\.txt.*\.png, \.svg, \.pdf"):
         save(plot_frontier(frontier), tmp_path / "figure.txt")
     assert not list(tmp_path.iterdir())
+
+
+def test_regrets_axis_names_the_loads_that_were_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    table = pd.DataFrame({"belief": "flat", "concurrency": [10, 50, 200], "regret": 0.1, "regret_ci95": 0.01})
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (drawn.append(self), path.touch()))
+    plot_regret(table, tmp_path / "regret.png")
+    (axes,) = drawn[0].axes
+    low, high = axes.get_xlim()
+    named = [
+        text.get_text()
+        for text in axes.get_xticklabels(which="both")
+        if low <= text.get_position()[0] <= high
+    ]
+    assert [name for name in named if name] == ["10", "50", "200"]

@@ -209,6 +209,9 @@ def fleet(
     bench = deployed.workbench()
     terms, source = parse_sla(sla), parse_traffic(traffic, lengths)
     check_writable_directory(out)
+    for term in terms.terms:
+        if term.weakness:
+            typer.echo(f"warning: {term.weakness}", err=True)
     say_how_read(source)
     run = bench.fleet(
         policy, replicas=replicas, traffic=source, sla=terms, concurrency=concurrency, duration=duration,

@@ -153,7 +153,8 @@ def list_warnings(
 ) -> list[str]:
     """List what a reader of a plan must know before trusting it."""
     notes = [plan.note for server in servers for plan in server.plans if plan.note]
-    warnings = list(dict.fromkeys(notes))
+    warnings = [each.weakness for each in servers[0].sla.terms if each.weakness]
+    warnings += dict.fromkeys(notes)
     judged = confirmed.assessment
     if not judged.met:
         why = "is saturated" if judged.saturated else f"misses {', '.join(t.text for t in judged.failing)}"

@@ -93,6 +93,17 @@ class Term:
         assert self.quantile is not None
         return round(self.quantile if self.comparison == "<=" else 1 - self.quantile, 12)
 
+    @property
+    def weakness(self) -> str | None:
+        """Say so where a term promises to less than half, with the term that promises to the others."""
+        if self.quantile is None or self.required_share >= 0.5:
+            return None
+        share, what = 100 * self.required_share, "deliveries" if self.metric == "itl" else "requests"
+        likely = re.sub(r"_p[0-9.]+(?=[<>]=)", f"_p{100 - 100 * self.quantile:.4g}", self.text)
+        return (
+            f"{self.text} promises to {share:.4g}% of the {what} only; for {100 - share:.4g}% write {likely}"
+        )
+
     def holds(self, value: Any) -> Any:
         """Whether a value, or each of an array, is on the promised side; NaN is not."""
         return value >= self.bound if self.comparison == ">=" else value <= self.bound

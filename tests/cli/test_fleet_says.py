@@ -83,3 +83,11 @@ def test_prompts_in_a_step_are_no_rows_of_its_requests(flat: Path, tmp_path: Pat
     chunked = ("--chunk-tokens", 500, *TERMS, "--out", tmp_path / "chunked")
     assert run("fleet", "--profile", flat, *what, *traffic, *chunked) == 0
     assert pd.read_csv(tmp_path / "chunked" / "replicas.csv")["rows_mean"].item() < 64
+
+
+@pytest.mark.parametrize(("term", "said"), [("tps_p90>=10", True), ("tps_p10>=10", False)])
+def test_a_fleet_says_that_a_term_promises_to_few(
+    term: str, said: bool, flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet(flat, tmp_path / "fleet", 2, "--acceptance", "length:3@5", "--concurrency", 24, "--sla", term)
+    assert ("warning: tps_p90>=10 promises to 10% of the requests only" in capsys.readouterr().err) == said

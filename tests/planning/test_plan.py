@@ -441,6 +441,17 @@ def test_without_a_prefill_speed_no_cost_is_stated_only_what_is_missing() -> Non
         assert remedy in result.warnings[0]
 
 
+def test_a_plan_says_that_a_term_promises_to_few() -> None:
+    result = plan(scenario(sla=["tps_p90>=20"], policies=["mtp1"], search=QUICK))
+    few = [
+        each
+        for each in result.warnings
+        if each.startswith("tps_p90>=20 promises to 10% of the requests only")
+    ]
+    assert len(few) == 1
+    assert few[0].endswith("write tps_p10>=20")
+
+
 def test_prefill_on_the_replicas_needs_no_pool() -> None:
     result = plan(
         scenario(replica={"concurrency": 20, "prefill": "chunked"}, policies=["mtp1"], search=QUICK)

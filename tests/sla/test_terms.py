@@ -295,3 +295,27 @@ def test_tally_keeps_every_delivery_within_half_a_percent() -> None:
     value, count = tally(gap, np.full(500, 3))
     assert count.sum() == 1500
     assert np.abs(np.log(np.repeat(value, (count / 3).astype(int)) / gap)).max() < 0.0026
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "likely"),
+    [
+        ("tps_p90>=80", "10% of the requests", "tps_p10>=80"),
+        ("chat:ttft_p1<=2s", "1% of the requests", "chat:ttft_p99<=2s"),
+        ("itl_p10<=50ms", "10% of the deliveries", "itl_p90<=50ms"),
+        ("tps_p99.9>=80", "0.1% of the requests", "tps_p0.1>=80"),
+    ],
+)
+def test_a_promise_to_less_than_half_says_so(text: str, share: str, likely: str) -> None:
+    said = parse_term(text).weakness
+    assert said is not None
+    assert f"promises to {share} only" in said
+    assert said.endswith(f"write {likely}")
+    assert parse_term(likely).weakness is None
+
+
+@pytest.mark.parametrize(
+    "text", ["tps_p10>=80", "tps_p50>=80", "ttft_p50<=2s", "tps_mean>=80", "queue_mean<=3"]
+)
+def test_other_promises_are_not_called_weak(text: str) -> None:
+    assert parse_term(text).weakness is None

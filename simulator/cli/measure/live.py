@@ -111,8 +111,8 @@ def validate(
         result = run(case, out, Console(stderr=True).print, runs=runs)
     title = f"{label(model)} on {case.settings()['device']}"
     write_validation(result.errors, result.lengths, result.parity, title, out)
-    show_table(result.summary().reset_index(), f"Absolute error, {title}")
-    show_table(result.parity, "Decisions")
+    show_table(result.summary().reset_index(), f"Absolute error, {title}", ("median", "max", "spread"))
+    show_table(result.parity, "Decisions", ("visible_schedule_share", "padding_share"))
     result.check(tolerances)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,11 +105,26 @@ def command_line() -> str:
     return shlex.join(["dspark-sim", *sys.argv[1:]])
 
 
-def show_table(frame: pd.DataFrame, title: str) -> None:
-    """Print a table on standard output."""
+_UNBOUNDED = 10_000
+"""Letters that a line may have where no terminal limits it: a file or a pipe takes tables whole."""
+
+
+def show_table(frame: pd.DataFrame, title: str, shares: Collection[str] = ()) -> None:
+    """Print a table on standard output, the columns named in ``shares`` as percentages."""
     table = Table(title=title, box=None, title_justify="left")
     for name in frame.columns:
         table.add_column(str(name), justify="right")
     for row in frame.itertuples(index=False):
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
-    Console().print(table)
+        table.add_row(
+            *(_shown(value, name in shares) for name, value in zip(frame.columns, row, strict=True))
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_UNBOUNDED)
+    console.print(table)
+
+
+def _shown(value: object, is_share: bool) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2%}" if is_share else f"{value:.4g}"

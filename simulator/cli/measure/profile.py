@@ -77,7 +77,8 @@ def measure(
     found = measure_profile(model, drafters, options, out, console.print)
     fit, drift = found.profiled.fit, found.profiled.drift
     device = found.profiled.profile.provenance.device
-    show_table(found.achieved, f"{model.name} on {device}: {found.ceilings.line}")
+    title = f"{model.name} on {device}: {found.ceilings.line}"
+    show_table(found.achieved, title, ("of_copy_bandwidth", "of_matmul_rate"))
     Console().print(
         f"additive fit: held-out error median {fit.held_out.median:.1%}, p90 {fit.held_out.p90:.1%}, "
         f"max {fit.held_out.max:.1%}; first cell moved {drift:.1%}; {found.path}"

@@ -5,8 +5,10 @@ Importing this module does not import torch; running a command does.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +16,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from simulator.core.files import check_writable_directory
 from simulator.core.interruption import noting
+
+if TYPE_CHECKING:
+    from simulator.live.training import optimisation
 
 Text = Annotated[
     Path | None,
@@ -46,11 +51,25 @@ def train(
     console = Console(stderr=True)
     with console.status("loading torch and the text"):
         from simulator.live.device import prepare
-        from simulator.live.training import optimisation
         from simulator.live.training import train as training
         from simulator.report.traces import write_losses
 
         prepare(device, threads)
+    with (
+        _shown_progress(console) as show,
+        noting(lambda: f"checkpoints are kept in {out}: the same command resumes"),
+    ):
+        training.train(preset, text, out, device=device, seed=seed, on_step=show)
+    write_losses(out)
+    Console().print(f"{out}: trained; record its traces with `dspark-sim trace {out}`", soft_wrap=True)
+
+
+@contextmanager
+def _shown_progress(console: Console) -> Iterator[Callable[[optimisation.Progress], None]]:
+    """Show each stage's progress: a bar on a terminal, elsewhere a plain line for every tenth of it."""
+    if not console.is_terminal:
+        yield lambda progress: _say_tenths(console, progress)
+        return
     columns = (
         TextColumn("{task.description:<8}"),
         BarColumn(),
@@ -67,10 +86,15 @@ def train(
                 bars[progress.stage] = display.add_task(progress.stage, total=progress.steps, loss=loss)
             display.update(bars[progress.stage], completed=progress.step, loss=loss)
 
-        with noting(lambda: f"checkpoints are kept in {out}: the same command resumes"):
-            training.train(preset, text, out, device=device, seed=seed, on_step=show)
-    write_losses(out)
-    Console().print(f"{out}: trained; record its traces with `dspark-sim trace {out}`", soft_wrap=True)
+        yield show
+
+
+def _say_tenths(console: Console, progress: optimisation.Progress) -> None:
+    """Print a line at a stage's first step and wherever a tenth of its steps is full."""
+    step, steps = progress.step, progress.steps
+    if step == 1 or step * 10 // steps > (step - 1) * 10 // steps:
+        said = f"{progress.stage} {step}/{steps} loss {progress.losses['loss']:.3f}"
+        console.print(said, soft_wrap=True, highlight=False)
 
 
 def trace(

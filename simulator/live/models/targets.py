@@ -339,13 +339,17 @@ def _random_target(config: Any, dtype: torch.dtype, device: torch.device, name: 
 
 @contextmanager
 def _only_errors_logged() -> Iterator[None]:
-    """Keep transformers from printing a table of what is refused in one line right after."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    """Keep transformers from drawing bars, and a table of what is refused in one line right after."""
+    logging = transformers.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(before)
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _pretrained(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:

@@ -1,0 +1,52 @@
+"""What commands of the live path print where no terminal is: whole tables, plain lines, no bars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+import transformers
+from rich.console import Console
+
+from simulator.cli.measure.options import show_table
+from simulator.cli.measure.train import _shown_progress
+from simulator.live.models.targets import load_target
+from simulator.live.training.optimisation import Progress
+from tests.live.conftest import MakeTarget
+
+
+def test_a_piped_table_is_whole_and_shares_are_percentages(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    names = [f"a_long_name_of_a_column_{number}" for number in range(12)]
+    frame = pd.DataFrame([[0.01234] * 12], columns=names).assign(share=0.01234)
+    show_table(frame, "A title that is much longer than the forty letters of this line", ("share",))
+    title, header, row = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert title[-1] == "line"
+    assert header == [*names, "share"]
+    assert row == ["0.01234"] * 12 + ["1.23%"]
+
+
+def test_piped_training_tells_each_tenth_of_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with _shown_progress(Console(stderr=True)) as show:
+        for stage, steps in (("target", 200), ("dspark", 3)):
+            for step in range(1, steps + 1):
+                show(Progress(stage, step, steps, {"loss": 2.0}))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["target 1/200 loss 2.000", "target 20/200 loss 2.000"]
+    assert lines[10:] == ["target 200/200 loss 2.000"] + [f"dspark {step}/3 loss 2.000" for step in (1, 2, 3)]
+
+
+def test_loading_draws_no_bar_and_leaves_the_users_setting(
+    make_target: MakeTarget, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_target().folder
+    assert folder is not None
+    logging: Any = transformers.logging
+    logging.enable_progress_bar()
+    capfd.readouterr()
+    load_target(folder)
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()

@@ -315,5 +315,6 @@ def money_columns(sizing: Sizing) -> dict[str, float]:
         "gpus_per_replica": sizing.gpus,
         "prefill_gpus": fleet["prefill_gpus"],
         "gpu_hour": sizing.gpu_hour,
+        "hours": sizing.hours,
         "hours_per_million_output_tokens": sizing.hours / (sizing.output_tokens / 1e6),
     }

@@ -15,7 +15,7 @@ from simulator.planning.notes import answer_line, ranged
 from simulator.planning.plan import CapacityPlan, plan
 from simulator.planning.scenario import Scenario
 from simulator.report.page import write_report
-from simulator.report.plan_figures import write_figures
+from simulator.report.plan_figures import plan_figures, write_figures
 from simulator.report.terminal import print_plan
 from simulator.sweeps.leads import Recommendation
 
@@ -261,3 +261,31 @@ def test_figures_as_png(result: CapacityPlan, tmp_path: Path) -> None:
     write_figures(result, tmp_path)
     for name in ("frontier", "budget", "attainment", "cost"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_say_of_which_plan_and_sla_they_are_in_which_units(result: CapacityPlan) -> None:
+    from simulator.report.style import policy_colour
+
+    figures = plan_figures(result)
+    for name, figure in figures.items():
+        (axes,) = figure.axes
+        title = figure.get_suptitle()
+        assert EVIL in title, name
+        assert "SLA: tps_p10>=90" in title, name
+        colours = {line.get_label(): line.get_color() for line in axes.lines}
+        for policy in result.plans["policy"]:
+            assert colours[policy] == policy_colour(policy, result.plans), name
+    for name in ("frontier", "cost"):  # the speed's bound lies on their axis
+        (mark,) = [line for line in figures[name].axes[0].lines if str(line.get_label()).startswith("SLA")]
+        assert set(mark.get_xdata()) == {90}
+    assert figures["frontier"].axes[0].get_xlabel() == "tokens/s per user, p10"
+    assert figures["frontier"].axes[0].get_ylabel() == "throughput, tokens/s per replica"
+    assert figures["cost"].axes[0].get_xlabel() == "bound of tps_p10, tokens/s"
+
+
+def test_gpu_hours_have_a_period_and_costs_their_unit(shown: Any, result: CapacityPlan) -> None:
+    heads = [cell.text for cell in shown.find_elements("css selector", "#plans th")]
+    assert "GPU hours per day" in heads  # the traffic is a day's
+    assert heads[8:9] == ["<i>$</i> per M output tokens, fleet following demand"]
+    row = result.plans.set_index("policy").loc[result.recommended]
+    assert row["gpu_hours"] == pytest.approx(24 * row["gpus"])

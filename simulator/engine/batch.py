@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +37,42 @@ class Step(NamedTuple):
     decoding_s: float
     queued_s: float
     handover_s: float
+
+
+class StepLog:
+    """Recorded steps in one array of float64, 96 bytes a step; counts are exact below 2^53."""
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self) -> None:
+        self._numbers = array("d")
+
+    def __len__(self) -> int:
+        return len(self._numbers) // len(Step._fields)
+
+    def __iter__(self) -> Iterator[Step]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Step:
+        """Return one step, counted from the end where ``index`` is negative."""
+        first = range(len(self))[index] * len(Step._fields)
+        end, took, gap, r, drafts, accepted, committed, prefill, waiting, decoding, queued, handover = (
+            self._numbers[first : first + len(Step._fields)]
+        )
+        counts = (int(r), int(drafts), int(accepted), int(committed), int(prefill), int(waiting))
+        return Step(end, took, gap, *counts, decoding, queued, handover)
+
+    def append(self, *numbers: float) -> None:
+        """Record a step, given by its fields in order."""
+        self._numbers.extend(numbers)
+
+    def clear(self) -> None:
+        """Forget all steps."""
+        del self._numbers[:]
+
+    def table(self) -> Floats:
+        """Copy the log into float64 [steps, fields of ``Step``]."""
+        return np.array(self._numbers, dtype=np.float64).reshape(-1, len(Step._fields))
 
 
 WAITS = ("waited_pool_s", "waited_slot_s", "waited_kv_s", "waited_step_s", "waited_prefill_s")

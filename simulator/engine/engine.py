@@ -32,6 +32,7 @@ from simulator.engine.batch import (
     History,
     Prompt,
     Step,
+    StepLog,
 )
 from simulator.engine.executor import (
     NO_PROMPTS,
@@ -76,7 +77,7 @@ class Engine:
         self.learner = learner_of(scheduler, executor, workload, limits)
         self.scheduler = self.learner or scheduler
         self._lengths: Rows = np.zeros(0, dtype=np.int64)  # of the step under way, for a learner
-        self.steps: list[Step] = []
+        self.steps = StepLog()
         self._joined = array("d")  # ``ADMITTED`` of one request after the other, in order of joining
         self._finished: list[Floats] = []  # each [len(_BATCH_ROW), n], in order of completion
         self.completed = 0
@@ -185,7 +186,9 @@ class Engine:
 
     def delivery_s(self) -> Floats:
         """When each decode step so far delivered its tokens, [decode steps]."""
-        return np.array([step.end_s for step in self.steps if step.requests])
+        table = self.steps.table()
+        ends: Floats = table[table[:, Step._fields.index("requests")] > 0, Step._fields.index("end_s")]
+        return ends
 
     def finished(self) -> dict[str, Floats]:
         """Finished requests, in that order: ``ADMITTED``, ``remaining``, ``finished_s``, ``last_step``."""
@@ -302,7 +305,7 @@ class Engine:
         now = self.environment.now
         waiting = len(self._waiting) + self._unstarted + len(self._pool_starts)
         tokens = (count, drafts, accepted, committed, prefill)
-        self.steps.append(Step(now, duration_s, gap_s, *tokens, waiting, decoding_s, queued_s, handover_s))
+        self.steps.append(now, duration_s, gap_s, *tokens, waiting, decoding_s, queued_s, handover_s)
 
     def _leave(self, left: Floats) -> None:
         """Let requests whose output is complete leave, with their batch rows ([columns, n])."""

@@ -81,7 +81,7 @@ class Metrics:
 def steps_frame(engine: Engine) -> pd.DataFrame:
     """One row per engine step, columns as in ``engine.batch.Step``."""
     columns = list(Step._fields)
-    table = np.array(engine.steps, dtype=np.float64).reshape(-1, len(columns))
+    table = engine.steps.table()
     frame = pd.DataFrame(table, columns=columns)
     counts = [name for name in columns if not name.endswith("_s")]
     return frame.astype(dict.fromkeys(counts, np.int64))

@@ -165,9 +165,9 @@ class Replica(Engine):
         self.board.served += left.shape[1]
 
     def fold(self) -> None:
-        """Pack the steps taken so far: 40 bytes a step in place of a tuple."""
+        """Pack the steps taken so far: 52 bytes a step in place of 96."""
         if self.steps:
-            table = np.array(self.steps, dtype=np.float64)
+            table = self.steps.table()
             self.packed.append((table[:, 0].copy(), table[:, 1:].astype(np.float32)))
             self.steps.clear()
 

@@ -143,12 +143,12 @@ def test_where_a_step_goes(replay: Replay, report: list[str]) -> None:
     }
     parts = {
         "scheduler": ("policies.py", "schedule"),
-        "outcomes and clock": ("executors.py", "verify"),
-        "drafts": ("executors.py", "draft"),
-        "delivering and leaving": ("serving.py", "_commit"),
-        "admitting": ("serving.py", "_admit"),
+        "outcomes and clock": ("simulated.py", "verify"),
+        "drafts": ("simulated.py", "draft"),
+        "delivering and leaving": ("engine.py", "_commit"),
+        "admitting": ("engine.py", "_admit"),
     }
-    whole = spent["serving.py", "_run"]
+    whole = spent["engine.py", "_run"]
     shares = {name: spent[place] / whole for name, place in parts.items()}
     assert 0.5 < sum(shares.values()) < 1
     report.append("of a step     " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))

@@ -16,6 +16,7 @@ from simulator.acceptance.rates import mean_length
 from simulator.acceptance.trace import Replay
 from simulator.core.errors import BadInputError
 from simulator.core.statistics import BATCHES, mean_interval, weighted_quantile
+from simulator.engine.batch import Step, StepLog
 from simulator.engine.limits import EngineLimits
 from simulator.engine.metrics import Metrics, Walks, measure, requests_frame, steps_frame
 from simulator.engine.run import simulate
@@ -337,3 +338,21 @@ def test_residuals_of_requests_by_hand() -> None:
     )  # fmt: skip
     found = walked.residuals(3.0, np.array([1.0, 1.0, 2.0]), np.array([1, 2, 2]), 1)
     np.testing.assert_allclose(found, [-0.5, 0.5])
+
+
+def test_the_step_log_gives_back_what_was_recorded() -> None:
+    steps = [
+        Step(0.1 + index, 0.1, 1 / 3, index, 2**40 + index, 7, 2**53 - 1, 0, 3, 1e-300, 5.5, 0.0)
+        for index in range(4)
+    ]
+    log = StepLog()
+    for step in steps:
+        log.append(*step)
+    assert list(log) == steps
+    assert [type(number) for number in log[-1]] == [type(number) for number in steps[-1]]
+    assert log[-1] == steps[-1]
+    assert_array_equal(log.table(), np.array(steps))
+    with pytest.raises(IndexError):
+        log[4]
+    log.clear()
+    assert (len(log), list(log), log.table().shape) == (0, [], (0, len(Step._fields)))

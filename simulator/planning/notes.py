@@ -167,12 +167,7 @@ def list_warnings(
             continue
         if note := early_stop_note(each["policy"], each["early_stop_loss"], "at a replica's limit"):
             warnings.append(note)
-        if each["steps_outside_fraction"] > 0:
-            share = each["steps_outside_fraction"]
-            warnings.append(
-                f"{each['policy']}: {share:.1%} of the steps at its rate lie beyond the measured cost table, "
-                "where times are extrapolated"
-            )
+    warnings += _extrapolated(plans)
     limits = scenario.limits()
     if limits.prefill == "elsewhere" and limits.prefill_tokens_per_s is None:
         warnings.insert(0, NO_SPEED)
@@ -189,3 +184,18 @@ def list_warnings(
     if tails:
         warnings.append(f"{', '.join(tails)} rests on fewer than 20 requests a trial: raise search.requests")
     return warnings
+
+
+def _extrapolated(plans: pd.DataFrame) -> list[str]:
+    """Say once for all policies how many steps the cost table did not measure, and what to do."""
+    outside = plans[plans["feasible"].astype(bool) & (plans["steps_outside_fraction"] > 0)]
+    if outside.empty:
+        return []
+    shares = ", ".join(
+        f"{policy} {share:.1%}"
+        for policy, share in outside[["policy", "steps_outside_fraction"]].itertuples(index=False)
+    )
+    return [
+        f"steps beyond the measured cost table (times are extrapolated) at each policy's rate: {shares}: "
+        "measure larger batches, or lower replica.concurrency"
+    ]

@@ -199,10 +199,18 @@ def test_light_and_dark_are_both_legible(shown: Any) -> None:
     assert len(backgrounds) == 2
 
 
-def test_warnings_come_first(result: CapacityPlan, shown: Any) -> None:
+def test_the_decision_comes_first_then_warnings_then_tables(result: CapacityPlan, shown: Any) -> None:
     text = shown.find_element("tag name", "body").text
     assert result.warnings
-    assert text.index(result.warnings[0]) < text.index("Plan\n")
+    assert text.index(result.answer) < text.index(result.warnings[0]) < text.index("Plan\n")
+
+
+def test_steps_beyond_the_table_are_said_once_for_all_policies(result: CapacityPlan) -> None:
+    outside = result.plans[result.plans["steps_outside_fraction"] > 0]
+    assert len(outside) == 2
+    (said,) = [each for each in result.warnings if "beyond the measured cost table" in each]
+    for policy, share in outside[["policy", "steps_outside_fraction"]].itertuples(index=False):
+        assert f"{policy} {share:.1%}" in said
 
 
 def test_page_and_terminal_say_the_same_answer(

@@ -13,6 +13,7 @@ from simulator.live.device import Marks, synchronise
 from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.graphs import Tiers
 from simulator.live.engine.passes import LiveOptions
+from simulator.live.engine.prompts import random_prompts
 from simulator.live.models import sampling
 from simulator.live.models.draft import Draft
 from simulator.live.models.dspark import DSparkDraft
@@ -22,6 +23,9 @@ from simulator.live.profiling.grid import ProfileOptions
 from simulator.schedulers.parse import parse_policy
 from simulator.schedulers.protocol import Batch
 from simulator.traffic.workload import Workload
+
+_SEED = 0
+"""Of the tokens that the bench's rows and prompts hold."""
 
 
 class Bench:
@@ -36,10 +40,19 @@ class Bench:
             block = 1 if draft is None else 1 + draft.gamma
             tiers = Tiers.for_cuda(requests * block, requests, whole_pages(context + 256))
         self.executor = LiveExecutor(
-            target, draft, load, concurrency=requests, prompts=lambda _, n: np.zeros(n, dtype=np.int64),
+            target, draft, load, concurrency=requests, prompts=random_prompts(target.vocab_size, _SEED),
             options=LiveOptions(tiers=tiers, attention=options.attention, graphs=options.graphs),
         )  # fmt: skip
         self.context = context
+        self._vary(target.vocab_size)
+
+    def _vary(self, vocabulary: int) -> None:
+        """Give every row an anchor and a context of its own: equal rows would reach the same few experts."""
+        state = self.executor.state
+        generator = torch.Generator(self.executor.device).manual_seed(_SEED)
+        state.anchors.random_(0, vocabulary, generator=generator)
+        state.pending_tokens.random_(0, vocabulary, generator=generator)
+        state.pending_features.normal_(generator=generator)
 
     def holds(self, requests: int, batch_tokens: int) -> bool:
         """Whether a step of these sizes exists here."""

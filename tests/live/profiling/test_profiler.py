@@ -13,8 +13,10 @@ import pytest
 from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.deployment.profile import load_profile
 from simulator.live.device import OutOfMemoryError
+from simulator.live.engine.ragged import RaggedTarget
 from simulator.live.models.pairs import new_dspark, new_mtp
 from simulator.live.profiling import profile_fit, profiler
+from simulator.live.profiling.bench import Bench
 from simulator.live.profiling.cells import CellLog, MeasuredCell, Measurement, Repeats, measure
 from simulator.live.profiling.device_ceilings import measure_ceilings
 from simulator.live.profiling.grid import Grid, ProfileOptions
@@ -315,3 +317,26 @@ def test_grids_that_cannot_tell_axes_apart_are_refused() -> None:
         Grid(requests=(4,))
     with pytest.raises(BadInputError, match="increasing"):
         Grid(context=(512, 64))
+
+
+def test_the_bench_runs_varied_tokens(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, drafters = pair
+    seen: list[Any] = []
+    forward = RaggedTarget.forward
+
+    def recorded(ragged: Any, tokens: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(tokens)
+        return forward(ragged, tokens, *arguments, **options)
+
+    monkeypatch.setattr(RaggedTarget, "forward", recorded)
+    bench = Bench(target, drafters["dspark"], 32, 64, OPTIONS)
+    bench.prefill_s(64)
+    # 64 even draws from 512 tokens hit 60 different ones in the mean (512 * (1 - (1 - 1 / 512) ** 64)).
+    assert seen[-1].unique().numel() > 50
+    for _ in range(3):  # repeats do not wear the variety off
+        bench.step_s(32, 32)
+        assert seen[-1].unique().numel() > 25
+    first = seen[-3]
+    again = Bench(target, drafters["dspark"], 32, 64, OPTIONS)
+    again.step_s(32, 32)
+    assert seen[-1].equal(first)

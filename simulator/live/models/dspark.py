@@ -29,6 +29,7 @@ _PACKAGINGS = {
     "DFlash": "z-lab's DFlash packaging",
     "Deepseek": "DeepSeek's own packaging of MTP or V4 drafts",
     "DeepSeek": "DeepSeek's own packaging of MTP or V4 drafts",
+    "Gemma4DSpark": "DeepSpec's DSpark draft for Gemma 4",
     "ForCausalLM": "a whole language model, not a draft",
 }
 """What an architecture's name gives away about checkpoints that share DeepSpec's field names."""

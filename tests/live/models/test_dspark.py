@@ -267,6 +267,7 @@ def edit_config(folder: Path, **fields: Any) -> None:
         ({"architectures": None}, "architectures", "names no draft"),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "architectures", "an Eagle drafter"),
         ({"architectures": ["DFlashDraftModel"]}, "architectures", "z-lab's DFlash"),
+        ({"architectures": ["Gemma4DSparkModel"]}, "architectures", "draft for Gemma 4, which is not read"),
         ({"architectures": ["X"], "speculators_config": {}}, "architectures", "vLLM's speculators format"),
         ({"architectures": ["DeepseekV4NextN"]}, "architectures", "DeepSeek's own packaging"),
         ({"attention_bias": 1}, "attention_bias", "true or false"),

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simulator.acceptance.fitted import catalogue
+from simulator.core.provenance import Provenance
 from simulator.deployment.profile import load_profile, shipped_profiles
 from simulator.hardware import gpus, models
 from simulator.schedulers.parse import policy_help
@@ -17,17 +18,18 @@ def show() -> None:
 
 
 def print_listing() -> None:
-    """Print every profile, policy and acceptance model, each with its provenance in a line."""
-    console = Console()
-    console.print(_profiles())
+    """Print every profile, policy and acceptance model, each with its kind, its date and its source."""
+    console, sources = Console(), _Sources()
+    console.print(_profiles(sources))
     console.print(_policies())
-    console.print(_acceptance())
+    console.print(_acceptance(sources))
     console.print(
         "Also: a trace FILE.parquet, an engine's log FILE or FILE@BLOCK, conditional:0.9,0.88, "
         "marginal:0.9,0.8, length:3.5@5, rate:0.34@7, a mix "
         "0.6*NAME+0.4*NAME; qwen3-4b-chat is short for qwen3-4b/dspark/chat.",
         markup=False,
     )
+    console.print(sources.table())
 
 
 def print_models() -> None:
@@ -63,7 +65,31 @@ def print_gpus() -> None:
         console.print(f"{name}: {gpu.source}{price}", style="dim", highlight=False)
 
 
-def _profiles() -> Table:
+class _Sources:
+    """Where entries come from, in full: each source once, under a number that rows refer to."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def mark(self, short: str, line: str) -> str:
+        """Return ``short`` with the number of the source ``line``: rows stay short on 80 columns."""
+        if line not in self._lines:
+            self._lines.append(line)
+        return f"{short} [{self._lines.index(line) + 1}]"
+
+    def mark_provenance(self, provenance: Provenance) -> str:
+        """Return kind and date with the number of the source."""
+        return self.mark(f"{provenance.kind}, {provenance.date}", provenance.line())
+
+    def table(self) -> Table:
+        """Return a row per source."""
+        table = _table("Where from", "", "source")
+        for number, line in enumerate(self._lines, 1):
+            table.add_row(f"[{number}]", line)
+        return table
+
+
+def _profiles(sources: _Sources) -> Table:
     table = _table("Profiles", "name", "what", "where from")
     curves = 0
     for name in shipped_profiles():
@@ -71,10 +97,11 @@ def _profiles() -> Table:
             curves += 1
             continue
         profile = load_profile(name)
-        table.add_row(name, profile.title, profile.provenance.line())
+        table.add_row(name, profile.title, sources.mark_provenance(profile.provenance))
+    kernels = f"kernels: {curves} curves are shipped; else derived, or modelled by a formula; always said"
     table.add_row(
-        "--model M --gpu G", "any model of `list --models` on any GPU of `list --gpus`",
-        f"kernels: {curves} curves are shipped; else derived, or modelled by a formula; always said",
+        "--model M --gpu G", "any of `list --models` on any of `list --gpus`",
+        sources.mark("kernels or formula", kernels),
     )  # fmt: skip
     return table
 
@@ -86,13 +113,12 @@ def _policies() -> Table:
     return table
 
 
-def _acceptance() -> Table:
-    table = _table("Acceptance models", "target/drafter/dataset", "accepted length, published", "where from")
+def _acceptance(sources: _Sources) -> Table:
+    table = _table("Acceptance models", "target/drafter/dataset", "accepted length,\npublished", "where from")
     for model in catalogue():
         published = model.published_accepted_length
-        source = (
-            f"{model.provenance.kind}, {model.provenance.date}: arXiv 2607.05147, table 1 and figures 2, 6"
-        )
+        short = f"{model.provenance.kind}, {model.provenance.date}"
+        source = sources.mark(short, f"{short}: arXiv 2607.05147, table 1 and figures 2, 6")
         table.add_row(model.name, "" if published is None else f"{published:.2f}", source)
     return table
 

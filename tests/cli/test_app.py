@@ -8,12 +8,15 @@ import re
 import subprocess
 import sys
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from simulator.acceptance.fitted import catalogue
 from simulator.cli import explore
+from simulator.deployment.profile import shipped_profiles
 from tests.support.command_line import command_names, run
 from tests.sweeps.test_frontier import COLUMNS
 
@@ -41,6 +44,24 @@ def test_list_shows_everything_with_its_provenance(capsys: pytest.CaptureFixture
         "qwen3-4b/dspark/chat", "gemma4-12b/eagle3/alpaca", "fitted, ",
     ):  # fmt: skip
         assert text in shown
+
+
+def test_list_keeps_a_row_within_two_lines_on_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    profiles = {name for name in shipped_profiles() if not name.startswith("kernels/")} | {"--model"}
+    models = {model.name for model in catalogue()}
+    for title, names, end in (("Profiles", profiles, "Policies"), ("Acceptance models", models, "Also:")):
+        first = next(number for number, line in enumerate(lines) if line.startswith(title))
+        last = next(number for number, line in enumerate(lines) if line.startswith(end))
+        begins = [number for number in range(first, last) if lines[number].split(" ")[0] in names]
+        assert {lines[number].split(" ")[0] for number in begins} == names
+        assert max(below - above for above, below in pairwise([*begins, last])) <= 2
+    assert " ".join(" ".join(lines).split()).count("arXiv 2607.05147, table 1 and figures 2, 6") == 1
 
 
 def test_frontier_writes_the_promised_columns_and_the_figure(

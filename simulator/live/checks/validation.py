@@ -92,9 +92,8 @@ class ValidationCase:
         """Return what results depend on: a directory of other settings is not continued."""
         profile = self.deployment.profile
         return {
-            "target": self.target.name,
-            **self.conditions(),
-            "drafters": {name: draft.source or "untrained" for name, draft in self.drafters.items()},
+            **self.conditions(),  # the target among them, by its content
+            "drafters": {name: draft.digest for name, draft in self.drafters.items()},
             "profile": profile.name,
             "profile_digest": hashlib.sha256(profile.model_dump_json().encode()).hexdigest(),
             "acceptance": {name: model.name for name, model in self.deployment.acceptance.items()},

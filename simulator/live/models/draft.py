@@ -79,6 +79,11 @@ class Draft(Protocol):
         ...
 
     @property
+    def digest(self) -> str:
+        """Digest of config and weights, as ``Target.digest``; read each time, as training changes them."""
+        ...
+
+    @property
     def embed_tokens(self) -> nn.Embedding:
         """The target's embedding, frozen; its weight tells dtype and device."""
         ...

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from simulator.live.models import sampling
-from simulator.live.models.checkpoints import Fields
+from simulator.live.models.checkpoints import Fields, content_digest
 from simulator.live.models.draft import Proposal
 from simulator.live.models.kv_cache import DraftContext
 from simulator.live.models.layers import BackboneConfig, Block, DraftCache, KeysValues, Rotary
@@ -72,6 +72,11 @@ class MTPDraft(nn.Module):
     def shape(self) -> BackboneConfig:
         """Shape of the one layer."""
         return self.config.shape
+
+    @property
+    def digest(self) -> str:
+        """See ``Draft.digest``."""
+        return content_digest(self.config.to_dict(), self.state_dict())
 
     @property
     def num_target_layers(self) -> int:

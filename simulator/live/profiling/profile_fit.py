@@ -41,10 +41,13 @@ class Profiled:
 
 
 def settings_of(target: Target, drafters: dict[str, Draft], options: ProfileOptions) -> dict[str, Any]:
-    """Return what cells depend on: a log of other settings is not resumed."""
+    """Return what cells depend on: a log of other settings is not resumed.
+
+    Target and drafts are told by digests of their config and weights, so that their paths do not matter.
+    """
     return {
         "device": device_name(target.device),
-        "drafters": {name: draft.gamma for name, draft in drafters.items()},
+        "drafters": {name: draft.digest for name, draft in drafters.items()},
         "grid": {name: list(getattr(options.grid, name)) for name in Grid.__dataclass_fields__},
         **conditions_of(target, attention=options.attention, graphs=options.graphs),
     }
@@ -66,7 +69,8 @@ def profile_from(
         folds=min(5, cells),
     )
     cost = fit.cost
-    settings = settings_of(target, drafters, options)
+    device = device_name(target.device)
+    conditions = conditions_of(target, attention=options.attention, graphs=options.graphs)
     names = "+".join(drafters)
     prefill = log.of("prefill").sort_values("batch_tokens")
     fastest = float((prefill["batch_tokens"] / prefill["seconds"]).max())
@@ -74,22 +78,22 @@ def profile_from(
         f"held-out error: median {fit.held_out.median:.1%}, p90 {fit.held_out.p90:.1%}, "
         f"max {fit.held_out.max:.1%}; "
         f"first cell measured again at the end: {drift:.1%} off; {options.rounds} round(s), apart by "
-        f"{log.disagreement():.1%} (median over step cells); dtype {settings['dtype']}; attention "
-        f"{settings['attention']}; CUDA graphs {settings['graphs']}"
-        + (f"; {settings['threads']} CPU thread(s)" if "threads" in settings else "")
+        f"{log.disagreement():.1%} (median over step cells); dtype {conditions['dtype']}; attention "
+        f"{conditions['attention']}; CUDA graphs {conditions['graphs']}"
+        + (f"; {conditions['threads']} CPU thread(s)" if "threads" in conditions else "")
     )
     step = AdditiveSpec.of(cost)
     profile = Profile(
-        name=f"{slug(settings['device'])}/{label(target)}--{names}",
-        title=f"{target.name} with {names} on {settings['device']}",
+        name=f"{slug(device)}/{label(target)}--{names}",
+        title=f"{target.name} with {names} on {device}",
         provenance=Provenance(
             kind="measured",
             source="dspark-sim profile",
             date=datetime.now(UTC).date().isoformat(),
             command=options.command,
-            device=settings["device"],
+            device=device,
             driver=_driver(target.device),
-            software=software() | conditions_of(target, attention=options.attention, graphs=options.graphs),
+            software=software() | conditions,
             model=target.name,
             draft=names,
             notes=notes,

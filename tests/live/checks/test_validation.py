@@ -30,7 +30,7 @@ from simulator.live.checks.validation import ValidationCase, check_profile, vali
 from simulator.live.device import OutOfMemoryError, device_name
 from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.passes import LiveOptions
-from simulator.live.models.pairs import load_pair, new_dspark, new_mtp, save_draft
+from simulator.live.models.pairs import load_draft, load_pair, new_dspark, new_mtp, save_draft
 from simulator.live.models.targets import load_target
 from simulator.live.profiling.conditions import conditions_of
 from simulator.report.style import save
@@ -116,6 +116,26 @@ def test_a_validation_end_to_end(scenario: ValidationCase, tmp_path: Path) -> No
     object.__setattr__(result, "parity", result.parity.assign(differing=1))
     with pytest.raises(InfeasibleError, match="8 decisions"):
         result.check({})
+
+
+def test_a_validation_is_continued_with_the_same_models_only(
+    scenario: ValidationCase, tmp_path: Path
+) -> None:
+    few = replace(scenario, policies=[parse_policy("dspark")], concurrency=(1,))
+    first = validate(few, tmp_path / "v", print)
+    # Other paths to the same target and the same draft.
+    elsewhere: Any = tmp_path / "copy"
+    shutil.copytree(scenario.target.folder, elsewhere / "target")  # type: ignore[arg-type]
+    save_draft(scenario.drafters["dspark"], elsewhere / "draft")
+    moved = {**scenario.drafters, "dspark": load_draft(elsewhere / "draft")}
+    same = replace(few, target=load_target(elsewhere / "target"), drafters=moved)
+    assert validate(same, tmp_path / "v", print).errors.equals(first.errors)
+    # The same path with another draft in it.
+    other = new_dspark(scenario.target, mask_token_id=5, block_size=4, num_layers=1, markov_rank=4, seed=1)
+    save_draft(other, elsewhere / "draft")
+    changed = {**scenario.drafters, "dspark": load_draft(elsewhere / "draft")}
+    with pytest.raises(BadInputError, match="validation with another drafters"):
+        validate(replace(few, drafters=changed), tmp_path / "v", print)
 
 
 def test_of_several_runs_the_median_counts(scenario: ValidationCase, tmp_path: Path) -> None:

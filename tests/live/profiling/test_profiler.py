@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.deployment.profile import load_profile
 from simulator.live.device import OutOfMemoryError
 from simulator.live.engine.ragged import RaggedTarget
-from simulator.live.models.pairs import new_dspark, new_mtp
+from simulator.live.models.pairs import load_draft, new_dspark, new_mtp, save_draft
 from simulator.live.profiling import profile_fit, profiler
 from simulator.live.profiling.bench import Bench
 from simulator.live.profiling.cells import CellLog, MeasuredCell, Measurement, Repeats, measure
@@ -138,6 +139,36 @@ def test_cells_of_other_settings_are_not_continued(pair: Any, tmp_path: Path) ->
     path.write_text("nonsense\n")
     with pytest.raises(BadInputError, match="not a cell log"):
         new_log(pair, path)
+
+
+def test_cells_of_another_draft_are_not_continued(pair: Any, tmp_path: Path) -> None:
+    target, drafters = pair
+    path, folder = tmp_path / "cells.jsonl", tmp_path / "draft"
+    new_log(pair, path)
+
+    def draft(**fields: Any) -> Any:
+        settings: Any = {"mask_token_id": 5, "block_size": 4, "num_layers": 1, "markov_rank": 8}
+        return new_dspark(target, **(settings | fields))
+
+    # Weights of another seed, another shape, and a config that changes no weight: all of the same block size.
+    others: list[Any] = [{"dspark": draft(**fields)} for fields in ({"seed": 1}, {"num_layers": 2})]
+    others += [{"dspark": draft(mask_token_id=6)}, {"mtp1": new_mtp(target, seed=1)}]
+    for other in others:
+        with pytest.raises(BadInputError, match="another drafters"):
+            new_log((target, drafters | other), path)
+    # The same draft, made again or read from a folder, is the same draft.
+    new_log((target, drafters | {"dspark": draft()}), path)
+    save_draft(drafters["dspark"], folder)
+    new_log((target, drafters | {"dspark": load_draft(folder)}), path)
+
+
+def test_the_digest_of_a_draft_follows_its_weights(pair: Any) -> None:
+    draft = new_mtp(pair[0])
+    before = draft.digest
+    with torch.no_grad():
+        draft.norm.weight.mul_(2)
+    after = draft.digest
+    assert before == new_mtp(pair[0]).digest != after
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from simulator.schedulers.protocol import Batch
 from simulator.traffic.workload import Workload
 
 _SEED = 0
-"""Of the tokens that the bench's rows and prompts hold."""
+"""Of everything that is drawn here: tokens of rows, prompts, anchors and drafts, features and logits."""
 
 
 class Bench:
@@ -135,11 +135,18 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
     return marks.spans_s()[0]
 
 
+def _tokens(sizes: tuple[int, ...], vocabulary: int, generator: torch.Generator) -> Tensor:
+    """Tokens from the whole vocabulary, int64 of these sizes, on the generator's device."""
+    return torch.randint(0, vocabulary, sizes, generator=generator, device=generator.device)
+
+
 def head_sample(draft: DSparkDraft, requests: int) -> Callable[[], float]:
-    """Return what times the heads of a draft for a batch, in seconds."""
+    """Return what times the heads of a draft for a batch, in seconds; its anchors are drawn."""
     weight = draft.fc.weight
-    hidden = torch.randn(requests, draft.gamma, draft.shape.hidden_size).to(weight)
-    anchors = torch.zeros(requests, dtype=torch.int64, device=weight.device)
+    generator = torch.Generator(weight.device).manual_seed(_SEED)
+    sizes = (requests, draft.gamma, draft.shape.hidden_size)
+    hidden = torch.randn(sizes, generator=generator, device=weight.device).to(weight)
+    anchors = _tokens((requests,), draft.shape.vocab_size, generator)
 
     def stage() -> object:
         with torch.no_grad():
@@ -154,9 +161,11 @@ def head_sample(draft: DSparkDraft, requests: int) -> Callable[[], float]:
 
 
 def judge_sample(target: Target, requests: int, length: int) -> Callable[[], float]:
-    """Return what times the acceptance decision of a batch, in seconds."""
+    """Return what times the acceptance decision of a batch, in seconds; its drafts are drawn."""
     device = target.device
-    logits = torch.randn(requests * (length + 1), target.vocab_size, device=device).to(target.dtype)
-    drafts = torch.zeros((requests, length), dtype=torch.int64, device=device)
+    generator = torch.Generator(device).manual_seed(_SEED)
+    sizes = (requests * (length + 1), target.vocab_size)
+    logits = torch.randn(sizes, generator=generator, device=device).to(target.dtype)
+    drafts = _tokens((requests, length), target.vocab_size, generator)
     lengths = torch.full((requests,), length, dtype=torch.int64, device=device)
     return lambda: _timed(lambda: sampling.verify(logits, drafts, lengths), device)

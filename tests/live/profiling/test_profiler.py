@@ -15,9 +15,11 @@ from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.deployment.profile import load_profile
 from simulator.live.device import OutOfMemoryError
 from simulator.live.engine.ragged import RaggedTarget
+from simulator.live.models import sampling
+from simulator.live.models.dspark import DSparkDraft
 from simulator.live.models.pairs import load_draft, new_dspark, new_mtp, save_draft
 from simulator.live.profiling import profile_fit, profiler
-from simulator.live.profiling.bench import Bench
+from simulator.live.profiling.bench import Bench, head_sample, judge_sample
 from simulator.live.profiling.cells import CellLog, MeasuredCell, Measurement, Repeats, measure
 from simulator.live.profiling.device_ceilings import measure_ceilings
 from simulator.live.profiling.grid import Grid, ProfileOptions
@@ -371,3 +373,30 @@ def test_the_bench_runs_varied_tokens(pair: Any, monkeypatch: pytest.MonkeyPatch
     again = Bench(target, drafters["dspark"], 32, 64, OPTIONS)
     again.step_s(32, 32)
     assert seen[-1].equal(first)
+
+
+def test_heads_and_decisions_are_timed_on_varied_tokens(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, drafters = pair
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def recorded(owner: Any, name: str) -> None:
+        work = getattr(owner, name)
+
+        def recording(*arguments: Any) -> Any:
+            seen.append((arguments[-2], arguments[-1]) if name == "draw" else arguments[:2])
+            return work(*arguments)
+
+        monkeypatch.setattr(owner, name, recording)
+
+    recorded(DSparkDraft, "draw")
+    recorded(sampling, "verify")
+    for sample in (head_sample(drafters["dspark"], 32), head_sample(drafters["dspark"], 32)):
+        sample()
+    for sample in (judge_sample(target, 32, 4), judge_sample(target, 32, 4)):
+        sample()
+    # 32 and 128 even draws from 512 tokens hit 31 and 113 different ones in the mean.
+    for (values, tokens), (again, same), different in ((*seen[:2], 26), (*seen[2:], 100)):
+        assert tokens.unique().numel() > different
+        assert tokens.max() > target.vocab_size // 2
+        assert tokens.equal(same)
+        assert values.equal(again)

@@ -55,6 +55,8 @@ def plan(
 ) -> None:
     """From an SLA and traffic to GPUs and cost: report.html, CSV, PNG. Exit 1: the SLA cannot be kept.
 
+    Where no plan keeps the SLA, report.html and infeasible.json say what binds and what is nearest.
+
     Either a scenario file, or --model and --gpu (several with commas) with --traffic and --sla.
     """
     if init is not None:
@@ -72,7 +74,7 @@ def plan(
     from simulator.planning.checks import checked_scenario
     from simulator.planning.plan import plan as make_plan
     from simulator.planning.plan import write_tables
-    from simulator.report.page import check_library, write_report
+    from simulator.report.page import INFEASIBLE, check_library, write_infeasible, write_report
     from simulator.report.plan_figures import write_figures
     from simulator.report.terminal import print_plan
 
@@ -80,11 +82,16 @@ def plan(
     check_writable_directory(out)
     check_library()
     sweeping = where.sweeping(out / "cells")
-    with noting(lambda: f"finished rate searches are kept in {out / 'cells'}: the same command resumes"):
-        result = make_plan(loaded, base=scenario.parent, sweeping=sweeping)
+    try:
+        with noting(lambda: f"finished rate searches are kept in {out / 'cells'}: the same command resumes"):
+            result = make_plan(loaded, base=scenario.parent, sweeping=sweeping)
+    except InfeasibleError as why:
+        typer.echo(f"wrote {write_infeasible(loaded, why, out)} and {INFEASIBLE} beside it", err=True)
+        raise
     write_tables(result, out)
     write_figures(result, out)
     write_report(result, out / "report.html")
+    (out / INFEASIBLE).unlink(missing_ok=True)
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     print_plan(result)

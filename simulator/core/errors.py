@@ -7,8 +7,9 @@ user at a terminal, not a programmer with a debugger.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 _LONGEST_NAME = 4096
 """Letters of a path or a field that a message shows: as many as a path can have."""
@@ -67,9 +68,28 @@ class Interrupted(BaseException):
 
 
 class InfeasibleError(SimulatorError):
-    """The question was well-posed and the answer is no; the message says what is nearest."""
+    """The question was well-posed and the answer is no; the message says what is nearest.
+
+    A plan also fills these, for programs and for its report. binds: the terms or limits that cannot be kept.
+    nearest: terms of the nearest feasible SLA; from a check of prefill alone only those in place of what
+    binds; empty where none is known. changes: what would help, an item per cause. attained: a row of plain
+    values per policy and term, measured at the lightest load.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        binds: Iterable[str] = (),
+        nearest: Iterable[str] = (),
+        changes: Iterable[str] = (),
+        attained: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.binds, self.nearest, self.changes = tuple(binds), tuple(nearest), tuple(changes)
+        self.attained = tuple(attained)
 
 
 @contextmanager

@@ -93,8 +93,14 @@ def check_fleet_size(scenario: Scenario, sizing: Sizing, found: Sequence[RateSea
     )
     allowed = scenario.fleet.max_replicas
     if fewest > allowed:
+        peak_per_s = allowed * rate / (1 + sizing.headroom)
         raise InfeasibleError(
             f"every policy needs more than the {allowed:,} replicas allowed; the fewest is {fewest:,} "
             f"({policy}). The nearest feasible: fleet.max_replicas: {fewest}, or a peak of "
-            f"{allowed * rate / (1 + sizing.headroom):.4g} requests/s instead of {sizing.peak_per_s:.4g}"
+            f"{peak_per_s:.4g} requests/s instead of {sizing.peak_per_s:.4g}",
+            binds=[f"fleet.max_replicas: {allowed}"],
+            changes=[
+                f"fleet.max_replicas: {fewest} instead of {allowed} ({policy})",
+                f"a peak of {peak_per_s:.4g} requests/s instead of {sizing.peak_per_s:.4g} ({policy})",
+            ],
         )

@@ -22,6 +22,7 @@ from simulator.parallel.cells import Sweeping, run_cells
 from simulator.planning.checks import CONFIRMED_REPLICAS, check_fleet_size, check_inputs, refuse_extrapolated
 from simulator.planning.demand import demand_profile, mix_of
 from simulator.planning.notes import Confirmation, answer_line, list_assumptions, list_warnings
+from simulator.planning.prefill_sizing import TIME_TO_FIRST_TOKEN
 from simulator.planning.scenario import Scenario
 from simulator.planning.sizing import Sizing
 from simulator.planning.tables import (
@@ -38,6 +39,7 @@ from simulator.planning.tables import (
 )
 from simulator.planning.variants import servers_of, with_acceptance, with_cost
 from simulator.sla.terms import Sla, Term
+from simulator.sla.verdict import TermResult
 from simulator.sweeps.frontier import MixCell, run_mix, steps_for
 from simulator.sweeps.leads import Recommendation
 from simulator.traffic.sources import Traffic
@@ -137,7 +139,7 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     searches = [Search(each, precision, replications=REPLICATIONS) for each in servers]
     found = _searched(sweep, searches, "Sustainable rates")
     if not any(each.feasible for each in found):
-        raise InfeasibleError(_nearest_feasible(sla, found))
+        raise _infeasible(sla, found)
     refuse_extrapolated(scenario, servers, found)
     check_fleet_size(scenario, sizing, found)
     variants = _searched(
@@ -237,7 +239,7 @@ def _variants(
     return cells
 
 
-def _nearest_feasible(sla: Sla, found: Sequence[RateSearch]) -> str:
+def _infeasible(sla: Sla, found: Sequence[RateSearch]) -> InfeasibleError:
     """Say what the policy that comes nearest gives to requests served alone."""
     deployable = [each for each in found if each.policy != "oracle"] or list(found)
 
@@ -247,15 +249,42 @@ def _nearest_feasible(sla: Sla, found: Sequence[RateSearch]) -> str:
 
     nearest = min(deployable, key=lambda each: (each.beyond.saturated, shortfall(each)))
     if nearest.beyond.saturated:
-        return "no policy keeps this SLA at any rate: the queue grows without bound even at the lightest load"
+        return InfeasibleError(
+            "no policy keeps this SLA at any rate: the queue grows without bound even at the lightest load",
+            binds=["the queue of every policy, which grows without bound even at the lightest load"],
+        )
     terms = [
         each.term.text if each.met else each.term.at(_rounded_inwards(each.term, each.estimate)).text
         for each in nearest.beyond.terms
     ]
-    return (
+    missed = [each for each in nearest.beyond.terms if not each.met]
+    return InfeasibleError(
         f"no policy keeps {sla} at any rate; the nearest feasible SLA is {', '.join(terms)} "
-        f"({nearest.policy} at the lightest load, {nearest.beyond.rate_per_s:.3g}/s per replica)"
+        f"({nearest.policy} at the lightest load, {nearest.beyond.rate_per_s:.3g}/s per replica)",
+        binds=[each.term.text for each in missed],
+        nearest=terms,
+        changes=[_remedy(each, nearest.policy) for each in missed],
+        attained=[
+            {"policy": each.policy, "rate_per_s": each.beyond.rate_per_s, "saturated": each.beyond.saturated}
+            | {"shown": result.shown()}
+            | result.verdict()
+            for each in deployable
+            for result in each.beyond.terms
+        ],
     )
+
+
+def _remedy(missed: TermResult, policy: str) -> str:
+    """Say by which factor a term is missed at the lightest load, where only the service itself takes time."""
+    term, estimate = missed.term, missed.estimate
+    factor = max(term.bound / estimate, estimate / term.bound)
+    if term.comparison == ">=":
+        need = f"{term.text} needs {factor:.3g} times what {policy} attains at the lightest load"
+    else:
+        need = f"{term.text} needs 1/{factor:.3g} of the time that {policy} takes at the lightest load"
+    if term.metric == TIME_TO_FIRST_TOKEN:
+        return f"{need}: faster prefill, or shorter prompts"
+    return f"{need}: shorter steps (a faster GPU, more GPUs in a replica) or a higher accepted length"
 
 
 def _rounded_inwards(term: Term, estimate: float) -> float:

@@ -72,11 +72,18 @@ class PoolSizing:
         failing = [term for term in self.terms if not _keeps(term, ttft_s, classes)]
         if not failing:
             return
-        nearest = [term.at(_rounded_up(_statistic(term, ttft_s, classes))).text for term in failing]
+        alone_s = [_statistic(term, ttft_s, classes) for term in failing]
+        nearest = [term.at(_rounded_up(each)).text for term, each in zip(failing, alone_s, strict=True)]
+        # Prefill alone takes tokens / speed: the time and the speed change by the same factor.
+        enough = max(each / term.bound for term, each in zip(failing, alone_s, strict=True))
+        speed = math.ceil(self.tokens_per_s * enough)
         raise InfeasibleError(
             f"no prefill pool keeps {', '.join(term.text for term in failing)}: at {self.tokens_per_s:,.0f} "
             f"tokens/s (replica.prefill_tokens_per_s) prefill alone takes longer; the nearest feasible is "
-            f"{', '.join(nearest)}"
+            f"{', '.join(nearest)}",
+            binds=[term.text for term in failing],
+            nearest=nearest,
+            changes=[f"replica.prefill_tokens_per_s: at least {speed} instead of {self.tokens_per_s:.0f}"],
         )
 
 

@@ -12,14 +12,20 @@ import gzip
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from html import escape
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simulator.core.errors import BadInputError
-from simulator.core.files import without_nan, write_text
+from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.core.files import without_nan, write_json, write_text
 from simulator.planning.plan import CapacityPlan
+from simulator.planning.scenario import Scenario
+
+INFEASIBLE = "infeasible.json"
+"""What a plan that cannot be made leaves in place of ``plan.json``."""
 
 
 def write_report(result: CapacityPlan, path: Path) -> None:
@@ -32,6 +38,60 @@ def write_report(result: CapacityPlan, path: Path) -> None:
     middle, tail = rest.split("__PLOTLY__")
     packed = base64.b64encode(gzip.compress(library.encode(), compresslevel=9, mtime=0)).decode("ascii")
     write_text(path, head + _embedded(page_data(result)) + middle + packed + tail)
+
+
+def write_infeasible(scenario: Scenario, why: InfeasibleError, out: Path) -> Path:
+    """Write ``infeasible.json`` and a short ``report.html`` for a plan that cannot be made; return the page.
+
+    ``plan.json`` of an earlier plan in this directory is removed: its answer is not that of the scenario.
+    """
+    answer = {
+        "schema": 1, "scenario": scenario.model_dump(mode="json"), "answer": str(why),
+        "binds": why.binds, "nearest_sla": why.nearest or None, "changes": why.changes,
+        "attained": why.attained,
+    }  # fmt: skip
+    write_json(out / INFEASIBLE, without_nan(answer))
+    write_text(out / "report.html", _infeasible_page(scenario, why))
+    (out / "plan.json").unlink(missing_ok=True)
+    return out / "report.html"
+
+
+def _infeasible_page(scenario: Scenario, why: InfeasibleError) -> str:
+    """One page without a script, in the style of the plan's; every text is escaped."""
+    page = files("simulator.report").joinpath("page.html").read_text(encoding="utf-8")
+    style = page[page.index("<style>") : page.index("</style>") + len("</style>")]
+    rows = "".join(
+        f"<tr><td>{escape(each['policy'])}</td><td class=text>{escape(each['term'])}</td>"
+        f"<td class=text>{escape('queue grows without bound' if each['saturated'] else each['shown'])}</td>"
+        f"<td class=text>{'yes' if each['holds'] else 'no'}</td><td>{each['rate_per_s']:.3g}</td></tr>"
+        for each in why.attained
+    )
+    heads = (
+        "<th>Policy<th class=text>Term<th class=text>Attained<th class=text>Kept<th>Requests/s per replica"
+    )
+    table = f"<div class=table><table><tr>{heads}</tr>{rows}</table></div>"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(scenario.name)}: infeasible</title>\n"
+        f'<link rel="icon" href="data:,">\n{style}\n</head>\n<body>\n'
+        f"<h1>{escape(scenario.name)}: infeasible</h1>\n"
+        f'<p class="soft">SLA: {escape(", ".join(scenario.sla))}</p>\n'
+        f'<p class="answer">{escape(str(why))}</p>\n'
+        + _listed("What binds", why.binds)
+        + _listed("Nearest feasible SLA", why.nearest)
+        + _listed("What would change it", why.changes)
+        + (f"<h2>Attained at the lightest load</h2>\n{table}\n" if rows else "")
+        + "</body>\n</html>\n"
+    )
+
+
+def _listed(title: str, items: Sequence[str]) -> str:
+    if not items:
+        return ""
+    return f"<h2>{title}</h2>\n<ul>{''.join(f'<li>{escape(each)}</li>' for each in items)}</ul>\n"
 
 
 def security_policy(page: str, library: str) -> str:

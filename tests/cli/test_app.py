@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from html import escape
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -322,6 +324,46 @@ def test_acceptance_show_refuses(
     assert run("acceptance", "show", model, f"--thresholds={thresholds}", "--out", out) == 2
     assert complaint in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# --- a plan that cannot be made -----------------------------------------------------------------------------
+
+
+def test_an_infeasible_plan_leaves_what_binds_and_what_is_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "scenario.yaml", tmp_path / "plan"
+
+    def planned(sla: str) -> int:
+        words = {
+            "name": "<b>Small</b>", "profile": FLASH, "policies": ["mtp1"], "sla": [sla],
+            "traffic": {"arrivals": "poisson:20/s", "lengths": "fixed:100/100"},
+            "replica": {"concurrency": 20},
+            "search": {"requests": 200, "precision": "20%", "concurrency": [1]},
+        }  # fmt: skip
+        file.write_text(json.dumps(words))
+        shutil.rmtree(out / "cells", ignore_errors=True)
+        return run("plan", file, "--out", out, "--workers", "1")
+
+    assert planned("tps_p10>=900") == 1
+    said = json.loads((out / "infeasible.json").read_text())
+    (nearest,), (row,) = said["nearest_sla"], said["attained"]
+    assert said["answer"] in capsys.readouterr().err
+    assert said["binds"] == ["tps_p10>=900"]
+    assert (row["policy"], row["asked"], row["holds"]) == ("mtp1", 900, False)
+    bound = float(nearest.removeprefix("tps_p10>="))
+    assert row["attained"] * 0.99 < bound <= row["attained"]
+    assert f"needs {900 / row['attained']:.3g} times what mtp1 attains" in said["changes"][0]
+    page = (out / "report.html").read_text()
+    for text in ("What binds", "tps_p10&gt;=900", escape(nearest), escape(said["changes"][0])):
+        assert text in page
+    assert "&lt;b&gt;Small" in page
+    assert not re.search(r"<b>|<script|https?:|src=", page)
+    assert planned(nearest) == 0
+    assert {"plan.json", "report.html"} <= files(out)
+    assert "infeasible.json" not in files(out)
+    assert planned("tps_p10>=900") == 1
+    assert "plan.json" not in files(out)
 
 
 # --- where it writes ----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -566,12 +567,14 @@ def test_infeasible_names_the_nearest_feasible_sla() -> None:
 
 def test_too_many_replicas_is_infeasible() -> None:
     message = r"more than the 1 replicas allowed; the fewest is (\d+) \(mtp1\).*nearest.*max_replicas: \1"
-    with pytest.raises(InfeasibleError, match=message):
+    with pytest.raises(InfeasibleError, match=message) as caught:
         plan(
             scenario(
                 fleet={"max_replicas": 1}, policies=["mtp1"], search={"requests": 200, "precision": "20%"}
             )
         )
+    assert caught.value.binds == ("fleet.max_replicas: 1",)
+    assert re.fullmatch(r"fleet.max_replicas: \d+ instead of 1 \(mtp1\)", caught.value.changes[0])
 
 
 @pytest.mark.slow

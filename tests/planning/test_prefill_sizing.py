@@ -84,6 +84,9 @@ def test_a_prompt_that_takes_too_long_alone_is_infeasible() -> None:
     assert pool.workers(40.0) is None
     with pytest.raises(
         InfeasibleError, match=r"no prefill pool keeps ttft_p99<=1s.*nearest.*ttft_p99<=1850ms"
-    ):
+    ) as caught:
         pool.check()
     sizing("ttft_p99<=1850ms").check()
+    assert (caught.value.binds, caught.value.nearest) == (("ttft_p99<=1s",), ("ttft_p99<=1850ms",))
+    assert caught.value.changes == ("replica.prefill_tokens_per_s: at least 12000 instead of 6500",)
+    sizing("ttft_p99<=1s", speed=12_000).check()

@@ -21,9 +21,10 @@ from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.files import write_csv
 from simulator.core.provenance import Provenance
 from simulator.core.statistics import mean_interval
+from simulator.deployment.acceptance_text import AcceptanceSpec
 from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import Profile
-from simulator.deployment.profile_parts import AcceptanceSpec, AdditiveSpec, DraftSpec
+from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
 from simulator.engine.limits import EngineLimits
 from simulator.engine.run import enough_requests, simulate
 from simulator.parallel.cells import run_cells

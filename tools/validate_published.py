@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import pandas as pd
+
+from simulator.core.files import data_directory
+from simulator.core.reading import read_json
 from simulator.deployment.deployment import deploy
 from simulator.deployment.profile import load_profile
+from simulator.hardware.choose import Hardware, profile_for
 from simulator.paper.claims_check import check_against, draft_cost_budgets
-from simulator.schedulers.parse import parse_policy
+from simulator.paper.variants import Variant, variants
 from simulator.sweeps.frontier import sweep_frontier
 
 LOADS = [2, 4, 7, 10, 14, 20, 28, 40, 55, 75, 100, 130, 165, 200, 250, 300]
-POLICIES = ("mtp1", "fixed:3", "fixed:5", "dspark-async")
+POLICIES = ("mtp1", "mtp3", "fixed:3", "fixed:5", "dspark-async")
+SHOWN = (10, 40, 100, 200, 300)
+
+GAINS = {
+    "deepseek-v4-flash": ("80", "120"),
+    "deepseek-v4-pro": ("35", "50"),
+}
+"""Speeds in tokens/s/user at which the paper claims a gain."""
 
 
 def markdown(row: Mapping[Hashable, Any]) -> str:
@@ -26,8 +38,8 @@ def markdown(row: Mapping[Hashable, Any]) -> str:
     return f"| {row['quantity']} | {published} | {predicted} | {error} |"
 
 
-def main() -> None:
-    """Print the tables of both models as Markdown."""
+def tables() -> None:
+    """Print what each shipped profile predicts, and every policy by load."""
     for name in (
         "deepseek-v4-flash",
         "deepseek-v4-flash-figure7",
@@ -36,33 +48,108 @@ def main() -> None:
     ):
         profile = load_profile(name)
         table = sweep_frontier(
-            deploy(profile, extrapolate_rows=True),
-            [parse_policy(text) for text in POLICIES],
-            LOADS,
-            seeds=3,
-            workers=-1,
+            deploy(profile, extrapolate_rows=True), list(POLICIES), LOADS, seeds=3, workers=-1
         )
         print(f"\n### {profile.title}\n\n| quantity | published | predicted | error |")
         print("| --- | ---: | ---: | ---: |")
         assert profile.published is not None
         for row in check_against(table, profile.published).to_dict("records"):
             print(markdown(row))
-        wide = table.pivot(index="concurrency", columns="policy", values="throughput_tok_per_s")[
-            list(POLICIES)
-        ]
-        print("\n| concurrent | " + " | ".join(POLICIES) + " |\n|" + " ---: |" * (len(POLICIES) + 1))
-        for load in (10, 40, 100, 200, 300):
-            row = wide.loc[[load]].to_numpy(dtype=float)[0]
+        wide = table.pivot(index="concurrency", columns="policy", values="throughput_tok_per_s")
+        heads = [f"{each}@dspark" if each.startswith("fixed") else each for each in POLICIES]
+        print("\n| concurrent | " + " | ".join(heads) + " |\n|" + " ---: |" * (len(POLICIES) + 1))
+        for load in SHOWN:
+            row = wide[list(POLICIES)].loc[[load]].to_numpy(dtype=float)[0]
             print(f"| {load} | " + " | ".join(f"{each:,.0f}" for each in row) + " |")
 
 
+def readings() -> None:
+    """Print what each reading of what is published predicts, with both baselines of every gain."""
+    print("\n### Readings\n")
+    print("Gains are predicted, in brackets as claimed / by the published lines over load.\n")
+    print(
+        "| reading | numbers fitted | Flash throughput | Flash budget | Flash at 80 | Flash at 120 "
+        "| Pro at 35 | Pro at 50 |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for variant in variants():
+        found = {name: variant.predicted(name).set_index("quantity") for name in GAINS}
+        flash = found["deepseek-v4-flash"]
+        throughput = flash.filter(like="dspark-async throughput", axis=0)["error"].iloc[0]
+        budget = flash.filter(like="budget", axis=0)["error"].iloc[0]
+        gains = [_gain(found[name], sla) for name, slas in GAINS.items() for sla in slas]
+        print(
+            f"| {variant.name} | {variant.fitted} | {throughput:.1%} | {budget:.2f} | "
+            + " | ".join(gains)
+            + " |"
+        )
+
+
+def _gain(found: pd.DataFrame, sla: str) -> str:
+    what = f"throughput gain over mtp1 at {sla} tokens/s/user"
+    rows = found[found.index.str.startswith(what)]
+    if rows.empty:
+        return "mtp1 misses it"
+    published = " / ".join(f"{each:+.0%}" for each in rows["published"])
+    return f"{rows['predicted'].iloc[0]:+.0%} ({published})"
+
+
+def mtp3() -> None:
+    """Print what production's MTP-3 brings over MTP-1 by load, on traffic with and without thinking."""
+    print("\n### MTP-3 over MTP-1\n")
+    print(
+        "| model, traffic | accepted length | " + " | ".join(f"{load}" for load in (50, 100, 150, 200, 300))
+    )
+    print("| --- |" + " ---: |" * 6)
+    for name in GAINS:
+        for traffic in ("thinking", "no-thinking"):
+            deployment = Variant(name, traffic=traffic).deployment(load_profile(name))
+            table = sweep_frontier(
+                deployment, ["mtp1", "mtp3"], [50, 100, 150, 200, 300], seeds=3, workers=-1
+            )
+            wide = table.pivot(index="concurrency", columns="policy", values="throughput_tok_per_s")
+            gains = " | ".join(f"{each:+.0%}" for each in wide["mtp3"] / wide["mtp1"] - 1)
+            length = table[table["policy"] == "mtp3"]["accepted_length_mean"].mean()
+            print(f"| {load_profile(name).title}, {traffic} | {length:.2f} | {gains} |")
+
+
+def held_out() -> None:
+    """Print measured gains of chain drafters that nothing here was fitted to, beside what curves predict."""
+    content: Any = read_json(data_directory("profiles") / "sources" / "held-out-speculation.json")
+    print("\n### Held out\n")
+    print("| target, GPU, engine | drafter | requests | drafts | accepted | measured | predicted | error |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for each in content["sets"]:
+        hardware = each["hardware"]
+        where = f"{hardware['model']}, {hardware['tp']} x {hardware['gpu']}, {hardware['engine']}"
+        for row in each["rows"]:
+            found = _speedup(hardware, row["requests"], row["drafts"], row["accepted_length"])
+            print(
+                f"| {where} | {row['drafter']} | {row['requests']} | {row['drafts']} "
+                f"| {row['accepted_length']:.2f} | {row['speedup']:.2f} | {found:.2f} "
+                f"| {found / row['speedup'] - 1:+.0%} |"
+            )
+
+
+def _speedup(hardware: Mapping[str, Any], requests: int, drafts: int, accepted_length: float) -> float:
+    """Return throughput with an EAGLE drafter of one layer over that without."""
+    chosen = profile_for(Hardware(**hardware, drafters=(f"eagle3@{drafts}",)))
+    deployment = deploy(chosen.profile, [f"eagle3=length:{accepted_length}@{drafts}"])
+    table = sweep_frontier(deployment, ["autoregressive", f"fixed:{drafts}@eagle3"], requests, seeds=3)
+    plain, drafted = table["throughput_tok_per_s"]
+    return float(drafted / plain)
+
+
 def draft_costs() -> None:
-    """Print what a constant cost of drafting, which the curve does not contain, does to the budget."""
+    """Print what a constant cost of drafting, on top of what the profile knows, does to the budget."""
     print("\n| drafting, ms a step | budget at 20 concurrent |\n| ---: | ---: |")
     for extra_s, budget in draft_cost_budgets(20, (0.0, 0.001, 0.003)).items():
         print(f"| {1000 * extra_s:g} | {budget:.2f} |")
 
 
 if __name__ == "__main__":
-    main()
+    readings()
+    mtp3()
+    held_out()
+    tables()
     draft_costs()

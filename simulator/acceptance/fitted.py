@@ -13,7 +13,7 @@ Parameters are fitted by ``simulator/paper/fit.py`` and shipped in ``traces/fitt
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -64,6 +64,15 @@ class Predictability(BaseModel):
     passage_scale: tuple[float, ...]
     token_scale: tuple[float, ...]
 
+    def of(self, text: Text) -> Predictability:
+        """Return that of another kind of text: wider or narrower at every draft position."""
+        return self.model_copy(
+            update={
+                "passage_scale": tuple(scale * text.spread for scale in self.passage_scale),
+                "token_scale": tuple(scale * text.spread for scale in self.token_scale),
+            }
+        )
+
     def draw(self, stream: np.random.Generator, sequences: int = SEQUENCES) -> Chances:
         """Log-odds at level 0, float32 [sequences, SEQUENCE_ROWS, gamma].
 
@@ -81,6 +90,18 @@ class Predictability(BaseModel):
         of_draft = sliding_window_view(token, gamma, axis=1)
         logits: Chances = eased[:, :, None] * _row(self.passage_scale) + of_draft * _row(self.token_scale)
         return logits
+
+
+class Text(BaseModel):
+    """What kind of text it is, beside the Alpaca prompts of figure 6.
+
+    spread: factor on the spread of difficulty. offset: added to what the confidence head reports.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spread: float = Field(gt=0)
+    offset: float
 
 
 class Head(BaseModel):
@@ -165,15 +186,19 @@ class FittedModel:
             raise BadInputError("must be finite", source=self.name, field="level", value=level)
         return replace(self, level=self.level + level)
 
+    def log_odds(self) -> Chances:
+        """Log-odds of acceptance over the pool that expectations are taken of, [sequences, rows, gamma]."""
+        pool = self.predictability.draw(random_stream(0, "solving pool"), SOLVING_SEQUENCES)
+        return self._logits(pool)[..., : self.gamma]
+
     def accepted_length(self) -> float:
         """Return the expected accepted length under full verification at this block size, bonus included."""
-        return mean_accepted_length(self._logits(self._solving_pool())[..., : self.gamma])
+        return mean_accepted_length(self.log_odds())
 
     def with_accepted_length(self, accepted_length: float) -> FittedModel:
         """Shift the level so that full verification commits ``accepted_length`` per step, bonus included."""
-        pool = self._logits(self._solving_pool())[..., : self.gamma]
         try:
-            return self.shifted(solve_level(pool, accepted_length))
+            return self.shifted(solve_level(self.log_odds(), accepted_length))
         except ValueError:
             raise BadInputError(
                 "cannot be reached by this model",
@@ -188,9 +213,6 @@ class FittedModel:
             text + _row(self.levels) + np.float32(self.level), -LOGIT_LIMIT, LOGIT_LIMIT
         )
         return logits
-
-    def _solving_pool(self) -> Chances:
-        return self.predictability.draw(random_stream(0, "solving pool"), SOLVING_SEQUENCES)
 
 
 def mean_accepted_length(logits: Chances) -> float:
@@ -231,8 +253,12 @@ def expected_walk(chances: Chances) -> tuple[NDArray[np.float64], NDArray[np.flo
     return visits[:rows].T, prefix
 
 
+PLAIN_TEXT = Text(spread=1.0, offset=0.0)
+"""As figure 6 measured it."""
+
+
 class _Shape(BaseModel):
-    """What figure 2 fixes for one drafter and domain."""
+    """What figure 2 fixes for one drafter and one kind of text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -261,6 +287,7 @@ class Parameters(BaseModel):
     predictability: Predictability
     stretch: tuple[float, ...]
     offset: tuple[float, ...]
+    texts: Mapping[str, Text]
     shapes: Mapping[str, _Shape]
     models: Mapping[str, _Cell]
 
@@ -269,12 +296,14 @@ class Parameters(BaseModel):
         cell = self.models[name]
         shape = self.shapes[cell.shape]
         target, drafter, _ = name.split("/")
+        text = self.texts.get(cell.shape.partition("/")[2], PLAIN_TEXT)
         head = None
         if shape.temperatures is not None:
-            head = Head(stretch=self.stretch, offset=self.offset, temperatures=shape.temperatures)
+            offset = tuple(value + text.offset for value in self.offset)
+            head = Head(stretch=self.stretch, offset=offset, temperatures=shape.temperatures)
         return FittedModel(
             base=name,
-            predictability=self.predictability,
+            predictability=self.predictability.of(text),
             levels=tuple(level + cell.shift for level in shape.levels),
             head=head,
             provenance=self.provenance.model_copy(update={"model": target, "draft": drafter}),
@@ -295,13 +324,26 @@ def catalogue() -> tuple[FittedModel, ...]:
     return tuple(parameters.model(name) for name in parameters.models)
 
 
-def fitted_model(name: str) -> FittedModel:
-    """Find the fitted model of that name or alias; ``BadInputError`` suggests the nearest names."""
+def is_fitted(name: str) -> bool:
+    """Whether a fitted model has that name or alias."""
+    return _full_name(name) in _shipped().models
+
+
+def _full_name(name: str) -> str:
+    return ALIASES.get(name.lower(), name.lower())
+
+
+def fitted_model(name: str, others: Iterable[str] = ()) -> FittedModel:
+    """Find the fitted model of that name or alias; ``BadInputError`` suggests the nearest names.
+
+    others: names of further models that a user may have meant.
+    """
     parameters = _shipped()
-    known = ALIASES.get(name.lower(), name.lower())
-    if known in parameters.models:
-        return parameters.model(known)
-    nearest = difflib.get_close_matches(name.lower(), [*ALIASES, *parameters.models], n=3, cutoff=0.5)
+    if is_fitted(name):
+        return parameters.model(_full_name(name))
+    nearest = difflib.get_close_matches(
+        name.lower(), [*ALIASES, *others, *parameters.models], n=3, cutoff=0.5
+    )
     raise BadInputError(
         "is not a known acceptance model",
         source="acceptance",

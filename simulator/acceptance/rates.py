@@ -136,6 +136,7 @@ class Mix:
 
     components: tuple[AcceptanceModel, ...]
     weights: tuple[float, ...]
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.components) != len(self.weights) or not self.components:
@@ -151,7 +152,9 @@ class Mix:
 
     @property
     def name(self) -> str:
-        """The mix as one would type it."""
+        """Its label, or the mix as one would type it."""
+        if self.label is not None:
+            return self.label
         terms = zip(self.weights, self.components, strict=True)
         return "+".join(f"{weight:g}*{component.name}" for weight, component in terms)
 
@@ -200,7 +203,7 @@ class Mix:
             if not isinstance(component, Shiftable):
                 raise refusal("has no level to move", component.name)
         shiftable = (c for c in self.components if isinstance(c, Shiftable))
-        return replace(self, components=tuple(c.shifted(level) for c in shiftable))
+        return replace(self, components=tuple(c.shifted(level) for c in shiftable), label=None)
 
 
 def _apportion(weights: Sequence[float], count: int) -> NDArray[np.int64]:

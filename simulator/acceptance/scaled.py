@@ -21,6 +21,22 @@ from simulator.core.random import random_stream
 Lengths = NDArray[np.uint8]
 
 
+def with_difficulty(model: AcceptanceModel, request_share: float) -> AcceptanceModel | None:
+    """Return the model with another part of difficulty that lasts a whole request; None if it has none.
+
+    request_share: of the shared variance, 0 (all requests alike) to 1; 0.3 is assumed in fitted models, as
+    nothing published tells. How hard blocks are at large does not change.
+    """
+    if isinstance(model, FittedModel):
+        difficulty = model.predictability.model_copy(update={"request_share": request_share})
+        return replace(model, predictability=difficulty)
+    if isinstance(model, Mix):
+        parts = [with_difficulty(each, request_share) or each for each in model.components]
+        changed = any(new is not old for new, old in zip(parts, model.components, strict=True))
+        return replace(model, components=tuple(parts)) if changed else None
+    return None
+
+
 def scaled_acceptance(model: AcceptanceModel, factor: float) -> AcceptanceModel:
     """Make a model that accepts ``factor`` times as many draft tokens per step under full verification.
 

@@ -53,6 +53,7 @@ def deployment(
     overhead_s: float = 0.0,
     extrapolate_rows: bool = False,
     slow_path: str | SlowPath | None = None,
+    row_cost: str | float = 0.0,
 ) -> Workbench:
     """Return a deployment of a profile, with verbs.
 
@@ -60,7 +61,8 @@ def deployment(
     (``"DRAFTER=MODEL"``), a model of DSpark's, or models by drafter; what the profile carries stands in
     where none is given. believed: a profile whose step cost schedulers consult. overhead_s: fixed time added
     to each step. extrapolate_rows: answer also far beyond the rows measured. slow_path: what steps
-    without drafts take longer where speculation is enabled, as in ``"2=6.6%,189=21.6%"``.
+    without drafts take longer where speculation is enabled, as in ``"2=6.6%,189=21.6%"``. row_cost: what
+    each draft row beyond one a request takes on top of the profile, as in ``"4us"``, or in seconds.
     Raises ``BadInputError`` for whatever cannot be read, and where there is no acceptance at all.
     """
     given: dict[str, AcceptanceModel] = {}
@@ -79,6 +81,7 @@ def deployment(
     return Workbench(
         made.profile, {**made.acceptance, **given}, made.believed, overhead_s, made.notes, extrapolate_rows,
         SlowPath.parse(slow_path) if isinstance(slow_path, str) else slow_path,
+        parse_duration_s(row_cost, field="row_cost") if isinstance(row_cost, str) else row_cost,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from simulator.acceptance.fitted import catalogue
 from simulator.core.provenance import Provenance
+from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import load_profile, shipped_profiles
 from simulator.hardware import gpus, models
 from simulator.schedulers.parse import policy_help
@@ -120,6 +121,10 @@ def _acceptance(sources: _Sources) -> Table:
         short = f"{model.provenance.kind}, {model.provenance.date}"
         source = sources.mark(short, f"{short}: arXiv 2607.05147, table 1 and figures 2, 6")
         table.add_row(model.name, "" if published is None else f"{published:.2f}", source)
+    for name, spec in production_acceptance().items():
+        length = "" if spec.accepted_length is None else f"{spec.accepted_length:.2f}"
+        short = f"{spec.provenance.kind}, {spec.provenance.date}"
+        table.add_row(name, length, sources.mark(short, spec.provenance.line()))
     return table
 
 

@@ -112,6 +112,13 @@ class Deployed(OnHardware):
             "2=6.6%,189=21.6% was measured in vLLM. Default: nothing."
         ),
     ] = None
+    row_cost: Annotated[
+        str | None,
+        typer.Option(
+            help="What each draft row beyond one a request takes on top of the profile, as in 4us. "
+            "Default: nothing."
+        ),
+    ] = None
 
     def workbench(self, believed: str | None = None) -> Workbench:
         """Load it, and say on standard error what to know of it."""
@@ -119,7 +126,7 @@ class Deployed(OnHardware):
 
         made = deployment(
             self.loaded_profile(), self.acceptance or (), believed=believed,
-            extrapolate_rows=self.extrapolate_rows, slow_path=self.slow_path,
+            extrapolate_rows=self.extrapolate_rows, slow_path=self.slow_path, row_cost=self.row_cost or 0.0,
         )  # fmt: skip
         for note in made.notes:
             typer.echo(note, err=True)

@@ -1,4 +1,4 @@
-"""Cost models whose steps take longer than another's: all of them, or those without drafts."""
+"""Cost models whose steps take longer than another's: all of them, those without drafts, or by drafts."""
 
 from __future__ import annotations
 
@@ -110,6 +110,52 @@ class EnabledCost(StepTime):
         if requests and without in batch_tokens:
             times[batch_tokens.index(without)] *= longer
         return times
+
+    @property
+    def jitter(self) -> tuple[float, ...]:
+        """As the base model's steps scatter."""
+        return self.base.jitter if isinstance(self.base, StepTime) else ()
+
+    @property
+    def measured_tokens(self) -> float:
+        """As the base model."""
+        return self.base.measured_tokens if isinstance(self.base, StepTime) else math.inf
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether the base model was measured there."""
+        return self.base.outside(requests, batch_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class RowCost(StepTime):
+    """A target's pass whose draft rows take longer than the curve says, from the second of a request on.
+
+    A curve that was derived from MTP-1's steps has one draft row a request in it. Further rows may cost more
+    than it shows, as graphs are padded to captured sizes and attention works row by row.
+    row_s: seconds for each draft row beyond one a request.
+    """
+
+    base: CostModel
+    row_s: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.row_s < math.inf:
+            raise BadInputError(
+                "must not be negative", field="row_cost", value=self.row_s, remedy="as in 4us"
+            )
+
+    def _time_s(
+        self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
+    ) -> float | Floats:
+        """Step time at one size or over a range."""
+        time_s = self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens)
+        inside = 2 * requests + prefill_tokens  # rows that the curve answers for
+        if not requests:
+            return time_s
+        if isinstance(batch_tokens, range):
+            beyond = np.arange(batch_tokens.start - inside, batch_tokens.stop - inside)
+            return time_s + self.row_s * np.maximum(beyond, 0)
+        return time_s + self.row_s * max(batch_tokens - inside, 0)
 
     @property
     def jitter(self) -> tuple[float, ...]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
-from simulator.acceptance.fitted import fitted_model
+from pydantic import Field
+
+from simulator.acceptance.fitted import fitted_model, is_fitted
 from simulator.acceptance.rates import (
     HOW_TO,
     Mix,
@@ -18,13 +23,54 @@ from simulator.acceptance.rates import (
     parse_rate,
     refusal,
 )
-from simulator.acceptance.trace import AcceptanceModel
+from simulator.acceptance.trace import AcceptanceModel, Shiftable
 from simulator.core.errors import BadInputError
-from simulator.core.reading import is_file
+from simulator.core.files import data_directory
+from simulator.core.provenance import Provenance
+from simulator.core.reading import Strict, checked, is_file, read_json
 from simulator.core.units import require_ascii_digits
 
 _FILE_SUFFIXES = (".parquet", ".log", ".json", ".jsonl", ".txt")
 """Names that end so are files even where there is none: the error then says that the file is missing."""
+
+
+class AcceptanceSpec(Strict):
+    """An acceptance model that belongs to a profile: a spec, cut to a block size, moved to a level.
+
+    accepted_length: what was published of it at this block size, bonus included; said, never simulated.
+    """
+
+    model: str
+    block_size: int | None = None
+    level: float = 0.0
+    accepted_length: float | None = None
+    provenance: Provenance
+
+    def build(self) -> AcceptanceModel:
+        """Return the acceptance model it describes."""
+        model = parse_acceptance(self.model)
+        if self.level:
+            if not isinstance(model, Shiftable):
+                raise BadInputError(
+                    "has no level to move", field="model", value=self.model, remedy="leave level out"
+                )
+            model = model.shifted(self.level)
+        return model.truncated(self.block_size) if self.block_size else model
+
+
+class _Production(Strict):
+    """Contents of ``traces/production.json``."""
+
+    schema_: Literal["dspark-simulator/production-acceptance"] = Field(alias="schema")
+    version: Literal[1]
+    models: Mapping[str, AcceptanceSpec]
+
+
+@cache
+def production_acceptance() -> Mapping[str, AcceptanceSpec]:
+    """Return the shipped acceptance of drafters in production, by ``target/drafter/traffic``."""
+    path = data_directory("traces") / "production.json"
+    return checked(_Production, read_json(path), str(path)).models
 
 
 def parse_acceptance(spec: str | None) -> AcceptanceModel:
@@ -61,7 +107,21 @@ def _parse_named(text: str) -> AcceptanceModel:
         from simulator.interop.acceptance_files import load_acceptance  # it builds on this module
 
         return load_acceptance(name, cut)
-    return fitted_model(name) if cut is None else _parse_named(name).truncated(cut)
+    if cut is not None:
+        return _parse_named(name).truncated(cut)
+    if is_fitted(name):
+        return fitted_model(name)
+    known = production_acceptance().get(name.lower())
+    if known is None:
+        return fitted_model(name, production_acceptance())  # which says what names there are
+    return labelled(known.build(), name.lower())
+
+
+def labelled(model: AcceptanceModel, label: str) -> AcceptanceModel:
+    """Return the model under a name of its own, by which its drafter is known."""
+    if isinstance(model, Mix):
+        return replace(model, label=label)
+    return replace(model, name=label) if isinstance(model, Rates) else model
 
 
 def _parse_length(rest: str) -> Rates:

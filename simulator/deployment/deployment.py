@@ -14,7 +14,7 @@ from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
 from simulator.cost.models import CostModel, StepCost
 from simulator.cost.padded import PaddedCost
-from simulator.cost.scaled import EnabledCost, SlowPath
+from simulator.cost.scaled import EnabledCost, RowCost, SlowPath
 from simulator.deployment.acceptance_text import parse_acceptances
 from simulator.deployment.profile import Profile, load_profile
 from simulator.deployment.setup import Setup
@@ -33,6 +33,7 @@ class Deployment:
     the true one. overhead_s: fixed time added to every step. notes: what a user should be told.
     extrapolate_rows: answer also where rows lie far beyond those measured (``Setup.extrapolates``).
     slow_path: what steps without drafts take longer under policies that may draft; schedulers do not know it.
+    row_cost_s: seconds for each draft row beyond one a request, on top of the profile; schedulers know it.
     """
 
     profile: Profile
@@ -42,6 +43,7 @@ class Deployment:
     notes: tuple[str, ...] = field(default=())
     extrapolate_rows: bool = False
     slow_path: SlowPath | None = None
+    row_cost_s: float = 0.0
 
     def plan(self, policy: str | NamedPolicy | Scheduler) -> Setup:
         """How this policy runs here; raises ``BadInputError`` where it cannot."""
@@ -128,11 +130,14 @@ class Deployment:
 
     def _step_cost(self, profile: Profile, drafter: str, policy: NamedPolicy) -> CostModel:
         draft, jitter = profile.draft_cost(drafter), profile.jitter or ()
+        target = profile.target_cost()
+        if self.row_cost_s:
+            target = RowCost(target, self.row_cost_s)
         if draft is None and not self.overhead_s and not jitter:
-            return profile.target_cost()
+            return target
         scheduler = policy.scheduler
         asked = scheduler.lengths if isinstance(scheduler, BatchTable) else scheduler.draft_tokens
-        return StepCost(profile.target_cost(), draft, asked, self.overhead_s, jitter)
+        return StepCost(target, draft, asked, self.overhead_s, jitter)
 
 
 def deploy(

@@ -15,8 +15,8 @@ from simulator.core.provenance import Kind, Provenance
 from simulator.core.reading import Strict, complain, is_there, read_json, strictly
 from simulator.cost.draft import DraftCost
 from simulator.cost.models import CostModel
+from simulator.deployment.acceptance_text import AcceptanceSpec
 from simulator.deployment.profile_parts import (
-    AcceptanceSpec,
     AdditiveSpec,
     CurveSpec,
     DraftSpec,

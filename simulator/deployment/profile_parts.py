@@ -7,14 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from simulator.acceptance.trace import AcceptanceModel, Shiftable
-from simulator.core.errors import BadInputError
-from simulator.core.provenance import Provenance
 from simulator.core.reading import Strict
 from simulator.cost.curve import Beyond, Lookup
 from simulator.cost.draft import DraftCost, Structure
 from simulator.cost.models import AdditiveCost, ThroughputCurve, usual_beyond
-from simulator.deployment.acceptance_text import parse_acceptance
 
 _Quantity = Annotated[float, Field(ge=0)]
 
@@ -113,26 +109,6 @@ class DraftSpec(Strict):
             self.structure, self.block_size, self.requests, self.pass_s, self.sequential_s,
             self.context_s_per_token,
         )  # fmt: skip
-
-
-class AcceptanceSpec(Strict):
-    """An acceptance model that belongs to a profile: a spec, cut to a block size, moved to a level."""
-
-    model: str
-    block_size: int | None = None
-    level: float = 0.0
-    provenance: Provenance
-
-    def build(self) -> AcceptanceModel:
-        """Return the acceptance model it describes."""
-        model = parse_acceptance(self.model)
-        if self.level:
-            if not isinstance(model, Shiftable):
-                raise BadInputError(
-                    "has no level to move", field="model", value=self.model, remedy="leave level out"
-                )
-            model = model.shifted(self.level)
-        return model.truncated(self.block_size) if self.block_size else model
 
 
 class PublishedClaims(Strict):

@@ -99,13 +99,13 @@ def _figure_5(seeds: Sequence[int]) -> list[Comparison]:
         for i, threshold in enumerate(ends.threshold):
             _, _, length, rate = found[i].tolist()
             at = f"at threshold {threshold:g}"
-            # The length at threshold 0 is table 1's value, which set the level.
+            # At threshold 0 the length is table 1's value, which set the level, and the rate follows from it.
             rows += [
                 Comparison(
-                    "figure 5", model.name, f"accepted length {at}", i == 0, ends.accepted_length[i], length
+                    "figure 5", model.name, f"accepted length {at}", True, ends.accepted_length[i], length
                 ),
                 Comparison(
-                    "figure 5", model.name, f"acceptance rate {at}", False, ends.acceptance_rate[i], rate
+                    "figure 5", model.name, f"acceptance rate {at}", i > 0, ends.acceptance_rate[i], rate
                 ),
             ]
     return rows

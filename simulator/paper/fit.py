@@ -1,11 +1,12 @@
 """Fit the latent acceptance model to the paper's figures.
 
-Three stages, each with the earlier ones fixed:
+Four stages, each with the earlier ones fixed:
 
 1. How predictability spreads and how the head reports it, from figure 6 (one least-squares problem);
    inside it and after it, the level of each draft position so that figure 2 holds exactly.
-2. Levels per drafter and domain, from figure 2, and sequential temperatures per DSpark domain.
-3. One shift per target, drafter and dataset, from table 1.
+2. How much wider difficulty spreads in math, in code and in MT-Bench, from the ends of figure 5.
+3. Levels per drafter and kind of text, from figure 2, and sequential temperatures for DSpark.
+4. One shift per target, drafter and dataset, from table 1.
 
 Everything is an expectation over one fixed pool of text, weighted by how often a request that verifies
 whole blocks has its anchor there: no outcome is drawn, so the fit is smooth and repeatable.
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from simulator.acceptance.calibration import (
     TemperatureFit,
@@ -32,17 +33,21 @@ from simulator.acceptance.calibration import (
 )
 from simulator.acceptance.fitted import (
     LOGIT_LIMIT,
+    PLAIN_TEXT,
     SOLVING_SEQUENCES,
     Chances,
     Parameters,
     Predictability,
+    Text,
     expected_walk,
     solve_level,
 )
 from simulator.acceptance.trace import SEQUENCES
 from simulator.core.provenance import Provenance
 from simulator.core.random import random_stream
-from simulator.paper.figures import PositionReliability, Published
+from simulator.paper.figures import Domain, PositionReliability, Published
+from simulator.paper.levels import solve_levels
+from simulator.paper.texts import TextFit
 
 Floats = NDArray[np.float64]
 
@@ -90,37 +95,6 @@ class ExpectedSteps:
         """Sequential temperatures for raw confidence logits [N, gamma], reference convention."""
         weight = np.broadcast_to(self.visits[:, None], raw.shape)
         return fit_temperatures(raw, self.prefix, weight=weight)
-
-
-def solve_levels(text: Chances, conditional: Sequence[float], *, rounds: int = 5) -> Floats:
-    """Log-odds to add per position so that conditional acceptance under full verification is as given.
-
-    text: log-odds at level 0, [sequences, rows, gamma]. Positions are solved left to right, because the
-    survivors of earlier drafts are easier than the rest; and again with the visits that result, because
-    acceptance decides where steps begin.
-    """
-    levels: Floats = np.asarray(logit(conditional), dtype=np.float64)
-    visits = np.ones(text.shape[:2])
-    for _ in range(rounds):
-        weight = visits
-        for k, wanted in enumerate(conditional):
-            levels[k] = _solve_position(text[:, :, k], weight, wanted, levels[k])
-            weight = weight * expit(text[:, :, k] + levels[k])
-        visits, _ = expected_walk(expit(text + levels.astype(np.float32)))
-    return levels
-
-
-def _solve_position(text: Chances, weight: Floats, wanted: float, level: float) -> float:
-    """Newton's method for the level at which the weighted mean chance is ``wanted``."""
-    total = weight.sum()
-    for _ in range(20):
-        chance = expit(text + np.float32(level))
-        excess = (weight * chance).sum() / total - wanted
-        slope = (weight * chance * (1 - chance)).sum() / total
-        level -= float(np.clip(excess / slope, -1, 1))
-        if abs(excess) < 1e-6:
-            break
-    return level
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,23 +199,28 @@ def fit_parameters(
     sequences: int = SOLVING_SEQUENCES,
     progress: Callable[[str], None] = print,
 ) -> Parameters:
-    """Stages 2 and 3: levels, temperatures and one shift per cell of table 1."""
+    """Stages 2 to 4: kinds of text, levels and temperatures, and one shift per cell of table 1."""
     gamma = figures.accepted_length.gamma
     predictability = confidence.predictability(gamma)
     stretch, offset = confidence.head(sorted(figures.reliability.positions), gamma)
-    text = predictability.draw(random_stream(0, "solving pool"), sequences)
+    texts = _texts(figures, predictability, stretch, offset, progress)
+    pools = {
+        name: predictability.of(texts.get(name, PLAIN_TEXT)).draw(random_stream(0, "solving pool"), sequences)
+        for name in _DOMAIN_OF
+    }
     shapes: dict[str, dict[str, Any]] = {}
-    for domain, drafters in figures.conditional_acceptance.values.items():
-        for drafter, conditional in drafters.items():
-            progress(f"levels of {drafter} on {domain}")
-            levels = solve_levels(text, conditional)
+    for name, domain in _DOMAIN_OF.items():
+        head = offset + texts.get(name, PLAIN_TEXT).offset
+        for drafter, conditional in figures.conditional_acceptance.values[domain].items():
+            progress(f"levels of {drafter} on {name}")
+            levels = solve_levels(pools[name], conditional)
             temperatures = None
             if drafter == figures.reliability.drafter:
-                observed = ExpectedSteps.of(_levelled(text, levels), _THINNING)
+                observed = ExpectedSteps.of(_levelled(pools[name], levels), _THINNING)
                 temperatures = observed.temperatures(
-                    (observed.logits * stretch + offset).astype(np.float32)
+                    (observed.logits * stretch + head).astype(np.float32)
                 ).temperatures
-            shapes[f"{drafter}/{domain}"] = {"levels": _rounded(levels), "temperatures": temperatures}
+            shapes[f"{drafter}/{name}"] = {"levels": _rounded(levels), "temperatures": temperatures}
     return Parameters.model_validate(
         {
             "schema": "dspark-simulator/fitted-acceptance",
@@ -250,10 +229,35 @@ def fit_parameters(
             "predictability": predictability,
             "stretch": _rounded(stretch),
             "offset": _rounded(offset),
+            "texts": texts,
             "shapes": shapes,
-            "models": _domain_models(figures) | _cells(figures, text, shapes, progress),
+            "models": _domain_models(figures) | _cells(figures, pools, shapes, progress),
         }
     )
+
+
+_DOMAIN_OF: Mapping[str, Domain] = {"math": "math", "code": "code", "chat": "chat", "mt-bench": "chat"}
+"""Kinds of text, and the domain whose curves of figure 2 are theirs. Chat at large is figure 6's Alpaca;
+MT-Bench, chat too, has ends of its own in figure 5."""
+
+
+_MEASURED: tuple[tuple[str, Domain], ...] = (("math", "math"), ("code", "code"), ("mt-bench", "chat"))
+"""Kinds of text with a panel in figure 5: math and code at large are as its one dataset."""
+
+
+def _texts(
+    figures: Published,
+    predictability: Predictability,
+    stretch: Floats,
+    offset: Floats,
+    progress: Callable[[str], None],
+) -> dict[str, Text]:
+    """Fit a kind of text to each panel of figure 5."""
+    texts = {}
+    for name, domain in _MEASURED:
+        texts[name] = TextFit(figures, domain, predictability, stretch, offset).solve()
+        progress(f"text of {name}: spread x{texts[name].spread:g}, head {texts[name].offset:+g}")
+    return texts
 
 
 def _domain_models(figures: Published) -> dict[str, dict[str, Any]]:
@@ -273,12 +277,16 @@ def _domain_models(figures: Published) -> dict[str, dict[str, Any]]:
 
 
 def _cells(
-    figures: Published, text: Chances, shapes: Mapping[str, dict[str, Any]], progress: Callable[[str], None]
+    figures: Published,
+    pools: Mapping[str, Chances],
+    shapes: Mapping[str, dict[str, Any]],
+    progress: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     cells = {}
     for target, drafter, dataset, domain, length in figures.accepted_length.cells():
-        name, shape = f"{target}/{drafter}/{dataset}", f"{drafter}/{domain}"
-        shift = solve_level(_levelled(text, shapes[shape]["levels"]), length)
+        text = dataset if dataset in _DOMAIN_OF else domain
+        name, shape = f"{target}/{drafter}/{dataset}", f"{drafter}/{text}"
+        shift = solve_level(_levelled(pools[text], shapes[shape]["levels"]), length)
         progress(f"{name}: shift {shift:+.3f}")
         cells[name] = {"shape": shape, "shift": round(shift, 4), "published_accepted_length": length}
     return cells
@@ -300,7 +308,8 @@ def _provenance(figures: Published, command: str) -> Provenance:
         date=figures.provenance.date,
         command=command,
         notes=(
-            "Confidence and its spread: figure 6 (Qwen3-4B, DSpark, Alpaca), used for every model. "
+            "Confidence and its spread: figure 6 (Qwen3-4B, DSpark, Alpaca). On math, code and MT-Bench the "
+            "spread is wider and the head shifted, so that figure 5 is met at both of its published ends. "
             "Shape over draft positions: figure 2 (Qwen3-4B), by drafter and domain. "
             "Level: table 1, one shift per cell. "
             f"Assumed: request share {REQUEST_SHARE}, correlation {CORRELATION}."

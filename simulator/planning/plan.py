@@ -37,30 +37,12 @@ from simulator.planning.tables import (
     term_table,
     trial_table,
 )
-from simulator.planning.variants import servers_of, with_acceptance, with_cost
+from simulator.planning.variants import servers_of, variants_of
 from simulator.sla.terms import Sla, Term
 from simulator.sla.verdict import TermResult
 from simulator.sweeps.frontier import MixCell, run_mix, steps_for
 from simulator.sweeps.leads import Recommendation
 from simulator.traffic.sources import Traffic
-
-OFF = 0.1
-"""Share by which inputs are off in the sensitivity analysis where nobody knows better. A choice."""
-
-
-def variants_of(step_time_band: float | None) -> dict[str, tuple[float, float]]:
-    """Return what the sensitivity analysis changes: factors on accepted draft tokens and on step time.
-
-    step_time_band: by which share step times may be off, as the profile knows it.
-    """
-    steps = OFF if step_time_band is None else step_time_band
-    return {
-        f"acceptance -{OFF:.0%}": (1 - OFF, 1.0),
-        f"acceptance +{OFF:.0%}": (1 + OFF, 1.0),
-        f"step time -{steps:.0%}": (1.0, 1 - steps),
-        f"step time +{steps:.0%}": (1.0, 1 + steps),
-    }
-
 
 GRID = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.1, 1.25, 1.5)
 """Rates at which every policy is tried, as shares of the best policy's sustainable rate."""
@@ -231,11 +213,11 @@ def _variants(
 ) -> list[Search]:
     cells = []
     for server, base in zip(servers, found, strict=True):
-        for name, (acceptance, cost) in variants_of(step_time_band).items():
-            if base.feasible:
-                plans = tuple(with_cost(with_acceptance(p, acceptance), cost) for p in server.plans)
-                guess = base.rate_per_s / cost
-                cells.append(Search(replace(server, plans=plans), precision, name, guess))
+        for name, variant in variants_of(step_time_band).items():
+            changed = variant.applied(server) if base.feasible else None
+            if changed is not None:
+                guess = base.rate_per_s / variant.step_time
+                cells.append(Search(changed, precision, name, guess))
     return cells
 
 

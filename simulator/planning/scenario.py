@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.core.errors import BadInputError
 from simulator.core.reading import complain, is_there, read_yaml, strictly
-from simulator.core.units import parse_percent, percent_meant
+from simulator.core.units import parse_duration_s, parse_percent, percent_meant
+from simulator.cost.scaled import SlowPath
 from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import Profile, load_profile
 from simulator.engine.limits import EngineLimits, Prefill
@@ -189,6 +191,25 @@ class SearchSpec(_Strict):
     extrapolate_rows: bool = False
 
 
+class StepsSpec(_Strict):
+    """What steps take beyond what the profile says; see ``deployment.Deployment``.
+
+    slow_path: of steps without drafts, ``2=6.6%,189=21.6%``. row_cost: of each draft row beyond one a
+    request, ``4us``.
+    """
+
+    slow_path: str | None = None
+    row_cost: str | None = None
+
+    def apply(self, deployment: Deployment) -> Deployment:
+        """Return the deployment with it."""
+        return replace(
+            deployment,
+            slow_path=None if self.slow_path is None else SlowPath.parse(self.slow_path),
+            row_cost_s=0.0 if self.row_cost is None else parse_duration_s(self.row_cost, field="row_cost"),
+        )
+
+
 class HardwareSpec(_Strict):
     """A model on a GPU in place of a profile; see ``hardware.choose.Hardware``."""
 
@@ -226,6 +247,7 @@ class Scenario(_Strict):
     fleet: FleetSpec = FleetSpec()
     price: PriceSpec = PriceSpec()
     search: SearchSpec = SearchSpec()
+    steps: StepsSpec = StepsSpec()
 
     def loaded_profile(self) -> Profile:
         """Return what a step costs; ``BadInputError`` unless exactly one of profile and hardware is given."""
@@ -301,8 +323,10 @@ class Scenario(_Strict):
 
     def _deployment(self, specs: tuple[str, ...]) -> Deployment:
         # A class may be the only one to give acceptance, so that none for all is not yet an error.
-        return deploy(
-            self.loaded_profile(), specs, required=False, extrapolate_rows=self.search.extrapolate_rows
+        return self.steps.apply(
+            deploy(
+                self.loaded_profile(), specs, required=False, extrapolate_rows=self.search.extrapolate_rows
+            )
         )
 
     def _error(self, field: str, problem: str, value: object = None) -> BadInputError:
@@ -486,6 +510,9 @@ fleet:
   headroom: 20%              # room beyond the peak
 
 price: {gpu_hour: 2.0, currency: USD}
+
+# What steps take beyond the profile, where you have measured it:
+# steps: {slow_path: "2=6.6%,189=21.6%", row_cost: 4us}
 
 search:
   precision: 2%              # of the highest sustainable rate

@@ -141,25 +141,56 @@ def trial_table(trials: Sequence[TrialResult]) -> pd.DataFrame:
 def sensitivity_table(
     sizing: Sizing, found: Sequence[RateSearch], variants: Sequence[RateSearch]
 ) -> pd.DataFrame:
-    """Tabulate how the fleet changes where an input is off by the variants' factors."""
+    """Tabulate how the fleet changes where an input is off by the variants' factors.
+
+    gain: of the rate over the first policy's with the same input off. tps_p10: at the rate.
+    """
     base = {each.policy: each.rate_per_s for each in found}
     first = {each.policy: each.seed_rates[0] for each in found}
     # A variant is searched on the first replication alone, so its change is against that one.
-    changed = [(each, each.seed_rates[0] / first[each.policy]) for each in variants]
-    cases = [(each.policy, each.variant, base[each.policy] * ratio, sizing) for each, ratio in changed]
+    cases = [
+        _Case(each.policy, each.variant, base[each.policy] * each.seed_rates[0] / first[each.policy],
+              sizing, _p10(each))
+        for each in variants
+    ]  # fmt: skip
     if sizing.pool is not None:  # prefill is a queue of its own: decoding does not change with its speed
         faster = {f"prefill speed {change:+.0%}": 1 + change for change in (-0.1, 0.1)}
         for name, factor in faster.items():
             varied = sizing.with_prefill_speed(factor)
-            cases += [(policy, name, rate, varied) for policy, rate in base.items() if rate > 0]
-    rows: list[dict[str, Any]] = []
-    for policy, variant, rate, priced in cases:
-        row = {"policy": policy, "variant": variant, "rate_per_replica_per_s": rate}
-        row |= {"change": rate / base[policy] - 1, **priced.fleet(rate)}
-        rows.append(row | {"cost_per_million_output_tokens": priced.cost(rate)})
+            speeds = {each.policy: _p10(each) for each in found}
+            cases += [
+                _Case(policy, name, rate, varied, speeds[policy]) for policy, rate in base.items() if rate > 0
+            ]
+    baseline = {case.variant: case.rate_per_s for case in cases if case.policy == found[0].policy}
     order = {policy: position for position, policy in enumerate(base)}
-    rows.sort(key=lambda row: order[row["policy"]])
-    return pd.DataFrame(rows)
+    cases.sort(key=lambda case: order[case.policy])
+    return pd.DataFrame([case.row(base[case.policy], baseline.get(case.variant)) for case in cases])
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A policy with an input off: its rate per replica, and what sizes and prices it."""
+
+    policy: str
+    variant: str
+    rate_per_s: float
+    sizing: Sizing
+    tps_p10: float
+
+    def row(self, usual_per_s: float, baseline_per_s: float | None) -> dict[str, Any]:
+        """As a row of ``sensitivity.csv``; usual_per_s: its rate as planned."""
+        row = {"policy": self.policy, "variant": self.variant, "rate_per_replica_per_s": self.rate_per_s}
+        row["change"] = self.rate_per_s / usual_per_s - 1
+        row["gain"] = self.rate_per_s / baseline_per_s - 1 if baseline_per_s else math.nan
+        row["tps_p10"] = self.tps_p10
+        row |= self.sizing.fleet(self.rate_per_s)
+        return row | {"cost_per_million_output_tokens": self.sizing.cost(self.rate_per_s)}
+
+
+def _p10(search: RateSearch) -> float:
+    """Speed that 90% of the users exceed at the rate that was found; NaN where none was."""
+    known = None if search.at_rate is None else search.at_rate.metrics
+    return math.nan if known is None else known.tps_p10
 
 
 def growth_table(scenario: Scenario, sizing: Sizing, plans: pd.DataFrame) -> pd.DataFrame:

@@ -1,10 +1,10 @@
-"""What if the inputs are wrong by a tenth: better or worse drafts, slower or faster steps."""
+"""What if the inputs are wrong: better or worse drafts, slower or faster steps, harder requests."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from simulator.acceptance.scaled import scaled_acceptance
+from simulator.acceptance.scaled import scaled_acceptance, with_difficulty
 from simulator.capacity.server import Server, share_at_rate
 from simulator.cost.scaled import ScaledCost
 from simulator.deployment.setup import Setup
@@ -25,6 +25,57 @@ def with_cost(plan: Setup, factor: float) -> Setup:
     if factor == 1:
         return plan
     return replace(plan, cost=ScaledCost(plan.cost, factor), believed=ScaledCost(plan.believed, factor))
+
+
+OFF = 0.1
+"""Share by which inputs are off in the sensitivity analysis where nobody knows better. A choice."""
+
+DIFFICULTY = (0.0, 0.6)
+"""Parts of difficulty that last a whole request, around the 0.3 that fitted models assume: a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way in which inputs may be wrong.
+
+    acceptance: factor on accepted draft tokens. step_time: factor on every step. difficulty: part of it that
+    lasts a whole request (``acceptance.scaled.with_difficulty``), None as the model assumes.
+    """
+
+    acceptance: float = 1.0
+    step_time: float = 1.0
+    difficulty: float | None = None
+
+    def applied(self, server: Server) -> Server | None:
+        """Return the server as it would be, or None where this cannot be wrong."""
+        plans = server.plans
+        if self.difficulty is not None:
+            plans = tuple(with_difficulty_of(plan, self.difficulty) for plan in plans)
+            if plans == server.plans:
+                return None
+        plans = tuple(with_cost(with_acceptance(plan, self.acceptance), self.step_time) for plan in plans)
+        return replace(server, plans=plans)
+
+
+def variants_of(step_time_band: float | None) -> dict[str, Variant]:
+    """Return what the sensitivity analysis changes, by name.
+
+    step_time_band: by which share step times may be off, as the profile knows it.
+    """
+    steps = OFF if step_time_band is None else step_time_band
+    return {
+        f"acceptance -{OFF:.0%}": Variant(acceptance=1 - OFF),
+        f"acceptance +{OFF:.0%}": Variant(acceptance=1 + OFF),
+        f"step time -{steps:.0%}": Variant(step_time=1 - steps),
+        f"step time +{steps:.0%}": Variant(step_time=1 + steps),
+        **{f"difficulty by request {share:g}": Variant(difficulty=share) for share in DIFFICULTY},
+    }
+
+
+def with_difficulty_of(plan: Setup, request_share: float) -> Setup:
+    """Return the policy on text whose difficulty lasts a whole request to that part."""
+    changed = None if plan.acceptance is None else with_difficulty(plan.acceptance, request_share)
+    return plan if changed is None else replace(plan, acceptance=changed)
 
 
 REQUESTS_PER_SLOT = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -181,12 +181,12 @@ def _sla_table(answers: pd.DataFrame, sla: Term) -> Table:
     for row in answers.to_dict("records"):
         policy, throughput = str(row["policy"]), float(row["throughput_tok_per_s"])
         if math.isnan(throughput):
-            table.add_row(policy, "cannot", *[""] * 5)
+            table.add_row(_with_drafter(row), "cannot", *[""] * 5)
             continue
         style = "bold" if row["leading"] else "dim" if policy == "oracle" else None
         bound = "≥ " if row["lower_bound"] else ""
         table.add_row(
-            policy,
+            _with_drafter(row),
             f"{bound}{throughput:,.0f}",
             f"{bound}{row['concurrency']:,.0f}",
             _speed(float(row["tps_mean"])),
@@ -196,6 +196,12 @@ def _sla_table(answers: pd.DataFrame, sla: Term) -> Table:
             style=style,
         )
     return table
+
+
+def _with_drafter(row: Mapping[Hashable, object]) -> str:
+    """Name a policy; a fixed length says whose drafts it takes, in the form that asks for just that."""
+    policy, drafter = str(row["policy"]), str(row["drafter"])
+    return f"{policy}@{drafter}" if policy.startswith("fixed:") and "@" not in policy and drafter else policy
 
 
 def _bands_table(bands: pd.DataFrame) -> Table:

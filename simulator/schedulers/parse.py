@@ -26,7 +26,8 @@ _Number = TypeVar("_Number", int, float)
 _HELP = {
     "autoregressive": "no speculation: one token per request and step",
     "mtp1": "one draft token from a one-layer MTP module, always verified (the production baseline)",
-    "fixed:K": "always verify K draft tokens",
+    "mtpK": "K draft tokens from K passes of that module, all verified: mtp3 is fixed:3@mtp",
+    "fixed:K": "always verify K draft tokens of the drafter at hand",
     "threshold:P": "verify up to the first token whose confidence is below P",
     "dspark": "Algorithm 1: admit by survival while throughput strictly improves",
     "dspark-async[:LAG]": "budget by global search LAG (2) steps before, allocation by current survival",
@@ -45,6 +46,9 @@ _HELP = {
     "bandit[:patience=0.02,seed=0]": "a bandit over lengths for each range of batch sizes (Nightjar)",
     "oracle": "knows the outcome: in any one step no scheduler can do better",
 }
+
+_MTP = re.compile(r"mtp([1-9]\d{0,2})")
+"""A module that runs once for each draft: ``mtp3``."""
 
 _PARSED: dict[str, Callable[[str, str], Scheduler]] = {
     "batch-table": BatchTable.parse,
@@ -84,6 +88,8 @@ def parse_policy(text: str) -> NamedPolicy:
     name, _, argument = spec.partition(":")
     scheduler = _build(name, argument, text)
     default = {"mtp1": "mtp1", "autoregressive": "none"}.get(name)
+    if default is None and _MTP.fullmatch(name):
+        default = "mtp"
     return NamedPolicy(name=text.strip(), scheduler=scheduler, drafter=drafter or default)
 
 
@@ -137,6 +143,8 @@ def _build(name: str, argument: str, text: str) -> Scheduler:
         return plain[name]
     if name in _OWN:
         return _own(name, argument, text)
+    if (module := _MTP.fullmatch(name)) and not argument:
+        return Fixed(int(module[1]))
     if name == "fixed":
         return Fixed(_number(argument, int, text))
     if name == "fixed-budget":

@@ -74,12 +74,15 @@ def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
 
     gain: over the baseline (``baseline_of``) at the same SLA. speed_gain: mean speed over the baseline's at
     the baseline's throughput there ("at matched throughput"). tps_mean, tps_p10: the speeds at that load.
-    lower_bound: the sweep ended before the SLA was reached. throughput_ci95: half-width of the throughput's
-    interval. leading: no policy but the oracle is ahead of it for sure (``leads.lead_of_means``).
+    drafter: whose drafts the policy verifies. lower_bound: the sweep ended before the SLA was reached.
+    throughput_ci95: half-width of the throughput's interval. leading: no policy but the oracle is ahead of it
+    for sure (``leads.lead_of_means``).
     Raises ``InfeasibleError`` naming the nearest feasible value if no policy can meet an SLA, and
     ``BadInputError`` where the speed that it bounds is unknown at a load.
     """
     by_policy, base = lines(frontier), baseline_of(frontier)
+    named = frontier.get("drafter", pd.Series("", index=frontier.index))
+    drafters = dict(zip(frontier["policy"], named, strict=True))
     rows = []
     for term in map(parse_speed, slas):
         require_known(by_policy, term)
@@ -95,6 +98,7 @@ def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
                     "sla": term.text,
                     "sla_tok_per_s": term.bound,
                     "policy": policy,
+                    "drafter": drafters[policy],
                     "throughput_tok_per_s": found.throughput,
                     "concurrency": found.concurrency,
                     "tps_mean": found.tps_mean,

@@ -9,8 +9,8 @@ import pytest
 from simulator.api.hardware_plan import comparison, plan_hardware, write_scenarios
 from simulator.core.errors import BadInputError
 from simulator.hardware.choose import Hardware
-from simulator.planning.plan import OFF, variants_of
 from simulator.planning.scenario import load_scenario
+from simulator.planning.variants import OFF, Variant, variants_of
 from tests.support.command_line import run
 
 ASKED = Hardware(model="qwen3-8b", gpu="h100")
@@ -53,10 +53,12 @@ def test_speculation_needs_no_more_replicas() -> None:
 
 
 def test_the_sensitivity_uses_the_band_of_the_curve() -> None:
-    assert variants_of(None)[f"step time +{OFF:.0%}"] == (1.0, 1.1)
+    assert variants_of(None)[f"step time +{OFF:.0%}"] == Variant(step_time=1.1)
     assert variants_of(0.25) == {
-        "acceptance -10%": (0.9, 1.0), "acceptance +10%": (1.1, 1.0), "step time -25%": (1.0, 0.75),
-        "step time +25%": (1.0, 1.25),
+        "acceptance -10%": Variant(acceptance=0.9), "acceptance +10%": Variant(acceptance=1.1),
+        "step time -25%": Variant(step_time=0.75), "step time +25%": Variant(step_time=1.25),
+        "difficulty by request 0": Variant(difficulty=0.0),
+        "difficulty by request 0.6": Variant(difficulty=0.6),
     }  # fmt: skip
 
 

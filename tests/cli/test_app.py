@@ -18,6 +18,7 @@ import pytest
 
 from simulator.acceptance.fitted import catalogue
 from simulator.cli import explore
+from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import shipped_profiles
 from tests.support.command_line import command_names, run
 from tests.sweeps.test_frontier import COLUMNS
@@ -56,7 +57,7 @@ def test_list_keeps_a_row_within_two_lines_on_80_columns(
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     profiles = {name for name in shipped_profiles() if not name.startswith("kernels/")} | {"--model"}
-    models = {model.name for model in catalogue()}
+    models = {model.name for model in catalogue()} | production_acceptance().keys()
     for title, names, end in (("Profiles", profiles, "Policies"), ("Acceptance models", models, "Also:")):
         first = next(number for number, line in enumerate(lines) if line.startswith(title))
         last = next(number for number, line in enumerate(lines) if line.startswith(end))

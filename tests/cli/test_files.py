@@ -195,12 +195,14 @@ def test_an_exported_table_is_what_the_profile_says(engine: str, tmp_path: Path)
 
 def test_a_curve_goes_out_and_comes_back(tmp_path: Path) -> None:
     diagonal, table, back = tmp_path / "d.json", tmp_path / "t.json", tmp_path / "back.json"
-    assert run("export", "sglang", "deepseek-v4-flash", "--out", diagonal) == 0
+    whole = tmp_path / "whole.json"  # drafting inside its steps
+    load_profile("deepseek-v4-flash").model_copy(update={"drafters": None}).save(whole)
+    assert run("export", "sglang", whole, "--out", diagonal) == 0
     assert "bias_seconds" not in diagonal.read_text()  # SGLang tells the kinds apart by it
     assert run("import", "sglang-table", diagonal, "--out", back) == 0
     own, read = load_profile("deepseek-v4-flash").target_cost(), load_profile(back).target_cost()
     for tokens in read_json(diagonal)["sample_batch_tokens"]:
         assert read.step_time_s(1, tokens) == pytest.approx(own.step_time_s(1, tokens))
-    assert run("export", "trtllm", "deepseek-v4-flash", "--out", table) == 0
+    assert run("export", "trtllm", whole, "--out", table) == 0
     cost = tensorrt_llm.load_table(table).cost
     assert cost.step_time_s(9, 100) == pytest.approx(own.step_time_s(9, 100), rel=1e-3)

@@ -17,8 +17,9 @@ from simulator.core.errors import BadInputError
 from simulator.core.provenance import Provenance
 from simulator.cost.fit import fit_additive
 from simulator.cost.models import AdditiveCost, CostModel, ThroughputCurve
+from simulator.deployment.acceptance_text import AcceptanceSpec
 from simulator.deployment.profile import Profile, load_profile, shipped_profiles
-from simulator.deployment.profile_parts import AcceptanceSpec, AdditiveSpec, CurveSpec
+from simulator.deployment.profile_parts import AdditiveSpec, CurveSpec
 from tests.support.strategies import additive_costs, throughput_curves
 
 SYNTHETIC = Provenance(kind="synthetic", source="test", date="2026-01-01")

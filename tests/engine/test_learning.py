@@ -130,6 +130,6 @@ def test_a_live_run_refuses_a_policy_that_remembers() -> None:
 
 
 def test_a_drafter_without_confidence_serves_policies_that_do_not_read_it() -> None:
-    bench = sim.deployment("deepseek-v4-flash", {"eagle": conditional_rates([0.7, 0.5])})
-    assert bench.plan("goodput@eagle").drafter == "eagle"
-    assert bench.simulate("moving-average@eagle", concurrency=8, steps=200).metrics.throughput_tok_per_s > 0
+    bench = sim.deployment("deepseek-v4-flash", {"mtp": conditional_rates([0.7, 0.5])})
+    assert bench.plan("goodput@mtp").drafter == "mtp"
+    assert bench.simulate("moving-average@mtp", concurrency=8, steps=200).metrics.throughput_tok_per_s > 0

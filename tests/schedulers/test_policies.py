@@ -21,7 +21,7 @@ from simulator.core.errors import BadInputError
 from simulator.cost.draft import DraftCost
 from simulator.cost.models import AdditiveCost, CostModel, LengthByRequests, StepCost, ThroughputCurve
 from simulator.schedulers.batch_table import BatchTable
-from simulator.schedulers.parse import parse_policy, policy_help
+from simulator.schedulers.parse import NamedPolicy, parse_policy, policy_help
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
 from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.schedulers.search import GRID, on_grid, throughput_of_budget
@@ -435,7 +435,7 @@ def test_policies_as_written(text: str, scheduler: Scheduler, drafter: str | Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dsparc", "policy: is not a policy (got 'dsparc'); one of autoregressive, mtp1, fixed:K"),
+        ("dsparc", "policy: is not a policy (got 'dsparc'); one of autoregressive, mtp1, mtpK, fixed:K"),
         ("", "is not a policy"),
         ("fixed", "needs a number after the colon (got 'fixed'); as in fixed:3"),
         ("fixed:two", "needs a number after the colon (got 'fixed:two')"),
@@ -468,9 +468,19 @@ def test_policies_that_make_no_sense_are_refused(text: str, message: str) -> Non
         parse_policy(text)
 
 
+def test_a_module_that_runs_for_each_draft_is_a_drafter_of_its_own() -> None:
+    assert parse_policy("mtp3") == NamedPolicy("mtp3", Fixed(3), "mtp")
+    assert parse_policy("mtp1").drafter == "mtp1"
+    assert parse_policy("mtp3@dspark").drafter == "dspark"
+    for text in ("mtp0", "mtp", "mtp3:2"):
+        with pytest.raises(BadInputError, match="is not a policy"):
+            parse_policy(text)
+
+
 def test_help_covers_every_form_and_every_form_parses() -> None:
     fill: Callable[[str], str] = lambda form: (  # noqa: E731
         form.replace(":K", ":3")
+        .replace("mtpK", "mtp3")
         .replace(":P", ":0.5")
         .replace("N,N,...", "1,3")
         .replace(":LAG]", ":1")
@@ -481,7 +491,7 @@ def test_help_covers_every_form_and_every_form_parses() -> None:
         assert parse_policy(fill(form)).scheduler
         assert meaning
     assert {form.split(":")[0].split("[")[0] for form in policy_help()} == {
-        "autoregressive", "mtp1", "fixed", "threshold", "dspark", "dspark-async", "tiered", "oracle",
+        "autoregressive", "mtp1", "mtpK", "fixed", "threshold", "dspark", "dspark-async", "tiered", "oracle",
         "batch-table", "sglang", "vllm", "trtllm", "off-gate", "slo", "balanced", "goodput", "moving-average",
         "fixed-budget", "utility", "bandit",
     }  # fmt: skip

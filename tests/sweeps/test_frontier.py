@@ -278,7 +278,7 @@ def test_coarse_loads_give_the_same_answers(answers: list[pd.DataFrame]) -> None
 
 
 def test_a_promise_to_most_users_gains_less_than_one_on_average(answers: list[pd.DataFrame]) -> None:
-    """80 on average: +57%. 80 for 90% of the users: +15%, since speeds scatter where drafts are luckier.
+    """80 on average: +43%. 80 for 90% of the users: +5%, since speeds scatter where drafts are luckier.
 
     A p10 of 3 seeds is known to 5 tokens/s (``tps_p10_ci95``), and with it that gain to 6 points.
     """
@@ -286,9 +286,9 @@ def test_a_promise_to_most_users_gains_less_than_one_on_average(answers: list[pd
     policies = [parse_policy(text) for text in ("mtp1", "dspark-async")]
     mean = at_slas(sweep_frontier(flash, policies, (60, 250), seeds=1, slas=[80]), [80]).set_index("policy")
     for_most = answers[0][answers[0]["sla"] == "tps_p10>=80"].set_index("policy")
-    assert mean.loc["dspark-async", "gain"] == pytest.approx(0.57, abs=0.03)
-    assert for_most.loc["dspark-async", "gain"] == pytest.approx(0.15, abs=0.06)
-    assert mean.loc["dspark-async", "tps_p10"] == pytest.approx(53, abs=1.5)
+    assert mean.loc["dspark-async", "gain"] == pytest.approx(0.43, abs=0.03)
+    assert for_most.loc["dspark-async", "gain"] == pytest.approx(0.05, abs=0.06)
+    assert mean.loc["dspark-async", "tps_p10"] == pytest.approx(51.3, abs=1.5)
     assert mean.loc["mtp1", "tps_p10"] == pytest.approx(78, abs=1.5)
 
 

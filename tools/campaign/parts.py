@@ -152,6 +152,7 @@ def validation(campaign: Campaign, *, size: str) -> None:
     """
     from simulator.live.checks.case import Asked, validation_case
     from simulator.live.checks.validation import validate
+    from simulator.live.device import device_name
     from simulator.live.models.pairs import load_pair
     from simulator.live.profiling.profile_fit import label
     from simulator.report.validation import write_validation
@@ -165,7 +166,7 @@ def validation(campaign: Campaign, *, size: str) -> None:
         profile=str(campaign.profile_of(size, 7)), acceptance=campaign.acceptance_of(size), **asked
     ))  # fmt: skip
     result = validate(case, out, partial(print, flush=True))
-    title = f"{label(target)} on {case.settings()['device']}"
+    title = f"{label(target)} on {device_name(target.device)}"
     write_validation(result.errors, result.lengths, result.parity, title, out)
     print(result.summary().to_string(), flush=True)
     result.check({})

@@ -99,6 +99,7 @@ def validate(
     model, drafters = pair.load()
     from simulator.live.checks.case import Asked, validation_case
     from simulator.live.checks.validation import validate as run
+    from simulator.live.device import device_name
     from simulator.live.profiling.profile_fit import label
     from simulator.report.validation import write_validation
 
@@ -109,7 +110,7 @@ def validate(
     case = validation_case(model, drafters, asked)
     with noting(lambda: f"finished runs are kept in {out}: the same command resumes"):
         result = run(case, out, Console(stderr=True).print, runs=runs)
-    title = f"{label(model)} on {case.settings()['device']}"
+    title = f"{label(model)} on {device_name(model.device)}"
     write_validation(result.errors, result.lengths, result.parity, title, out)
     show_table(result.summary().reset_index(), f"Absolute error, {title}", ("median", "max", "spread"))
     show_table(result.parity, "Decisions", ("visible_schedule_share", "padding_share"))

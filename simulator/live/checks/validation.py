@@ -38,6 +38,7 @@ from simulator.live.engine.prompts import RANDOM, Prompts, random_prompts
 from simulator.live.models.draft import Draft
 from simulator.live.models.targets import Target
 from simulator.live.profiling.conditions import conditions_of
+from simulator.parallel.hashing import content_hash
 from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.traffic.arrivals import ClosedLoop
@@ -49,6 +50,10 @@ COMPARED = (
     "throughput_tok_per_s", "tps_p10", "tps_p50", "itl_p50_s", "itl_p99_s", "accepted_length_mean",
     "verification_budget_mean", "step_time_mean_s",
 )  # fmt: skip
+
+
+_PATHS = ("target", "draft_folders")
+"""Settings that say where models lie."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,19 +94,28 @@ class ValidationCase:
         return conditions_of(self.target, attention=self.options.attention, graphs=self.options.graphs)
 
     def settings(self) -> dict[str, Any]:
-        """Return what results depend on: a directory of other settings is not continued."""
-        profile = self.deployment.profile
+        """Return what results depend on: a directory of other settings is not continued.
+
+        ``_PATHS`` are there for a reader and not compared: models are known by digests of their content.
+        Reads all weights of the drafts each time.
+        """
+        profile, acceptance = self.deployment.profile, self.deployment.acceptance
         return {
-            **self.conditions(),  # the target among them, by its content
+            "target": self.target.name,
+            "draft_folders": {name: draft.source or "untrained" for name, draft in self.drafters.items()},
+            **self.conditions(),
             "drafters": {name: draft.digest for name, draft in self.drafters.items()},
             "profile": profile.name,
             "profile_digest": hashlib.sha256(profile.model_dump_json().encode()).hexdigest(),
-            "acceptance": {name: model.name for name, model in self.deployment.acceptance.items()},
+            "acceptance": {name: model.name for name, model in acceptance.items()},
+            "acceptance_digest": {name: content_hash(model) for name, model in acceptance.items()},
             "lengths": repr(self.lengths),
             "steps": self.steps,
             "seed": self.seed,
             "replayed": self.replayed,
+            "temperature": self.options.temperature,
             "prompts": self.prompts_name,
+            "prompt_digest": self.prompts and content_hash([self.prompts(n, 64) for n in range(16)]),
             "device": device_name(self.target.device),
         }
 
@@ -195,7 +209,8 @@ def validate(
     machine for a while spoils one run of several cells rather than all of one.
     """
     check_profile(scenario.deployment.profile, scenario.target, scenario.conditions())
-    _continue(out / "settings.json", scenario.settings())
+    settings = scenario.settings()
+    _continue(out / "settings.json", settings)
     cells = [(policy, concurrency) for policy in scenario.policies for concurrency in scenario.concurrency]
     predicted = [_predicted(scenario, *cell) for cell in cells]
     measured: list[list[dict[str, Any]]] = [[] for _ in cells]
@@ -203,7 +218,7 @@ def validate(
         for (policy, concurrency), theirs, mine in zip(cells, predicted, measured, strict=True):
             path = out / f"{slug(policy.name)}-{concurrency}-run{run + 1}.json"
             if not path.exists():
-                write_json(path, _measured(scenario, policy, concurrency, path.with_suffix("")))
+                write_json(path, _measured(scenario, policy, concurrency, settings, path.with_suffix("")))
             found: Any = read_json(path)
             mine.append(found)
             ours, rate = found["metrics"][COMPARED[0]], theirs["metrics"][COMPARED[0]]
@@ -280,12 +295,12 @@ def write_live(live: LiveRun, case: ValidationCase, words: Mapping[str, object],
 
 
 def _measured(
-    scenario: ValidationCase, policy: NamedPolicy, concurrency: int, folder: Path
+    scenario: ValidationCase, policy: NamedPolicy, concurrency: int, settings: Mapping[str, Any], folder: Path
 ) -> dict[str, Any]:
-    """One live run, its files written into ``folder``, and what is compared of it."""
+    """One live run, its files and the settings written into ``folder``, and what is compared of it."""
     plan, workload = scenario.plan(policy), scenario.workload(concurrency)
     live = run_live(scenario, policy, workload, scenario.deployment.limits(concurrency), steps=scenario.steps)
-    about = {"kind": "live", "policy": policy.name, "concurrency": concurrency, **scenario.settings()}
+    about = {"kind": "live", "policy": policy.name, "concurrency": concurrency, **settings}
     write_run(live.run, folder, about)
     timings = live.timings
     return {
@@ -419,7 +434,8 @@ def _continue(path: Path, settings: Mapping[str, Any]) -> None:
         write_json(path, dict(settings))
         return
     found: Any = read_json(path)
-    different = [name for name in settings if found.get(name) != settings[name]]
+    compared = [name for name in settings if name not in _PATHS]
+    different = [name for name in compared if found.get(name) != settings[name]]
     if different:
         raise BadInputError(
             f"holds a validation with another {', '.join(different)}", source=str(path.parent),

@@ -30,6 +30,7 @@ from simulator.live.checks.validation import ValidationCase, check_profile, vali
 from simulator.live.device import OutOfMemoryError, device_name
 from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.passes import LiveOptions
+from simulator.live.engine.prompts import Prompts
 from simulator.live.models.pairs import load_draft, load_pair, new_dspark, new_mtp, save_draft
 from simulator.live.models.targets import load_target
 from simulator.live.profiling.conditions import conditions_of
@@ -130,12 +131,43 @@ def test_a_validation_is_continued_with_the_same_models_only(
     moved = {**scenario.drafters, "dspark": load_draft(elsewhere / "draft")}
     same = replace(few, target=load_target(elsewhere / "target"), drafters=moved)
     assert validate(same, tmp_path / "v", print).errors.equals(first.errors)
+    settings: Any = read_json(tmp_path / "v" / "settings.json")
+    assert settings["target"] == str(scenario.target.folder)  # said for a reader
+    assert settings["draft_folders"] == {"dspark": "untrained", "mtp1": "untrained"}
     # The same path with another draft in it.
     other = new_dspark(scenario.target, mask_token_id=5, block_size=4, num_layers=1, markov_rank=4, seed=1)
     save_draft(other, elsewhere / "draft")
     changed = {**scenario.drafters, "dspark": load_draft(elsewhere / "draft")}
     with pytest.raises(BadInputError, match="validation with another drafters"):
         validate(replace(few, drafters=changed), tmp_path / "v", print)
+
+
+def test_a_validation_of_other_outcomes_or_temperature_is_not_continued(
+    scenario: ValidationCase, tmp_path: Path
+) -> None:
+    few = replace(scenario, policies=[parse_policy("dspark")], concurrency=(1,))
+    validate(few, tmp_path, print)
+    again = {"dspark": trace("a", 4), "mtp1": trace("b", 1)}
+    validate(replace(few, deployment=replace(few.deployment, acceptance=again)), tmp_path, print)
+    accepted = np.zeros_like(again["dspark"].accepted)
+    other = {**again, "dspark": replace(again["dspark"], accepted=accepted)}
+    with pytest.raises(BadInputError, match="validation with another acceptance_digest"):
+        validate(replace(few, deployment=replace(few.deployment, acceptance=other)), tmp_path, print)
+    with pytest.raises(BadInputError, match="validation with another temperature"):
+        validate(replace(few, options=replace(few.options, temperature=0.7)), tmp_path, print)
+
+
+def test_a_validation_with_another_text_of_the_same_name_is_not_continued(
+    scenario: ValidationCase, tmp_path: Path
+) -> None:
+    def prompts(token: int) -> Prompts:
+        return lambda request, tokens: np.full(tokens, token, dtype=np.int64)
+
+    few = replace(scenario, policies=[parse_policy("dspark")], concurrency=(1,), prompts_name="code")
+    for token in (3, 3):
+        validate(replace(few, prompts=prompts(token)), tmp_path, print)
+    with pytest.raises(BadInputError, match="validation with another prompt_digest"):
+        validate(replace(few, prompts=prompts(4)), tmp_path, print)
 
 
 def test_of_several_runs_the_median_counts(scenario: ValidationCase, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from simulator.acceptance.rates import mean_length
-from simulator.acceptance.scaled import ScaledTrace, scaled_acceptance
+import simulator as sim
+from simulator.acceptance.rates import Mix, mean_length
+from simulator.acceptance.scaled import ScaledTrace, scaled_acceptance, with_difficulty
 from simulator.acceptance.trace import anchor_rows
 from simulator.capacity.search import Search, find_rate, interpolated_rate
 from simulator.capacity.server import Server, share_at_rate
@@ -29,6 +30,7 @@ from simulator.planning.demand import demand_profile
 from simulator.planning.plan import frontier_loads, plan, write_tables
 from simulator.planning.scenario import EXAMPLE, KvMemory, Scenario, load_scenario
 from simulator.planning.sizing import Sizing
+from simulator.planning.variants import DIFFICULTY, Variant, servers_of
 from simulator.schedulers.parse import parse_policy
 from simulator.sla.terms import parse_sla
 from simulator.traffic.arrivals import PoissonArrivals
@@ -125,6 +127,35 @@ def test_rate_zero_is_refused() -> None:
 
 
 # --- sensitivity --------------------------------------------------------------------------------------------
+
+
+def test_difficulty_that_lasts_a_request_spreads_its_users() -> None:
+    """Acceptance at large hardly moves; whole requests that are hard are what p10 is made of."""
+    flash = sim.deployment("deepseek-v4-flash")
+    p10, means = [], []
+    for share in DIFFICULTY:
+        changed = with_difficulty(flash.acceptance["dspark"], share)
+        assert changed is not None
+        bench = sim.deployment("deepseek-v4-flash", {"dspark": changed})
+        metrics = bench.simulate("dspark-async", concurrency=40, steps=3000).metrics
+        p10.append(metrics.tps_p10)
+        means.append(metrics.tps_mean)
+    assert means[0] == pytest.approx(means[1], rel=0.05)
+    assert p10[1] < 0.9 * p10[0]
+
+
+def test_only_models_that_know_of_difficulty_have_it_varied() -> None:
+    assert with_difficulty(parse_acceptance("length:3.5@5"), 0.6) is None
+    mixed = parse_acceptance("0.5*length:3@5+0.5*qwen3-4b-math@5")
+    changed = with_difficulty(mixed, 0.6)
+    assert isinstance(changed, Mix)
+    assert changed.components[0] is mixed.components[0]  # type: ignore[attr-defined]
+    assert changed.components[1].predictability.request_share == 0.6  # type: ignore[attr-defined]
+    asked = scenario(policies=("mtp1", "dspark-async"))
+    servers = servers_of(asked, asked.demand(), asked.parsed_sla())
+    rates, blocks = (Variant(difficulty=0.6).applied(server) for server in servers)
+    assert rates is None  # MTP-1's acceptance is one rate for all
+    assert blocks is not None
 
 
 @pytest.mark.parametrize("spec", ["qwen3-4b-chat@5", "length:3.5@5", "0.5*length:3@5+0.5*qwen3-4b-math@5"])

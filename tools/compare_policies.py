@@ -15,15 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulator.acceptance.fitted import FittedModel
-from simulator.acceptance.rates import Mix
+from simulator.acceptance.scaled import with_difficulty
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.files import write_csv
 from simulator.core.provenance import Provenance
 from simulator.core.statistics import mean_interval
 from simulator.deployment.acceptance_text import AcceptanceSpec
 from simulator.deployment.deployment import Deployment, deploy
-from simulator.deployment.profile import Profile
+from simulator.deployment.profile import Profile, load_profile
 from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
 from simulator.engine.limits import EngineLimits
 from simulator.engine.run import enough_requests, simulate
@@ -97,7 +96,10 @@ def cases(request_share: float | None = None, drafter_price: float = 1.0) -> lis
         ("h100-llama-3.1-8b", ("tps_mean>=80", "tps_p10>=60"), 200, (8, 32, 70, 110, 160, 220, 300, 400)),
     ):
         shipped = name != "h100-llama-3.1-8b"
-        level, block = (-0.4, 5) if shipped else (0.0, GAMMA)
+        level, block = 0.0, GAMMA
+        if shipped:
+            own = load_profile(name).acceptance["dspark"]
+            level, block = own.level, own.block_size or GAMMA
         target_ms = 1000 / parse_term(slas[1]).bound
         policies = _policies(block, shipped, budget, target_ms)
         base = deploy(name if shipped else llama_on_h100(drafter_price), required=False)
@@ -114,13 +116,7 @@ def cases(request_share: float | None = None, drafter_price: float = 1.0) -> lis
 
 
 def _with_share(model: AcceptanceModel, share: float | None) -> AcceptanceModel:
-    if share is None:
-        return model
-    if isinstance(model, Mix):
-        return replace(model, components=tuple(_with_share(each, share) for each in model.components))
-    assert isinstance(model, FittedModel)
-    spread = model.predictability.model_copy(update={"request_share": share})
-    return replace(model, predictability=spread)
+    return model if share is None else with_difficulty(model, share) or model
 
 
 def _policies(block: int, has_mtp: bool, budget: int, target_ms: float) -> tuple[str, ...]:
@@ -180,9 +176,11 @@ def two_classes(seeds: int, load: int = 130) -> pd.DataFrame:
     targets = {"chat": 0.016, "code": 0.009}
     known = ",".join(f"{name}={1000 * target:g}ms" for name, target in targets.items())
     given = Provenance(kind="published", source="arXiv 2607.05147", date="2026-07")
+    flash = load_profile("deepseek-v4-flash")
+    level = flash.acceptance["dspark"].level
     benches = {
-        name: Deployment(deploy("deepseek-v4-flash").profile, {"dspark": AcceptanceSpec(
-            model=f"qwen3-4b/dspark/{name}", block_size=5, level=-0.4, provenance=given).build()})
+        name: Deployment(flash, {"dspark": AcceptanceSpec(
+            model=f"qwen3-4b/dspark/{name}", block_size=5, level=level, provenance=given).build()})
         for name in targets
     }  # fmt: skip
     weighted = (f"balanced:power={power},{known}" for power in (2, 6))

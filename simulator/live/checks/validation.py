@@ -37,7 +37,7 @@ from simulator.live.engine.prompt_rows import prompt_rows_for
 from simulator.live.engine.prompts import RANDOM, Prompts, random_prompts
 from simulator.live.models.draft import Draft
 from simulator.live.models.targets import Target
-from simulator.live.profiling.conditions import conditions_of
+from simulator.live.profiling.conditions import DRAFT, conditions_of, digests_of
 from simulator.parallel.hashing import content_hash
 from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.protocol import Batch, Scheduler
@@ -92,6 +92,11 @@ class ValidationCase:
     def conditions(self) -> dict[str, str]:
         """Return what the live runs' times depend on, as a profile's provenance says it."""
         return conditions_of(self.target, attention=self.options.attention, graphs=self.options.graphs)
+
+    def drafters_used(self) -> dict[str, str]:
+        """Return the digests of the drafters that a policy runs with, as a profile's provenance says it."""
+        used = {self.plan(policy).drafter for policy in self.policies}
+        return digests_of({name: draft for name, draft in self.drafters.items() if name in used})
 
     def settings(self) -> dict[str, Any]:
         """Return what results depend on: a directory of other settings is not continued.
@@ -168,8 +173,9 @@ _SETTABLE = ("attention", "graphs", "threads", "dtype")
 def check_profile(profile: Profile, target: Target, conditions: Mapping[str, str]) -> None:
     """Refuse a profile of another device or target, or measured otherwise, naming what differs.
 
-    conditions: of the live runs, from ``conditions_of``. The target is known by its content, so that another
-    spelling of its path is accepted and other weights under the same path are not.
+    conditions: of the live runs, from ``conditions_of``, and their drafters from ``digests_of``. Target and
+    drafters are known by their content, so that another spelling of a path is accepted and other weights
+    under the same path are not.
     """
     software = profile.provenance.software
     here = device_name(target.device)
@@ -180,11 +186,12 @@ def check_profile(profile: Profile, target: Target, conditions: Mapping[str, str
     if not different:
         return
     if "dtype" in different and software.get("dtype"):
-        different.pop("weights", None)  # the same weights have other bytes in another dtype
+        # The same weights have other bytes in another dtype.
+        different = {name: pair for name, pair in different.items() if not _is_digest(name)}
     options = [
         f"`{name}` {theirs}" for name, (theirs, _) in different.items() if theirs and name in _SETTABLE
     ]
-    again = f"profile {target.name} here again, with the options of this run"
+    again = f"profile {target.name} here again, with the options and drafts of this run"
     raise BadInputError(
         f"was measured under other conditions: {'; '.join(map(_differing, different.items()))}",
         source=profile.name, field=", ".join(different),
@@ -192,11 +199,16 @@ def check_profile(profile: Profile, target: Target, conditions: Mapping[str, str
     )  # fmt: skip
 
 
+def _is_digest(name: str) -> bool:
+    return name == "weights" or name.startswith(DRAFT)
+
+
 def _differing(item: tuple[str, tuple[str | None, str]]) -> str:
     name, (theirs, ours) = item
-    if name == "weights":  # digests: their beginnings tell them apart
+    if _is_digest(name):  # the beginnings of digests tell them apart
         theirs, ours = theirs and theirs[:12], ours[:12]
-        name = "the target's config or weights"
+        whose = "the target" if name == "weights" else f"drafter {name.removeprefix(DRAFT)!r}"
+        name = f"config or weights of {whose}"
     return f"{name} {repr(theirs) if theirs else 'not recorded'} there, {ours!r} here"
 
 
@@ -208,7 +220,8 @@ def validate(
     runs: of each live cell. All cells are run once before any is run again, so that whatever slows the
     machine for a while spoils one run of several cells rather than all of one.
     """
-    check_profile(scenario.deployment.profile, scenario.target, scenario.conditions())
+    conditions = scenario.conditions() | scenario.drafters_used()
+    check_profile(scenario.deployment.profile, scenario.target, conditions)
     settings = scenario.settings()
     _continue(out / "settings.json", settings)
     cells = [(policy, concurrency) for policy in scenario.policies for concurrency in scenario.concurrency]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from simulator.live.engine.ragged import RaggedTarget
+from simulator.live.models.draft import Draft
 from simulator.live.models.targets import Target
+
+DRAFT = "draft:"
+"""What a drafter's entry in a provenance begins with; its name follows."""
 
 
 def conditions_of(target: Target, *, attention: str, graphs: bool) -> dict[str, str]:
@@ -24,3 +30,8 @@ def conditions_of(target: Target, *, attention: str, graphs: bool) -> dict[str, 
         "weights": target.digest,
     }
     return found | ({"threads": str(torch.get_num_threads())} if on_cpu else {})
+
+
+def digests_of(drafters: Mapping[str, Draft]) -> dict[str, str]:
+    """Return the digest of each drafter's config and weights under ``draft:NAME``, for the provenance."""
+    return {f"{DRAFT}{name}": draft.digest for name, draft in drafters.items()}

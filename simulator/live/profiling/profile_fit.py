@@ -23,7 +23,7 @@ from simulator.live.models.draft import Draft
 from simulator.live.models.dspark import DSparkDraft
 from simulator.live.models.targets import Target
 from simulator.live.profiling.cells import CellLog
-from simulator.live.profiling.conditions import conditions_of
+from simulator.live.profiling.conditions import conditions_of, digests_of
 from simulator.live.profiling.grid import Grid, ProfileOptions
 
 FLAT = 0.05
@@ -93,7 +93,7 @@ def profile_from(
             command=options.command,
             device=device,
             driver=_driver(target.device),
-            software=software() | conditions,
+            software=software() | conditions | digests_of(drafters),
             model=target.name,
             draft=names,
             notes=notes,

@@ -33,7 +33,7 @@ from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import Prompts
 from simulator.live.models.pairs import load_draft, load_pair, new_dspark, new_mtp, save_draft
 from simulator.live.models.targets import load_target
-from simulator.live.profiling.conditions import conditions_of
+from simulator.live.profiling.conditions import conditions_of, digests_of
 from simulator.report.style import save
 from simulator.report.validation import plot_frontiers, plot_lengths
 from simulator.schedulers.parse import parse_policy
@@ -64,13 +64,14 @@ def trace(name: str, gamma: int) -> AcceptanceTrace:
     )  # fmt: skip
 
 
-def profile_of(target: Any) -> Profile:
+def profile_of(target: Any, drafters: Any) -> Profile:
     return Profile(
         name="here",
         title="A guess for the test",
         provenance=Provenance(
             kind="synthetic", source="test", date="2026-01-01", device=device_name(target.device),
-            software=conditions_of(target, attention="auto", graphs=True), model=target.name,
+            software=conditions_of(target, attention="auto", graphs=True) | digests_of(drafters),
+            model=target.name,
         ),
         step=AdditiveSpec(
             bias_s=2e-3, request_probes=(1, 8), alpha_s=(0, 1e-4), token_probes=(1, 40), theta_s=(0, 2e-3)
@@ -86,7 +87,7 @@ def profile_of(target: Any) -> Profile:
 def scenario(target: Any, drafters: Any) -> ValidationCase:
     return ValidationCase(
         target=target, drafters=drafters,
-        deployment=Deployment(profile_of(target), {"dspark": trace("a", 4), "mtp1": trace("b", 1)}),
+        deployment=Deployment(profile_of(target, drafters), {"dspark": trace("a", 4), "mtp1": trace("b", 1)}),
         policies=[parse_policy(text) for text in ("autoregressive", "mtp1", "dspark", "dspark-async")],
         concurrency=(1, 3), lengths=parse_lengths("fixed:8/geometric:12"), steps=52, options=LiveOptions(),
     )  # fmt: skip
@@ -138,8 +139,9 @@ def test_a_validation_is_continued_with_the_same_models_only(
     other = new_dspark(scenario.target, mask_token_id=5, block_size=4, num_layers=1, markov_rank=4, seed=1)
     save_draft(other, elsewhere / "draft")
     changed = {**scenario.drafters, "dspark": load_draft(elsewhere / "draft")}
+    measured_with_it = replace(few.deployment, profile=profile_of(scenario.target, changed))
     with pytest.raises(BadInputError, match="validation with another drafters"):
-        validate(replace(few, drafters=changed), tmp_path / "v", print)
+        validate(replace(few, drafters=changed, deployment=measured_with_it), tmp_path / "v", print)
 
 
 def test_a_validation_of_other_outcomes_or_temperature_is_not_continued(
@@ -196,7 +198,7 @@ def test_the_pairs_own_acceptance(scenario: ValidationCase, tmp_path: Path) -> N
 
 
 def test_profiles_of_other_conditions_are_refused(target: Any) -> None:
-    good, here = profile_of(target), conditions_of(target, attention="auto", graphs=True)
+    good, here = profile_of(target, {}), conditions_of(target, attention="auto", graphs=True)
     check_profile(good, target, here)
     other = good.model_copy(
         update={"provenance": good.provenance.model_copy(update={"device": "GPU", "software": {}})}
@@ -208,7 +210,7 @@ def test_profiles_of_other_conditions_are_refused(target: Any) -> None:
 
 
 def test_a_target_is_known_by_its_content(target: Any, make_target: MakeTarget, tmp_path: Path) -> None:
-    good = profile_of(target)
+    good = profile_of(target, {})
     here = conditions_of(target, attention="auto", graphs=True)
     assert load_target(target.folder / ".." / target.folder.name).digest == target.digest
     elsewhere = tmp_path / "copy"
@@ -230,6 +232,23 @@ def test_a_target_is_known_by_its_content(target: Any, make_target: MakeTarget, 
     assert load_target(elsewhere).digest == target.digest
 
 
+def test_a_profile_measured_with_another_draft_is_refused(scenario: ValidationCase, tmp_path: Path) -> None:
+    few = replace(scenario, policies=[parse_policy("dspark")], concurrency=(1,))
+    # The same name and block size, but other weights, and then other layers.
+    for different in ({"seed": 1}, {"num_layers": 2}):
+        shape = {"mask_token_id": 5, "block_size": 4, "num_layers": 1, "markov_rank": 4} | different
+        changed = {**scenario.drafters, "dspark": new_dspark(scenario.target, **shape)}
+        with pytest.raises(BadInputError, match="config or weights of drafter 'dspark'") as caught:
+            validate(replace(few, drafters=changed), tmp_path / "v", print)
+        assert caught.value.field == "draft:dspark"
+        assert str(caught.value.remedy).startswith("profile")
+        assert not (tmp_path / "v").exists()
+    # A drafter that no policy runs with may be any.
+    idle = {**scenario.drafters, "mtp1": new_mtp(scenario.target, seed=1)}
+    assert idle["mtp1"].digest != scenario.drafters["mtp1"].digest
+    validate(replace(few, drafters=idle), tmp_path / "v", print)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [
@@ -241,7 +260,7 @@ def test_a_target_is_known_by_its_content(target: Any, make_target: MakeTarget, 
     ],
 )
 def test_profile_and_run_agree_on_what_ran(target: Any, name: str, value: str, remedy: str) -> None:
-    good, here = profile_of(target), conditions_of(target, attention="auto", graphs=True)
+    good, here = profile_of(target, {}), conditions_of(target, attention="auto", graphs=True)
     software = {**good.provenance.software, name: value}
     other = good.model_copy(update={"provenance": good.provenance.model_copy(update={"software": software})})
     says = re.escape(f"{name} '{value}' there, '{here[name]}' here")
@@ -258,7 +277,7 @@ def test_a_drafter_that_was_not_given_is_named(scenario: ValidationCase, tmp_pat
 
 @pytest.fixture
 def files(target: Any, drafters: Any, tmp_path: Path) -> dict[str, Any]:
-    profile_of(target).save(tmp_path / "profile.json")
+    profile_of(target, drafters).save(tmp_path / "profile.json")
     save_trace(trace("a", 4), tmp_path / "trace.parquet")
     save_draft(drafters["dspark"], tmp_path / "dspark")
     return {
@@ -307,9 +326,9 @@ def test_the_pairs_own_acceptance_needs_no_model(
 
 
 def test_live_runs_are_limited_by_what_the_profile_knows(
-    files: dict[str, Any], target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Any], target: Any, drafters: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = profile_of(target).model_copy(update={"kv_tokens": 40, "prefill_tokens_per_s": 1e6})
+    known = profile_of(target, drafters).model_copy(update={"kv_tokens": 40, "prefill_tokens_per_s": 1e6})
     known.save(Path(files["profile"]))
     made: list[EngineLimits] = []
     check = EngineLimits.__post_init__

@@ -79,6 +79,8 @@ def test_a_profile_is_measured_resumed_and_fitted(pair: Any, tmp_path: Path) -> 
     loaded = load_profile(path)
     assert loaded.provenance.kind == "measured"
     assert loaded.provenance.software["dtype"] == "float32"
+    for name, drafter in pair[1].items():
+        assert loaded.provenance.software[f"draft:{name}"] == drafter.digest
     for requests, tokens in ((1, 3), (2, 6), (4, 20)):
         expected = target_s(requests, tokens, 64)
         assert loaded.target_cost().step_time_s(requests, tokens, 64 * requests) == pytest.approx(

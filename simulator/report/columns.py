@@ -84,7 +84,7 @@ COLUMNS: Mapping[str, str] = {
     "sla": "Term of the SLA.",
     "sla_tok_per_s": "Speed that the term asks for, tokens/s.",
     "baseline": "Policy that gains are against.",
-    "gain": "Throughput over the baseline's under the same SLA, less 1.",
+    "gain": "Throughput (in `sensitivity.csv` the rate) over the baseline's under the same SLA, less 1.",
     "speed_gain": "Mean speed over the baseline's at the baseline's throughput, less 1.",
     "leading": "Whether no other policy, the oracle apart, carries more for sure; bold on the terminal.",
     "lower_bound": "Whether the sweep ended before the SLA was reached: the true answer is higher.",

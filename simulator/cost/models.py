@@ -297,6 +297,27 @@ class StepCost(StepTime):
         return self.target.outside(requests, batch_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class ChangedCost(StepTime):
+    """What cost models share that change another's step times: its scatter, and where it was measured."""
+
+    base: CostModel
+
+    @property
+    def jitter(self) -> tuple[float, ...]:
+        """As the base model's steps scatter."""
+        return self.base.jitter if isinstance(self.base, StepTime) else ()
+
+    @property
+    def measured_tokens(self) -> float:
+        """As the base model."""
+        return self.base.measured_tokens if isinstance(self.base, StepTime) else math.inf
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        """Whether the base model was measured there."""
+        return self.base.outside(requests, batch_tokens)
+
+
 def usual_beyond(lookup: Lookup, points: int) -> Beyond:
     """Say what a throughput curve does above its last point unless told otherwise: go on, where it can."""
     return "last-slope" if lookup == "linear" and points > 1 else "clamp"

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from simulator.core.arrays import Floats
-from simulator.cost.models import CostModel, StepTime
+from simulator.cost.models import ChangedCost
 
 
 @dataclass(frozen=True, slots=True)
-class PaddedCost(StepTime):
+class PaddedCost(ChangedCost):
     """A cost model whose steps run padded to the first of ``captured`` rows that holds them.
 
     captured: rising batch tokens. Above the last of them a step runs as it is, without a graph.
     """
 
-    base: CostModel
     captured: tuple[int, ...]
 
     def _time_s(
@@ -36,16 +34,6 @@ class PaddedCost(StepTime):
     def _rows(self, rows: int) -> int:
         at = int(np.searchsorted(self.captured, rows))
         return self.captured[at] if at < len(self.captured) else rows
-
-    @property
-    def jitter(self) -> tuple[float, ...]:
-        """As the base model's steps scatter."""
-        return self.base.jitter if isinstance(self.base, StepTime) else ()
-
-    @property
-    def measured_tokens(self) -> float:
-        """As the base model."""
-        return self.base.measured_tokens if isinstance(self.base, StepTime) else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
         """Whether the base model was measured where the step runs."""

@@ -10,35 +10,20 @@ import numpy as np
 
 from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
-from simulator.cost.models import CostModel, StepTime
+from simulator.cost.models import ChangedCost
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledCost(StepTime):
+class ScaledCost(ChangedCost):
     """A cost model whose every step takes ``factor`` times as long."""
 
-    base: CostModel
     factor: float
-
-    @property
-    def jitter(self) -> tuple[float, ...]:
-        """As the base model's steps scatter."""
-        return self.base.jitter if isinstance(self.base, StepTime) else ()
 
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
         """Step time at one size or over a range."""
         return self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens) * self.factor
-
-    @property
-    def measured_tokens(self) -> float:
-        """As the base model."""
-        return self.base.measured_tokens if isinstance(self.base, StepTime) else math.inf
-
-    def outside(self, requests: int, batch_tokens: int) -> bool:
-        """Whether the base model was measured there."""
-        return self.base.outside(requests, batch_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +77,9 @@ _HOW = "as in 2=6.6%,189=21.6%"
 
 
 @dataclass(frozen=True, slots=True)
-class EnabledCost(StepTime):
+class EnabledCost(ChangedCost):
     """A target's pass of an engine in which speculation is enabled: without drafts it takes longer."""
 
-    base: CostModel
     slow: SlowPath
 
     def _time_s(
@@ -111,23 +95,9 @@ class EnabledCost(StepTime):
             times[batch_tokens.index(without)] *= longer
         return times
 
-    @property
-    def jitter(self) -> tuple[float, ...]:
-        """As the base model's steps scatter."""
-        return self.base.jitter if isinstance(self.base, StepTime) else ()
-
-    @property
-    def measured_tokens(self) -> float:
-        """As the base model."""
-        return self.base.measured_tokens if isinstance(self.base, StepTime) else math.inf
-
-    def outside(self, requests: int, batch_tokens: int) -> bool:
-        """Whether the base model was measured there."""
-        return self.base.outside(requests, batch_tokens)
-
 
 @dataclass(frozen=True, slots=True)
-class RowCost(StepTime):
+class RowCost(ChangedCost):
     """A target's pass whose draft rows take longer than the curve says, from the second of a request on.
 
     A curve that was derived from MTP-1's steps has one draft row a request in it. Further rows may cost more
@@ -135,7 +105,6 @@ class RowCost(StepTime):
     row_s: seconds for each draft row beyond one a request.
     """
 
-    base: CostModel
     row_s: float
 
     def __post_init__(self) -> None:
@@ -156,17 +125,3 @@ class RowCost(StepTime):
             beyond = np.arange(batch_tokens.start - inside, batch_tokens.stop - inside)
             return time_s + self.row_s * np.maximum(beyond, 0)
         return time_s + self.row_s * max(batch_tokens - inside, 0)
-
-    @property
-    def jitter(self) -> tuple[float, ...]:
-        """As the base model's steps scatter."""
-        return self.base.jitter if isinstance(self.base, StepTime) else ()
-
-    @property
-    def measured_tokens(self) -> float:
-        """As the base model."""
-        return self.base.measured_tokens if isinstance(self.base, StepTime) else math.inf
-
-    def outside(self, requests: int, batch_tokens: int) -> bool:
-        """Whether the base model was measured there."""
-        return self.base.outside(requests, batch_tokens)

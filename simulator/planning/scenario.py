@@ -201,13 +201,20 @@ class StepsSpec(_Strict):
     slow_path: str | None = None
     row_cost: str | None = None
 
+    def parsed_slow_path(self) -> SlowPath | None:
+        """Return what steps without drafts take longer."""
+        return None if self.slow_path is None else SlowPath.parse(self.slow_path)
+
+    def row_cost_s(self) -> float:
+        """Return seconds for each draft row beyond one a request; negative ones are refused."""
+        row_s = 0.0 if self.row_cost is None else parse_duration_s(self.row_cost, field="row_cost")
+        if row_s < 0:
+            raise BadInputError("must not be negative", value=self.row_cost, remedy="as in 4us")
+        return row_s
+
     def apply(self, deployment: Deployment) -> Deployment:
         """Return the deployment with it."""
-        return replace(
-            deployment,
-            slow_path=None if self.slow_path is None else SlowPath.parse(self.slow_path),
-            row_cost_s=0.0 if self.row_cost is None else parse_duration_s(self.row_cost, field="row_cost"),
-        )
+        return replace(deployment, slow_path=self.parsed_slow_path(), row_cost_s=self.row_cost_s())
 
 
 class HardwareSpec(_Strict):
@@ -365,6 +372,10 @@ def _check_texts(scenario: Scenario, path: str) -> None:
         parse_percent(scenario.fleet.headroom, "fleet.headroom")
     with _naming(path, "search.precision"):
         parse_percent(search.precision, "search.precision")
+    with _naming(path, "steps.slow_path"):
+        scenario.steps.parsed_slow_path()
+    with _naming(path, "steps.row_cost"):
+        scenario.steps.row_cost_s()
     for index, text in enumerate(traffic.growth):
         with _naming(path, f"traffic.growth.{index}"):
             parse_percent(text, "traffic.growth")

@@ -161,10 +161,12 @@ def sensitivity_table(
             cases += [
                 _Case(policy, name, rate, varied, speeds[policy]) for policy, rate in base.items() if rate > 0
             ]
-    baseline = {case.variant: case.rate_per_s for case in cases if case.policy == found[0].policy}
+    first_policy = found[0].policy
+    baseline = {case.variant: case.rate_per_s for case in cases if case.policy == first_policy}
     order = {policy: position for position, policy in enumerate(base)}
     cases.sort(key=lambda case: order[case.policy])
-    return pd.DataFrame([case.row(base[case.policy], baseline.get(case.variant)) for case in cases])
+    usual = base[first_policy]  # where an input does not touch the baseline, as difficulty MTP-1's rate
+    return pd.DataFrame([case.row(base[case.policy], baseline.get(case.variant, usual)) for case in cases])
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ class _Case:
     sizing: Sizing
     tps_p10: float
 
-    def row(self, usual_per_s: float, baseline_per_s: float | None) -> dict[str, Any]:
+    def row(self, usual_per_s: float, baseline_per_s: float) -> dict[str, Any]:
         """As a row of ``sensitivity.csv``; usual_per_s: its rate as planned."""
         row = {"policy": self.policy, "variant": self.variant, "rate_per_replica_per_s": self.rate_per_s}
         row["change"] = self.rate_per_s / usual_per_s - 1

@@ -76,3 +76,19 @@ def test_scenarios_take_it_with_the_slow_path(tmp_path: Path) -> None:
     assert deployment.slow_path(2) == pytest.approx(0.066)
     assert Scenario.model_fields["steps"].default == StepsSpec()
     assert StepsSpec().apply(deployment).row_cost_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("steps", "field"),
+    [("row_cost: much", "row_cost"), ("row_cost: -4us", "row_cost"), ("slow_path: '2=x'", "slow_path")],
+)
+def test_what_makes_no_sense_in_a_scenario_is_named_with_its_file(
+    steps: str, field: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text(
+        "name: wrong\nprofile: deepseek-v4-flash\ntraffic: {arrivals: poisson:5/s}\n"
+        f"sla: ['tps_mean>=20']\nsteps: {{{steps}}}\n"
+    )
+    with pytest.raises(BadInputError, match=rf"scenario\.yaml: steps\.{field}"):
+        load_scenario(path)

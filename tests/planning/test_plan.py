@@ -421,6 +421,15 @@ def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
 
     changes = result.sensitivity.pivot(index="policy", columns="variant", values="change")
     assert (changes["acceptance +10%"] > changes["acceptance -10%"]).all()
+    planned = result.plans.set_index("policy")["rate_per_replica_per_s"]["mtp1"]
+    rates = result.sensitivity.pivot(index="variant", columns="policy", values="rate_per_replica_per_s")
+    gains = result.sensitivity.pivot(index="variant", columns="policy", values="gain")
+    expected = rates["dspark-async"] / rates["mtp1"].fillna(planned) - 1  # difficulty leaves MTP-1 as it is
+    np.testing.assert_allclose(gains["dspark-async"], expected)
+    assert gains["mtp1"].dropna().eq(0).all()
+    assert rates["mtp1"].isna().sum() == len(DIFFICULTY)
+    speeds = result.sensitivity.set_index(["policy", "variant"])["tps_p10"]
+    assert speeds["dspark-async", "difficulty by request 0.6"] > 70, "75 was promised, to 5% of a rate"
     assert (changes["step time -10%"] > 0.05).all()
     assert (changes["step time +10%"] < -0.05).all()
     doubled = result.growth[result.growth["growth"] == 1.0].set_index("policy")["replicas"]

@@ -13,7 +13,7 @@ from simulator.deployment.deployment import deploy
 from simulator.deployment.profile import load_profile
 from simulator.hardware.choose import Hardware, profile_for
 from simulator.paper.claims_check import check_against, draft_cost_budgets
-from simulator.paper.variants import Variant, variants
+from simulator.paper.readings import Reading, readings
 from simulator.sweeps.frontier import sweep_frontier
 
 LOADS = [2, 4, 7, 10, 14, 20, 28, 40, 55, 75, 100, 130, 165, 200, 250, 300]
@@ -63,7 +63,7 @@ def tables() -> None:
             print(f"| {load} | " + " | ".join(f"{each:,.0f}" for each in row) + " |")
 
 
-def readings() -> None:
+def other_readings() -> None:
     """Print what each reading of what is published predicts, with both baselines of every gain."""
     print("\n### Readings\n")
     print("Gains are predicted, in brackets as claimed / by the published lines over load.\n")
@@ -72,14 +72,14 @@ def readings() -> None:
         "| Pro at 35 | Pro at 50 |"
     )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for variant in variants():
-        found = {name: variant.predicted(name).set_index("quantity") for name in GAINS}
+    for reading in readings():
+        found = {name: reading.predicted(name).set_index("quantity") for name in GAINS}
         flash = found["deepseek-v4-flash"]
         throughput = flash.filter(like="dspark-async throughput", axis=0)["error"].iloc[0]
         budget = flash.filter(like="budget", axis=0)["error"].iloc[0]
         gains = [_gain(found[name], sla) for name, slas in GAINS.items() for sla in slas]
         print(
-            f"| {variant.name} | {variant.fitted} | {throughput:.1%} | {budget:.2f} | "
+            f"| {reading.name} | {reading.fitted} | {throughput:.1%} | {budget:.2f} | "
             + " | ".join(gains)
             + " |"
         )
@@ -98,12 +98,14 @@ def mtp3() -> None:
     """Print what production's MTP-3 brings over MTP-1 by load, on traffic with and without thinking."""
     print("\n### MTP-3 over MTP-1\n")
     print(
-        "| model, traffic | accepted length | " + " | ".join(f"{load}" for load in (50, 100, 150, 200, 300))
+        "| model, traffic | accepted length | "
+        + " | ".join(f"{load}" for load in (50, 100, 150, 200, 300))
+        + " |"
     )
     print("| --- |" + " ---: |" * 6)
     for name in GAINS:
         for traffic in ("thinking", "no-thinking"):
-            deployment = Variant(name, traffic=traffic).deployment(load_profile(name))
+            deployment = Reading(name, traffic=traffic).deployment(load_profile(name))
             table = sweep_frontier(
                 deployment, ["mtp1", "mtp3"], [50, 100, 150, 200, 300], seeds=3, workers=-1
             )
@@ -148,7 +150,7 @@ def draft_costs() -> None:
 
 
 if __name__ == "__main__":
-    readings()
+    other_readings()
     mtp3()
     held_out()
     tables()

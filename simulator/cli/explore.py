@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_LOADS = "1,4,8,14,20,30,45,65,90,120,160,200,250,300"
 
 DEFAULT_POLICIES = ("mtp1", "mtp3", "fixed:3", "fixed:5", "dspark-async", "oracle")
-"""What is compared unless told otherwise; ``mtp3`` only where something is known of that drafter."""
+"""What is compared unless told otherwise; ``mtp3`` only where that drafter is known."""
 
 
 def list_everything(
@@ -187,7 +187,7 @@ def _sweep(
     bench: Workbench, policies: list[str] | None, concurrency: str, replications: Replications,
     kept: KeptWorkers, **how: Any,
 ) -> pd.DataFrame:  # fmt: skip
-    chosen = policies or [name for name in DEFAULT_POLICIES if name != "mtp3" or "mtp" in bench.acceptance]
+    chosen = policies or [name for name in DEFAULT_POLICIES if name != "mtp3" or _knows_mtp3(bench)]
     for policy in chosen:
         if note := bench.plan(policy).note:
             typer.echo(f"note: {note}", err=True)
@@ -196,6 +196,15 @@ def _sweep(
         lengths=replications.lengths, steps=replications.steps, progress=sys.stderr.isatty(),
         **kept.how(), **how,
     ).table  # fmt: skip
+
+
+def _knows_mtp3(bench: Workbench) -> bool:
+    priced = bench.profile.drafters
+    return (
+        "mtp" in bench.acceptance
+        and bench.acceptance["mtp"].gamma >= 3
+        and (priced is None or "mtp" in priced)
+    )
 
 
 def _warn(table: pd.DataFrame) -> None:

@@ -123,8 +123,7 @@ def _acceptance(sources: _Sources) -> Table:
         table.add_row(model.name, "" if published is None else f"{published:.2f}", source)
     for name, spec in production_acceptance().items():
         length = "" if spec.accepted_length is None else f"{spec.accepted_length:.2f}"
-        short = f"{spec.provenance.kind}, {spec.provenance.date}"
-        table.add_row(name, length, sources.mark(short, spec.provenance.line()))
+        table.add_row(name, length, sources.mark_provenance(spec.provenance))
     return table
 
 

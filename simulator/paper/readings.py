@@ -18,14 +18,14 @@ from simulator.paper.production import sources, step_curve
 from simulator.sweeps.frontier import sweep_frontier
 
 LOADS = (10, 14, 20, 28, 40, 55, 75, 100, 130, 165, 200, 250)
-"""Concurrent requests of a variant's sweep."""
+"""Concurrent requests of a reading's sweep."""
 
 FITTED_AT = 100
-"""The one load of Flash at which a level, or a row's cost, is fitted where a variant fits one."""
+"""The one load of Flash at which a level, or a row's cost, is fitted where a reading fits one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class Reading:
     """One reading. fitted: how many numbers were fitted to Flash's DSpark lines.
 
     level: of DSpark's acceptance in log-odds, None as the traffic's published lengths say. traffic: whose
@@ -41,7 +41,7 @@ class Variant:
     row_cost_s: float = 0.0
 
     def deployment(self, profile: Profile) -> Deployment:
-        """Return a V4 profile as this variant reads it."""
+        """Return a V4 profile as this reading has it."""
         known = production_acceptance()
         spec = known[f"deepseek-v4/dspark/{self.traffic}"]
         if self.level is not None:
@@ -62,10 +62,10 @@ class Variant:
         return check_against(frontier, profile.published)
 
 
-SHIPPED = Variant("as shipped: published acceptance (thinking), drafts by layers")
+SHIPPED = Reading("as shipped: published acceptance (thinking), drafts by layers")
 
 
-def variants(*, seeds: int = 3, workers: int = -1) -> tuple[Variant, ...]:
+def readings(*, seeds: int = 3, workers: int = -1) -> tuple[Reading, ...]:
     """Return the shipped reading and the others, those with a fitted number solved for it on Flash."""
 
     def at(value: float) -> float:
@@ -109,7 +109,7 @@ def _budget(row: Mapping[str, float], claims: PublishedClaims) -> float:
 
 
 def _solve(
-    variant: Callable[[float], Variant],
+    reading: Callable[[float], Reading],
     excess: Excess,
     between: tuple[float, float],
     seeds: int,
@@ -121,7 +121,7 @@ def _solve(
 
     def misfit(value: float) -> float:
         table = sweep_frontier(
-            variant(value).deployment(flash), HEADLINE, FITTED_AT, seeds=seeds, workers=workers
+            reading(value).deployment(flash), HEADLINE, FITTED_AT, seeds=seeds, workers=workers
         )
         row = {str(name): each for name, each in table.iloc[0].items()}
         return excess(row, claims)

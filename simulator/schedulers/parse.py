@@ -114,9 +114,10 @@ def register_policy(name: str, make: Callable[..., Scheduler]) -> None:
     register it: they get the object. Raises ``BadInputError`` for a name that is taken or is not plain.
     """
     known = {form.partition(":")[0].partition("[")[0] for form in _HELP}
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or name in known:
+    taken = name in known or _MTP.fullmatch(name) is not None
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or taken:
         raise BadInputError(
-            "is taken" if name in known else "is not a plain name", field="name", value=name,
+            "is taken" if taken else "is not a plain name", field="name", value=name,
             remedy="letters, digits and dashes, such as rising-bar",
         )  # fmt: skip
     _OWN[name] = make

@@ -30,7 +30,7 @@ from simulator.paper.production import (
     target_times,
     text,
 )
-from simulator.paper.variants import SHIPPED
+from simulator.paper.readings import SHIPPED
 from simulator.schedulers.parse import parse_policy
 from simulator.sweeps.comparison import at_slas
 from simulator.sweeps.frontier import sweep_frontier

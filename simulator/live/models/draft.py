@@ -45,6 +45,19 @@ class Proposal:
         return torch.sigmoid(logits).cumprod(dim=-1)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedBlocks:
+    """Blocks drafted at A anchors of S sequences at once, for recording.
+
+    tokens: int64 [S, A, gamma]. logits: [S, A, gamma, V], what each token is chosen from.
+    confidence_logits: [S, A, gamma], None without a confidence head.
+    """
+
+    tokens: Tensor
+    logits: Tensor
+    confidence_logits: Tensor | None
+
+
 class Draft(Protocol):
     """A draft model: it turns what the target has newly processed into a proposal."""
 
@@ -109,5 +122,17 @@ class Draft(Protocol):
         tokens: int64 [N], the token that follows each of those positions, so that a request's last
         one is its anchor. uniforms: [R, gamma] in [0, 1), at a temperature above 0.
         The cache afterwards covers every committed position before the anchors.
+        """
+        ...
+
+    def packed_blocks(
+        self, features: Tensor, tokens: Tensor, anchors: Tensor, *, follow: bool
+    ) -> PackedBlocks:
+        """Draft a block at each of many anchors of the same sequences.
+
+        features: [S, n, width], the target's states at the first n positions, which reach to the last
+        anchor's; tokens: [S, T], which reach beyond each block; anchors: int64 [S, A], positions, each at
+        least 1. follow: each draft token follows the sequence's own tokens, as where those before it
+        were accepted; else it follows the block's own greedy ones.
         """
         ...

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from simulator.live.models import sampling
 from simulator.live.models.checkpoints import Fields, content_digest
-from simulator.live.models.draft import Proposal
+from simulator.live.models.draft import PackedBlocks, Proposal
 from simulator.live.models.kv_cache import DraftContext
 from simulator.live.models.layers import BackboneConfig, Block, DraftCache, KeysValues, Rotary
 
@@ -224,10 +224,11 @@ class DSparkDraft(nn.Module):
     def packed_hidden(self, features: Tensor, tokens: Tensor, anchors: Tensor) -> Tensor:
         """Run the backbone over many blocks of the same sequences in one pass (training, tracing).
 
-        features: [S, T, width]; tokens: [S, T]; anchors: int64 [S, A], positions in the sequence.
+        features: [S, n, width], up to the last anchor or further; tokens: [S, T]; anchors: int64 [S, A],
+        positions in the sequence.
         Block a attends to the context before its anchor and to itself. Returns [S, A, gamma, d].
         """
-        sequences, length = tokens.shape
+        sequences, length = features.shape[:2]
         context = self.project(features)
         context_rope = self.rotary(torch.arange(length, device=tokens.device), context.dtype)
         positions = anchors[..., None] + torch.arange(self.gamma, device=anchors.device)
@@ -244,6 +245,22 @@ class DSparkDraft(nn.Module):
             hidden = layer(hidden, rope, reach, mask)
         normed: Tensor = self.norm(hidden)
         return normed.view(sequences, anchors.shape[1], self.gamma, -1)
+
+    def packed_blocks(
+        self, features: Tensor, tokens: Tensor, anchors: Tensor, *, follow: bool
+    ) -> PackedBlocks:
+        """See ``Draft.packed_blocks``."""
+        hidden = self.packed_hidden(features, tokens, anchors)
+        if follow:
+            slots = anchors[..., None] + torch.arange(self.gamma, device=anchors.device)
+            previous = tokens.gather(1, slots.flatten(1)).view(slots.shape)
+            logits = self.teacher_forced_logits(hidden, previous)
+            drafted = logits.argmax(dim=-1)
+        else:
+            anchored = tokens.gather(1, anchors)
+            drafted, logits, _ = self.draw(hidden, anchored)
+            previous = torch.cat((anchored[..., None], drafted[..., :-1]), dim=-1)
+        return PackedBlocks(drafted, logits, self.confidence_logits(hidden, previous))
 
     def draw(
         self, hidden: Tensor, anchors: Tensor, *, temperature: float = 0.0, uniforms: Tensor | None = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from simulator.live.models import sampling
 from simulator.live.models.checkpoints import Fields, content_digest
-from simulator.live.models.draft import Proposal
+from simulator.live.models.draft import PackedBlocks, Proposal
 from simulator.live.models.kv_cache import DraftContext
 from simulator.live.models.layers import BackboneConfig, Block, DraftCache, KeysValues, Rotary
 
@@ -144,3 +144,14 @@ class MTPDraft(nn.Module):
 
         hidden: Tensor = self.norm(self.layer(joined, self.rotary(steps, joined.dtype), reach, causal))
         return hidden
+
+    def packed_blocks(
+        self, features: Tensor, tokens: Tensor, anchors: Tensor, *, follow: bool
+    ) -> PackedBlocks:
+        """See ``Draft.packed_blocks``; a block of one token follows the anchor alone."""
+        known = features.shape[1]
+        # Output i joins the state at i with token i + 1, which is the anchor.
+        hidden = self.sequence_hidden(features, tokens[:, 1 : known + 1])
+        sequences = torch.arange(len(tokens), device=tokens.device)[:, None]
+        logits = self.lm_head(hidden[sequences, anchors - 1][:, :, None])
+        return PackedBlocks(logits.argmax(dim=-1), logits, None)

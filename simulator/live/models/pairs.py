@@ -223,6 +223,14 @@ def save_draft(draft: Draft, path: str | Path) -> None:
     checkpoints.save_model(Path(path), draft.config.to_dict() | {"dtype": dtype}, draft.state_dict())
 
 
+def asked_dtype(name: str | None, device: str) -> torch.dtype:
+    """Return the dtype of that name; None is float32 on a CPU and bfloat16 elsewhere."""
+    kind = getattr(torch, name or ("float32" if device.startswith("cpu") else "bfloat16"), None)
+    if not isinstance(kind, torch.dtype):
+        raise BadInputError("is not a torch dtype", field="dtype", value=name, remedy="bfloat16 or float32")
+    return kind
+
+
 def load_pair(
     target: str, drafts: list[str], device: str, dtype: str | None, threads: int
 ) -> tuple[Target, dict[str, Draft]]:
@@ -230,9 +238,7 @@ def load_pair(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInputError("no CUDA device is here", field="device", value=device, remedy="use cpu")
     torch.set_num_threads(threads)
-    kind = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"), None)
-    if not isinstance(kind, torch.dtype):
-        raise BadInputError("is not a torch dtype", field="dtype", value=dtype, remedy="bfloat16 or float32")
+    kind = asked_dtype(dtype, device)
     model = load_target(target, dtype=kind, device=device)
     loaded: dict[str, Draft] = {}
     for text in drafts:

@@ -99,6 +99,16 @@ def random_uniforms(seed: int) -> Iterator[float]:
         yield from torch.rand(1024, dtype=torch.float64, generator=generator).tolist()
 
 
+def stop_ids(target: Target) -> list[int]:
+    """Tokens that end an output: those of the generation config, or else of the config."""
+    text = target.config.get_text_config()
+    for stated in (getattr(target.model, "generation_config", None), text):
+        found = getattr(stated, "eos_token_id", None)
+        if found is not None:
+            return list(found) if isinstance(found, (list, tuple)) else [int(found)]
+    return []
+
+
 @torch.no_grad()
 def generate(
     target: Target,

@@ -4,7 +4,7 @@ Greedy: the output is the target's argmax continuation. At every position the dr
 block, and the accepted length is how far that block agrees with the output. Whatever a policy verifies,
 it walks along this one output, so a replay gives what running the policy gives.
 
-Sampled (temperature 1): the output is drawn from the target. Token k of the block at position i is judged
+Sampled: the output is drawn from the target at a temperature. Token k of the block at position i is judged
 with the output's own tokens before it, because it is reached only when those were accepted. Two records
 of its acceptance are offered, p = p_target and q = q_draft there:
 
@@ -24,7 +24,7 @@ one but is not it. Greedy traces do not have this limit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,14 +39,15 @@ from simulator.core.errors import BadInputError
 from simulator.core.provenance import Provenance
 from simulator.live.models import sampling
 from simulator.live.models.draft import Draft
-from simulator.live.models.dspark import DSparkDraft
-from simulator.live.models.mtp import MTPDraft
 from simulator.live.models.pairs import check_pair
 from simulator.live.models.targets import Target
 
 Kind = Literal["greedy", "expected", "coupled"]
 
 _ANCHORS_PER_PASS = 32
+
+_POSITIONS_PER_PASS = 256
+"""Positions that the target reads at once, a choice: their logits are the largest tensor of a recording."""
 
 _SMALLEST_PROBABILITY = 1e-30
 
@@ -71,11 +72,11 @@ class Outputs:
 class Judged:
     """What one draft proposed at A anchors of S sequences and what the target says of it.
 
-    outcome: accepted lengths int64 [S, A] (greedy) or probabilities float32 [S, A, gamma].
+    outcomes: by kind, accepted lengths int64 [S, A] (greedy) or probabilities float32 [S, A, gamma].
     confidence_logits: float32 [S, A, gamma], None without a confidence head.
     """
 
-    outcome: Tensor
+    outcomes: Mapping[Kind, Tensor]
     confidence_logits: Tensor | None
 
 
@@ -109,35 +110,85 @@ def write_outputs(
 
 
 @torch.no_grad()
-def judge(target: Target, draft: Draft, tokens: Tensor, anchors: Tensor, kind: Kind) -> Judged:
+def judge(
+    target: Target,
+    draft: Draft,
+    tokens: Tensor,
+    anchors: Tensor,
+    kinds: Sequence[Kind],
+    *,
+    temperature: float = 1.0,
+) -> Judged:
     """Draft a block at each anchor position [A] of sequences [S, T] and hold it against their tokens.
 
-    Every anchor needs gamma tokens behind it. Anchors are packed, some dozens to a pass.
+    anchors: ascending; each needs gamma tokens behind it. kinds: ``greedy``, or those of sampled outputs,
+    whose blocks are judged at ``temperature``. Memory is bounded whatever T is, but for the features: the
+    target reads some hundred positions at a time, and anchors are packed, some dozens to a pass.
     """
-    if not isinstance(draft, (DSparkDraft, MTPDraft)):
-        raise TypeError(f"cannot draft many blocks at once with a {type(draft).__name__}")
-    output = target.forward(tokens, layer_ids=draft.target_layer_ids, last_logits_only=kind == "greedy")
-    parts = []
+    greedy = tuple(kinds) == ("greedy",)
+    reading = _Reading(target, draft, tokens, None if greedy else int(anchors[0]))
+    found: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
+    confidences: list[Tensor] = []
     for some in torch.split(anchors, _ANCHORS_PER_PASS):
         at = some.expand(len(tokens), -1)
         slots = at[..., None] + torch.arange(draft.gamma, device=tokens.device)
-        previous, following = _at(tokens, slots), _at(tokens, slots + 1)
-        hidden = _block_hidden(draft, output.features, tokens, at)
-        if kind == "greedy":
-            drafted = _greedy_block(draft, hidden, previous[..., 0])
-            previous = torch.cat((previous[..., :1], drafted[..., :-1]), dim=-1)
-            outcome = (drafted == following).long().cumprod(dim=-1).sum(dim=-1)
+        following = _at(tokens, slots + 1)
+        last = int(some[-1])
+        features = reading.features_to(last + (0 if greedy else draft.gamma))[:, :last]
+        blocks = draft.packed_blocks(features, tokens, at, follow=not greedy)
+        if greedy:
+            found["greedy"].append((blocks.tokens == following).long().cumprod(dim=-1).sum(dim=-1))
         else:
-            p_target = sampling.distribution(
-                output.logits[torch.arange(len(tokens))[:, None, None], slots], 1.0
-            )
-            q_draft = sampling.distribution(_teacher_forced(draft, hidden, previous), 1.0)
-            outcome = acceptance_probability(p_target, q_draft, following, kind)
-        confidence = draft.confidence_logits(hidden, previous) if isinstance(draft, DSparkDraft) else None
-        parts.append((outcome, confidence))
-    outcomes = torch.cat([outcome for outcome, _ in parts], dim=1)
-    confidences = [confidence.float() for _, confidence in parts if confidence is not None]
+            p_target = sampling.distribution(reading.logits_at(slots), temperature)
+            q_draft = sampling.distribution(blocks.logits, temperature)
+            for kind in kinds:
+                found[kind].append(acceptance_probability(p_target, q_draft, following, kind))
+        if blocks.confidence_logits is not None:
+            confidences.append(blocks.confidence_logits.float())
+    outcomes = {kind: torch.cat(parts, dim=1) for kind, parts in found.items()}
     return Judged(outcomes, torch.cat(confidences, dim=1) if confidences else None)
+
+
+class _Reading:
+    """The target's states and logits of sequences [S, T], read piece by piece.
+
+    first: position from which on logits are kept until they are behind those asked for; None for none.
+    """
+
+    def __init__(self, target: Target, draft: Draft, tokens: Tensor, first: int | None) -> None:
+        self._target, self._tokens, self._layer_ids = target, tokens, draft.target_layer_ids
+        self._cache = target.new_cache()
+        width = target.hidden_size * len(self._layer_ids)
+        self._features = torch.empty((*tokens.shape, width), dtype=target.dtype, device=target.device)
+        self._end, self._first = 0, first
+        self._logits: list[Tensor] = []
+
+    def features_to(self, end: int) -> Tensor:
+        """Features [S, end, width] of the positions before ``end``."""
+        while self._end < end:
+            self._read()
+        return self._features[:, :end]
+
+    def logits_at(self, slots: Tensor) -> Tensor:
+        """Logits [S, A, gamma, V] at positions [S, A, gamma] that were read; those before are dropped."""
+        assert self._first is not None
+        kept, least = torch.cat(self._logits, dim=1), int(slots.min())
+        self._logits = [kept[:, least - self._first :]]
+        self._first = least
+        rows = torch.arange(len(slots), device=slots.device)[:, None, None]
+        return self._logits[0][rows, slots - least]
+
+    def _read(self) -> None:
+        end = min(self._end + _POSITIONS_PER_PASS, self._tokens.shape[1])
+        unwanted = self._first is None or end <= self._first
+        output = self._target.forward(
+            self._tokens[:, self._end : end], layer_ids=self._layer_ids, cache=self._cache,
+            last_logits_only=unwanted,
+        )  # fmt: skip
+        self._features[:, self._end : end] = output.features
+        if not unwanted and self._first is not None:
+            self._logits.append(output.logits[:, max(0, self._first - self._end) :])
+        self._end = end
 
 
 def acceptance_probability(p_target: Tensor, q_draft: Tensor, output: Tensor, kind: Kind) -> Tensor:
@@ -174,10 +225,10 @@ def record(
         )
     anchors = outputs.prompt_length + torch.arange(outputs.rows, device=target.device)
     chunks = [
-        judge(target, draft, tokens, anchors, kind)
+        judge(target, draft, tokens, anchors, (kind,))
         for tokens in torch.split(outputs.tokens, sequences_per_pass)
     ]
-    outcome = torch.cat([chunk.outcome for chunk in chunks]).cpu()
+    outcome = torch.cat([chunk.outcomes[kind] for chunk in chunks]).cpu()
     confidences = [chunk.confidence_logits for chunk in chunks if chunk.confidence_logits is not None]
     # Drafts up to and with the stop token count; the stop token itself is never an anchor.
     judged = (outputs.ends[:, None] - anchors).clamp(0, draft.gamma).cpu()
@@ -207,29 +258,6 @@ def prefix_outcomes(trace: AcceptanceTrace) -> tuple[NDArray[np.float64], NDArra
     whole = np.full(trace.rows, trace.gamma) if trace.effective_length is None else trace.effective_length
     judged = (np.arange(trace.gamma) < whole[:, None]).astype(np.float64)
     return np.cumprod(trace.acceptance_probability, axis=1, dtype=np.float64), judged
-
-
-def _block_hidden(draft: DSparkDraft | MTPDraft, features: Tensor, tokens: Tensor, anchors: Tensor) -> Tensor:
-    """Run the draft at anchors [S, A] of tokens [S, T]: [S, A, gamma, d]."""
-    if isinstance(draft, DSparkDraft):
-        return draft.packed_hidden(features, tokens, anchors)
-    # Output i joins the state at i with token i + 1, which is the anchor.
-    hidden = draft.sequence_hidden(features[:, :-1], tokens[:, 1:])
-    return hidden[torch.arange(len(tokens), device=tokens.device)[:, None], anchors - 1][:, :, None]
-
-
-def _greedy_block(draft: DSparkDraft | MTPDraft, hidden: Tensor, anchor_tokens: Tensor) -> Tensor:
-    if isinstance(draft, DSparkDraft):
-        return draft.draw(hidden, anchor_tokens)[0]
-    drafted: Tensor = draft.lm_head(hidden).argmax(dim=-1)
-    return drafted
-
-
-def _teacher_forced(draft: DSparkDraft | MTPDraft, hidden: Tensor, previous: Tensor) -> Tensor:
-    if isinstance(draft, DSparkDraft):
-        return draft.teacher_forced_logits(hidden, previous)
-    logits: Tensor = draft.lm_head(hidden)
-    return logits
 
 
 def _at(tokens: Tensor, slots: Tensor) -> Tensor:

@@ -229,6 +229,16 @@ def write_tables(
         write_csv(folder / f"{name}.csv", table, "%.5g")
 
 
+def write_pair_tables(recorded: Sequence[Recorded], rounds: pd.DataFrame, folder: Path) -> None:
+    """Write rounds.csv, accepted_length.csv and conditional.csv of a pair that was traced over prompts."""
+    for name, table in (
+        ("rounds", rounds),
+        ("accepted_length", accepted_length_table(recorded)),
+        ("conditional", conditional_table(recorded)),
+    ):
+        write_csv(folder / f"{name}.csv", table, "%.5g")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pool:
     logits: NDArray[np.float32]

@@ -24,6 +24,7 @@ from simulator.live.models.checkpoints import CONFIG_FILE
 from simulator.live.models.draft import Draft
 from simulator.live.models.pairs import load_draft
 from simulator.live.models.targets import Target, load_target
+from simulator.live.tracing.generate import stop_ids
 from simulator.live.tracing.record import Kind, Outputs, record, write_outputs
 from simulator.live.tracing.report import Recorded, fit_on
 from simulator.live.training.corpus import Corpus, Split, load_corpus
@@ -183,7 +184,7 @@ class _Tracer:
             margin=self.pair.margin,
             temperature=temperature,
             seed=plan.seed,
-            stop_token_ids=_stop_ids(target),
+            stop_token_ids=stop_ids(target),
         )
 
     def _provenance(self, draft: str, kind: Kind, split: Split) -> Provenance:
@@ -212,10 +213,3 @@ def _save(item: Recorded, pair: str, out: Path) -> Path:
     path = out / f"{pair}-{item.draft}-{item.domain}-{_FILE_KINDS[item.kind]}.parquet"
     save_trace(item.trace, path)
     return path
-
-
-def _stop_ids(target: Target) -> list[int]:
-    stated = target.config.get_text_config().eos_token_id
-    if stated is None:
-        return []
-    return list(stated) if isinstance(stated, (list, tuple)) else [int(stated)]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from simulator.core.units import unit_of
 from simulator.report.columns import COLUMNS, FAMILIES, TABLES
 
 HEAD = """# Tables and their columns
 
-Units stand in the names: `_s` seconds, `_per_s` a second, `_tokens` tokens, `_ci95` the half-width of a 95%
-interval. Shares lie in 0..1. A column means the same in every table.
+Units stand in the names, too: `_s` seconds, `_per_s` a second, `_tokens` tokens, `_ci95` the half-width of a
+95% interval. Shares have unit 1 and lie in 0..1. A column means the same in every table, but for `queued_s`
+in steps. Tables in parquet (`--out FILE.parquet`, `--tables parquet`) have each column's unit in the metadata
+of its field, under `unit`.
 """
 
 
 def page() -> str:
     """Return the page."""
     tables = [f"| `{name}` | {meaning} |" for name, meaning in TABLES.items()]
-    columns = [f"| `{name}` | {meaning} |" for name, meaning in sorted(COLUMNS.items())]
-    families = [f"| `{name}` | {meaning} |" for name, meaning in FAMILIES.items()]
-    parts = [HEAD, "| table | rows |", "| --- | --- |", *tables, "", "| column | meaning |", "| --- | --- |"]
-    return "\n".join([*parts, *columns, *families]) + "\n"
+    columns = [*sorted(COLUMNS.items()), *FAMILIES.items()]
+    rows = [f"| `{name}` | {unit_of(name) or ''} | {meaning} |" for name, meaning in columns]
+    parts = [HEAD, "| table | rows |", "| --- | --- |", *tables, ""]
+    return "\n".join([*parts, "| column | unit | meaning |", "| --- | --- | --- |", *rows]) + "\n"
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ class Plan(CapacityPlan):
 
     __slots__ = ()
 
-    def report(self, out: str | Path) -> Path:
-        """Write report.html, a CSV for each table, PNG figures and plan.json; returns the page's path."""
+    def report(self, out: str | Path, tables: str = "csv") -> Path:
+        """Write report.html, tables (csv or parquet), PNG figures and plan.json; returns the page's path."""
         from simulator.report.page import write_report
         from simulator.report.plan_figures import write_figures
 
         folder = Path(out)
-        write_tables(self, folder)
+        write_tables(self, folder, tables)
         write_figures(self, folder)
         write_report(self, folder / "report.html")
         return folder / "report.html"

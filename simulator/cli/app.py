@@ -21,7 +21,6 @@ app = typer.Typer(
     "Start with:  dspark-sim compare --profile deepseek-v4-flash --sla 80 --sla 120 --out runs/flash",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 _GROUPS = {
@@ -150,7 +149,7 @@ def main() -> None:
     try:
         with interruptible():
             sys.argv[1:] = _import_asked_for(sys.argv[1:])
-            commands()()
+            commands()(prog_name="dspark-sim")
     except (SimulatorError, Interrupted) as error:
         said = _said(error) if isinstance(error, SimulatorError) else f"interrupted by {error}"
         _end(error.exit_code, said, *_notes(error))

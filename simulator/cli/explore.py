@@ -19,6 +19,8 @@ from simulator.cli.options import (
     ProcessLengths,
     Replications,
     Seed,
+    Tables,
+    completing,
     say_how_read,
 )
 from simulator.core.errors import refuse_repeats
@@ -53,7 +55,7 @@ def list_everything(
 @grouped
 def frontier(
     deployed: Believing,
-    out: Annotated[Path, typer.Option(help="CSV to write; - for standard output.")],
+    out: Annotated[Path, typer.Option(help="CSV or FILE.parquet to write; - for standard output.")],
     replications: Replications,
     kept: KeptWorkers,
     policy: Policies = None,
@@ -61,7 +63,7 @@ def frontier(
     plot: Annotated[Path | None, typer.Option(help="Figure to write beside it (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Sweep policies over concurrency: one row each, with confidence intervals."""
-    from simulator.core.files import check_writable_file, is_standard_output, write_csv
+    from simulator.core.files import check_writable_file, is_standard_output, write_table
 
     if plot is not None:
         from simulator.report.style import check_format
@@ -70,7 +72,7 @@ def frontier(
     check_writable_file(*(path for path in (out, plot) if path is not None))
     bench = deployed.workbench()
     table = _sweep(bench, policy, concurrency, replications, kept)
-    write_csv(out, table, "%.8g")
+    write_table(out, table, "%.8g")
     if plot is not None:
         from simulator.report.frontier import plot_frontier
         from simulator.report.style import save
@@ -95,6 +97,7 @@ def compare(
     kept: KeptWorkers,
     policy: Policies = None,
     concurrency: Concurrency = DEFAULT_LOADS,
+    tables: Tables = "csv",
 ) -> None:
     """Who wins under each SLA and at which load, and by how much; published results beside predictions."""
     from simulator.core.files import check_writable_directory
@@ -106,7 +109,7 @@ def compare(
     check_writable_directory(out)
     bench = deployed.workbench()
     table = _sweep(bench, policy, concurrency, replications, kept, slas=terms)
-    report_comparison(table, terms, bench.profile, out)
+    report_comparison(table, terms, bench.profile, out, tables)
     _warn(table)
 
 
@@ -155,9 +158,18 @@ def simulate(
 
 
 def acceptance_show(
-    model: Annotated[str, typer.Argument(help="An acceptance model: a name, a trace file, rates, a mix.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="An acceptance model: a name, a trace file, rates, a mix.",
+            autocompletion=completing("acceptance"),
+        ),
+    ],
     out: Annotated[
-        Path, typer.Option(help="CSV to write, with a PNG of the same name beside it; - for standard output.")
+        Path,
+        typer.Option(
+            help="CSV or FILE.parquet to write, with a PNG of the same name beside it; - for standard output."
+        ),
     ],
     thresholds: Annotated[
         str, typer.Option(help="Confidence thresholds, comma-separated.")
@@ -165,7 +177,7 @@ def acceptance_show(
     seed: Seed = 0,
 ) -> None:
     """Sweep a static confidence threshold over an acceptance model (the paper's figure 5)."""
-    from simulator.core.files import beside, check_writable_file, is_standard_output, write_csv
+    from simulator.core.files import beside, check_writable_file, is_standard_output, write_table
     from simulator.deployment.acceptance_text import parse_acceptance
     from simulator.report.style import save
     from simulator.report.thresholds import plot_threshold_sweep
@@ -175,7 +187,7 @@ def acceptance_show(
     check_writable_file(*(path for path in (out, figure) if path is not None))
     parsed = parse_acceptance(model)
     table = threshold_sweep(parsed, numbers(thresholds, float, "thresholds"), seed)
-    write_csv(out, table, "%.8g")
+    write_table(out, table, "%.8g")
     if figure is not None:
         save(plot_threshold_sweep(table, parsed), figure)
         typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))

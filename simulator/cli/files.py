@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simulator.cli.groups import grouped
+from simulator.cli.options import Tables, completing
 from simulator.core.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -103,7 +104,10 @@ def replay(
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="Policy, repeatable; the first stands for the engine. Default: sglang."),
+        typer.Option(
+            help="Policy, repeatable; the first stands for the engine. Default: sglang.",
+            autocompletion=completing("policies"),
+        ),
     ] = None,
     table: Annotated[
         list[str] | None,
@@ -112,6 +116,7 @@ def replay(
             "profile. The first is the engine's own, and the clock. Default: the times that the dump holds."
         ),
     ] = None,
+    tables: Tables = "csv",
 ) -> None:
     """Decide each step of SGLang's record again: what differs and why, and what others would have given."""
     from simulator.api.replaying import replay as decide_again
@@ -120,7 +125,7 @@ def replay(
 
     check_writable_directory(out)
     found = decide_again(file, policy or "sglang", table or ())
-    write_replay(found, out)
+    write_replay(found, out, tables)
     typer.echo(found.summary())
     typer.echo(f"wrote {out}")
 
@@ -138,7 +143,10 @@ def import_vllm_log(
 class Exported:
     """What of a profile an engine's table holds."""
 
-    profile: Annotated[str, typer.Argument(help="Shipped profile or FILE.json.")]
+    profile: Annotated[
+        str,
+        typer.Argument(help="Shipped profile or FILE.json.", autocompletion=completing("profiles")),
+    ]
     out: Annotated[Path, typer.Option(help="Table FILE.json to write.")]
     drafter: Annotated[
         str | None, typer.Option(help="Drafter whose block is part of a step, where the profile has several.")

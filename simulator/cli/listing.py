@@ -18,6 +18,30 @@ def show() -> None:
     print_listing()
 
 
+def choices(what: str) -> dict[str, str]:
+    """Names of policies, profiles, acceptance, models or gpus, each with a line about it: for a shell.
+
+    A policy that takes an argument ends with its colon.
+    """
+    if what == "policies":
+        forms = {form.partition("[")[0]: text for form, text in policy_help().items()}
+        return {_until_argument(form): text for form, text in forms.items()}
+    if what == "profiles":
+        return dict.fromkeys(shipped_profiles(), "")
+    if what == "acceptance":
+        lengths = {model.name: model.published_accepted_length for model in catalogue()}
+        shown = {name: f"accepted length {length:.2f}" if length else "" for name, length in lengths.items()}
+        return shown | dict.fromkeys(production_acceptance(), "")
+    if what == "models":
+        return {name: f"{model.parameters / 1e9:,.1f} B" for name, model in models.catalogue().items()}
+    return {name: gpu.title for name, gpu in gpus.catalogue().items()}
+
+
+def _until_argument(form: str) -> str:
+    name, colon, _ = form.partition(":")
+    return name.removesuffix("K") + colon
+
+
 def print_listing() -> None:
     """Print every profile, policy and acceptance model, each with its kind, its date and its source."""
     console, sources = Console(), _Sources()

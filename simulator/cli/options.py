@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,13 +17,42 @@ if TYPE_CHECKING:
     from simulator.hardware.choose import Hardware
     from simulator.parallel.cells import Sweeping
 
+Completed = Callable[[str], list[tuple[str, str]]]
+
+
+def completing(what: str) -> Completed:
+    """Return what completes a value in a shell: the last name of several, with a line about each."""
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        from simulator.cli.listing import choices
+
+        start = 1 + max(incomplete.rfind(mark) for mark in ",=")
+        found = choices(what)
+        return [
+            (incomplete[:start] + name, text)
+            for name, text in found.items()
+            if name.startswith(incomplete[start:])
+        ]
+
+    return complete
+
+
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random stream.")]
 
-Policy = Annotated[str, typer.Option(help="POLICY or POLICY@DRAFTER; `dspark-sim list` shows them.")]
+Policy = Annotated[
+    str,
+    typer.Option(
+        help="POLICY or POLICY@DRAFTER; `dspark-sim list` shows them.", autocompletion=completing("policies")
+    ),
+]
 
 Policies = Annotated[
     list[str] | None,
-    typer.Option("--policy", help="POLICY or POLICY@DRAFTER, repeatable; `dspark-sim list` shows them."),
+    typer.Option(
+        "--policy",
+        help="POLICY or POLICY@DRAFTER, repeatable; `dspark-sim list` shows them.",
+        autocompletion=completing("policies"),
+    ),
 ]
 
 Concurrency = Annotated[str, typer.Option(help="Concurrent requests per GPU, comma-separated.")]
@@ -45,15 +75,28 @@ Prefill = Annotated[
 ]
 
 
+Tables = Annotated[
+    Literal["csv", "parquet"], typer.Option(help="Form of the tables; parquet has each column's unit.")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnHardware:
     """A model on a GPU."""
 
     model: Annotated[
         str | None,
-        typer.Option(help="Instead of a profile: a model (`dspark-sim list --models`) or its config.json."),
+        typer.Option(
+            help="Instead of a profile: a model (`dspark-sim list --models`) or its config.json.",
+            autocompletion=completing("models"),
+        ),
     ] = None
-    gpu: Annotated[str | None, typer.Option(help="What the model runs on (`dspark-sim list --gpus`).")] = None
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model runs on (`dspark-sim list --gpus`).", autocompletion=completing("gpus")
+        ),
+    ] = None
     tp: Annotated[
         int | None, typer.Option(help="GPUs of a replica, tensor parallel. Default: the fewest that fit.")
     ] = None
@@ -87,7 +130,11 @@ class Deployed(OnHardware):
     """What is deployed: a profile, or a model on a GPU, and how good its drafts are."""
 
     profile: Annotated[
-        str | None, typer.Option(help="Shipped profile (see `dspark-sim list`) or a profile FILE.json.")
+        str | None,
+        typer.Option(
+            help="Shipped profile (see `dspark-sim list`) or a profile FILE.json.",
+            autocompletion=completing("profiles"),
+        ),
     ] = None
     acceptance: Annotated[
         list[str] | None,
@@ -96,6 +143,7 @@ class Deployed(OnHardware):
             "an engine's log FILE or FILE@BLOCK (docs/howto/engine_files.md), conditional:0.9,0.88, "
             "marginal:0.9,0.8, length:3.5@5, rate:0.34@7, or a mix 0.6*A+0.4*B. "
             "Default: what the profile carries.",
+            autocompletion=completing("acceptance"),
         ),
     ] = None
     extrapolate_rows: Annotated[
@@ -160,7 +208,10 @@ class Believing(Deployed):
 
     believed: Annotated[
         str | None,
-        typer.Option(help="Profile whose step cost the scheduler believes, where it is not the true one."),
+        typer.Option(
+            help="Profile whose step cost the scheduler believes, where it is not the true one.",
+            autocompletion=completing("profiles"),
+        ),
     ] = None
 
     def workbench(self, believed: str | None = None) -> Workbench:

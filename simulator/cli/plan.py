@@ -21,7 +21,9 @@ from simulator.cli.options import (
     Policy,
     ProcessLengths,
     Seed,
+    Tables,
     Workers,
+    completing,
     say_how_read,
 )
 from simulator.core.errors import BadInputError, InfeasibleError
@@ -49,9 +51,14 @@ def plan(
         list[str] | None, typer.Option(help="Term, repeatable: tps_p10>=60, ttft_p99<=2s.")
     ] = None,
     acceptance: Annotated[
-        list[str] | None, typer.Option(help="MODEL or DRAFTER=MODEL, repeatable; `dspark-sim list`.")
+        list[str] | None,
+        typer.Option(
+            help="MODEL or DRAFTER=MODEL, repeatable; `dspark-sim list`.",
+            autocompletion=completing("acceptance"),
+        ),
     ] = None,
     policy: Policies = None,
+    tables: Tables = "csv",
 ) -> None:
     """From an SLA and traffic to GPUs and cost: report.html, CSV, PNG. Exit 1: the SLA cannot be kept.
 
@@ -63,7 +70,9 @@ def plan(
         _write_example(init)
         return
     if on.model is not None or on.gpu is not None:
-        _plan_hardware(on, where, traffic, lengths, sla or [], acceptance or [], policy, scenario, out)
+        _plan_hardware(
+            on, where, traffic, lengths, sla or [], acceptance or [], policy, scenario, out, tables
+        )
         return
     if scenario is None or out is None:
         raise BadInputError(
@@ -88,7 +97,7 @@ def plan(
     except InfeasibleError as why:
         typer.echo(f"wrote {write_infeasible(loaded, why, out)} and {INFEASIBLE} beside it", err=True)
         raise
-    write_tables(result, out)
+    write_tables(result, out, tables)
     write_figures(result, out)
     write_report(result, out / "report.html")
     (out / INFEASIBLE).unlink(missing_ok=True)
@@ -100,11 +109,11 @@ def plan(
 
 def _plan_hardware(
     on: OnHardware, where: Workers, traffic: str | None, lengths: str, sla: list[str],
-    acceptance: list[str], policies: list[str] | None, scenario: Path | None, out: Path | None,
+    acceptance: list[str], policies: list[str] | None, scenario: Path | None, out: Path | None, form: str,
 ) -> None:  # fmt: skip
     """Plan the same traffic on each GPU, and compare."""
     from simulator.api.hardware_plan import POLICIES, comparison, plan_hardware, write_scenarios
-    from simulator.core.files import check_writable_directory, write_csv
+    from simulator.core.files import check_writable_directory, write_table
     from simulator.report.terminal import print_hardware
 
     if on.model is None or on.gpu is None or traffic is None or out is None or scenario is not None:
@@ -122,10 +131,10 @@ def _plan_hardware(
         for note in answer.notes:
             typer.echo(note, err=True)
         if answer.plan is not None:
-            answer.plan.report(out / answer.gpu)
+            answer.plan.report(out / answer.gpu, form)
     table = comparison(answers)
     if not table.empty:
-        write_csv(out / "hardware.csv", table)
+        write_table(out / f"hardware.{form}", table)
     print_hardware(table, {each.gpu: each.why_not for each in answers if each.why_not})
     written = write_scenarios(answers, out)
     if written:
@@ -146,7 +155,9 @@ def regret(
     ],
     out: Annotated[
         Path,
-        typer.Option(help="CSV to write, with a PNG of the same name beside it; - for standard output."),
+        typer.Option(
+            help="CSV or FILE.parquet to write, with a PNG of the same name beside it; - for standard output."
+        ),
     ],
     kept: KeptWorkers,
     policy: Policy = "dspark-async",
@@ -155,7 +166,7 @@ def regret(
     lengths: ClosedLengths = "default",
 ) -> None:
     """Show what a scheduler loses when the cost table it believes is not the true one."""
-    from simulator.core.files import beside, check_writable_file, is_standard_output, write_csv
+    from simulator.core.files import beside, check_writable_file, is_standard_output, write_table
     from simulator.report.frontier import plot_regret
     from simulator.sweeps.regret import belief_warnings
 
@@ -168,7 +179,7 @@ def regret(
         policy, believed, numbers(concurrency, int, "concurrency"), seeds=seeds, lengths=lengths,
         progress=True, **kept.how(),
     )  # fmt: skip
-    write_csv(out, table)
+    write_table(out, table)
     if figure is not None:
         plot_regret(table, figure)
         typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
@@ -207,9 +218,10 @@ def fleet(
         typer.Option(help="Workers of one prefill pool for the whole fleet. Default: one for each replica."),
     ] = None,
     seed: Seed = 0,
+    tables: Tables = "csv",
 ) -> None:
     """Simulate a fleet behind a router, judge it by an SLA, write verdict.json. Exit 1: a term fails."""
-    from simulator.core.files import check_writable_directory, without_nan, write_csv, write_json
+    from simulator.core.files import check_writable_directory, without_nan, write_json, write_table
     from simulator.sla.terms import parse_sla
     from simulator.traffic.parse import parse_traffic
 
@@ -225,7 +237,7 @@ def fleet(
         router=router, pods=pods, prefix_cache_tokens=prefix_cache_tokens, prefill_workers=prefill_workers,
         seed=seed, progress=True, **limits.asked(), **kept.how(),
     )  # fmt: skip
-    write_csv(out / "replicas.csv", run.replicas)
+    write_table(out / f"replicas.{tables}", run.replicas)
     asked = {
         "profile": bench.profile.name, "policy": policy, "traffic": traffic, "rate_per_s": run.rate_per_s,
         "requests": run.requests, "seed": seed, "fleet": asdict(run.fleet),

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +103,36 @@ def write_json(target: Path, value: object) -> None:
 def write_csv(target: Path, table: pd.DataFrame, float_format: str | None = None) -> None:
     """Write a table as CSV, atomically, without its index; ``-`` writes it to standard output."""
     write_text(target, table.to_csv(index=False, float_format=float_format))
+
+
+def write_table(
+    target: Path,
+    table: pd.DataFrame,
+    float_format: str | None = None,
+    units: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write a table as parquet where the name ends so, else as CSV; atomically, without its index.
+
+    Parquet carries each column's unit in the metadata of its field, under ``unit`` (``units.unit_of``;
+    units: of columns that mean another thing in this table), and the numbers as they are; float_format is
+    of CSV alone.
+    """
+    if Path(target).suffix != ".parquet":
+        write_csv(target, table, float_format)
+        return
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from simulator.core.units import unit_of
+
+    made = pa.Table.from_pandas(table, preserve_index=False)
+    fields = []
+    for field in made.schema:
+        unit = units.get(field.name) or unit_of(field.name)
+        fields.append(field.with_metadata({"unit": unit}) if unit else field)
+    described = made.cast(pa.schema(fields, made.schema.metadata))
+    with atomic_path(target) as temporary:
+        parquet.write_table(described, temporary, write_page_checksum=True)
 
 
 def append_line(path: Path, line: str) -> None:

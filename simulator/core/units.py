@@ -1,4 +1,4 @@
-"""Numbers with units, as people write them on a command line or in a scenario file."""
+"""Numbers with units, as people write them on a command line or in a scenario file, and units of columns."""
 
 from __future__ import annotations
 
@@ -140,3 +140,68 @@ def parse_percent(text: str, field: str) -> float:
 def percent_meant(value: float) -> str:
     """Remedy for a share without a percent sign: 0.2 may mean 0.2% or 20%, 20 means 20%."""
     return f"write {value:g}% or {value:.0%}" if 0 < value < 1 else f"write {value:g}%"
+
+
+UNITS_OF_COLUMNS = {
+    "tokens/s": (
+        "throughput_ci95 tps_mean tps_p10 tps_p50 tps sla_tok_per_s tps_p10_ci95 throughput_tok_per_s "
+        "true_throughput_tok_per_s throughput_least_tok_per_s throughput_most_tok_per_s "
+        "throughput_expected_tok_per_s"
+    ),
+    "requests/s": (
+        "rate_per_replica_per_s fails_at_per_s rate_low_per_s rate_high_per_s rate_at_peak_per_s "
+        "goodput_per_s rate_per_s from_per_s to_per_s queue_trend_per_s queue_trend_ci95"
+    ),
+    "s": (
+        "itl_p50_s itl_p99_s tpot_p50_s tpot_p99_s tpot_s ttft_mean_s ttft_p50_s ttft_p99_s ttft_s "
+        "first_gap_s step_time_mean_s window_s queued_s admitted_s first_token_s finished_s waited_pool_s "
+        "waited_slot_s waited_kv_s waited_step_s waited_prefill_s end_s start_s duration_s gap_s "
+        "predicted_step_time_s measured_step_time_s table_step_time_s seconds"
+    ),
+    "requests*s": "decoding_s handover_s",
+    "tokens": (
+        "verification_budget_mean true_budget_mean verified_length_mean accepted_length_mean "
+        "accepted_length batch_tokens_mean rows_mean prompt_tokens output_tokens decode_tokens "
+        "draft_tokens accepted_tokens committed_tokens prefill_tokens engine_drafts decided_drafts "
+        "engine_budget tokens_least tokens_most tokens_expected"
+    ),
+    "requests": (
+        "concurrency concurrency_mean queue_mean requests_finished finished_per_slot from_concurrency "
+        "to_concurrency waiting requests"
+    ),
+    "1": (
+        "acceptance_rate wasted_fraction early_stop_loss steps_outside_fraction threshold gain speed_gain "
+        "margin regret regret_ci95 prefix_hit_share kept_share kept_share_ci95 step_time_band share_asked "
+        "share_kept share_kept_ci95 attainment attainment_ci95 growth change differing_share gain_least "
+        "gain_most"
+    ),
+    "steps": "steps first_step decode_steps forward_ct",
+    "replicas": "replicas replicas_low replicas_high",
+    "GPUs": "decode_gpus prefill_gpus gpus",
+    "workers": "prefill_workers",
+    "GPU*h": "gpu_hours gpu_hours_following_demand",
+    "currency/1e6 tokens": (
+        "cost_per_million_output_tokens cost_per_million_following_demand "
+        "cost_per_million_output_tokens_low cost_per_million_output_tokens_high"
+    ),
+    "unit of the row": "published predicted error asked attained attained_ci95 bound",
+}
+"""Unit to the columns that have it; ``1`` is a share. A term's bound has the unit of its row."""
+
+_UNIT_OF = {column: unit for unit, columns in UNITS_OF_COLUMNS.items() for column in columns.split()}
+
+_OF_A_POLICY = {"replicas ": "replicas", "gpus ": "GPUs", "term ": "unit of the term"}
+
+
+def unit_of(column: str) -> str | None:
+    """Return the unit of a column of any table; None for words, flags and numbers that only name.
+
+    >>> unit_of("ttft_p99_s"), unit_of("tps_p10_at_peak"), unit_of("policy")
+    ('s', 'tokens/s', None)
+    """
+    for start, unit in _OF_A_POLICY.items():
+        if column.startswith(start):
+            return unit
+    for end in ("_at_peak", "_at_limit"):
+        column = column.removesuffix(end)
+    return _UNIT_OF.get(column)

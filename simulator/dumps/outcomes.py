@@ -17,7 +17,7 @@ import pandas as pd
 
 from simulator.core.arrays import Rows
 from simulator.core.errors import BadInputError
-from simulator.core.files import atomic_path, write_csv, write_json
+from simulator.core.files import atomic_path, write_json, write_table
 from simulator.cost.models import CostModel
 from simulator.dumps.redecide import Decision, decide_again, explain
 from simulator.dumps.steps import Recording, Step
@@ -183,12 +183,12 @@ def _line(policy: str, table: str, decisions: Sequence[Decision], clock: CostMod
     }  # fmt: skip
 
 
-def write_replay(found: Replayed, out: Path) -> None:
-    """Write ``report.md`` and its three tables as CSV, and last, when all is there, ``replay.json``."""
+def write_replay(found: Replayed, out: Path, form: str = "csv") -> None:
+    """Write ``report.md`` and its tables, CSV or parquet, and last, when all is there, ``replay.json``."""
     out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "decisions.csv", found.steps, "%.8g")
-    write_csv(out / "reasons.csv", found.reasons(), "%.8g")
-    write_csv(out / "policies.csv", found.policies, "%.8g")
+    tables = {"decisions": found.steps, "reasons": found.reasons(), "policies": found.policies}
+    for name, table in tables.items():
+        write_table(out / f"{name}.{form}", table, "%.8g")
     with atomic_path(out / "report.md") as temporary:
         temporary.write_text(found.report(), encoding="utf-8")
     described = {

@@ -13,7 +13,7 @@ import simpy
 
 from simulator.acceptance.trace import Replay
 from simulator.core.errors import BadInputError
-from simulator.core.files import atomic_path, write_json
+from simulator.core.files import write_json, write_table
 from simulator.cost.models import CostModel
 from simulator.engine.engine import Engine
 from simulator.engine.executor import Executor
@@ -55,8 +55,8 @@ def write_unfinished(engine: Engine, directory: Path, reason: str) -> None:
 
 def _write_frames(directory: Path, **frames: pd.DataFrame) -> None:
     for name, frame in frames.items():
-        with atomic_path(directory / f"{name}.parquet") as temporary:
-            frame.to_parquet(temporary, index=False, write_page_checksum=True)
+        units = {"queued_s": "requests*s"} if name == "steps" else {}
+        write_table(directory / f"{name}.parquet", frame, units=units)
 
 
 SATURATED = (

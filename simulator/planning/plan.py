@@ -14,7 +14,7 @@ from simulator.capacity.search import Search, find_rate_row
 from simulator.capacity.server import Server, share_at_rate
 from simulator.capacity.trials import REPLICATIONS, Trial, try_rate_row
 from simulator.core.errors import InfeasibleError
-from simulator.core.files import without_nan, write_csv, write_json
+from simulator.core.files import without_nan, write_json, write_table
 from simulator.core.units import parse_percent
 from simulator.fleet.fleet import simulate_fleet
 from simulator.fleet.layout import Fleet
@@ -161,10 +161,10 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     )
 
 
-def write_tables(result: CapacityPlan, out: Path) -> None:
-    """CSV of every table, and ``plan.json`` with what a program would want of the answer."""
+def write_tables(result: CapacityPlan, out: Path, form: str = "csv") -> None:
+    """Write every table, csv or parquet, and ``plan.json`` with what a program would want of the answer."""
     for name, table in result.tables().items():
-        write_csv(out / f"{name}.csv", table)
+        write_table(out / f"{name}.{form}", table)
     summary = {
         "schema": 1,
         "scenario": result.scenario.model_dump(mode="json"),

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from simulator.core.files import write_csv
+from simulator.core.files import write_table
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile
 from simulator.engine.run import SATURATED, Run, write_run
@@ -58,7 +58,9 @@ def print_metrics(run: Run, title: str, more: Mapping[str, str] = MappingProxyTy
         console.print(SATURATED)
 
 
-def report_comparison(frontier: pd.DataFrame, slas: Sequence[Term], profile: Profile, out: Path) -> None:
+def report_comparison(
+    frontier: pd.DataFrame, slas: Sequence[Term], profile: Profile, out: Path, form: str = "csv"
+) -> None:
     """Write and print everything a frontier says about these SLAs.
 
     Nothing is written if no policy meets one of them (``InfeasibleError``).
@@ -70,7 +72,7 @@ def report_comparison(frontier: pd.DataFrame, slas: Sequence[Term], profile: Pro
     if published is not None:
         tables["published"] = check_against(frontier, published)
     for name, table in tables.items():
-        write_csv(out / f"{name}.csv", table, "%.8g")
+        write_table(out / f"{name}.{form}", table, "%.8g")
     figure = plot_frontier(frontier, slas=slas, published=published, title=profile.title)
     save(figure, out / "frontier.png")
     save(plot_load(frontier, published=published, title=profile.title), out / "load.png")
@@ -92,7 +94,7 @@ def report_comparison(frontier: pd.DataFrame, slas: Sequence[Term], profile: Pro
         console.print(f"dspark-async at {base}'s throughput: {low:+.0%} to {high:+.0%} mean speed per user\n")
     if "published" in tables:
         console.print(_published_table(tables["published"]))
-    names = ", ".join([*(f"{name}.csv" for name in tables), "frontier.png", "load.png"])
+    names = ", ".join([*(f"{name}.{form}" for name in tables), "frontier.png", "load.png"])
     console.print(f"wrote {out}/: {names}", highlight=False)
 
 

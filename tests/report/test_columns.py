@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
+from simulator.core.units import UNITS_OF_COLUMNS, unit_of
 from simulator.report.columns import COLUMNS, FAMILIES, TABLES, definition
 from tests.dumps.test_redecide import written_dump
 from tests.support.command_line import run
@@ -67,3 +70,68 @@ def test_the_page_has_them_all() -> None:
     text = page()
     assert all(f"| `{each}` |" in text for each in [*COLUMNS, *TABLES, *FAMILIES])
     assert definition("not a column") is None
+
+
+NAMES = {
+    "drafter", "policy", "seed", "seeds", "replications", "added", "sla", "baseline", "leading",
+    "lower_bound", "runner_up", "clear", "quantity", "belief", "significant", "request",
+    "traffic_class", "pod", "replica", "feasible", "binding", "tied", "gpu", "recommended", "curve",
+    "load", "term", "metric", "statistic", "comparison", "holds", "shown", "met", "saturated", "run",
+    "variant", "rank", "differs", "why", "table",
+}  # fmt: skip
+"""Columns of words, flags and numbers that only name or count repetitions: they have no unit."""
+
+
+def test_every_column_has_one_unit_or_is_a_name() -> None:
+    listed = [column for columns in UNITS_OF_COLUMNS.values() for column in columns.split()]
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= COLUMNS.keys()
+    assert {column for column in COLUMNS if unit_of(column) is None} == NAMES
+    assert all(unit_of(family.replace("*", "mtp1")) for family in FAMILIES if family.endswith("*"))
+
+
+@pytest.mark.parametrize(
+    ("ending", "unit"),
+    [
+        ("_per_s", ("requests/s", "tokens/s")),
+        ("_tokens", ("tokens", "currency/1e6 tokens")),
+        ("_share", ("1",)),
+        ("_gpus", ("GPUs",)),
+    ],
+)
+def test_units_agree_with_the_endings_of_names(ending: str, unit: tuple[str, ...]) -> None:
+    assert all(unit_of(column) in unit for column in COLUMNS if column.endswith(ending))
+
+
+def test_seconds_end_so() -> None:
+    timed = [column for column in COLUMNS if column.endswith("_s") and not column.endswith("_per_s")]
+    assert {column: unit_of(column) for column in timed if unit_of(column) != "s"} == {
+        "decoding_s": "requests*s", "handover_s": "requests*s"
+    }  # fmt: skip
+
+
+def test_tables_in_parquet_say_their_units(tmp_path: Path) -> None:
+    short = ("--seeds", "2", "--workers", "1", "--concurrency", "4,60", "--steps", "60", "--policy", "mtp1")
+    for form in ("csv", "parquet"):
+        out = tmp_path / f"frontier.{form}"
+        assert run("frontier", *FLASH, *short, "--out", out) == 0
+        words = ("--sla", "60", "--tables", form, "--out", tmp_path / form)
+        assert run("compare", *FLASH, *short, *words) == 0
+    schema = pq.read_schema(tmp_path / "frontier.parquet")
+    assert schema.field("tps_p10").metadata == {b"unit": b"tokens/s"}
+    assert schema.field("step_time_mean_s").metadata == {b"unit": b"s"}
+    assert schema.field("policy").metadata is None
+    text, binary = pd.read_csv(tmp_path / "frontier.csv"), pd.read_parquet(tmp_path / "frontier.parquet")
+    pd.testing.assert_frame_equal(text, binary, check_dtype=False, rtol=1e-7)  # the text has 8 digits
+    tables = {path.stem: path.suffix for path in (tmp_path / "parquet").iterdir() if path.suffix != ".png"}
+    assert tables == dict.fromkeys(("frontier", "sla", "load_bands", "published"), ".parquet")
+
+
+def test_a_column_that_means_another_thing_in_steps_has_another_unit(tmp_path: Path) -> None:
+    load = ("--concurrency", "2", "--traffic", "poisson:4/s", "--lengths", "fixed:20/9", "--requests", "20")
+    assert run("simulate", *FLASH, "--policy", "mtp1", *load, "--out", tmp_path) == 0
+    units = {
+        name: pq.read_schema(tmp_path / f"{name}.parquet").field("queued_s").metadata[b"unit"]
+        for name in ("requests", "steps")
+    }
+    assert units == {"requests": b"s", "steps": b"requests*s"}

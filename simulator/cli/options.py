@@ -115,6 +115,17 @@ class OnHardware:
         ),
     ] = None
 
+    def named(self) -> Hardware:
+        """Return it where both are named; ``BadInputError`` otherwise."""
+        if self.model is None or self.gpu is None:
+            missing = "model" if self.model is None else "gpu"
+            raise BadInputError(
+                "is missing",
+                source=missing,
+                remedy="name `model` and `gpu` (`dspark-sim list --models --gpus`)",
+            )
+        return self.hardware(self.gpu)
+
     def hardware(self, gpu: str) -> Hardware:
         """Return it as the library reads it."""
         from simulator.hardware.choose import DRAFTERS, Hardware

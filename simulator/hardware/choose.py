@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
+from importlib.util import find_spec
 from typing import cast
 
 from simulator.acceptance.fitted import catalogue as acceptance_catalogue
@@ -15,9 +17,17 @@ from simulator.deployment.profile import Profile, load_profile, shipped_profiles
 from simulator.hardware.curves import formula_profile, kernel_profile
 from simulator.hardware.drafters import Drafter, parse_drafter
 from simulator.hardware.gpus import Gpu, load_gpu
-from simulator.hardware.kernels import ENGINES, Engine
+from simulator.hardware.kernels import ENGINES, Engine, tables_version
 from simulator.hardware.memory import Layout, required_layout
 from simulator.hardware.models import WEIGHT_BYTES, ModelShape, Precision, load_model
+
+TABLES = "aiconfigurator_core"
+"""Package of the kernel tables: the extra ``silicon``."""
+
+_WITHOUT_TABLES = (
+    "the shipped curve answers: choosing an engine ({}) or drafters needs the tables of measured kernels; "
+    "pip install 'dspark-simulator[silicon]'"
+)
 
 DRAFTERS = ("dspark:5l", "mtp1")
 """Drafters that a profile prices where nobody names any: the paper's Qwen3 draft, and one-token MTP."""
@@ -89,13 +99,39 @@ def profile_for(asked: Hardware) -> Chosen:
     """
     layout, engine, drafters = asked.layout(), asked.parsed_engine(), asked.parsed_drafters()
     name = kernel_name(layout)
-    if engine is None and tuple(asked.drafters) == DRAFTERS and name in shipped_profiles():
+    shipped = name in shipped_profiles() and set(asked.drafters) <= set(DRAFTERS)
+    if shipped and engine is None and tuple(asked.drafters) == DRAFTERS:
         return _chosen(load_profile(name), layout)
+    if shipped and find_spec(TABLES) is None:
+        return _chosen(load_profile(name), layout, _WITHOUT_TABLES.format(engine))
     try:
         return _chosen(kernel_profile(layout, drafters, engine=engine), layout)
     except BadInputError as error:
         profile = formula_profile(layout, drafters)
-        return _chosen(profile, layout, f"no curve of measured kernels: {error}")
+        return _chosen(profile, layout, f"no curve of measured kernels: {error}; the formula stands in")
+
+
+def derive(asked: Hardware, *, command: str | None = None) -> Chosen:
+    """Compose a curve of measured kernels, whether one is shipped or not, and never the formula's.
+
+    command: what made it, for its provenance. Raises as ``profile_for`` does, and ``BadInputError`` where
+    the tables are not installed, do not cover the model, or fail their gates.
+    """
+    layout = asked.layout()
+    try:
+        made = kernel_profile(layout, asked.parsed_drafters(), engine=asked.parsed_engine())
+    except BadInputError as error:
+        raise BadInputError(
+            error.problem, source=error.source, value=error.value,
+            remedy=error.remedy or "name `model` and `gpu` where a profile stands: the formula answers there",
+        ) from error  # fmt: skip
+    origin = made.provenance.model_copy(
+        update={
+            "date": date.today().isoformat(), "command": command,
+            "software": {"aiconfigurator-core": tables_version()},
+        }
+    )  # fmt: skip
+    return _chosen(made.model_copy(update={"provenance": origin}), layout)
 
 
 _OF_CONVERSATION = ("chat", "mt-bench")
@@ -137,7 +173,16 @@ def _chosen(profile: Profile, layout: Layout, *more: str) -> Chosen:
     lines = [
         f"{layout.model.name} in {layout.precision} on {where}: {kind}{band}; {profile.provenance.source}",
         f"weights {layout.weight_bytes / 2**30:,.1f} GiB on each GPU, keys and values of "
-        f"{layout.kv_tokens:,} tokens fit",
+        f"{profile.kv_tokens or layout.kv_tokens:,} tokens fit",
+        *_refusals(profile),
         *more,
     ]
     return Chosen(profile, layout, tuple(lines))
+
+
+def _refusals(profile: Profile) -> list[str]:
+    """Tables that failed a gate, and by how much; whose kernels are used where another's were asked for."""
+    if profile.provenance.kind != "kernels":
+        return []
+    said = (profile.provenance.notes or "").replace("asked for; ", "asked for, ").split("; ")
+    return [f"kernel tables: {each}" for each in said if "refused" in each or "stands in" in each]

@@ -96,7 +96,7 @@ def kernel_profile(
 
 
 def formula_profile(layout: Layout, drafters: Sequence[Drafter] = ()) -> Profile:
-    """Make a profile from the formula; ``BadInputError`` for a precision that the GPU lacks."""
+    """Make a profile from the formula."""
     times = FormulaTimes(layout)
     said = f"nine in ten passes lie within {times.band:.0%} of measured kernels (docs/validation.md)"
     source = "formula fitted to the kernels of Qwen3-8B on H200"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.core.errors import BadInputError
 from simulator.hardware.memory import Layout
 from simulator.hardware.models import WEIGHT_BYTES
 
@@ -57,19 +56,11 @@ BANDS = {"dense": 0.20, "experts": 0.45}
 class FormulaTimes:
     """Pass times of a model on a layout, as ``curves.PassTimes``.
 
-    Raises ``BadInputError`` for a precision that the GPU has no matrix rate for.
+    Weights in a precision that the GPU has no matrix unit for are read so and multiplied in 16 bits.
     """
 
     layout: Layout
     fitted: Coefficients = FITTED
-
-    def __post_init__(self) -> None:
-        if self.layout.precision not in self.layout.gpu.flop_per_s:
-            known = ", ".join(self.layout.gpu.flop_per_s)
-            raise BadInputError(
-                f"{self.layout.gpu.title} has no matrix rate for it", source="precision",
-                value=self.layout.precision, remedy=f"one of {known}",
-            )  # fmt: skip
 
     @property
     def band(self) -> float:
@@ -83,9 +74,8 @@ class FormulaTimes:
         if model.experts is not None:
             padded = rows * model.experts.per_token + model.experts.touched(rows) * TILE_ROWS / 2
             met += (model.layers - model.experts.dense_layers) * padded * model.expert_parameters
-        reached = self.fitted.matrices if self.layout.precision == "bf16" else self.fitted.matrices_fp8
-        peak = reached * self.layout.gpu.flop_per_s[self.layout.precision]
-        layers = self._norm(self._weights(rows) / self._bandwidth, 2.0 * met / peak) / self.layout.gpus
+        products_s = 2.0 * met / self._matrix_rate
+        layers = self._norm(self._weights(rows) / self._bandwidth, products_s) / self.layout.gpus
         return layers + model.layers * self.fitted.layer_s + self._all_reduce_s(rows) + self.table_s(rows)
 
     def table_s(self, rows: int) -> float:
@@ -119,6 +109,13 @@ class FormulaTimes:
         if model.experts is not None:
             read += model.routed_parameters * each * model.experts.touched(rows) / model.experts.count
         return read
+
+    @property
+    def _matrix_rate(self) -> float:
+        rates = self.layout.gpu.flop_per_s
+        if self.layout.precision == "bf16" or self.layout.precision not in rates:
+            return self.fitted.matrices * rates["bf16"]
+        return self.fitted.matrices_fp8 * rates[self.layout.precision]
 
     @property
     def _bandwidth(self) -> float:

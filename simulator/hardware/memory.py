@@ -53,8 +53,7 @@ def layout(
 ) -> Layout:
     """Split a model over GPUs. drafter_bytes: weights of a draft model, split likewise.
 
-    Raises ``BadInputError`` for a precision that the GPU has no matrix unit for, and for a width that does
-    not divide the attention heads.
+    Raises ``BadInputError`` for a width that is no power of two or does not divide the attention heads.
     """
     if gpus not in WIDTHS:
         raise BadInputError(

@@ -385,6 +385,7 @@ WRITING = {
     "profile": ("--target", "none"),
     "profile fit": ("cells.csv",),
     "profile repair": ("table.csv",),
+    "profile derive": ("--model", "qwen3-8b", "--gpu", "h100"),
     **{f"import {kind}": ("file.json",) for kind in (
         "sglang-table", "sglang-rounds", "sglang-dump", "trtllm", "vllm-log"
     )},

@@ -1,4 +1,4 @@
-"""``dspark-sim profile``: measure a pair on this device; ``profile fit``: make a profile of measured steps.
+"""``dspark-sim profile``: measure a pair on this device; ``fit``, ``derive``, ``repair``: without one.
 
 Importing this module does not import torch; measuring does.
 """
@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from simulator.cli.groups import grouped
 from simulator.cli.measure.options import Pair, command_line, show_table, sizes
+from simulator.cli.options import OnHardware
 
 
 class MeasuringUnlessTold(TyperGroup):
@@ -27,7 +28,7 @@ class MeasuringUnlessTold(TyperGroup):
 
 profile_app = typer.Typer(
     cls=MeasuringUnlessTold, no_args_is_help=True,
-    help="Measure what a target and its drafts cost on this device (options alone), or fit one.",
+    help="Measure what a target and its drafts cost on this device (options alone), or fit, derive, repair.",
 )  # fmt: skip
 
 
@@ -109,6 +110,27 @@ def fit(
     found = fitted_profile(cells, name=out.stem, device=device, model=model, replica_gpus=gpus)
     found.profile.save(out)
     for note in found.notes:
+        typer.echo(note, err=True)
+    typer.echo(f"wrote {out}; now: dspark-sim compare --profile {out} --acceptance MODEL --sla 50 --out DIR")
+
+
+@profile_app.command("derive")
+@grouped
+def derive(
+    on: OnHardware,
+    out: Annotated[Path, typer.Option(help="Profile FILE.json to write.")],
+) -> None:
+    """Compose the curve of a model on a GPU from measured kernels; needs the extra `silicon`.
+
+    The file says which tables, of which version and engine, what their gates gave, and the error band.
+    """
+    from simulator.core.files import check_writable_file
+    from simulator.hardware.choose import derive as compose
+
+    check_writable_file(out)
+    made = compose(on.named(), command=command_line())
+    made.profile.save(out)
+    for note in (*made.notes[:2], f"gates: {made.profile.provenance.notes}"):
         typer.echo(note, err=True)
     typer.echo(f"wrote {out}; now: dspark-sim compare --profile {out} --acceptance MODEL --sla 50 --out DIR")
 

@@ -1,0 +1,103 @@
+"""A model and a GPU in words: what is derived, what is refused, and what is said of a table that fails."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulator.core.errors import BadInputError
+from simulator.deployment.profile import load_profile
+from simulator.hardware.choose import Hardware, derive, profile_for
+from simulator.hardware.formula import FormulaTimes
+from simulator.hardware.gpus import load_gpu
+from simulator.hardware.memory import layout
+from simulator.hardware.models import load_model
+from tests.support.command_line import run
+
+EAGLE = ("eagle3",)
+
+
+@pytest.fixture
+def without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an installation without the extra."""
+    for name in [each for each in sys.modules if each.split(".")[0] == "aiconfigurator_core"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "aiconfigurator_core", None)  # type: ignore[arg-type]
+
+
+def test_a_curve_is_derived_and_says_what_it_is_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "curve.json"
+    words = ("profile", "derive", "--model", "qwen3-8b", "--gpu", "h100", "--tp", "2", "--engine", "vllm")
+    assert run(*words, "--out", out) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"gates: vllm [+-]\d+% of the median at most, used", said)
+    profile = load_profile(out)
+    assert profile.replica_gpus == 2
+    assert set(profile.drafters or {}) == {"dspark", "mtp1"}
+    origin = profile.provenance
+    assert origin.kind == "kernels"
+    assert str(origin.command).startswith("dspark-sim profile derive --model qwen3-8b --gpu h100 --tp 2")
+    assert origin.software == {"aiconfigurator-core": "0.12.0"}
+    assert "tables of vllm on h100_sxm" in origin.source
+    assert re.search(r"sglang [+-]\d+% of the median at most, used", str(origin.notes))
+    assert profile.step_time_band is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "qwen3-8b"), "--gpu: is missing; name --model and --gpu"),
+        (("--gpu", "h100"), "--model: is missing"),
+        (("--model", "qwen3-8b", "--gpu", "mi300x"), "no tables of measured kernels (got 'mi300x'); name"),
+        (("--model", "qwen3-8b", "--gpu", "h1000"), "did you mean h100"),
+    ],
+)
+def test_what_cannot_be_derived_is_refused(
+    words: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("profile", "derive", *words, "--out", tmp_path / "p.json") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "p.json").exists()
+
+
+@pytest.mark.usefixtures("without_tables")
+def test_without_the_extra_it_is_named_and_shipped_curves_answer() -> None:
+    asked = Hardware(model="qwen3-8b", gpu="h100")
+    with pytest.raises(BadInputError, match=r"pip install 'dspark-simulator\[silicon\]'"):
+        derive(asked)
+    assert profile_for(asked).profile.name == "kernels/h100/qwen3-8b-tp1-bf16"
+    other = profile_for(Hardware(model="qwen3-8b", gpu="h100", engine="vllm"))
+    assert other.profile == profile_for(asked).profile
+    assert "the shipped curve answers" in other.notes[-1]
+    modelled = profile_for(Hardware(model="qwen3-8b", gpu="h100", drafters=EAGLE))
+    assert modelled.profile.provenance.kind == "modelled"
+    assert "pip install 'dspark-simulator[silicon]'" in modelled.notes[-1]
+
+
+def test_a_table_that_fails_its_gates_is_named_with_what_stands_in() -> None:
+    """vLLM's block-FP8 on B200: slower at one row than at many."""
+    found = profile_for(Hardware(model="qwen3-32b", gpu="b200", engine="vllm", precision="fp8"))
+    said = "\n".join(found.notes)
+    assert "kernel tables: vllm" in said
+    assert re.search(r"refused, it falls by \d\d% as rows are added", said)
+    assert "vllm was asked for, sglang stands in" in said
+    fails = profile_for(Hardware(model="gpt-oss-120b", gpu="h100"))
+    assert fails.profile.provenance.kind == "modelled"
+    assert re.search(r"vllm [+-]\d+% of the median at most, refused, it stands apart", fails.notes[-1])
+    assert fails.notes[-1].endswith("the formula stands in")
+
+
+def test_weights_without_a_matrix_unit_are_read_small_and_multiplied_in_16_bits() -> None:
+    """gpt-oss in MXFP4 on H100: its weights, 4 bits each, at few rows; the rate of bf16 at many."""
+    small = FormulaTimes(layout(load_model("gpt-oss-120b"), load_gpu("h100"), 1, "fp4"))
+    eight = FormulaTimes(layout(load_model("qwen3-8b"), load_gpu("a100"), 1, "fp8"))
+    sixteen = FormulaTimes(layout(load_model("qwen3-8b"), load_gpu("a100"), 1, "bf16"))
+    assert eight.operations_s(1) < 0.75 * sixteen.operations_s(1)
+    assert eight.operations_s(8192) == pytest.approx(sixteen.operations_s(8192), rel=0.02)
+    met = 2 * 8192 * small.layout.model.active_parameters
+    assert small.operations_s(8192) > met / small.layout.gpu.flop_per_s["bf16"]

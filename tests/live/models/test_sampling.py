@@ -114,8 +114,26 @@ def test_a_draw_takes_the_first_index_whose_cumulative_weight_exceeds(
     index = int(sampling.draw(tensor, torch.tensor(uniform, dtype=torch.float64)))
     assert weights[index] > 0
     cumulative = tensor.double().cumsum(0)
-    assert cumulative[index] > uniform * cumulative[-1]
-    assert index == 0 or cumulative[index - 1] <= uniform * cumulative[-1]
+    rounding = 1e-6 * float(cumulative[-1])
+    assert cumulative[index] > uniform * cumulative[-1] - rounding
+    assert index == 0 or cumulative[index - 1] <= uniform * cumulative[-1] + rounding
+
+
+def test_draws_from_a_large_vocabulary_are_those_of_exact_sums() -> None:
+    """152 000 weights over nine orders of magnitude, a third of them zero; uniforms up to the very last."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(3, 151_936, generator=generator)
+    weights = torch.softmax(logits, dim=-1) * (torch.rand(logits.shape, generator=generator) > 1 / 3)
+    exact = weights.double().cumsum(dim=-1)
+    for uniforms in (*torch.rand(50, 3, dtype=torch.float64, generator=generator),
+                     torch.zeros(3, dtype=torch.float64), torch.full((3,), 1 - 2**-53, dtype=torch.float64)):  # fmt: skip
+        drawn = sampling.draw(weights, uniforms)[:, None]
+        assert bool((weights.gather(-1, drawn) > 0).all())
+        # Where in [0, 1) the drawn token lies, against the uniform that drew it.
+        upper = (exact.gather(-1, drawn) / exact[:, -1:])[:, 0]
+        lower = upper - (weights.gather(-1, drawn).double() / exact[:, -1:])[:, 0]
+        assert bool((uniforms < upper + 1e-6).all())
+        assert bool((uniforms > lower - 1e-6).all())
 
 
 def test_draws_have_the_frequencies_of_their_weights() -> None:

@@ -63,7 +63,7 @@ class ModelledDevice:
     def run(self, key: Hashable) -> None:
         """A pass, by the sizes in its key."""
         match key:
-            case ("draft", int(requests), _, _):
+            case ("draft" | "draft without head", int(requests), _, _):
                 self.spend(draft_s(requests))
             case ("verify", int(requests), int(rows), int(context), _):
                 self.spend(target_s(requests, rows, context))

@@ -55,6 +55,7 @@ def live(
         graphs=pair.graphs, simulated=False, **served.asked(),
     )  # fmt: skip
     case = validation_case(model, drafters, asked)
+    case.check_profile()
     # Lengths are those of random prompts too, so that they have a default; a recording brings its own.
     source = parse_traffic(traffic, served.lengths if names_process(traffic) else None)
     workload = draw_workload(source, served.seed, requests=requests, generated=256)
@@ -92,6 +93,9 @@ def validate(
         list[str] | None,
         typer.Option(help="METRIC=SHARE: exit with 1 when its median error is larger."),
     ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 is greedy; the profile's must be alike.")
+    ] = 0.0,
 ) -> None:
     """Run live and simulated from one scenario and report where they differ."""
     check_writable_directory(out)
@@ -104,8 +108,8 @@ def validate(
     from simulator.report.validation import write_validation
 
     asked = Asked(
-        policies=policies.split(), concurrency=sizes(concurrency, "concurrency"), attention=pair.attention,
-        graphs=pair.graphs, **served.asked(),
+        policies=policies.split(), concurrency=sizes(concurrency, "concurrency"), temperature=temperature,
+        attention=pair.attention, graphs=pair.graphs, **served.asked(),
     )  # fmt: skip
     case = validation_case(model, drafters, asked)
     with noting(lambda: f"finished runs are kept in {out}: the same command resumes"):

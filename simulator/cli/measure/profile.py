@@ -56,6 +56,9 @@ def measure(
     rounds: Annotated[
         int, typer.Option(min=1, help="Measure everything so often and take the median of each cell.")
     ] = 1,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Of drafts and verification; 0 is greedy, above it tokens are drawn.")
+    ] = 0.0,
 ) -> None:
     """Measure what a target and its drafters cost on this device; an interrupted measurement is continued."""
     from simulator.core.files import check_writable_directory
@@ -72,7 +75,8 @@ def measure(
     )  # fmt: skip
     options = ProfileOptions(
         grid=grid, repeats=Repeats(confidence, most=repeats, least=min(10, repeats)), tolerance=tolerance,
-        rounds=rounds, attention=pair.attention, graphs=pair.graphs, command=command_line(),
+        rounds=rounds, attention=pair.attention, graphs=pair.graphs, temperature=temperature,
+        command=command_line(),
     )  # fmt: skip
     console = Console(stderr=True)
     found = measure_profile(model, drafters, options, out, console.print)

@@ -37,7 +37,7 @@ from simulator.live.engine.prompt_rows import prompt_rows_for
 from simulator.live.engine.prompts import RANDOM, Prompts, random_prompts
 from simulator.live.models.draft import Draft
 from simulator.live.models.targets import Target
-from simulator.live.profiling.conditions import DRAFT, conditions_of, digests_of
+from simulator.live.profiling.conditions import DRAFT, GREEDY, conditions_of, digests_of
 from simulator.parallel.hashing import content_hash
 from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.protocol import Batch, Scheduler
@@ -91,7 +91,10 @@ class ValidationCase:
 
     def conditions(self) -> dict[str, str]:
         """Return what the live runs' times depend on, as a profile's provenance says it."""
-        return conditions_of(self.target, attention=self.options.attention, graphs=self.options.graphs)
+        options = self.options
+        return conditions_of(
+            self.target, attention=options.attention, graphs=options.graphs, temperature=options.temperature
+        )
 
     def drafters_used(self) -> dict[str, str]:
         """Return the digests of the drafters that a policy runs with, as a profile's provenance says it."""
@@ -120,9 +123,21 @@ class ValidationCase:
             "replayed": self.replayed,
             "temperature": self.options.temperature,
             "prompts": self.prompts_name,
-            "prompt_digest": self.prompts and content_hash([self.prompts(n, 64) for n in range(16)]),
+            "prompt_digest": self._prompt_digest(),
             "device": device_name(self.target.device),
         }
+
+    def check_profile(self) -> None:
+        """Refuse a profile that was measured under other conditions than those of this case's live runs."""
+        check_profile(self.deployment.profile, self.target, self.conditions() | self.drafters_used())
+
+    def _prompt_digest(self) -> str | None:
+        """Digest of all that requests say, prompts and what stands for output before a run begins."""
+        if self.prompts is None:
+            return None
+        load = self.workload(max(self.concurrency))
+        longest = load.prompt_tokens + load.output_tokens
+        return content_hash([self.prompts(request, int(n)) for request, n in enumerate(longest)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,7 +192,7 @@ def check_profile(profile: Profile, target: Target, conditions: Mapping[str, str
     drafters are known by their content, so that another spelling of a path is accepted and other weights
     under the same path are not.
     """
-    software = profile.provenance.software
+    software = {"sampling": GREEDY, **profile.provenance.software}
     here = device_name(target.device)
     pairs = {"device": (profile.provenance.device, here)} | {
         name: (software.get(name), ours) for name, ours in conditions.items()
@@ -220,8 +235,7 @@ def validate(
     runs: of each live cell. All cells are run once before any is run again, so that whatever slows the
     machine for a while spoils one run of several cells rather than all of one.
     """
-    conditions = scenario.conditions() | scenario.drafters_used()
-    check_profile(scenario.deployment.profile, scenario.target, conditions)
+    scenario.check_profile()
     settings = scenario.settings()
     _continue(out / "settings.json", settings)
     cells = [(policy, concurrency) for policy in scenario.policies for concurrency in scenario.concurrency]
@@ -230,9 +244,16 @@ def validate(
     for run in range(runs):
         for (policy, concurrency), theirs, mine in zip(cells, predicted, measured, strict=True):
             path = out / f"{slug(policy.name)}-{concurrency}-run{run + 1}.json"
+            digest = content_hash(policy.scheduler, scenario.plan(policy).drafter)
             if not path.exists():
-                write_json(path, _measured(scenario, policy, concurrency, settings, path.with_suffix("")))
+                ran = _measured(scenario, policy, concurrency, settings, path.with_suffix(""))
+                write_json(path, ran | {"policy_digest": digest})
             found: Any = read_json(path)
+            if found.get("policy_digest") != digest:
+                raise BadInputError(
+                    "is of another policy of this name", source=str(path), field="policy", value=policy.name,
+                    remedy="choose another directory",
+                )  # fmt: skip
             mine.append(found)
             ours, rate = found["metrics"][COMPARED[0]], theirs["metrics"][COMPARED[0]]
             tell(

@@ -140,8 +140,11 @@ class LiveExecutor:
         if self._trace is not None:
             self._trace.move(source, target)
 
-    def draft(self, count: int) -> Tensor:
-        """Enqueue a draft pass for rows 0..count-1; returns their survival [count, gamma], on the device."""
+    def draft(self, count: int, *, head: bool = True) -> Tensor:
+        """Enqueue a draft pass for rows 0..count-1; returns their survival [count, gamma], on the device.
+
+        head: see ``Passes.draft``; False is for timing.
+        """
         self._step = step = _Step(self.device, count, self._padded(count))
         step.capture_s = self.passes.captured.capture_s
         step.marks.mark()
@@ -155,8 +158,8 @@ class LiveExecutor:
             context = self._context(int(self._cached[:count].max()))
             with self.passes.memory(f"drafting for {count} requests with contexts up to {context}"):
                 self.passes.captured.run(
-                    ("draft", step.padded, rows, context),
-                    lambda: self.passes.draft(step.padded, rows, context),
+                    ("draft" if head else "draft without head", step.padded, rows, context),
+                    lambda: self.passes.draft(step.padded, rows, context, head=head),
                 )
         if self._trace is not None:
             state.survival[:count] = self.passes.to_device(

@@ -24,6 +24,7 @@ from simulator.live.engine.prompt_rows import PromptPiece
 from simulator.live.engine.ragged import RaggedRows, RaggedTarget, side_by_side
 from simulator.live.models import checkpoints, sampling
 from simulator.live.models.draft import Draft
+from simulator.live.models.dspark import DSparkDraft
 from simulator.live.models.kv_cache import DraftStep, cache_bytes
 from simulator.live.models.targets import Target, TargetOutput
 
@@ -90,8 +91,11 @@ class Passes:
         self.captured = Captured(self.device, graphs=options.graphs)
         self._generator = torch.Generator(self.device).manual_seed(options.seed)
 
-    def draft(self, requests: int, rows: int, context: int) -> None:
-        """Draft for the first ``requests`` rows of the batch; idempotent, nothing leaves the device."""
+    def draft(self, requests: int, rows: int, context: int, *, head: bool = True) -> None:
+        """Draft for the first ``requests`` rows of the batch; idempotent, nothing leaves the device.
+
+        head: False leaves a DSpark draft's heads out, to time them by difference.
+        """
         assert self.draft_model is not None
         assert self.draft_cache is not None
         state = self.state
@@ -105,8 +109,12 @@ class Passes:
             cached,
             context=context,
         )
+        propose = self.draft_model.propose
+        if not head:
+            assert isinstance(self.draft_model, DSparkDraft)
+            propose = self.draft_model.propose_in_parallel
         with torch.no_grad():
-            proposal = self.draft_model.propose(
+            proposal = propose(
                 state.pending_features[request, rank], state.pending_tokens[request, rank], counts, view,
                 temperature=self.options.temperature, uniforms=state.draft_uniforms(requests),
             )  # fmt: skip

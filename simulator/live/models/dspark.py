@@ -178,13 +178,36 @@ class DSparkDraft(nn.Module):
         uniforms: Tensor | None = None,
     ) -> Proposal:
         """See ``Draft.propose``."""
-        context = self.project(features)
-        self.remember(context, counts, cache)
-        anchors = tokens[counts.cumsum(0).to(tokens.device) - 1]
-        hidden = self.block_hidden(anchors, cache)
+        context, anchors, hidden = self._parallel_stage(features, tokens, counts, cache)
         drafted, logits, q_draft = self.draw(hidden, anchors, temperature=temperature, uniforms=uniforms)
         previous = torch.cat((anchors[:, None], drafted[:, :-1]), dim=1)
         return Proposal(drafted, logits, self.confidence_logits(hidden, previous), q_draft, hidden, context)
+
+    def propose_in_parallel(
+        self,
+        features: Tensor,
+        tokens: Tensor,
+        counts: Tensor,
+        cache: DraftContext,
+        *,
+        temperature: float = 0.0,
+        uniforms: Tensor | None = None,
+    ) -> Proposal:
+        """Propose without the heads, each position by itself: what ``propose`` takes longer is theirs."""
+        context, _, hidden = self._parallel_stage(features, tokens, counts, cache)
+        logits = self.lm_head(hidden)
+        drafted = sampling.choose(logits, temperature, uniforms)
+        q_draft = None if sampling.is_greedy(temperature) else sampling.distribution(logits, temperature)
+        return Proposal(drafted, logits, None, q_draft, hidden, context)
+
+    def _parallel_stage(
+        self, features: Tensor, tokens: Tensor, counts: Tensor, cache: DraftContext
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected context [N, d], anchors [R] and the backbone's output [R, gamma, d]."""
+        context = self.project(features)
+        self.remember(context, counts, cache)
+        anchors = tokens[counts.cumsum(0).to(tokens.device) - 1]
+        return context, anchors, self.block_hidden(anchors, cache)
 
     def project(self, features: Tensor) -> Tensor:
         """Project the target's states for every layer (equation 2): [..., width] -> [..., d]."""

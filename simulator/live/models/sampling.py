@@ -59,8 +59,8 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     So a running sum never spans a vocabulary of 152 000, where float32 would misplace rare tokens, and an
     index of weight zero is never drawn.
     """
-    chunks = torch.nn.functional.pad(weights.float(), (0, -weights.shape[-1] % _CHUNK))
-    chunks = chunks.unflatten(-1, (-1, _CHUNK))
+    padded = torch.nn.functional.pad(weights.float(), (0, -weights.shape[-1] % _CHUNK))
+    chunks = torch.unflatten(padded, -1, (-1, _CHUNK))
     sums = chunks.sum(dim=-1).double().cumsum(dim=-1)
     thresholds = uniforms.double()[..., None] * sums[..., -1:]
     chunk = torch.searchsorted(sums, thresholds, right=True).clamp(max=sums.shape[-1] - 1)

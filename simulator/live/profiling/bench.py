@@ -16,7 +16,6 @@ from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import random_prompts
 from simulator.live.models import sampling
 from simulator.live.models.draft import Draft
-from simulator.live.models.dspark import DSparkDraft
 from simulator.live.models.kv_cache import whole_pages
 from simulator.live.models.targets import Target
 from simulator.live.profiling.grid import ProfileOptions
@@ -41,7 +40,10 @@ class Bench:
             tiers = Tiers.for_cuda(requests * block, requests, whole_pages(context + 256))
         self.executor = LiveExecutor(
             target, draft, load, concurrency=requests, prompts=random_prompts(target.vocab_size, _SEED),
-            options=LiveOptions(tiers=tiers, attention=options.attention, graphs=options.graphs),
+            options=LiveOptions(
+                temperature=options.temperature, tiers=tiers, attention=options.attention,
+                graphs=options.graphs,
+            ),
         )  # fmt: skip
         self.context = context
         self._vary(target.vocab_size)
@@ -66,6 +68,7 @@ class Bench:
             "idle": lambda: self.step_s(requests, batch_tokens),
             "bare": lambda: self.step_s(requests, batch_tokens),
             "draft": lambda: self.draft_s(requests),
+            "head": lambda: self.draft_s(requests) - self.draft_s(requests, head=False),
             "schedule": lambda: self.schedule_s(requests, name),
             "prefill": lambda: self.prefill_s(batch_tokens),
         }[kind]
@@ -78,10 +81,10 @@ class Bench:
         timing = self.executor.timings[-1]
         return timing.duration_s - timing.draft_s
 
-    def draft_s(self, requests: int) -> float:
-        """One block for every request, after a step that committed half a block."""
+    def draft_s(self, requests: int, *, head: bool = True) -> float:
+        """One block for every request, after a step that committed half a block; see ``Passes.draft``."""
         self.executor.pretend(requests, self.context, pending=1 + self.executor.gamma // 2)
-        self.executor.draft(requests)
+        self.executor.draft(requests, head=head)
         synchronise(self.executor.device)
         return self.executor.drafting_s
 
@@ -140,27 +143,7 @@ def _tokens(sizes: tuple[int, ...], vocabulary: int, generator: torch.Generator)
     return torch.randint(0, vocabulary, sizes, generator=generator, device=generator.device)
 
 
-def head_sample(draft: DSparkDraft, requests: int) -> Callable[[], float]:
-    """Return what times the heads of a draft for a batch, in seconds; its anchors are drawn."""
-    weight = draft.fc.weight
-    generator = torch.Generator(weight.device).manual_seed(_SEED)
-    sizes = (requests, draft.gamma, draft.shape.hidden_size)
-    hidden = torch.randn(sizes, generator=generator, device=weight.device).to(weight)
-    anchors = _tokens((requests,), draft.shape.vocab_size, generator)
-
-    def stage() -> object:
-        with torch.no_grad():
-            tokens, _, _ = draft.draw(hidden, anchors)
-            return draft.confidence_logits(hidden, tokens)
-
-    def matrix() -> object:
-        with torch.no_grad():
-            return draft.lm_head(hidden)
-
-    return lambda: _timed(stage, weight.device) - _timed(matrix, weight.device)
-
-
-def judge_sample(target: Target, requests: int, length: int) -> Callable[[], float]:
+def judge_sample(target: Target, requests: int, length: int, temperature: float) -> Callable[[], float]:
     """Return what times the acceptance decision of a batch, in seconds; its drafts are drawn."""
     device = target.device
     generator = torch.Generator(device).manual_seed(_SEED)
@@ -168,4 +151,16 @@ def judge_sample(target: Target, requests: int, length: int) -> Callable[[], flo
     logits = torch.randn(sizes, generator=generator, device=device).to(target.dtype)
     drafts = _tokens((requests, length), target.vocab_size, generator)
     lengths = torch.full((requests,), length, dtype=torch.int64, device=device)
-    return lambda: _timed(lambda: sampling.verify(logits, drafts, lengths), device)
+    drawn: dict[str, Tensor] = {}
+    if not sampling.is_greedy(temperature):
+        q_draft = sampling.distribution(logits[: requests * length], temperature)
+        uniforms = torch.rand((requests, length + 1), generator=generator, device=device)
+        drawn = {
+            "q_draft": q_draft.view(requests, length, -1), "accept_uniforms": uniforms[:, :length],
+            "next_uniforms": uniforms[:, length],
+        }  # fmt: skip
+
+    def judge() -> object:
+        return sampling.verify(logits, drafts, lengths, temperature=temperature, **drawn)
+
+    return lambda: _timed(judge, device)

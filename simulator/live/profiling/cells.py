@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.core.errors import BadInputError
 from simulator.core.files import append_line, write_text
 from simulator.core.random import random_stream
 from simulator.core.reading import decoded, read_bounded
@@ -68,6 +68,11 @@ class MeasuredCell:
     scatter: tuple[float, ...]
     round: int = 0
 
+    def __str__(self) -> str:
+        """For a person."""
+        sizes = f"{self.requests} requests {self.batch_tokens} tokens {self.context_tokens} context"
+        return f"{self.kind} {self.name} {sizes}"
+
     @property
     def key(self) -> Key:
         """What was measured, and in which round."""
@@ -103,24 +108,18 @@ class Measurement:
         return f"{self.kind} {self.name} {sizes}"
 
     def is_known(self, repeats: Repeats) -> bool:
-        """Whether there are samples enough."""
+        """Whether there are samples enough, and they agree well enough."""
         if len(self.samples) < repeats.least:
             return False
         return _relative(_typical(self.samples, self.part_of_s), self.part_of_s) <= repeats.relative
 
-    def cell(self, repeats: Repeats, round: int) -> MeasuredCell:
-        """Return the finished cell; ``InfeasibleError`` where it is not known as well as was asked."""
+    def cell(self, round: int) -> MeasuredCell:
+        """Return what is known of the cell, which may be noisier than ``repeats`` asks for."""
         kept = _typical(self.samples, self.part_of_s)
-        relative = _relative(kept, self.part_of_s)
-        if relative > repeats.relative:
-            raise InfeasibleError(
-                f"{self} is known to {relative:.1%} after {len(self.samples)} repeats, "
-                f"{repeats.relative:.1%} was asked for: not repeatable; quieten the machine, or allow more "
-                "repeats or a wider interval"
-            )
         return MeasuredCell(
             self.kind, self.name, self.requests, self.batch_tokens, self.context_tokens,
-            max(float(kept.mean()), 0.0), max(float(np.median(kept)), 0.0), relative, len(self.samples),
+            max(float(kept.mean()), 0.0), max(float(np.median(kept)), 0.0),
+            _relative(kept, self.part_of_s), len(self.samples),
             len(self.samples) - len(kept), () if self.part_of_s else _scatter(kept), round,
         )  # fmt: skip
 
@@ -137,9 +136,8 @@ def measure(
 
     In turn, because no engine runs the same step twice in a row: a burst of equal steps finds its weights
     and buffers in caches where a real step does not, and takes whatever slows the machine for a second for
-    its own. done, left_out: told of each cell when it is known, or when memory did not suffice.
-
-    Raises ``InfeasibleError`` for a cell that stays too noisy: such a curve is not repeatable.
+    its own. done: told of each cell when it is known, and at the end of those that stayed too noisy, which
+    their ``relative`` shows. left_out: told of each for which memory did not suffice.
     """
     turns, left = random_stream(0, "turns"), list(wanted)
     for sweep in range(repeats.warmup + repeats.most):
@@ -154,12 +152,12 @@ def measure(
             if sweep >= repeats.warmup:
                 measurement.samples.append(seconds)
             if measurement.is_known(repeats):
-                done(measurement.cell(repeats, round))
+                done(measurement.cell(round))
             else:
                 open_still.append(measurement)
         left = open_still
     for measurement in left:
-        done(measurement.cell(repeats, round))
+        done(measurement.cell(round))
 
 
 def _typical(samples: list[float], part_of_s: float) -> Any:
@@ -189,6 +187,7 @@ class CellLog:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.cells: dict[Key, MeasuredCell] = {}
+        self.aside: list[MeasuredCell] = []
         self.resumed = 0
         if self.path.exists():
             self._resume(settings)
@@ -208,6 +207,18 @@ class CellLog:
         """Keep a cell; on disk when this returns."""
         self.cells[cell.key] = cell
         self._append(asdict(cell))
+
+    def set_aside(self, relative: float) -> list[MeasuredCell]:
+        """Take cells noisier than ``relative`` out of what ``of`` returns; the file keeps them.
+
+        Where every cell of a kind and name is noisy, all of them stay. Returns those taken out, which
+        ``aside`` keeps.
+        """
+        noisy = {key for key, cell in self.cells.items() if cell.relative > relative}
+        known = {key[:2] for key in self.cells.keys() - noisy}
+        taken = [self.cells.pop(key) for key in sorted(noisy) if key[:2] in known]
+        self.aside += taken
+        return taken
 
     def of(self, kind: str, name: str | None = None) -> pd.DataFrame:
         """All cells of one kind, in order of measurement; of several rounds, the median of each column."""

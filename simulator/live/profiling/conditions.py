@@ -8,18 +8,25 @@ import torch
 
 from simulator.live.engine.ragged import RaggedTarget
 from simulator.live.models.draft import Draft
+from simulator.live.models.sampling import is_greedy
 from simulator.live.models.targets import Target
+
+GREEDY = "greedy"
+"""Sampling of a profile that does not say: of those written before ``sampling`` was recorded."""
 
 DRAFT = "draft:"
 """What a drafter's entry in a provenance begins with; its name follows."""
 
 
-def conditions_of(target: Target, *, attention: str, graphs: bool) -> dict[str, str]:
+def conditions_of(
+    target: Target, *, attention: str, graphs: bool, temperature: float = 0.0
+) -> dict[str, str]:
     """Return the conditions of a measurement on ``target``, in words, for a profile's provenance.
 
     attention: the kernel asked for; what is returned is the kernel that runs. graphs: whether CUDA graphs
     were asked for; a CPU records none. ``threads`` is there on a CPU alone: a GPU's step does not wait for
-    them. ``weights`` is the digest of the target's config and weights (``Target.digest``).
+    them. ``weights`` is the digest of the target's config and weights (``Target.digest``). ``sampling`` says
+    whether tokens are the most likely ones or drawn, which costs the same at every temperature above 0.
     """
     on_cpu = target.device.type == "cpu"
     found = {
@@ -27,6 +34,7 @@ def conditions_of(target: Target, *, attention: str, graphs: bool) -> dict[str, 
         "dtype": str(target.dtype).removeprefix("torch."),
         "attention": RaggedTarget(target, attention).kernel_name,
         "graphs": "on" if graphs and target.device.type == "cuda" else "off",
+        "sampling": GREEDY if is_greedy(temperature) else "drawn",
         "weights": target.digest,
     }
     return found | ({"threads": str(torch.get_num_threads())} if on_cpu else {})

@@ -40,7 +40,8 @@ class ProfileOptions:
     """How to measure.
 
     tolerance: by how much the first cell may differ when measured again at the end. rounds: how often
-    everything is measured, one round after the other; the median of a cell's rounds counts.
+    everything is measured, one round after the other; the median of a cell's rounds counts. temperature: of
+    drafts and of verification; above 0 both draw from distributions over the vocabulary.
     """
 
     grid: Grid = field(default_factory=Grid)
@@ -50,4 +51,5 @@ class ProfileOptions:
     attention: str = "auto"
     graphs: bool = True
     graph_tiers: bool = True
+    temperature: float = 0.0
     command: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from simulator.core.files import slug
 from simulator.core.provenance import Provenance
@@ -21,6 +23,7 @@ from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
 from simulator.live.device import device_name, software
 from simulator.live.models.draft import Draft
 from simulator.live.models.dspark import DSparkDraft
+from simulator.live.models.sampling import is_greedy
 from simulator.live.models.targets import Target
 from simulator.live.profiling.cells import CellLog
 from simulator.live.profiling.conditions import conditions_of, digests_of
@@ -49,8 +52,14 @@ def settings_of(target: Target, drafters: dict[str, Draft], options: ProfileOpti
         "device": device_name(target.device),
         "drafters": {name: draft.digest for name, draft in drafters.items()},
         "grid": {name: list(getattr(options.grid, name)) for name in Grid.__dataclass_fields__},
-        **conditions_of(target, attention=options.attention, graphs=options.graphs),
+        **_conditions(target, options),
     }
+
+
+def _conditions(target: Target, options: ProfileOptions) -> dict[str, str]:
+    return conditions_of(
+        target, attention=options.attention, graphs=options.graphs, temperature=options.temperature
+    )
 
 
 def profile_from(
@@ -70,7 +79,7 @@ def profile_from(
     )
     cost = fit.cost
     device = device_name(target.device)
-    conditions = conditions_of(target, attention=options.attention, graphs=options.graphs)
+    conditions = _conditions(target, options)
     names = "+".join(drafters)
     prefill = log.of("prefill").sort_values("batch_tokens")
     fastest = float((prefill["batch_tokens"] / prefill["seconds"]).max())
@@ -79,12 +88,13 @@ def profile_from(
         f"max {fit.held_out.max:.1%}; "
         f"first cell measured again at the end: {drift:.1%} off; {options.rounds} round(s), apart by "
         f"{log.disagreement():.1%} (median over step cells); dtype {conditions['dtype']}; attention "
-        f"{conditions['attention']}; CUDA graphs {conditions['graphs']}"
+        f"{conditions['attention']}; CUDA graphs {conditions['graphs']}; tokens {conditions['sampling']}"
+        + _noisy(log, options)
         + (f"; {conditions['threads']} CPU thread(s)" if "threads" in conditions else "")
     )
     step = AdditiveSpec.of(cost)
     profile = Profile(
-        name=f"{slug(device)}/{label(target)}--{names}",
+        name=f"{slug(device)}/{file_name(target, drafters, options)}",
         title=f"{target.name} with {names} on {device}",
         provenance=Provenance(
             kind="measured",
@@ -105,6 +115,19 @@ def profile_from(
         prefill_tokens_per_s=fastest,
     )
     return Profiled(profile, fit, log, drift)
+
+
+def _noisy(log: CellLog, options: ProfileOptions) -> str:
+    """Say which cells were noisier than asked for: those left out, and those kept for want of others."""
+    asked = options.repeats.relative
+    kept = [cell for cell in log.cells.values() if cell.relative > asked]
+    said = [
+        f"; {len(cells)} cell(s) noisier than {asked:.1%} {what}: "
+        + ", ".join(f"{cell} ({cell.relative:.1%})" for cell in cells)
+        for cells, what in ((log.aside, "left out"), (kept, "kept for want of others"))
+        if cells
+    ]
+    return "".join(said)
 
 
 def _prices(log: CellLog, drafters: list[str]) -> dict[str, pd.Series[float]]:
@@ -133,20 +156,42 @@ def _draft_spec(log: CellLog, name: str, draft: Draft, price: pd.Series[float]) 
     context = _slope(cells["context_tokens"], cells["seconds"], cells["requests"])
     alone = cells["seconds"] - context * cells["context_tokens"]
     passes = alone.groupby(cells["requests"]).mean()
-    sequential = log.of("head", name).groupby("requests")["seconds"].mean().reindex(passes.index)
+    total = (passes + _at(passes.index, price)).to_numpy()
+    whole = np.maximum.accumulate(np.maximum(total, 0.0))
     semi = isinstance(draft, DSparkDraft) and draft.markov_head is not None
-    turns = np.maximum.accumulate(sequential.to_numpy() / draft.gamma) if semi else None
-    head = 0.0 if turns is None else draft.gamma * turns
-    whole = (passes + price.reindex(passes.index)).to_numpy() - head
+    head = np.zeros_like(whole)
+    if semi:
+        heads = log.of("head", name).groupby("requests")["seconds"].mean()
+        head = part_of(whole, _at(passes.index, heads).to_numpy())
     structure: Any = "parallel" if isinstance(draft, DSparkDraft) else "autoregressive"
+    runs = draft.gamma if structure == "autoregressive" else 1
     return DraftSpec(
         structure="semi-autoregressive" if semi else structure,
         block_size=draft.gamma,
         requests=tuple(float(r) for r in passes.index),
-        pass_s=tuple(np.maximum.accumulate(np.maximum(whole, 0.0)).tolist()),
-        sequential_s=None if turns is None else tuple(turns.tolist()),
+        pass_s=tuple(((whole - head) / runs).tolist()),
+        sequential_s=tuple((head / draft.gamma).tolist()) if semi else None,
         context_s_per_token=context,
     )
+
+
+def part_of(whole: NDArray[np.floating[Any]], part: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Fit a measured part into non-decreasing totals so that it and the rest are non-decreasing too.
+
+    whole, part: seconds [n], by requests. The part may rise from size to size by what the whole rises.
+    """
+    fitted = np.empty_like(whole)
+    least, room = 0.0, 0.0
+    for at, (total, measured) in enumerate(zip(whole, part, strict=True)):
+        fitted[at] = min(max(measured, least), least + total - room)
+        least, room = fitted[at], total
+    return fitted
+
+
+def _at(sizes: pd.Index[int], known: pd.Series[float]) -> pd.Series[float]:
+    """Values at these sizes, straight between known ones and level beyond them."""
+    together = known.reindex(known.index.union(sizes)).interpolate("index", limit_direction="both")
+    return together.reindex(sizes)
 
 
 def _slope(x: pd.Series[float], y: pd.Series[float], group: pd.Series[int]) -> float:
@@ -199,6 +244,12 @@ def efficiency(log: CellLog, target: Target, bytes_per_s: float, flop_per_s: flo
             }
         )
     return pd.DataFrame(rows)
+
+
+def file_name(target: Target, drafters: Iterable[str], options: ProfileOptions) -> str:
+    """Return what a profile is called inside its device's folder; drawn tokens make another profile."""
+    drawn = "" if is_greedy(options.temperature) else "--drawn"
+    return f"{label(target)}--{'+'.join(drafters)}{drawn}"
 
 
 def label(target: Target) -> str:

@@ -10,9 +10,11 @@ Kinds of cells (``Cell.kind``; ``name`` is a drafter or a policy):
 - ``step``: everything of a step but the draft and the scheduler, over (requests, batch tokens, context).
 - ``bare``: a step without any drafter; ``idle``: one with a drafter whose drafts are not verified. What
   they differ by is a drafter's price beside its own pass: states that it reads are gathered and kept.
-- ``draft``: one block for every request; ``head``: of that, the sequential stage beyond the output matrix.
+- ``draft``: one block for every request; ``head``: of that, what its heads take as they run, the difference
+  to the same pass, recorded alike, that chooses all positions at once.
 - ``prefill``: a prompt, over its tokens (in ``batch_tokens``).
-- ``schedule``: what a policy's decision adds to a step; ``sample``: accepting or rejecting, inside ``step``.
+- ``schedule``: what a policy's decision adds to a step; ``sample``: accepting or rejecting, inside ``step``,
+  ``greedy`` and ``drawn``, whatever the temperature of the steps.
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from simulator.core.errors import InfeasibleError
-from simulator.live.device import OutOfMemoryError, Tell, long_lived_objects_set_aside
+from simulator.live.device import OutOfMemoryError, Tell, is_out_of_memory, long_lived_objects_set_aside
 from simulator.live.models.draft import Draft
 from simulator.live.models.dspark import DSparkDraft
 from simulator.live.models.targets import Target
-from simulator.live.profiling.bench import Bench, head_sample, judge_sample
+from simulator.live.profiling.bench import Bench, judge_sample
 from simulator.live.profiling.cells import CellLog, MeasuredCell, Measurement, measure
 from simulator.live.profiling.grid import NO_DRAFTER, ProfileOptions, What
 from simulator.live.profiling.profile_fit import FLAT
+
+PARTS = ("head", "sample", "schedule")
+"""Kinds of cells that are small parts of a step."""
 
 
 class Profiler:
@@ -54,7 +59,8 @@ class Profiler:
                 for context in self.options.grid.context:
                     self._context(context)
                 self._prefill()
-                self._heads()
+                self._decisions()
+            self._set_noisy_aside()
             drift = self._drift()
         self.refuse_unusable()
         if drift > self.options.tolerance:
@@ -64,6 +70,19 @@ class Profiler:
                 f"{self.log.path}), or allow more with a larger tolerance"
             )
         return drift
+
+    def _set_noisy_aside(self) -> None:
+        """Leave cells out that are noisier than was asked for; refuse steps that mostly are."""
+        asked = self.options.repeats.relative
+        steps = [cell.relative <= asked for cell in self.log.cells.values() if cell.kind == "step"]
+        if 2 * sum(steps) < len(steps):
+            raise InfeasibleError(
+                f"{len(steps) - sum(steps)} of {len(steps)} step cells are noisier than {asked:.1%}: not "
+                "repeatable; quieten the machine, or allow more repeats or a wider interval (the same "
+                "command measures these cells again)"
+            )
+        for cell in self.log.set_aside(asked):
+            self.tell(f"left out {cell}: known to {cell.relative:.1%}")
 
     def refuse_unusable(self) -> None:
         """Refuse step cells that say nothing: times that never change, or that batch tokens do not raise."""
@@ -97,6 +116,8 @@ class Profiler:
         if context == grid.context[0]:
             wanted += [("idle", n, r, r, r * context) for n in list(self.drafters)[1:] for r in grid.requests]
             wanted += [("bare", NO_DRAFTER, r, r, r * context) for r in grid.requests]
+            with_head = [n for n, draft in self.drafters.items() if isinstance(draft, DSparkDraft)]
+            wanted += [("head", n, r, 0, r * context) for n in with_head for r in grid.requests]
         benches: dict[str, Draft | None] = {**self.drafters, NO_DRAFTER: None}
         for name, draft in benches.items():
             first = name == next(iter(self.drafters))
@@ -107,9 +128,9 @@ class Profiler:
             if bench is None:
                 continue
             fitting = [what for what in mine if bench.holds(*what[2:4])]
-            # Deciding is measured as a part of steps, which must be known by then.
-            self._measure(bench, [what for what in fitting if what[0] != "schedule"])
-            self._measure(bench, [what for what in fitting if what[0] == "schedule"])
+            # Deciding and heads are measured as parts of steps, which must be known by then.
+            self._measure(bench, [what for what in fitting if what[0] not in PARTS])
+            self._measure(bench, [what for what in fitting if what[0] in PARTS])
             del bench
             if self.target.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -121,10 +142,12 @@ class Profiler:
             try:
                 return Bench(self.target, draft, largest, context, self.options)
             except OutOfMemoryError as error:
-                left_out = f"{largest} requests at context {context}: {error}"
-                self.left_out.append(left_out)
-                self.tell(f"left out {left_out}")
+                self._leave_out(f"{largest} requests at context {context}", error)
         return None
+
+    def _leave_out(self, what: object, error: Exception) -> None:
+        self.left_out.append(f"{what}: {error}")
+        self.tell(f"left out {what}: {error}")
 
     def _prefill(self) -> None:
         name, draft = next(iter(self.drafters.items()))
@@ -134,16 +157,21 @@ class Profiler:
         bench = Bench(self.target, draft, 1, sizes[-1], self.options)
         self._measure(bench, [("prefill", name, 1, tokens, 0) for tokens in sizes])
 
-    def _heads(self) -> None:
-        """Run the sequential stage, and the acceptance decision that is part of every step."""
-        samples = {}
-        for requests in self.options.grid.requests:
-            for name, draft in self.drafters.items():
-                if isinstance(draft, DSparkDraft):
-                    samples["head", name, requests, 0, 0] = head_sample(draft, requests)
-            judging = judge_sample(self.target, requests, 4)
-            samples["sample", "greedy", requests, 5 * requests, 0] = judging
-        self._take(samples)
+    def _decisions(self) -> None:
+        """Run the acceptance decision that is part of every step."""
+        for name, temperature in (("greedy", 0.0), ("drawn", 1.0)):
+            samples = {}
+            for requests in self.options.grid.requests:
+                what = ("sample", name, requests, 5 * requests, 0)
+                if self._known(what):
+                    continue
+                try:
+                    samples[what] = judge_sample(self.target, requests, 4, temperature)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._leave_out(f"accepting {name} for {requests} requests", error)
+            self._take(samples)
 
     def _measure(self, bench: Bench, wanted: Sequence[What]) -> None:
         self._take({what: bench.sample(*what[:4]) for what in wanted})
@@ -154,28 +182,25 @@ class Profiler:
         def done(cell: MeasuredCell) -> None:
             self.log.add(cell)
             self.tell(
-                f"{cell.kind} {cell.name} {cell.requests} requests {cell.batch_tokens} tokens "
-                f"{cell.context_tokens} context: {cell.seconds * 1e3:.3f} ms +- {cell.relative:.1%} "
-                f"({cell.repeats} repeats)"
+                f"{cell}: {cell.seconds * 1e3:.3f} ms +- {cell.relative:.1%} ({cell.repeats} repeats)"
+                + ("" if cell.relative <= asked else f", noisier than {asked:.1%}")
             )
 
-        def left_out(measurement: Measurement, error: OutOfMemoryError) -> None:
-            self.left_out.append(str(error))
-            self.tell(f"left out {measurement}: {error}")
-
+        asked = self.options.repeats.relative
         wanted = [
             Measurement(sample, *what, part_of_s=self._part_of_s(what[0], what[2]))
             for what, sample in samples.items()
             if not self._known(what)
         ]
-        measure(wanted, self.options.repeats, done=done, left_out=left_out, round=self._round)
+        measure(wanted, self.options.repeats, done=done, left_out=self._leave_out, round=self._round)
 
     def _known(self, what: What) -> bool:
-        return self.log.get((*what, self._round)) is not None
+        cell = self.log.get((*what, self._round))
+        return cell is not None and cell.relative <= self.options.repeats.relative
 
     def _part_of_s(self, kind: str, requests: int) -> float:
         """Small parts of a step need be known no better than to that share of the step itself."""
-        if kind not in ("head", "sample", "schedule"):
+        if kind not in PARTS:
             return 0.0
         steps = self.log.of("step")
         return float(steps.loc[steps["requests"] == requests, "seconds"].min())

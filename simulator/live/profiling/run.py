@@ -42,7 +42,7 @@ def measure_profile(
     Cells that were measured before, with the same settings, are not measured again.
     """
     settings = profile_fit.settings_of(target, drafters, options)
-    name = f"{profile_fit.label(target)}--{'+'.join(drafters)}"
+    name = profile_fit.file_name(target, drafters, options)
     folder = out / slug(settings["device"])
     log = CellLog(folder / f"{name}.cells.jsonl", settings)
     if log.resumed:

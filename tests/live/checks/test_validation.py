@@ -64,13 +64,14 @@ def trace(name: str, gamma: int) -> AcceptanceTrace:
     )  # fmt: skip
 
 
-def profile_of(target: Any, drafters: Any) -> Profile:
+def profile_of(target: Any, drafters: Any, temperature: float = 0.0) -> Profile:
     return Profile(
         name="here",
         title="A guess for the test",
         provenance=Provenance(
             kind="synthetic", source="test", date="2026-01-01", device=device_name(target.device),
-            software=conditions_of(target, attention="auto", graphs=True) | digests_of(drafters),
+            software=conditions_of(target, attention="auto", graphs=True, temperature=temperature)
+            | digests_of(drafters),
             model=target.name,
         ),
         step=AdditiveSpec(
@@ -155,8 +156,33 @@ def test_a_validation_of_other_outcomes_or_temperature_is_not_continued(
     other = {**again, "dspark": replace(again["dspark"], accepted=accepted)}
     with pytest.raises(BadInputError, match="validation with another acceptance_digest"):
         validate(replace(few, deployment=replace(few.deployment, acceptance=other)), tmp_path, print)
-    with pytest.raises(BadInputError, match="validation with another temperature"):
-        validate(replace(few, options=replace(few.options, temperature=0.7)), tmp_path, print)
+    warm = replace(few, options=replace(few.options, temperature=0.7))
+    with pytest.raises(BadInputError, match="sampling 'greedy' there, 'drawn' here"):
+        validate(warm, tmp_path, print)
+    drawn = profile_of(few.target, few.drafters, temperature=1.0)
+    warm = replace(warm, deployment=replace(warm.deployment, profile=drawn))
+    with pytest.raises(BadInputError, match=r"validation with another sampling, .*temperature"):
+        validate(warm, tmp_path, print)
+
+
+def test_a_profile_that_does_not_say_how_tokens_are_chosen_is_greedy(target: Any) -> None:
+    old = profile_of(target, {})
+    software = {name: said for name, said in old.provenance.software.items() if name != "sampling"}
+    old = old.model_copy(update={"provenance": old.provenance.model_copy(update={"software": software})})
+    check_profile(old, target, conditions_of(target, attention="auto", graphs=True))
+    with pytest.raises(BadInputError, match="sampling 'greedy' there, 'drawn' here"):
+        check_profile(old, target, conditions_of(target, attention="auto", graphs=True, temperature=1.0))
+
+
+def test_a_policy_is_known_by_its_content(scenario: ValidationCase, tmp_path: Path) -> None:
+    few = replace(scenario, policies=[parse_policy("threshold:0.6")], concurrency=(1,))
+    first = validate(few, tmp_path, print)
+    assert validate(few, tmp_path, print).errors.equals(first.errors)
+    renamed = replace(parse_policy("threshold:0.7"), name="threshold:0.6")
+    with pytest.raises(BadInputError, match=r"threshold-0\.6-1-run1\.json: .*another policy of this name"):
+        validate(replace(few, policies=[renamed]), tmp_path, print)
+    # Other policies join those that are there.
+    validate(replace(few, policies=[parse_policy("threshold:0.6"), parse_policy("mtp1")]), tmp_path, print)
 
 
 def test_a_validation_with_another_text_of_the_same_name_is_not_continued(
@@ -170,6 +196,15 @@ def test_a_validation_with_another_text_of_the_same_name_is_not_continued(
         validate(replace(few, prompts=prompts(token)), tmp_path, print)
     with pytest.raises(BadInputError, match="validation with another prompt_digest"):
         validate(replace(few, prompts=prompts(4)), tmp_path, print)
+
+    # One token of one late request, behind its first ones, is another text too.
+    def elsewhere(request: int, tokens: int) -> Any:
+        text = np.full(tokens, 3, dtype=np.int64)
+        text[9:] += request == 200
+        return text
+
+    with pytest.raises(BadInputError, match="validation with another prompt_digest"):
+        validate(replace(few, prompts=elsewhere), tmp_path, print)
 
 
 def test_of_several_runs_the_median_counts(scenario: ValidationCase, tmp_path: Path) -> None:
@@ -205,7 +240,8 @@ def test_profiles_of_other_conditions_are_refused(target: Any) -> None:
     )
     with pytest.raises(BadInputError, match=r"here: device, torch, .*device 'GPU' there") as caught:
         check_profile(other, target, here)
-    assert set(str(caught.value.field).split(", ")) == {"device", *here}
+    # Sampling that is not recorded is greedy.
+    assert set(str(caught.value.field).split(", ")) == {"device", *here} - {"sampling"}
     assert "dtype not recorded there" in caught.value.problem
 
 
@@ -341,6 +377,15 @@ def test_live_runs_are_limited_by_what_the_profile_knows(
     assert len(made) == 3  # measured and predicted
     # 8 + 12 + a block of 4 are 24 tokens: two requests do not fit at once.
     assert pd.read_parquet(tmp_path / "live" / "steps.parquet")["requests"].max() == 1
+
+
+def test_a_live_run_refuses_a_profile_of_other_conditions(files: dict[str, Any], tmp_path: Path) -> None:
+    given = files | {"policy": "fixed:2", "concurrency": 2, "lengths": "fixed:8/fixed:12", "steps": 60}
+    with pytest.raises(BadInputError, match="attention 'sdpa' there, 'plain' here"):
+        serving_commands.live(**given, attention="plain", out=tmp_path / "a")
+    with pytest.raises(BadInputError, match="sampling 'greedy' there, 'drawn' here"):
+        serving_commands.live(**given, temperature=0.8, out=tmp_path / "b")
+    assert not (tmp_path / "b" / "run.json").exists()
 
 
 def test_a_live_run_that_breaks_off_keeps_what_it_had(

@@ -125,8 +125,8 @@ def test_draws_from_a_large_vocabulary_are_those_of_exact_sums() -> None:
     logits = 4 * torch.randn(3, 151_936, generator=generator)
     weights = torch.softmax(logits, dim=-1) * (torch.rand(logits.shape, generator=generator) > 1 / 3)
     exact = weights.double().cumsum(dim=-1)
-    for uniforms in (*torch.rand(50, 3, dtype=torch.float64, generator=generator),
-                     torch.zeros(3, dtype=torch.float64), torch.full((3,), 1 - 2**-53, dtype=torch.float64)):  # fmt: skip
+    ends = torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64).expand(2, 3)
+    for uniforms in (*torch.rand(50, 3, dtype=torch.float64, generator=generator), *ends):
         drawn = sampling.draw(weights, uniforms)[:, None]
         assert bool((weights.gather(-1, drawn) > 0).all())
         # Where in [0, 1) the drawn token lies, against the uniform that drew it.

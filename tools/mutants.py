@@ -117,13 +117,13 @@ def survivors(mutants: tuple[Mutant, ...]) -> list[str]:
     survived = []
     tests = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
     with TemporaryDirectory(prefix="mutant-") as folder:
-        _copy(Path(folder))
+        copy_project(Path(folder))
         if _tests_fail(Path(folder), tests):
             raise RuntimeError(f"tests fail without any mutant: {' '.join(tests)}")
     for mutant in mutants:
         with TemporaryDirectory(prefix="mutant-") as folder:
             root = Path(folder)
-            _copy(root)
+            copy_project(root)
             mutant.put_into(root)
             noticed = _tests_fail(root, mutant.tests)
         print(f"{'killed  ' if noticed else 'SURVIVED'} {mutant.name}", flush=True)
@@ -132,7 +132,8 @@ def survivors(mutants: tuple[Mutant, ...]) -> list[str]:
     return survived
 
 
-def _copy(root: Path) -> None:
+def copy_project(root: Path) -> None:
+    """Copy to ``root`` what the tests need of the project."""
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():

@@ -16,6 +16,7 @@ from simulator.core.units import (
     parse_percent,
     parse_rate_per_s,
     parse_whole,
+    percent_meant,
 )
 from simulator.deployment.acceptance_text import parse_acceptance
 from simulator.schedulers.parse import parse_policy
@@ -90,3 +91,56 @@ def test_a_list_of_numbers_is_bounded() -> None:
 def test_other_digits_make_no_percentage() -> None:
     with pytest.raises(BadInputError, match="percent"):
         parse_percent("\u0662%", "fleet.headroom")
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [("5", [5]), ("1, 2,40", [1, 2, 40]), ("10,20,...,50", [10, 20, 30, 40, 50]), ("3,2,...,1", [3, 2, 1])],
+)
+def test_a_list_of_numbers_with_steps(text: str, values: list[int]) -> None:
+    assert numbers(text, int, "--concurrency") == values
+    assert all(isinstance(value, int) for value in numbers(text, int, "--concurrency"))
+
+
+def test_steps_are_rounded_where_floating_point_drifts() -> None:
+    assert numbers("0,0.1,...,0.3", float, "thresholds") == [0.0, 0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("text", ["", "1,x", "1,...,5", "1,2,...,5.5", "1,1,...,5", "1,2,3,...,5", "1,2,..."])
+def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
+    with pytest.raises(BadInputError, match=r"--loads: is not a list of numbers .*; as in 10,20,50"):
+        numbers(text, float, "--loads")
+
+
+@pytest.mark.parametrize("text", ["0/s", "-3/s", "0 rpm"])
+def test_no_traffic_is_no_rate(text: str) -> None:
+    with pytest.raises(BadInputError, match=r"traffic: must be positive .*; ask for at least some traffic"):
+        parse_rate_per_s(text, field="traffic")
+
+
+@pytest.mark.parametrize(("text", "share"), [("20%", 0.2), (" 2.5 % ", 0.025), ("0%", 0.0), ("250%", 2.5)])
+def test_a_percentage(text: str, share: float) -> None:
+    assert parse_percent(text, "fleet.headroom") == pytest.approx(share, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("-5%", r"is not a percentage of 0% or more \(got '-5%'\); as in 20%"),
+        ("a%", "is not a percentage of 0% or more"),
+        ("0.2", r"needs a percent sign \(got '0.2'\); write 0.2% or 20%"),
+        ("20", r"needs a percent sign \(got '20'\); write 20%$"),
+        ("much", r"needs a percent sign \(got 'much'\); as in 20%"),
+    ],
+)
+def test_what_is_no_percentage_is_refused_with_what_may_be_meant(text: str, said: str) -> None:
+    with pytest.raises(BadInputError, match=f"scenario: fleet.headroom: {said}"):
+        parse_percent(text, "fleet.headroom")
+
+
+def test_one_and_nothing_mean_percent() -> None:
+    assert [percent_meant(value) for value in (0.0, 0.25, 1.0)] == [
+        "write 0%",
+        "write 0.25% or 25%",
+        "write 1%",
+    ]

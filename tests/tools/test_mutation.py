@@ -1,0 +1,49 @@
+"""Settings for mutmut and what is said of its results; mutating is ``scripts/mutmut``."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tools import mutation
+from tools.mutants import COPIED, ROOT
+
+
+@pytest.mark.parametrize("part", [*mutation.PACKAGES, "cost/curve.py"])
+def test_the_settings_name_what_is_there(part: str) -> None:
+    settings = tomllib.loads(mutation.configuration(part))["tool"]["mutmut"]
+    (only,) = settings["only_mutate"]
+    assert list(ROOT.glob(only.removesuffix("/*")))
+    tests = settings["pytest_add_cli_args_test_selection"]
+    assert tests[0] == f"tests/{part.split('/')[0]}"
+    assert all((ROOT / test).exists() for test in tests)
+    assert {"simulator", "tests", *settings["also_copy"]} == set(COPIED)
+
+
+def test_survivors_are_counted_and_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four kinds count as found; a mutant that no test reaches is a survivor, one not reached is not."""
+    diff = ["--- a.py", "+++ a.py", "@@ -1 +1 @@", " def f():", "-    return 1", "+    return 2"]
+    monkeypatch.setattr(
+        mutation, "_diffs", lambda _, names: [line for name in names for line in (f"# {name}: x", *diff)]
+    )
+    became = {
+        "a": "killed", "b": "timeout", "c": "segfault", "d": "caught by type check", "e": "survived",
+        "f": "no tests", "g": "not checked",
+    }  # fmt: skip
+    assert mutation.report("cost", Path(), became) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("cost: 4 of 7 mutants found; ")
+    assert said[1:] == [
+        "  # e: x", "  -    return 1", "  +    return 2",
+        "  # f: x", "  -    return 1", "  +    return 2",
+    ]  # fmt: skip
+
+
+def test_a_name_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["mutation", "costs"])
+    with pytest.raises(SystemExit):
+        mutation.main()

@@ -1,0 +1,139 @@
+"""Mutate packages with mutmut and name the survivors: ``scripts/mutmut PACKAGE [...]``.
+
+The mutants live in a copy of the project, so that the working tree stays as it is. A package is tested by the
+folder of tests of the same name, and by what ``ALSO`` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tools.mutants import COPIED, ROOT, copy_project
+
+PACKAGES = ("sla", "cost", "fleet", "schedulers", "engine")
+"""What answers rest on; run without a name."""
+
+ALSO = {"sla": ("tests/fleet/test_verdict.py",), "fleet": ("tests/sweeps/test_leads.py",)}
+"""Tests of a package that lie outside its folder."""
+
+LEFT_OUT = "not benchmark and not gpu and not slow"
+"""As in the normal run of the tests."""
+
+FOUND = ("killed", "timeout", "segfault", "caught by type check")
+"""What mutmut calls a mutant that the tests noticed."""
+
+
+def configuration(part: str) -> str:
+    """Return the settings of mutmut that mutate ``simulator/PART``: a package or a file of one."""
+    package = part.split("/")[0]
+    only = f"simulator/{part}" if part.endswith(".py") else f"simulator/{part}/*"
+    settings = {
+        "source_paths": ["simulator"],
+        "only_mutate": [only],
+        "also_copy": [name for name in COPIED if name not in ("simulator", "tests")],
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", LEFT_OUT],
+        "pytest_add_cli_args_test_selection": [f"tests/{package}", *ALSO.get(package, ())],
+    }
+    lines = (f"{name} = {json.dumps(value)}" for name, value in settings.items())
+    return "\n".join(("", "[tool.mutmut]", *lines, ""))
+
+
+def mutate(part: str, folder: Path, minutes: float) -> dict[str, str]:
+    """Run the mutants of ``simulator/PART`` in ``folder``; returns by name what became of each.
+
+    Mutants that were not reached within ``minutes`` are ``not checked``.
+    Raises ``RuntimeError`` where mutmut could not begin: the tests fail without a mutant.
+    """
+    copy_project(folder)
+    (folder / "mutants").mkdir()  # on the path from the start, else its modules are not found later
+    with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
+        file.write(configuration(part))
+    running = subprocess.Popen(
+        ["mutmut", "run", "--max-children", "1"], cwd=folder, env=_environment(folder),
+        start_new_session=True, stdout=(folder / "mutmut.log").open("wb"), stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        code = running.wait(timeout=60 * minutes)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGINT)
+        code = 0
+        running.wait()
+    became = dict(_results(folder))
+    if code or not became:
+        raise RuntimeError(f"mutmut could not run on {part}: {_tail(folder / 'mutmut.log')}")
+    return became
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(folder / "mutants"), "OMP_NUM_THREADS": "1"}
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-3000:]
+
+
+def _results(folder: Path) -> list[tuple[str, str]]:
+    pairs = (line.strip().rsplit(": ", 1) for line in _printed(folder, "mutmut", "results", "--all", "true"))
+    return [(name, status) for name, status in pairs]
+
+
+def _diffs(folder: Path, names: list[str]) -> list[str]:
+    """Return lines of ``# NAME: STATUS``, each followed by the diff of that mutant."""
+    return _printed(folder, sys.executable, "-c", _SHOW, *names)
+
+
+_SHOW = """
+import sys
+from mutmut.__main__ import cli
+for name in sys.argv[1:]:
+    cli(["show", name], standalone_mode=False)
+"""
+"""``mutmut show`` for many names in one process, which takes a second to start."""
+
+
+def _printed(folder: Path, *command: str) -> list[str]:
+    environment = _environment(folder)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()
+
+
+def report(part: str, folder: Path, became: dict[str, str]) -> int:
+    """Print the counts and each survivor with the lines that it changes; returns the number of survivors."""
+    counts = Counter(became.values())
+    found = sum(counts[status] for status in FOUND)
+    print(f"{part}: {found} of {len(became)} mutants found; {dict(counts)}", flush=True)
+    survived = [name for name, status in became.items() if status in ("survived", "no tests")]
+    for line in _diffs(folder, survived) if survived else ():
+        if line.startswith("# ") or (line[:1] in "+-" and line[:3] not in ("+++", "---")):
+            print(f"  {line}", flush=True)
+    return len(survived)
+
+
+def main() -> int:
+    """Mutate the parts named, or all; 1 where a mutant survived."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "parts", nargs="*", metavar="PACKAGE[/FILE.py]", help=f"default: {' '.join(PACKAGES)}"
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="at most so long for each (default 60)")
+    asked = parser.parse_args()
+    missing = [part for part in asked.parts if not (ROOT / "simulator" / part).exists()]
+    if missing:
+        parser.error(f"simulator/ has no {', '.join(missing)}")
+    survivors = 0
+    for part in asked.parts or PACKAGES:
+        with TemporaryDirectory(prefix="mutmut-") as folder:
+            survivors += report(part, Path(folder), mutate(part, Path(folder), asked.minutes))
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

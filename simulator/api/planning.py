@@ -6,6 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from simulator.api.launching import Engine, launch
+from simulator.hardware.models import load_model
+from simulator.interop.launch.settings import Launch
 from simulator.parallel.cells import Sweeping
 from simulator.planning.checks import checked_scenario
 from simulator.planning.plan import CapacityPlan, write_tables
@@ -28,6 +31,25 @@ class Plan(CapacityPlan):
         write_figures(self, folder)
         write_report(self, folder / "report.html")
         return folder / "report.html"
+
+    def launch(self, engine: Engine, policy: str | None = None) -> Launch:
+        """Return how an engine is started for a policy, the recommended one unless another is named.
+
+        engine: vllm, sglang or trtllm. ``write(folder)`` of what comes back writes launch.sh and its files.
+        """
+        return launch_of(self, engine, policy)
+
+
+def launch_of(plan: CapacityPlan, engine: Engine, policy: str | None = None) -> Launch:
+    """Return how an engine is started for a plan's replica; see ``Plan.launch``."""
+    scenario = plan.scenario
+    memory, hardware = scenario.replica.kv_memory, scenario.hardware
+    return launch(
+        scenario.deployment(), policy or plan.recommended, engine, scenario.limits(),
+        gpus=scenario.replica_gpus(), context_tokens=plan.context_tokens,
+        memory_share=None if memory is None else memory.usable,
+        model=None if hardware is None else load_model(hardware.model).name,
+    )  # fmt: skip
 
 
 def plan(scenario: str | Path | Scenario, *, workers: int = 1, **how: Any) -> Plan:

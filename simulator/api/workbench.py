@@ -11,6 +11,7 @@ import pandas as pd
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.api import texts
 from simulator.api.frontier import Frontier
+from simulator.api.launching import Engine, launch
 from simulator.core.units import parse_duration_s
 from simulator.cost.scaled import SlowPath
 from simulator.deployment.deployment import Deployment, deploy
@@ -19,6 +20,7 @@ from simulator.engine.limits import Prefill
 from simulator.engine.run import Run, enough_requests, require_steps, simulate
 from simulator.fleet.fleet import FleetRun, simulate_fleet
 from simulator.fleet.layout import Fleet, RouterName
+from simulator.interop.launch.settings import Launch
 from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.protocol import Scheduler
 from simulator.sla.terms import Sla
@@ -160,6 +162,27 @@ class Workbench(Deployment):
             self, policy, [beliefs] if isinstance(beliefs, str) else beliefs,
             [concurrency] if isinstance(concurrency, int) else concurrency,
             seeds=seeds, lengths=lengths, workers=workers, **how,
+        )  # fmt: skip
+
+    def launch(
+        self,
+        policy: str,
+        engine: Engine,
+        *,
+        concurrency: int,
+        gpus: int | None = None,
+        context_tokens: float = 0.0,
+        model: str | None = None,
+        **limits: Any,
+    ) -> Launch:
+        """Return how an engine is started for a policy; ``write(folder)`` writes it.
+
+        engine: vllm, sglang or trtllm. concurrency: requests at once. limits: as of ``simulate``. The
+        others: see ``api.launching.launch``.
+        """
+        return launch(
+            self, policy, engine, self.limits(concurrency, **limits), gpus=gpus,
+            context_tokens=context_tokens, model=model,
         )  # fmt: skip
 
     def fleet(

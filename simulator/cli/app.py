@@ -26,7 +26,7 @@ app = typer.Typer(
 _GROUPS = {
     "acceptance": "Look at acceptance models.",
     "import": "Read an engine's file into a profile, a trace or rates.",
-    "export": "Write a profile as an engine's cost table.",
+    "export": "Write a profile as an engine's cost table, or how an engine is launched.",
 }
 """Commands with commands below them, and what they do."""
 
@@ -43,7 +43,7 @@ _COMMANDS = {
             "import sglang-table": "import_sglang_table", "import sglang-rounds": "import_sglang_rounds",
             "replay": "replay", "import sglang-dump": "import_sglang_dump", "import trtllm": "import_trtllm",
             "import vllm-log": "import_vllm_log", "export sglang": "export_sglang",
-            "export trtllm": "export_trtllm",
+            "export trtllm": "export_trtllm", "export launch": "export_launch",
         },
     },
     "Measure": {

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from simulator.cli.groups import grouped
-from simulator.cli.options import Tables, completing
+from simulator.cli.options import Deployed, Limits, Policy, Tables, completing
 from simulator.core.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -166,6 +166,37 @@ def export_sglang(asked: Exported) -> None:
 def export_trtllm(asked: Exported) -> None:
     """Write a profile as TensorRT-LLM's cost table."""
     _export(asked, "trtllm")
+
+
+@grouped
+def export_launch(
+    serving: Annotated[
+        Literal["vllm", "sglang", "trtllm"], typer.Argument(help="Engine that serves.", metavar="ENGINE")
+    ],
+    deployed: Deployed,
+    policy: Policy,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests running at once.")],
+    out: Annotated[Path, typer.Option(help="Directory to write launch.sh and its files to.")],
+    limits: Limits,
+    context: Annotated[
+        float, typer.Option(min=0, help="Tokens of context of a request, for which a cost table holds.")
+    ] = 0.0,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of a replica. Default: the profile's.")
+    ] = None,
+) -> None:
+    """Write how an engine is started for a policy: launch.sh, and the files that its scheduler reads."""
+    from simulator.api.launching import launch
+    from simulator.core.files import check_writable_directory
+
+    check_writable_directory(out)
+    bench = deployed.workbench()
+    made = launch(
+        bench, policy, serving, bench.limits(concurrency, **limits.asked()), gpus=gpus, context_tokens=context
+    )
+    made.write(out)
+    _say([f"for {made.engine} {made.checked}", *made.notes])
+    typer.echo(f"wrote {out / 'launch.sh'}")
 
 
 def _import_table(file: Path, engine: str, out: Path, table: Table) -> None:

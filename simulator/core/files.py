@@ -96,8 +96,13 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, value: object) -> None:
-    """Write JSON atomically, readable by a person and by ``diff``; NaN is refused, as JSON has none."""
-    write_text(target, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write JSON atomically; see ``json_text``."""
+    write_text(target, json_text(value))
+
+
+def json_text(value: object) -> str:
+    """Return JSON that a person and ``diff`` can read; NaN is refused, as JSON has none."""
+    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def write_csv(target: Path, table: pd.DataFrame, float_format: str | None = None) -> None:

@@ -148,6 +148,14 @@ def save_rates(rates: Rates, path: Path) -> None:
     })  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class EngineTable:
+    """A step cost as an engine's table. fields: of its JSON. notes: what it does not carry, a line each."""
+
+    fields: dict[str, object]
+    notes: tuple[str, ...]
+
+
 def export_table(
     profile: Profile,
     engine: Engine,
@@ -156,28 +164,34 @@ def export_table(
     drafter: str | None = None,
     context_tokens: float = 0.0,
 ) -> tuple[str, ...]:
-    """Write a profile's step cost as an engine's table; returns what the table does not carry, a line each.
+    """Write a profile's step cost as an engine's table (``engine_table``); returns its notes."""
+    table = engine_table(profile, engine, drafter=drafter, context_tokens=context_tokens)
+    write_json(path, table.fields)
+    return table.notes
+
+
+def engine_table(
+    profile: Profile, engine: Engine, *, drafter: str | None = None, context_tokens: float = 0.0
+) -> EngineTable:
+    """Return a profile's step cost as an engine's table.
 
     drafter: the one whose block is part of a step; needed where the profile prices several.
     context_tokens: context of a request for which the table holds; an engine's table has no such axis.
     """
     name = _drafter(profile, drafter)
     target = profile.target_cost()
-    plain = isinstance(target, ThroughputCurve) and name is None
-    if plain and engine == "sglang":
-        assert isinstance(target, ThroughputCurve)
+    if isinstance(target, ThroughputCurve) and name is None and engine == "sglang":
         tokens = _whole(target.batch_tokens)
         times = [target.step_time_s(1, size) for size in tokens]
-        sglang_tables.save_table(path, ThroughputCurve(tokens, [1 / time for time in times], lookup="floor"))
-        return (f"{len(tokens)} sizes; the engine looks them up by floor, this profile {target.lookup}",)
+        curve = ThroughputCurve(tokens, [1 / time for time in times], lookup="floor")
+        said = f"{len(tokens)} sizes; the engine looks them up by floor, this profile {target.lookup}"
+        return EngineTable(sglang_tables.table_fields(curve), (said,))
     cost = _additive(profile, target, name, context_tokens)
-    if engine == "sglang":
-        sglang_tables.save_table(path, cost)
-    else:
-        tensorrt_llm.save_table(path, cost)
+    fields = (sglang_tables if engine == "sglang" else tensorrt_llm).table_fields(cost)
     at = f"; it holds at {context_tokens:g} tokens of context a request" if _has_context(target) else ""
     drafts = "" if name is None else f"; {name}'s block is inside"
-    return (f"{len(cost.theta.at)} batch sizes and {len(cost.alpha.at)} request counts{drafts}{at}",)
+    said = f"{len(cost.theta.at)} batch sizes and {len(cost.alpha.at)} request counts{drafts}{at}"
+    return EngineTable(fields, (said,))
 
 
 _TITLES = {"sglang": "SGLang", "trtllm": "TensorRT-LLM"}

@@ -77,12 +77,18 @@ def save_table(
 
     ``max_batch_tokens`` belongs to the diagonal table and defaults to the last probe.
     """
+    if isinstance(cost, AdditiveCost) and max_batch_tokens is not None:
+        raise BadInputError("belongs to a diagonal table only", field="max_batch_tokens")
+    write_json(Path(path), table_fields(cost, max_batch_tokens))
+
+
+def table_fields(
+    cost: ThroughputCurve | AdditiveCost, max_batch_tokens: int | None = None
+) -> dict[str, object]:
+    """Return what ``save_table`` writes."""
     if isinstance(cost, AdditiveCost):
-        if max_batch_tokens is not None:
-            raise BadInputError("belongs to a diagonal table only", field="max_batch_tokens")
-        write_json(Path(path), _additive_fields(cost))
-    else:
-        write_json(Path(path), _diagonal_fields(cost, max_batch_tokens))
+        return _additive_fields(cost)
+    return _diagonal_fields(cost, max_batch_tokens)
 
 
 def _diagonal_parts(record: Record) -> tuple[Floats, Floats]:
@@ -196,6 +202,11 @@ def load_calibration(path: Path | str, *, key: str = "temperatures") -> Calibrat
 
 def save_calibration(path: Path | str, calibration: Calibration) -> None:
     """Write a calibration file that SGLang and TensorRT-LLM read; what is unknown is left out."""
+    write_json(Path(path), calibration_fields(calibration))
+
+
+def calibration_fields(calibration: Calibration) -> dict[str, object]:
+    """Return what ``save_calibration`` writes."""
     fields = {
         "temperatures": list(calibration.temperatures),
         "dataset": calibration.dataset,
@@ -203,4 +214,4 @@ def save_calibration(path: Path | str, calibration: Calibration) -> None:
         "ece_before": calibration.ece_before,
         "ece_after": calibration.ece_after,
     }
-    write_json(Path(path), {key: value for key, value in fields.items() if value is not None})
+    return {key: value for key, value in fields.items() if value is not None}

@@ -80,11 +80,16 @@ def load_believed(path: Path | str) -> BelievedTable:
 
 def save_table(path: Path | str, cost: AdditiveCost, *, engine: Mapping[str, object] | None = None) -> None:
     """Write a cost table; ``engine`` describes the configuration that it was measured on."""
+    write_json(Path(path), table_fields(cost, engine=engine))
+
+
+def table_fields(cost: AdditiveCost, *, engine: Mapping[str, object] | None = None) -> dict[str, object]:
+    """Return what ``save_table`` writes."""
     refuse_extra_terms(cost, "TensorRT-LLM's table")
     meta: dict[str, object] = {"encoding": ENCODING}
     if engine:
         meta["engine"] = dict(engine)
-    fields = {
+    return {
         "token_counts": whole_points(cost.theta.at, "token_probes"),
         "step_time_ms": ((cost.bias_s + cost.theta.value) / _MS).tolist(),
         "fixed_overhead_ms": 0.0,
@@ -92,7 +97,6 @@ def save_table(path: Path | str, cost: AdditiveCost, *, engine: Mapping[str, obj
         "batch_overhead_ms": (cost.alpha.value / _MS).tolist(),
         "_meta": meta,
     }
-    write_json(Path(path), fields)
 
 
 def load_calibration(path: Path | str) -> Calibration:

@@ -63,6 +63,7 @@ class CapacityPlan:
     their columns say. frontier: the scenario's mix and limits in a closed loop, columns of
     ``sweeps.frontier.sweep_frontier`` and the plan's own cost. money: what turns a rate per replica into
     that cost. confirmation: the recommended fleet simulated whole behind its router at the peak.
+    context_tokens: of a decoding request, in the mean.
     """
 
     scenario: Scenario
@@ -79,6 +80,7 @@ class CapacityPlan:
     frontier: pd.DataFrame
     money: Mapping[str, float]
     confirmation: Confirmation
+    context_tokens: float
     assumptions: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
@@ -156,6 +158,7 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
         frontier=_frontier(scenario, traffic, sizing, sweep),
         money=money_columns(sizing),
         confirmation=confirmation,
+        context_tokens=sizing.context_tokens,
         assumptions=tuple(list_assumptions(scenario, servers, traffic, sizing)),
         warnings=tuple(list_warnings(scenario, servers, traffic, plans, confirmation)),
     )

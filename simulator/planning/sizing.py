@@ -31,7 +31,8 @@ class Sizing:
     peak_per_s, profile: demanded requests/s, at most and by the time of day (start_s, end_s, rate_per_s).
     gpus: of one replica. hours: of the profile. output_tokens: in all of it; ``tokens_per_request`` of
     them each. pool: how prefill workers are counted where prompts are prefilled elsewhere, None where they
-    are not or where a worker's speed is not known (``prefill_known`` says which).
+    are not or where a worker's speed is not known (``prefill_known`` says which). context_tokens: of a
+    request in the batch, in the mean over all that decode.
     """
 
     peak_per_s: float
@@ -44,15 +45,17 @@ class Sizing:
     profile: pd.DataFrame
     pool: PoolSizing | None
     prefill_known: bool
+    context_tokens: float
 
     @classmethod
     def of(cls, scenario: Scenario, traffic: Traffic, profile: pd.DataFrame, sla: Sla) -> Sizing:
         """Size a scenario whose demand over time is ``profile``."""
         width_s = (profile["end_s"] - profile["start_s"]).to_numpy()
         requests = float(profile["rate_per_s"].to_numpy() @ width_s)
-        sample = share_at_rate(traffic, 1.0, 20_000, scenario.search.seed).output_tokens
+        drawn = share_at_rate(traffic, 1.0, 20_000, scenario.search.seed)
         if isinstance(traffic, ReplayTraffic):
-            sample = traffic.workload(scenario.search.seed).output_tokens
+            drawn = traffic.workload(scenario.search.seed)
+        sample = drawn.output_tokens
         limits, gpus = scenario.limits(), scenario.replica_gpus()
         speed = limits.prefill_tokens_per_s if limits.prefill == "elsewhere" else None
         pool = None
@@ -70,6 +73,8 @@ class Sizing:
             profile=profile,
             pool=pool,
             prefill_known=limits.prefill != "elsewhere" or pool is not None,
+            # A request of n output tokens is in the batch n times as long, with half of them on average.
+            context_tokens=float(np.average(drawn.prompt_tokens + sample / 2, weights=sample)),
         )
 
     def replicas(self, rate_per_s: float, demanded_per_s: float | None = None) -> int:

@@ -206,3 +206,16 @@ def test_a_curve_goes_out_and_comes_back(tmp_path: Path) -> None:
     assert run("export", "trtllm", whole, "--out", table) == 0
     cost = tensorrt_llm.load_table(table).cost
     assert cost.step_time_s(9, 100) == pytest.approx(own.step_time_s(9, 100), rel=1e-3)
+
+
+def test_an_engine_is_launched_for_a_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--profile", "deepseek-v4-flash", "--policy", "dspark-async", "--concurrency", "64")
+    assert run("export", "launch", "sglang", *words, "--prefill", "chunked", "--out", tmp_path) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"launch.sh", "cost_table.json"}
+    printed = capsys.readouterr()
+    assert "for SGLang 0.5.16" in printed.err
+    assert "No calibration" in printed.err
+    assert str(tmp_path / "launch.sh") in printed.out
+    assert run("export", "launch", "vllm", *words[:3], "oracle", *words[4:], "--out", tmp_path / "no") == 2
+    assert "no engine can run it" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

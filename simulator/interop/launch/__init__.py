@@ -1,0 +1,1 @@
+"""How serving engines are started for a policy that was chosen: flags, files, and what they cannot say."""

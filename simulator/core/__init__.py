@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, files, units, provenance, random streams, statistics."""
+"""The lowest floor: errors, files, units, provenance, random streams and statistics."""

@@ -1,7 +1,7 @@
-"""The two ways a command can end badly, as exceptions that carry an exit code.
+"""Errors that a user can cause, each with the exit code of the command that it ends.
 
-Messages name the file, the field, the value and the remedy, because the reader is a
-user at a terminal, not a programmer with a debugger.
+A message names the file, the field, the value and the remedy: its reader is a user at a terminal and has
+no debugger.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class SimulatorError(Exception):
 
 
 class BadInputError(SimulatorError, ValueError):
-    """An input (file, option, argument) is wrong; nothing was simulated or written.
+    """An input (file, option or argument) is wrong; nothing was simulated or written.
 
-    ``field`` names what is wrong, ``value`` what was given and ``remedy`` what to pass
-    instead; ``source`` is the file or option it came from.
+    ``source`` is the file or option that the input came from, ``field`` what is wrong in it, ``value`` what
+    was given there, and ``remedy`` what to give instead.
     """
 
     exit_code = 2
@@ -62,18 +62,21 @@ class UnwritableError(BadInputError):
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to end; its notes say what is kept and how the run goes on."""
+    """A signal asked the program to end. Notes of the error say what is kept and how to continue."""
 
     exit_code = 130
 
 
 class InfeasibleError(SimulatorError):
-    """The question was well-posed and the answer is no; the message says what is nearest.
+    """The question is clear and the answer is no; the message names the nearest feasible answer.
 
-    A plan also fills these, for programs and for its report. binds: the terms or limits that cannot be kept.
-    nearest: terms of the nearest feasible SLA; from a check of prefill alone only those in place of what
-    binds; empty where none is known. changes: what would help, an item per cause. attained: a row of plain
-    values per policy and term, measured at the lightest load.
+    A plan also fills the attributes, for programs and for the report:
+
+    binds: the terms or limits that cannot be kept.
+    nearest: terms of the nearest feasible SLA; empty where none is known. A check of prefill alone names only
+        the replacements of the terms in ``binds``.
+    changes: what would help, one item per cause.
+    attained: a row of plain values per policy and term, measured at the lightest load.
     """
 
     exit_code = 1
@@ -94,7 +97,7 @@ class InfeasibleError(SimulatorError):
 
 @contextmanager
 def naming(file: str) -> Iterator[None]:
-    """Name a file in every ``BadInputError`` raised inside that does not name it yet."""
+    """Add a file's name to every ``BadInputError`` raised in the block that does not name the file yet."""
     try:
         yield
     except BadInputError as error:
@@ -108,9 +111,10 @@ def naming(file: str) -> Iterator[None]:
 
 
 def refuse_repeats(values: Iterable[object], field: str, *, source: str | None = None) -> None:
-    """Raise ``BadInputError`` if a value is given twice: a repeat brings no new data but would count as such.
+    """Raise ``BadInputError`` if a value is given twice: a repeat would be counted as new data.
 
-    values: hashable, as the user thinks of them (names, loads, seeds). field: what they are, for the message.
+    values: hashable, as the user writes them (names, loads, seeds). field: what the values are, for the
+        message.
     """
     counted = Counter(values)
     repeated = [value for value, count in counted.items() if count > 1]
@@ -142,7 +146,7 @@ def _short(value: object, limit: int = 80) -> str:
 
 
 def _line(text: str, limit: int) -> str:
-    """Text of other people on one line of bounded length, without what would steer a terminal."""
+    """Put text from outside on one line of bounded length, without control characters of a terminal."""
     if not text.isprintable():
         text = "".join(letter if letter.isprintable() else " " for letter in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,8 +1,8 @@
-"""Writing files so that nothing is lost or destroyed, and where the data shipped with the package lies.
+"""Write files whole or not at all, and find the data shipped with the package.
 
-A regular file is replaced whole or not at all; a symbolic link stays and what it points at is replaced;
-devices and pipes are written to, never replaced; ``-`` is standard output. Everything the project writes
-goes through here, so that every fault of a disk becomes one error that names the file.
+A regular file is replaced as a whole. A symbolic link stays, and the file it points at is replaced. A device
+or a pipe is written to and never replaced. ``-`` is standard output. All output of the project is written
+by this module, so that every fault of a disk becomes one error that names the file.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STANDARD_OUTPUT = Path("-")
-"""What a command line calls standard output."""
+"""The name of standard output on a command line."""
 
 PARTIAL = ".partial-"
-"""How the names of unfinished files begin; whoever finds one that nobody writes may delete it."""
+"""Beginning of the names of unfinished files. Such a file may be deleted when no process writes it."""
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""What the system says when the output itself is fine and there is no room for it, or no way to it."""
+"""Errors of the system when the path is fine but the disk is full, read-only or broken."""
 
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -48,16 +48,16 @@ _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _MOST_LINKS = 40
 
 _NAMED = 32
-"""Longest suffix that a temporary file repeats: some writers read the format from it."""
+"""Longest suffix that a temporary file repeats, because some writers read the format from it. A choice."""
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path; what was written there becomes ``target`` only if the block succeeds.
+    """Yield a temporary path whose content becomes ``target`` if the block succeeds.
 
-    A reader therefore sees the old file or the whole new one, and a failure leaves what was there. A link
-    is followed. A device or a pipe gets the bytes once they are complete. Raises ``UnwritableError``
-    when the target cannot be written, the disk is full or a limit is reached.
+    A reader sees the old file or the whole new one, and a failure leaves the old file. A link is followed. A
+    device or a pipe receives the bytes once all of them are there. Raises ``UnwritableError`` when the target
+    cannot be written, the disk is full or a limit is reached.
     """
     target = Path(target)
     if _is_stream(target):
@@ -101,7 +101,7 @@ def write_json(target: Path, value: object) -> None:
 
 
 def json_text(value: object) -> str:
-    """Return JSON that a person and ``diff`` can read; NaN is refused, as JSON has none."""
+    """Return JSON that a person and ``diff`` can read; NaN is refused, because JSON has no NaN."""
     return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -118,9 +118,8 @@ def write_table(
 ) -> None:
     """Write a table as parquet where the name ends so, else as CSV; atomically, without its index.
 
-    Parquet carries each column's unit in the metadata of its field, under ``unit`` (``units.unit_of``;
-    units: of columns that mean another thing in this table), and the numbers as they are; float_format is
-    of CSV alone.
+    Parquet keeps exact numbers, and the unit of each column in the metadata of its field, under ``unit``.
+    units: of columns whose unit differs here from ``units.unit_of``. float_format: for CSV only.
     """
     if Path(target).suffix != ".parquet":
         write_csv(target, table, float_format)
@@ -141,7 +140,10 @@ def write_table(
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a log; it is on disk when this returns. Raises ``UnwritableError``."""
+    """Add a line to a log; the line is on disk when the function returns.
+
+    Raises ``UnwritableError`` when the log cannot be written.
+    """
     path = Path(path)
     with _faults_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,24 +154,24 @@ def append_line(path: Path, line: str) -> None:
 
 
 def data_directory(kind: str) -> Path:
-    """Where shipped data of one kind (``profiles``, ``traces``) lies: in the wheel, or in a checkout."""
+    """Return the folder of shipped data of a kind (``profiles``, ``traces``), in a wheel or a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "_data" / kind
     return installed if installed.is_dir() else package.parent / kind
 
 
 def is_standard_output(path: Path) -> bool:
-    """Whether ``path`` is standard output, so that nothing else may be printed there."""
+    """Whether ``path`` is standard output; then nothing else may be printed there."""
     return Path(path) == STANDARD_OUTPUT or _descriptor(Path(path)) == 1
 
 
 def beside(path: Path, suffix: str) -> Path | None:
-    """Return the second file of a command that writes two; None where the first is no regular file."""
+    """Return the path of a command's second file; None where the first file is a stream."""
     return None if _is_stream(Path(path)) else Path(path).with_suffix(suffix)
 
 
 def check_writable_file(*paths: Path) -> None:
-    """Refuse outputs that cannot be written, before hours of work rather than after; nothing stays behind.
+    """Refuse outputs that cannot be written, before the work begins; the check leaves no file behind.
 
     Raises ``UnwritableError``, also where two of the paths are one file.
     """
@@ -190,9 +192,9 @@ def check_writable_file(*paths: Path) -> None:
 
 
 def check_writable_directory(path: Path) -> None:
-    """Refuse an output directory in which no file can be written; nothing stays behind.
+    """Refuse an output directory in which no file can be written; the check leaves no file behind.
 
-    Raises ``UnwritableError``, also for ``-``: several files do not fit into standard output.
+    Raises ``UnwritableError``, also for ``-``: standard output cannot hold several files.
     """
     path = Path(path)
     if path == STANDARD_OUTPUT:
@@ -204,7 +206,7 @@ def check_writable_directory(path: Path) -> None:
 
 
 def _probe(place: Path, named: Path) -> None:
-    """Create a file beside ``place`` and remove it, with the directories that had to be made for it."""
+    """Create a file beside ``place`` and remove it, with the directories that had to be made."""
     missing = []
     parent = place.parent
     while not os.path.lexists(parent):
@@ -216,12 +218,12 @@ def _probe(place: Path, named: Path) -> None:
         for made in missing:
             try:
                 made.rmdir()
-            except OSError:  # never made, or somebody else has put something there since
+            except OSError:  # never made, or another process has put a file into it
                 break
 
 
 def _is_stream(target: Path) -> bool:
-    """Whether bytes are written into ``target`` and it is not replaced; refuses what takes no bytes."""
+    """Whether ``target`` is written into instead of replaced; a target that takes no bytes is refused."""
     if target == STANDARD_OUTPUT or _descriptor(target) is not None:
         return True
     with _faults_named(target):
@@ -238,7 +240,7 @@ def _is_stream(target: Path) -> bool:
 
 
 def _descriptor(target: Path) -> int | None:
-    """Return the number of an open file that ``target`` is another name of: it must not be opened anew."""
+    """Return the number of the open file that ``target`` names (``/dev/fd/3``); never open it anew."""
     text = os.path.normpath(target)
     for _ in range(_MOST_LINKS):
         if text in _STREAMS:
@@ -255,7 +257,7 @@ def _descriptor(target: Path) -> int | None:
 
 
 def _resolved(target: Path) -> Path:
-    """Where the file itself lies, or will lie: links are followed. Refuses one that leads in a circle."""
+    """Follow links to the place of the file. Links that lead in a circle are refused."""
     with _faults_named(target):
         place = Path(os.path.realpath(target))
         if place.is_symlink():
@@ -287,7 +289,7 @@ def _finish(temporary: Path, place: Path) -> None:
 
 @contextmanager
 def _spooled(target: Path) -> Iterator[Path]:
-    """Give a temporary file elsewhere whose bytes go to a stream once they are complete."""
+    """Yield a temporary file whose bytes go to a stream once all of them are there."""
     suffix = target.suffix if len(target.suffix) <= _NAMED else ""
     with _faults_named(target), tempfile.TemporaryDirectory(prefix="dspark-sim-") as folder:
         temporary = Path(folder) / f"output{suffix}"
@@ -299,7 +301,7 @@ def _pour(content: bytes, target: Path) -> None:
     number = _descriptor(target)
     if target == STANDARD_OUTPUT or number == 1:
         buffer = getattr(sys.stdout, "buffer", None)
-        if buffer is None:  # a notebook's: text only
+        if buffer is None:  # standard output of a notebook takes text only
             sys.stdout.write(content.decode("utf-8"))
         else:
             sys.stdout.flush()
@@ -309,7 +311,7 @@ def _pour(content: bytes, target: Path) -> None:
     if number is not None:
         opened = os.dup(number)
     else:
-        # Without O_NONBLOCK a pipe that nobody reads would be waited for without end.
+        # Without O_NONBLOCK, opening a pipe without a reader would wait for ever.
         opened = os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         os.set_blocking(opened, True)
     with os.fdopen(opened, "wb") as stream:
@@ -318,17 +320,17 @@ def _pour(content: bytes, target: Path) -> None:
 
 @contextmanager
 def _faults_named(target: Path) -> Iterator[None]:
-    """Turn what the system refuses into ``UnwritableError`` that names ``target``."""
+    """Turn faults of the system into ``UnwritableError`` with the name of ``target``."""
     try:
         yield
     except (OSError, ValueError) as error:
         if isinstance(error, BadInputError):
             raise
-        if isinstance(error, ValueError):  # pathlib's, for a name with a zero byte
+        if isinstance(error, ValueError):  # raised by pathlib for a name with a zero byte
             if "null byte" not in str(error) and "null character" not in str(error):
                 raise
             raise UnwritableError("is not a file's name", source=repr(str(target))) from error
-        # By number: Arrow puts a story of its own into strerror.
+        # From the number: the text of Arrow's errors is long and differs from the system's.
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise _unwritable(target, error.errno, reason) from error
     except Exception as error:
@@ -355,7 +357,7 @@ def _unwritable(target: Path, number: int | None, reason: str) -> UnwritableErro
 
 
 def slug(text: str) -> str:
-    """Lower case, digits and dashes: a name for files."""
+    """Return a name for files: lower case, digits, dots and dashes."""
     kept = "".join(
         character if character.isalnum() or character == "." else "-" for character in text.lower()
     )
@@ -363,7 +365,7 @@ def slug(text: str) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """Nest values as JSON knows them: null for NaN and infinity, Python's numbers for NumPy's."""
+    """Convert values for JSON: NaN and infinity become null, NumPy numbers become Python numbers."""
     if isinstance(value, Mapping):
         return {str(key): without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Signals that ask the program to end: each becomes one exception, which says what is kept."""
+"""Signals that ask the program to end; each becomes one exception."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from simulator.core.errors import Interrupted
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-"""From a keyboard, from a batch system or ``kill``, from a terminal that is closed."""
+"""SIGINT comes from a keyboard, SIGTERM from a batch system or ``kill``, SIGHUP from a closed terminal."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise ``Interrupted`` inside the block on the first such signal; a second one ends the process at once.
+    """Raise ``Interrupted`` in the block on the first signal; a second signal ends the process at once.
 
-    Signals that are ignored, as SIGHUP is under ``nohup``, stay ignored.
+    An ignored signal, such as SIGHUP under ``nohup``, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -43,7 +43,10 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def noting(say: Callable[[], str], *also: type[BaseException]) -> Iterator[None]:
-    """Add ``say()`` to an interruption, or to one of ``also``, that ends the block: what is kept."""
+    """Add the text ``say()`` as a note to an interruption, or to an error of ``also``, that ends the block.
+
+    say: returns what is kept and how to continue.
+    """
     try:
         yield
     except BaseException as error:

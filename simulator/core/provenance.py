@@ -1,4 +1,4 @@
-"""Where a number comes from: every profile, trace and fitted model carries this."""
+"""The origin of a number. Every profile, trace and fitted model carries one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Kind = Literal["measured", "kernels", "modelled", "published", "fitted", "synthe
 
 
 class Provenance(BaseModel):
-    """Origin of a data file; a number that mixes sources says ``mixed`` and lists them in ``source``."""
+    """Origin of a data file. A number of several origins has kind ``mixed`` and lists them in ``source``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,10 +28,10 @@ class Provenance(BaseModel):
     notes: str | None = None
 
     def __hash__(self) -> int:
-        # Models are cached by value, and the mapping of software versions has no hash of its own.
+        # Caches use models as keys by value, and a mapping such as ``software`` has no hash.
         return hash(self.model_dump_json())
 
     def line(self) -> str:
-        """One line for listings."""
+        """Return the origin on one line, for listings."""
         where = f" on {self.device}" if self.device else ""
         return f"{self.kind}{where}, {self.date}: {self.source}"

@@ -9,14 +9,15 @@ import numpy as np
 from simulator.core.errors import BadInputError
 
 MAX_SEED = 2**63 - 1
-"""Largest seed: what every generator used here takes."""
+"""Largest seed that every generator used here takes."""
 
 
 def random_stream(seed: int, name: str) -> np.random.Generator:
-    """Return an independent generator for each (seed, name), the same on every machine and worker.
+    """Return an independent generator for a (seed, name); equal pairs give equal numbers on every machine.
 
-    name: the role of what is drawn, never a quantity that a study may vary. Variants that differ in such a
-    quantity then meet the same uniforms, and their difference is not noise.
+    name: the role of the numbers, never a quantity that a study may vary. Variants that differ in such a
+        quantity then use the same random numbers, and noise does not add to their difference.
+
     Raises ``BadInputError`` for a seed outside 0..``MAX_SEED``.
     """
     if not 0 <= seed <= MAX_SEED:

@@ -1,8 +1,9 @@
-"""Strict readers of what people write: YAML and JSON that mean one thing, or an error that names the place.
+"""Strict readers of files that people write: YAML and JSON with one meaning, or an error with the place.
 
-Refused are keys given twice, numbers that are not finite, text that is no UTF-8, YAML's tags, merges and odd
-keys, and whatever is larger or deeper than any file of this project: a few kB of nesting or of aliases can
-ask for gigabytes. Every error is a ``BadInputError`` with the file, the field or the line, and a remedy.
+The readers refuse keys given twice, numbers that are not finite, text that is not UTF-8, tags, merges and
+odd keys of YAML, and files that are larger or deeper than any file of this project: a few kB of nesting or
+aliases can stand for gigabytes. Every error is a ``BadInputError`` with the file, the field or the line,
+and a remedy.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from simulator.core.errors import BadInputError
 
 MAX_JSON_BYTES = 2**28
-"""Size of a JSON file from which on it is refused (256 MiB): the largest tokenizers take some 30 MB."""
+"""Largest JSON file, 256 MiB. A choice: the largest tokenizer files have about 30 MB."""
 
 MAX_YAML_BYTES = 2**18
-"""Size of a YAML file from which on it is refused (256 KiB): a scenario takes a few kB."""
+"""Largest YAML file, 256 KiB. A choice: a scenario has a few kB."""
 
 MAX_DEPTH = 64
-"""Lists and mappings inside one another; the deepest file of this project has 7."""
+"""Deepest nesting of lists and mappings. A choice: the deepest file of this project has 7 levels."""
 
 MAX_VALUES = 100_000
-"""Values of a YAML file, each alias counted with all that it stands for."""
+"""Most values of a YAML file; an alias counts as all values that it stands for. A choice."""
 
 MAX_DIGITS = 40
-"""Digits of a whole number; no quantity here has more than 20."""
+"""Most digits of a whole number. A choice: no quantity here has more than 20."""
 
 _MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
@@ -41,11 +42,11 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class NotJsonError(BadInputError):
-    """Text that is not JSON at all, rather than JSON with a mistake."""
+    """Text that is not JSON at all; JSON with a mistake is a plain ``BadInputError``."""
 
 
 def read_bounded(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Content of a file that people name; errors name it, and one beyond ``most_bytes`` is refused."""
+    """Return the content of a file of at most ``most_bytes``; every error names the file."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -68,7 +69,10 @@ def read_bounded(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
 
 
 def decoded(content: bytes, source: str) -> str:
-    """UTF-8 text, a byte order mark left out. Other encodings and zero bytes are refused, with the line."""
+    """Return UTF-8 text without a byte order mark.
+
+    Raises ``BadInputError`` with the line for other encodings and for zero bytes.
+    """
     mark = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
     try:
         text = content.decode("utf-8-sig")
@@ -88,7 +92,7 @@ def decoded(content: bytes, source: str) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file or directory has this name; a name that none can have, as one too long, is not there."""
+    """Whether a file or directory has this name. An impossible name, such as one too long, has none."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):
@@ -96,7 +100,7 @@ def is_there(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file has this name; a name that none can have is not there."""
+    """Whether a regular file has this name. An impossible name has none."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -112,9 +116,9 @@ def read_json(path: Path) -> object:
 
 
 def parse_json(text: str, source: str, *, is_line: bool = False) -> Any:
-    """Parse JSON in which no key comes twice, all numbers are finite and nothing is nested without end.
+    """Parse JSON without repeated keys, without infinite numbers and without deep nesting.
 
-    is_line: the text is one line of a file, and ``source`` names that line already.
+    is_line: the text is one line of a file, and ``source`` already names that line.
     Raises ``NotJsonError`` for text that is no JSON and ``BadInputError`` for JSON with such a mistake.
     """
     try:
@@ -173,7 +177,7 @@ def _whole(digits: str, text: str, source: str) -> int | float:
 
 
 def _check_values(value: object, source: str) -> None:
-    """Refuse values nested too deeply, and halves of characters, which no UTF-8 file can hold."""
+    """Refuse deep nesting and halves of surrogate pairs, which no UTF-8 file can hold."""
     waiting: list[tuple[object, str, int]] = [(value, "", 0)]
     while waiting:
         each, field, depth = waiting.pop()
@@ -224,7 +228,7 @@ def _line(text: str, at: int) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose plain scalars are JSON's: no dates, no yes and no, no octal, no 1:30 that means 90."""
+    """YAML with the plain scalars of JSON: no dates, no yes and no, no octal, no 1:30 that means 90."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # declared as PyYAML declares it
 
@@ -270,15 +274,15 @@ def read_yaml(path: Path) -> object:
 
 
 class _Values:
-    """Values of a YAML tree of nodes, counted while they are made."""
+    """Values of a tree of YAML nodes; the number of values is bounded while they are made."""
 
     def __init__(self, source: str) -> None:
         self._source, self._made = source, 0
 
     def of(self, node: yaml.Node, field: str, depth: int) -> object:
-        """Return the value of a node; ``field`` is where it stands."""
+        """Return the value of a node; ``field`` is the place of the node."""
         self._made += 1
-        if depth > MAX_DEPTH:  # an alias may also stand inside of what it names
+        if depth > MAX_DEPTH:  # an alias may also stand inside the value that it names
             raise self._error(node, field, f"is nested more than {MAX_DEPTH} deep", "flatten it")
         if self._made > MAX_VALUES:
             raise self._error(node, field, f"holds more than {MAX_VALUES:,} values", "use fewer aliases")
@@ -345,7 +349,10 @@ class Strict(BaseModel):
 
 
 def checked(model: type[_Model], value: object, source: str) -> _Model:
-    """Turn what a reader gave into a model: true is no number, nor is text, and errors name the field."""
+    """Turn a value that a reader returned into a model.
+
+    true is no number and text is no number. Raises ``BadInputError`` that names the field.
+    """
     try:
         return strictly(model, value)
     except ValidationError as error:
@@ -353,8 +360,8 @@ def checked(model: type[_Model], value: object, source: str) -> _Model:
 
 
 def strictly(model: type[_Model], value: object) -> _Model:
-    """Do the same, raising pydantic's own error."""
-    # By way of JSON, where a list may stand for a tuple and everything else is what it seems to be.
+    """Turn a value into a model as ``checked`` does, but raise pydantic's own error."""
+    # JSON mode is strict, but takes a list for a tuple.
     return model.model_validate_json(json.dumps(value), strict=True)
 
 

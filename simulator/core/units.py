@@ -13,12 +13,12 @@ SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 8640
 _RATE_NAMES = {"rps": "/s", "qps": "/s", "rpm": "/min", "qpm": "/min", "rph": "/h", "qph": "/h"}
 """Usual names of requests and queries per second, minute and hour."""
 
-# [0-9] and not \d, which takes the digits of every script: a superscript 2 is a mistake here.
+# [0-9] instead of \d: \d also takes digits of other scripts.
 _NUMBER = re.compile(r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*(.*?)\s*")
 
 
 def parse_duration_s(text: str, *, field: str) -> float:
-    """Seconds from ``24h``, ``90min``, ``2s``, ``50ms``; a bare number is an error, as it could mean any."""
+    """Parse seconds from ``24h``, ``90min``, ``2s``, ``50ms``. A number without a unit is refused."""
     value, unit = _split(text, field)
     if unit not in SECONDS:
         problem = "has no unit of time" if not unit else f"has an unknown unit of time, {unit!r}"
@@ -74,9 +74,9 @@ def require_ascii_digits(text: str, *, source: str) -> None:
 
 
 def number_or_nan(text: str) -> float:
-    """Read a number in a table; NaN for what is none.
+    """Read a number of a table; NaN for text that is no number.
 
-    ``float`` alone also takes ``1_000`` and the digits of other scripts, which no exporter writes.
+    ``float`` alone also takes ``1_000`` and digits of other scripts, which no exporter writes.
     """
     if not text.isascii() or "_" in text:
         return math.nan
@@ -96,11 +96,11 @@ def _split(text: str, field: str) -> tuple[float, str]:
 Number = TypeVar("Number", int, float)
 
 MOST_NUMBERS = 10_000
-"""Numbers that ``1,2,...,LAST`` may stand for."""
+"""Most numbers that ``1,2,...,LAST`` may stand for. A choice."""
 
 
 def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
-    """Comma-separated numbers; ``0,0.1,...,0.9`` continues the step up to the last."""
+    """Parse numbers separated by commas; ``0,0.1,...,0.9`` continues the step up to the last."""
     require_ascii_digits(text, source=option)
     parts = [part.strip() for part in text.split(",")]
     try:
@@ -120,7 +120,7 @@ def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
 
 
 def parse_percent(text: str, field: str) -> float:
-    """Parse a share such as ``20%``; a bare number could mean 20 or 0.2 and is refused."""
+    """Parse a share such as ``20%``. A number without a percent sign is refused: it may mean 20 or 0.2."""
     match = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*%\s*", text)
     if match is not None:
         return float(match[1]) / 100
@@ -138,7 +138,7 @@ def parse_percent(text: str, field: str) -> float:
 
 
 def percent_meant(value: float) -> str:
-    """Remedy for a share without a percent sign: 0.2 may mean 0.2% or 20%, 20 means 20%."""
+    """Return the remedy for a share without a percent sign: 0.2 may mean 0.2% or 20%, 20 means 20%."""
     return f"write {value:g}% or {value:.0%}" if 0 < value < 1 else f"write {value:g}%"
 
 

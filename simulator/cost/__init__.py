@@ -1,1 +1,1 @@
-"""How long a step takes: curves, additive models, drafters, and how they are fitted to measured cells."""
+"""Time of an engine step: curves, additive models, drafters, and fits to measured cells."""

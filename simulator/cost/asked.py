@@ -1,4 +1,4 @@
-"""The price of a step in which the drafter is asked for less than a block for everyone."""
+"""The cost of a step in which the drafter drafts less than a block for every request."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from simulator.cost.scaled import ScaledCost
 
 
 class Asked(NamedTuple):
-    """What the drafter is asked for in a step.
+    """What the drafter drafts in a step.
 
-    requests: how many it drafts for. tokens: of each, None for the whole block; 0 is no draft pass.
+    requests: how many requests get drafts. tokens: of each; None for the whole block, 0 for no draft pass.
     """
 
     requests: int
@@ -21,10 +21,10 @@ class Asked(NamedTuple):
 
 
 class AskedCost:
-    """A step's cost by what the drafter is asked for.
+    """The cost of a step by what the drafter drafts.
 
-    Where drafting is inside the target's curve, or there is no drafter, nothing can be saved and the answer
-    is the cost model's own. undrafted: the same step without a draft pass.
+    Without a drafter, or with drafting inside the target's curve, drafting less saves nothing and the cost is
+    that of the model. undrafted: the same step without a draft pass.
     """
 
     def __init__(self, cost: CostModel) -> None:
@@ -39,7 +39,7 @@ class AskedCost:
             self.undrafted = ScaledCost(replace(cost, draft=None), self._factor)
 
     def draft_s(self, requests: int, asked: Asked, context_tokens: float = 0.0) -> float:
-        """Seconds of the draft pass of a batch of ``requests`` with so much context in all."""
+        """Return the seconds of the draft pass; ``context_tokens`` is of all ``requests`` of the batch."""
         if self._draft is None or not asked.requests or asked.tokens == 0:
             return 0.0
         share = asked.requests / requests
@@ -48,7 +48,7 @@ class AskedCost:
     def step_time_s(
         self, requests: int, rows: int, context_tokens: float, prefill_tokens: int, asked: Asked | None
     ) -> float:
-        """Seconds of one step; ``asked`` None: a block for every request."""
+        """Return the seconds of one step; ``asked`` None drafts a block for every request."""
         if asked is None:
             return self._whole.step_time_s(requests, rows, context_tokens, prefill_tokens)
         target = self.undrafted.step_time_s(requests, rows, context_tokens, prefill_tokens)

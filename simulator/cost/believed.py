@@ -1,9 +1,9 @@
-"""Cost tables as engines look them up, right or wrong, and what is wrong with them.
+"""Cost tables as engines read them, and warnings about tables that mislead a scheduler.
 
-A scheduler consults whatever table it was given. Engines take tables in which more work takes less time, and
-tables that hardly change at all; both decide badly and neither is refused. ``BelievedTable`` holds them, so
-that what they cost can be asked, and ``table_warnings`` says what a reader should know. A clock must not
-run on such a table: the true cost is a ``ThroughputCurve`` or an ``AdditiveCost``, which are checked.
+A scheduler reads the table that it is given. Engines accept tables in which more work takes less time and
+tables that hardly change with size. ``BelievedTable`` holds such tables, so that their effect on decisions
+can be measured, and ``table_warnings`` describes their faults. The true cost, which advances the clock, is a
+``ThroughputCurve`` or an ``AdditiveCost``, and both refuse such tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from simulator.cost.curve import Curve, Lookup, axis
 from simulator.cost.models import AdditiveCost, CostModel, StepTime, ThroughputCurve
 
 FLAT = 0.02
-"""Step times that vary by less than this over all batch tokens are flat: profilers scatter by as much."""
+"""Step times that vary by less than this share over all batch tokens are flat. Profilers scatter by 2%."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +61,7 @@ class BelievedTable(StepTime):
 
     @classmethod
     def of_curve(cls, batch_tokens: ArrayLike, steps_per_s: ArrayLike, *, lookup: Lookup) -> BelievedTable:
-        """Check steps per second by batch tokens, which may rise; every rate must be positive."""
+        """Make a table from steps per second by batch tokens. Rates may rise and must be positive."""
         tokens = axis(batch_tokens, "batch_tokens")
         rate = _finite(steps_per_s, tokens, "steps_per_s")
         if rate.min() <= 0:
@@ -73,7 +73,7 @@ class BelievedTable(StepTime):
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
-        """Step time at one size or over a range."""
+        """Return the step time at one size or over a range."""
         fixed = self.bias_s + float(self.alpha.span(requests, requests + 1)[0])
         if isinstance(batch_tokens, range):
             return self.theta.span(batch_tokens.start, batch_tokens.stop) + fixed
@@ -85,7 +85,7 @@ class BelievedTable(StepTime):
 
 
 def table_warnings(cost: CostModel) -> tuple[str, ...]:
-    """Say what makes a table decide badly: it is flat, or more work takes less time somewhere."""
+    """Return what misleads a scheduler: a flat table, or sizes at which more work takes less time."""
     warnings = []
     if is_flat(cost):
         warnings.append(f"step time varies by {row_spread(cost):.1%} over all batch tokens: {NEVER_TRIMS}")
@@ -107,14 +107,14 @@ NEVER_TRIMS = (
 
 
 def is_flat(cost: CostModel) -> bool:
-    """Whether batch tokens hardly change the step time, over at least two points."""
+    """Whether batch tokens change the step time by less than ``FLAT``."""
     return row_spread(cost) < FLAT
 
 
 def row_spread(cost: CostModel) -> float:
-    """How far step time moves along batch tokens, as a share of the table's longest step.
+    """Return by how much step time varies with batch tokens, as a share of the table's longest step.
 
-    Infinite for a model without points of its own, and where a row's context counts.
+    Infinite for a model without points, and for a model with a cost per row and context.
     """
     if isinstance(cost, ThroughputCurve):
         return float(np.ptp(cost.curve.value) / cost.curve.value.max())

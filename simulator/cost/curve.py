@@ -1,4 +1,4 @@
-"""Step time over one axis, interpolated between probes, and the rules probes must keep."""
+"""A quantity over one axis, interpolated between probes, and the checks of its probes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Lookup = Literal["linear", "floor", "ceil"]
 Beyond = Literal["clamp", "last-slope"]
 
 _TABLE_LIMIT = 2**16
-"""Integers below this are looked up in a table, which is what a step loop asks for; beyond, computed."""
+"""Integers below this are looked up in a table, because step loops ask for them; others are computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Curve:
         return float(self._evaluate(np.asarray(x, dtype=np.float64)))
 
     def span(self, first: int, stop: int) -> Floats:
-        """Values at the integers first..stop - 1: a read-only view into a table filled once."""
+        """Return the values at the integers first..stop - 1, as a read-only view into a table filled once."""
         if not self._table or stop > len(self._table[0]):
             size = max(1024, 2 * stop)
             table = self._evaluate(np.arange(size, dtype=np.float64))
@@ -79,7 +79,7 @@ class Curve:
 
 
 def axis(points: ArrayLike, name: str) -> Floats:
-    """Check a strictly increasing, finite, non-negative axis of at least one point; float64."""
+    """Return a checked axis, float64: at least one point, finite, not negative, strictly increasing."""
     array = _one_dimensional(points, name)
     if np.any(array < 0):
         raise BadInputError("must not be negative", field=name, value=float(array.min()))
@@ -97,7 +97,7 @@ def axis(points: ArrayLike, name: str) -> Floats:
 
 
 def values(points: ArrayLike, name: str, *, like: Floats) -> Floats:
-    """Finite, non-negative values, one per axis point, as float64."""
+    """Return checked values, float64: finite, not negative, one per point of the axis."""
     array = _one_dimensional(points, name)
     if array.shape != like.shape:
         raise BadInputError(f"needs {len(like)} values, one per axis point", field=name, value=len(array))
@@ -145,5 +145,5 @@ def refuse_falling(probes: Floats, times: Floats, name: str) -> None:
 
 
 def if_possible(beyond: Beyond, probes: Floats) -> Beyond:
-    """Return ``beyond``, or clamp where a single probe gives no slope to go on with."""
+    """Return ``beyond``, or ``clamp`` for a single probe, which gives no slope."""
     return beyond if len(probes) > 1 else "clamp"

@@ -1,4 +1,4 @@
-"""What a drafter's block costs."""
+"""Time to draft a block."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Structure = Literal["autoregressive", "parallel", "semi-autoregressive"]
 class DraftCost:
     """Time to draft one block for every request of a batch, by the drafter's structure.
 
-    autoregressive (Eagle3, MTP): one pass per draft token. parallel (DFlash): one pass for the whole
-    block. semi-autoregressive (DSpark): one pass and a light sequential loop, one turn per token.
-    A parallel pass drafts the whole block even if less of it is then verified: that cost is not
-    recovered (paper, limitations), so only autoregressive drafters get cheaper when asked for less.
+    autoregressive (Eagle3, MTP): one pass per draft token. parallel (DFlash): one pass for the whole block.
+    semi-autoregressive (DSpark): one pass, and a light sequential loop with one turn per token.
+    A parallel pass always drafts the whole block, even if a part of it is verified (paper, limitations). Only
+    an autoregressive drafter therefore takes less time for fewer tokens.
 
-    requests: [n] strictly increasing; pass_s, sequential_s: [n] seconds, non-decreasing.
-    context_s_per_token: of a pass, per token of the whole batch's context that the drafter attends to.
+    requests: [n] strictly increasing. pass_s, sequential_s: [n] seconds, non-decreasing.
+    context_s_per_token: seconds of a pass per token of context that the drafter attends to, over the batch.
     """
 
     structure: Structure
@@ -68,7 +68,7 @@ class DraftCost:
         object.__setattr__(self, "context_s_per_token", float(context_s_per_token))
 
     def time_s(self, requests: int, draft_tokens: int | None = None, context_tokens: float = 0.0) -> float:
-        """Seconds to draft ``draft_tokens`` (default: the whole block) for each of ``requests`` requests."""
+        """Return the seconds to draft ``draft_tokens`` (default: the block) for each of ``requests``."""
         block = float(self.pass_time.span(requests, requests + 1)[0])
         block += self.context_s_per_token * context_tokens
         if self.structure == "autoregressive":

@@ -1,4 +1,4 @@
-"""From measured cells to a cost model: the additive fit and the repair of a non-monotone curve."""
+"""Fit an additive cost to measured cells, and repair a non-monotone curve."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from simulator.cost.models import AdditiveCost, ThroughputCurve
 Term = Literal["context", "row_context", "prefill"]
 
 MIN_BIAS_SHARE = 1e-6
-"""The fixed part of a step is positive by definition: at least this share of the fastest cell."""
+"""Least fixed part of a step, as a share of the fastest cell: a fixed part must be positive. A choice."""
 
 RANK_TOLERANCE = 1e-6
-"""Singular values below this share of the largest are zero: nobody measures step times that well."""
+"""Singular values below this share of the largest count as zero: step times are measured less exactly."""
 
 _COLUMN = {"context": "context_tokens", "row_context": "context_tokens", "prefill": "prefill_tokens"}
 
@@ -41,12 +41,12 @@ class RelativeError(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdditiveFit:
-    """A fitted additive cost and how far to trust it.
+    """A fitted additive cost and its errors.
 
     residuals: the cells with ``predicted_s``, ``relative_error`` (signed, of the fit to all cells) and
-        ``held_out_error`` (signed, of a fit that had not seen the cell).
-    held_out: by k-fold over distinct cells, so that repeats of a cell are never on both sides. This is
-        the number to quote; ``in_sample`` falls with every probe added.
+        ``held_out_error`` (signed, of a fit without the cell).
+    held_out: k-fold over distinct cells, so that repeats of a cell are never on both sides. Quote this error;
+        ``in_sample`` falls with every further probe.
     """
 
     cost: AdditiveCost
@@ -57,7 +57,7 @@ class AdditiveFit:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What makes a scheduler that reads this cost decide badly, however well it fits the cells."""
+        """Faults of the fitted cost that mislead a scheduler, however small the errors."""
         return table_warnings(self.cost)
 
 
@@ -76,11 +76,11 @@ def fit_additive(
     cells: columns ``requests``, ``batch_tokens``, ``step_time_s``, and ``context_tokens`` or
     ``prefill_tokens`` where a term needs them; one row per measurement, repeats welcome.
     Probes default to the measured sizes, at most 8 for requests and 16 for tokens. Every increment
-    between probes is a non-negative unknown, which makes alpha and theta non-decreasing by
-    construction; errors count relative to the step time, as they do for throughput. By convention
-    alpha and theta start at 0 and what they share is in the bias.
+    between probes is a non-negative unknown, so alpha and theta never fall. Errors count relative to the step
+    time, as errors of throughput do. By convention alpha and theta start at 0, and the bias holds their
+    common part.
 
-    Raises ``BadInputError`` where the cells cannot tell the parts apart, and says what to measure.
+    Raises ``BadInputError`` where the cells cannot tell the parts apart, with what to measure.
     """
     table = _checked(cells, terms)
     design = _Design(
@@ -113,7 +113,7 @@ def fit_additive(
 
 
 def spread_token_probes(cells: pd.DataFrame) -> list[float]:
-    """Choose measured batch tokens to fit at: so few that there are two cells for each, both ends kept."""
+    """Choose measured batch tokens as probes: two cells for each probe, both ends included."""
     sizes = np.unique(cells["batch_tokens"])
     count = len(cells[["requests", "batch_tokens"]].drop_duplicates())
     chosen = np.linspace(0, len(sizes) - 1, max(2, min(len(sizes), count // 2, 16))).round().astype(int)
@@ -136,9 +136,9 @@ def monotone(
 ) -> Repaired:
     """Repair measurement noise that makes a larger batch look faster.
 
-    Isotonic regression on the logarithm: the non-increasing curve with the least squared relative
-    change. Points that were in order keep their value bit for bit. Look at ``largest_change``: a few
-    percent is noise, more is a measurement to repeat.
+    Isotonic regression on the logarithm: the non-increasing curve with the least squared relative change.
+    Points in order keep their exact value. A ``largest_change`` of a few percent is noise; measure again
+    beyond that.
     """
     tokens = axis(batch_tokens, "batch_tokens")
     rate = values(steps_per_s, "steps_per_s", like=tokens)
@@ -147,14 +147,14 @@ def monotone(
     logarithm = np.log(rate)
     fitted = isotonic_regression(logarithm, increasing=False).x
     repaired = np.where(fitted == logarithm, rate, np.exp(fitted))
-    repaired = np.minimum.accumulate(repaired)  # exp and log round; the order must not depend on it
+    repaired = np.minimum.accumulate(repaired)  # exp and log round, and rounding must not change the order
     change = np.abs(repaired / rate - 1).max()
     return Repaired(ThroughputCurve(tokens, repaired, lookup=lookup, beyond=beyond), float(change))
 
 
 @dataclass(frozen=True, slots=True)
 class _Design:
-    """The unknowns and what multiplies them: bias, alpha and theta increments, one per extra term."""
+    """The unknowns and their factors: bias, increments of alpha and theta, and one per extra term."""
 
     requests: Floats
     tokens: Floats
@@ -172,7 +172,7 @@ class _Design:
         return np.concatenate(columns, axis=1)
 
     def groups(self) -> dict[str, slice]:
-        """Which columns belong to which part."""
+        """Return the columns of each part."""
         alpha = 1 + len(self.requests) - 1
         theta = alpha + len(self.tokens) - 1
         parts = {"bias": slice(0, 1), "alpha": slice(1, alpha), "theta": slice(alpha, theta)}
@@ -196,23 +196,23 @@ class _Design:
 
 
 def _ramps(at: Floats, probes: Floats) -> Floats:
-    """Share of each stretch between probes that lies below a point: [points, probes - 1], 0 to 1."""
+    """Return the share of each stretch between probes below a point: [points, probes - 1], 0 to 1."""
     return np.clip((at[:, None] - probes[:-1]) / np.diff(probes), 0.0, 1.0)
 
 
 def _solve(matrix: Floats, measured_s: Floats) -> Floats:
-    """Non-negative unknowns with the least squared relative error, the bias at least its minimum."""
+    """Return the non-negative unknowns with the least squared relative error; the bias has a minimum."""
     least = MIN_BIAS_SHARE * float(measured_s.min())
     relative = matrix / measured_s[:, None]
     scale = np.linalg.norm(relative, axis=0)
-    scale[scale == 0] = 1.0  # a fold may miss a stretch altogether
+    scale[scale == 0] = 1.0  # a fold may hold no cell of a stretch
     solution = nnls(relative / scale, 1.0 - least / measured_s)[0] / scale
     solution[0] += least
     return np.asarray(solution)
 
 
 def _refuse_ambiguous(design: _Design, table: pd.DataFrame, matrix: Floats) -> None:
-    """Refuse cells from which the unknowns cannot be told apart, naming the parts that move together."""
+    """Refuse cells that cannot tell the unknowns apart, with the parts that vary together."""
     relative = matrix / table["step_time_s"].to_numpy()[:, None]
     missing = _missing_rank(relative)
     if not missing:
@@ -261,14 +261,14 @@ def _refuse_ambiguous(design: _Design, table: pd.DataFrame, matrix: Floats) -> N
 
 
 def _missing_rank(relative: Floats) -> int:
-    """How many columns are combinations of the others."""
+    """Return how many columns are combinations of the others."""
     length = np.linalg.norm(relative, axis=0)
     rank = np.linalg.matrix_rank(relative / np.where(length > 0, length, 1.0), rtol=RANK_TOLERANCE)
     return int(relative.shape[1] - rank)
 
 
 def _folds(table: pd.DataFrame, folds: int, seed: int) -> NDArray[np.int64]:
-    """Fold of each row: distinct cells dealt out at random, repeats of a cell kept together."""
+    """Return the fold of each row: distinct cells at random, repeats of a cell together."""
     inputs = [name for name in table.columns if name != "step_time_s"]
     cell = table.groupby(inputs, sort=True).ngroup().to_numpy()
     distinct = int(cell.max()) + 1
@@ -281,7 +281,7 @@ def _folds(table: pd.DataFrame, folds: int, seed: int) -> NDArray[np.int64]:
 
 
 def _probes(given: ArrayLike | None, measured: pd.Series[float], name: str, *, most: int) -> Floats:
-    """Choose the probes: those asked for, or the measured sizes thinned evenly in rank, both ends kept."""
+    """Return the probes asked for, or measured sizes thinned evenly in rank with both ends."""
     if given is not None:
         return axis(given, name)
     sizes = np.unique(measured.to_numpy(dtype=np.float64))
@@ -290,7 +290,7 @@ def _probes(given: ArrayLike | None, measured: pd.Series[float], name: str, *, m
 
 
 def _checked(cells: pd.DataFrame, terms: Sequence[Term]) -> pd.DataFrame:
-    """Return the columns a fit needs, float64; a value that no measurement can give is refused."""
+    """Return the columns that a fit needs, float64. A value that no measurement can give is refused."""
     for term in terms:
         if term not in _COLUMN or terms.count(term) > 1:
             raise BadInputError(

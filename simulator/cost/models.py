@@ -1,9 +1,9 @@
-"""How long an engine step takes: throughput curves, the additive model, and draft cost.
+"""Time of an engine step: throughput curves, the additive model, and the whole step with its draft.
 
-A step runs the target once over ``batch_tokens`` rows: one anchor per request, the admitted draft
-tokens, and any prefill tokens scheduled with them. Two cost models take part in every run: the true
-one advances the clock, the believed one is what the scheduler consults. They are the same object
-unless a user makes them differ to see what a bad table costs.
+A step runs the target once over ``batch_tokens`` rows: one anchor per request, the admitted draft tokens, and
+the prefill tokens scheduled with them. Every run has two cost models: the true one advances the clock, the
+believed one informs the scheduler. Both are the same object unless a user gives a second one, to measure
+what a wrong table costs.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ class CostModel(Protocol):
 
 
 class StepTime(ABC):
-    """What the cost models here share: one typed ``step_time_s`` over each one's own ``_time_s``.
+    """Base of the cost models here: a typed ``step_time_s`` over the ``_time_s`` of each.
 
-    A cost model of your own needs neither; it only has to satisfy ``CostModel``.
+    A cost model of your own needs no base; it only has to satisfy ``CostModel``.
     """
 
     __slots__ = ()
 
     @property
     def jitter(self) -> tuple[float, ...]:
-        """How single steps of one size scatter, as multiples of their mean; empty: they do not."""
+        """Equally likely multiples of the mean by which single steps scatter; empty without scatter."""
         return ()
 
     @property
     def measured_tokens(self) -> float:
-        """Tokens of the largest batch that was measured; infinite for a model that knows no end."""
+        """Tokens of the largest measured batch; infinite for a model without an end."""
         return math.inf
 
     @overload
@@ -104,7 +104,7 @@ class ThroughputCurve(StepTime):
     """SPS(B): engine steps per second as a function of batch tokens, as the paper's scheduler reads it.
 
     batch_tokens: [n] strictly increasing, >= 0. steps_per_s: [n] > 0, non-increasing.
-    The lookup is linear in step time, not in rate: it is time that adds up.
+    The lookup is linear in step time and not in rate, because times add up.
     Raises ``BadInputError`` for empty, non-finite, non-positive or non-monotone points.
     """
 
@@ -137,14 +137,14 @@ class ThroughputCurve(StepTime):
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
-        """Step time at one size or over a range; a throughput curve sees batch tokens and nothing else."""
+        """Return the step time at one size or over a range; only batch tokens count."""
         if isinstance(batch_tokens, range):
             return self.curve.span(batch_tokens.start, batch_tokens.stop)
         return self.curve(batch_tokens)
 
     @property
     def measured_tokens(self) -> float:
-        """Batch tokens of the last point; infinite for a single one, which says that size does not matter."""
+        """Batch tokens of the last point; infinite for a single point, which holds for every size."""
         return float(self.batch_tokens[-1]) if len(self.batch_tokens) > 1 else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
@@ -156,14 +156,14 @@ class ThroughputCurve(StepTime):
 class AdditiveCost(StepTime):
     """T(R, B) = bias + alpha(R) + theta(B) (+ context and prefill terms), all in seconds.
 
-    The decomposition that serving engines fit: a fixed part, a part per request and a part per row,
-    each piecewise linear. Optional terms, zero by default:
+    Serving engines fit this decomposition: a fixed part, a part per request and a part per row, each
+    piecewise linear. Optional terms, zero by default:
 
-    context_s_per_token: per token of KV cache read, whole batch (memory-bound attention).
-    row_context_s_per_token: per row and token of its context (compute-bound attention: what makes a
-        verified row at 32k cost more than one at 16k); the mean context of the batch stands for all.
-    prefill_s_per_token: what a prefill token costs beyond the row it is.
-    beyond: what alpha and theta do above their last probe; an axis of one probe can only clamp.
+    context_s_per_token: per token of KV cache that the whole batch reads (memory-bound attention).
+    row_context_s_per_token: per row and token of its context (compute-bound attention, by which a verified
+        row costs more at 32k than at 16k); every row has the mean context of the batch.
+    prefill_s_per_token: per prefill token, beyond its cost as a row.
+    beyond: what alpha and theta do above their last probe; an axis of one probe is clamped.
     """
 
     bias_s: float
@@ -211,7 +211,7 @@ class AdditiveCost(StepTime):
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
-        """Step time at one size or over a range."""
+        """Return the step time at one size or over a range."""
         fixed = (
             self.bias_s
             + float(self.alpha.span(requests, requests + 1)[0])
@@ -226,7 +226,7 @@ class AdditiveCost(StepTime):
 
     @property
     def measured_tokens(self) -> float:
-        """Batch tokens of the last probe; infinite for a single one, which says that size does not matter."""
+        """Batch tokens of the last probe; infinite for a single probe, which holds for every size."""
         return float(self.theta.at[-1]) if len(self.theta.at) > 1 else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
@@ -260,10 +260,10 @@ class StepCost(StepTime):
     """A whole engine step: the target's pass, the drafter's, and a fixed overhead per step.
 
     It is itself a ``CostModel``, so the clock and the scheduler both count drafting.
-    ``draft`` is None when nothing is drafted, or when the target's curve was measured with drafting in it.
-    ``draft_tokens`` is what the drafter is asked for: None for its whole block. By batch size, 0 drafts none.
-    jitter: equally likely multiples of the mean, by which single steps scatter on the clock; what the
-    scheduler believes is the mean.
+    draft: None when nothing is drafted, or when the target's curve was measured with drafting in it.
+    draft_tokens: of each request; None for the whole block, 0 (also by batch size) for no draft pass.
+    jitter: equally likely multiples of the mean by which single steps scatter on the clock. The scheduler
+        believes the mean.
     """
 
     target: CostModel
@@ -275,7 +275,7 @@ class StepCost(StepTime):
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
-        """Draft + verify + overhead, at one size or over a range."""
+        """Return draft + verify + overhead, at one size or over a range."""
         verify = self.target.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens)
         extra = self.overhead_s
         if self.draft is not None and requests:
@@ -289,7 +289,7 @@ class StepCost(StepTime):
 
     @property
     def measured_tokens(self) -> float:
-        """As the target's pass."""
+        """Largest measured batch of the target's pass."""
         return self.target.measured_tokens if isinstance(self.target, StepTime) else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
@@ -299,18 +299,18 @@ class StepCost(StepTime):
 
 @dataclass(frozen=True, slots=True)
 class ChangedCost(StepTime):
-    """What cost models share that change another's step times: its scatter, and where it was measured."""
+    """Base of cost models that change the step times of another model, ``base``."""
 
     base: CostModel
 
     @property
     def jitter(self) -> tuple[float, ...]:
-        """As the base model's steps scatter."""
+        """Scatter of the base model's steps."""
         return self.base.jitter if isinstance(self.base, StepTime) else ()
 
     @property
     def measured_tokens(self) -> float:
-        """As the base model."""
+        """Largest measured batch of the base model."""
         return self.base.measured_tokens if isinstance(self.base, StepTime) else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
@@ -319,5 +319,5 @@ class ChangedCost(StepTime):
 
 
 def usual_beyond(lookup: Lookup, points: int) -> Beyond:
-    """Say what a throughput curve does above its last point unless told otherwise: go on, where it can."""
+    """Return the default above the last point of a throughput curve: the last slope where there is one."""
     return "last-slope" if lookup == "linear" and points > 1 else "clamp"

@@ -1,4 +1,4 @@
-"""A step that runs padded to a captured batch size."""
+"""The cost of steps padded to a captured batch size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PaddedCost(ChangedCost):
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
-        """Step time at one size or over a range."""
+        """Return the step time at one size or over a range."""
         if not isinstance(batch_tokens, range):
             rows = self._rows(batch_tokens)
             return self.base.step_time_s(requests, rows, context_tokens, prefill_tokens)
@@ -36,5 +36,5 @@ class PaddedCost(ChangedCost):
         return self.captured[at] if at < len(self.captured) else rows
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
-        """Whether the base model was measured where the step runs."""
+        """Whether the padded size lies beyond what the base model was measured at."""
         return self.base.outside(requests, self._rows(batch_tokens))

@@ -1,4 +1,4 @@
-"""Cost models whose steps take longer than another's: all of them, those without drafts, or by drafts."""
+"""Cost models that take longer than their base: in every step, without drafts, or per draft row."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ class ScaledCost(ChangedCost):
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
-        """Step time at one size or over a range."""
+        """Return the step time at one size or over a range."""
         return self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens) * self.factor
 
 
 @dataclass(frozen=True, slots=True)
 class SlowPath:
-    """What a step without drafts takes longer because speculation is enabled, by requests in the batch.
+    """Extra time of a step without drafts because speculation is enabled, by requests in the batch.
 
-    An engine that may speculate runs such a step on another path than one that never does: other graphs,
-    more metadata, a sampler that expects drafts. Measured in vLLM (vllm-project/vllm issue 49548), dynamic
+    An engine that may speculate runs such a step on another path than an engine that never does: other
+    graphs, more metadata, a sampler that expects drafts. Measured in vLLM (vllm-project/vllm issue 49548) for
+    dynamic
     speculation that chose no drafts: +6.6% time per token at 2 requests, +21.6% at 189.
     requests: rising. share: of the step's time, linear between the points and constant beyond them.
     """
@@ -78,14 +79,14 @@ _HOW = "as in 2=6.6%,189=21.6%"
 
 @dataclass(frozen=True, slots=True)
 class EnabledCost(ChangedCost):
-    """A target's pass of an engine in which speculation is enabled: without drafts it takes longer."""
+    """The target's pass in an engine with speculation enabled: a step without drafts takes longer."""
 
     slow: SlowPath
 
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
-        """Step time at one size or over a range."""
+        """Return the step time at one size or over a range."""
         without, longer = requests + prefill_tokens, 1 + self.slow(requests)
         if not isinstance(batch_tokens, range):
             time_s = self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens)
@@ -98,10 +99,10 @@ class EnabledCost(ChangedCost):
 
 @dataclass(frozen=True, slots=True)
 class RowCost(ChangedCost):
-    """A target's pass whose draft rows take longer than the curve says, from the second of a request on.
+    """The target's pass with extra time for every draft row of a request beyond its first.
 
-    A curve that was derived from MTP-1's steps has one draft row a request in it. Further rows may cost more
-    than it shows, as graphs are padded to captured sizes and attention works row by row.
+    A curve derived from steps of MTP-1 includes one draft row a request. Further rows may take longer than
+    the curve says, because graphs are padded to captured sizes and attention works row by row.
     row_s: seconds for each draft row beyond one a request.
     """
 
@@ -116,9 +117,9 @@ class RowCost(ChangedCost):
     def _time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float, prefill_tokens: int
     ) -> float | Floats:
-        """Step time at one size or over a range."""
+        """Return the step time at one size or over a range."""
         time_s = self.base.step_time_s(requests, batch_tokens, context_tokens, prefill_tokens)
-        inside = 2 * requests + prefill_tokens  # rows that the curve answers for
+        inside = 2 * requests + prefill_tokens  # rows that the curve includes
         if not requests:
             return time_s
         if isinstance(batch_tokens, range):

@@ -10,7 +10,7 @@ import pytest
 from simulator.core.errors import BadInputError
 from simulator.cost.asked import Asked, AskedCost
 from simulator.cost.draft import DraftCost
-from simulator.cost.models import LengthByRequests, StepCost, ThroughputCurve
+from simulator.cost.models import AdditiveCost, LengthByRequests, StepCost, ThroughputCurve
 from simulator.cost.padded import PaddedCost
 from simulator.cost.scaled import EnabledCost, RowCost, ScaledCost, SlowPath
 
@@ -113,7 +113,19 @@ def test_a_drafter_that_is_asked_for_less_takes_less() -> None:
     assert cost.step_time_s(8, 20, 100.0, 0, Asked(4, 2)) == pytest.approx(target + 2 * passes)
     assert cost.step_time_s(8, 20, 100.0, 0, Asked(0, None)) == pytest.approx(target)
     assert cost.step_time_s(8, 20, 100.0, 0, Asked(4, 0)) == pytest.approx(target)
+    assert cost.draft_s(8, Asked(4, 1)) == pytest.approx(2 * 1.3e-3), "one token takes one pass"
     assert cost.undrafted.step_time_s(8, 20) == pytest.approx(target)
+
+
+@pytest.mark.parametrize("asked", [None, Asked(0, None)])
+def test_the_target_is_told_everything_whatever_is_drafted(asked: Asked | None) -> None:
+    """Six times 1 s, 1 s a request, 0.1 s a row, 1e-3 s a token of context and 1e-2 s a prompt token."""
+    target = AdditiveCost(
+        1.0, [0, 10], [0, 10], [0, 10], [0, 1], context_s_per_token=1e-3, prefill_s_per_token=1e-2
+    )
+    nothing = DraftCost("parallel", 5, [1], [0.0])
+    cost = AskedCost(ScaledCost(ScaledCost(StepCost(target, nothing), 2.0), 3.0))
+    assert cost.step_time_s(3, 20, 50.0, 7, asked) == pytest.approx(6 * (1 + 3 + 2 + 0.05 + 0.07))
 
 
 def test_without_a_word_on_what_is_asked_everyone_gets_a_block() -> None:

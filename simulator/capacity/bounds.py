@@ -1,4 +1,4 @@
-"""What a replica can carry physically, stage by stage."""
+"""Physical limits of a replica's rate, by stage."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from simulator.traffic.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Requests per second that one replica can serve at most, by stage.
+    """Most requests per second that one replica can serve, by stage.
 
-    decode_per_s: the engine with its line never empty, so with every slot, all KV cache or every chunk of
+    decode_per_s: the engine with a line that is never empty: all slots, all KV cache or every chunk of
     prompts in use, whichever ends first; ``decode_ci95`` is its half-width. pool_per_s: the prefill pool.
     """
 
@@ -32,12 +32,12 @@ class Capacity:
 
     @property
     def rate_per_s(self) -> float:
-        """The narrowest stage."""
+        """Rate of the narrowest stage."""
         return min(self.decode_per_s, self.pool_per_s)
 
     @property
     def ceiling_per_s(self) -> float:
-        """A rate that is beyond capacity for sure."""
+        """A rate above the capacity for sure."""
         return min(self.decode_per_s + self.decode_ci95, self.pool_per_s)
 
 
@@ -47,11 +47,11 @@ _KNOWN: dict[str, Capacity] = {}
 
 
 def capacity(server: Server) -> Capacity:
-    """Mean service rate of every stage, for the very requests that the server's trials have.
+    """Return the mean service rate of every stage, for the requests of the server's trials.
 
-    All requests are there at once, and the engine is measured while some of them wait: from the first fifth
-    of that time, when the batch has mixed, to its end. The pool's rate is its prompt tokens per second over
-    the mean prompt; where a prefix cache saves an unknown part of the prompts, prefill bounds nothing.
+    All requests arrive at once. The engine is measured while some wait: from the first fifth of that time (a
+    choice; the batch has mixed by then) to its end. The pool's rate is its prompt tokens per second over the
+    mean prompt. A prefix cache saves an unknown part of the prompts, and prefill then bounds nothing.
     """
     key = content_hash(capacity, server)
     if key not in _KNOWN:
@@ -71,7 +71,7 @@ def _measured_capacity(server: Server) -> Capacity:
     tokens = max(float(sample.output_tokens.mean()) - 1, 1.0)
     waiting = steps.iloc[: int((steps["waiting"] > 0).sum())]
     full = waiting.iloc[len(waiting) // 5 :]
-    if len(full) < 2 * BATCHES:  # too few requests to fill the engine: how long they took is all there is
+    if len(full) < 2 * BATCHES:  # too few requests to fill the engine: only their whole time is known
         return Capacity(len(sample) / float(steps["end_s"].iloc[-1]), math.inf, pool_per_s)
     committed, elapsed = full["committed_tokens"].to_numpy()[1:], np.diff(full["end_s"].to_numpy())
     rate, half = rate_interval(committed, elapsed)
@@ -86,5 +86,5 @@ def _overloaded_steps(server: Server, workload: Workload, limits: EngineLimits) 
 
 
 def closed_loop_capacity(server: Server) -> float:
-    """Measure one replica that always has more to do, requests per second: a scale, not a promise."""
+    """Measure the requests per second of a replica with a closed loop: a scale for rates, not a promise."""
     return capacity(server).rate_per_s

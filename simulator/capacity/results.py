@@ -1,4 +1,4 @@
-"""What trials and searches found, and how a sweep keeps it."""
+"""Results of trials and searches, and their form in a sweep's cells."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ class TrialResult:
 
     @property
     def failing(self) -> tuple[Term, ...]:
-        """Terms that did not hold."""
+        """Terms that do not hold."""
         return tuple(each.term for each in self.terms if not each.met)
 
     def outcome(self, term: Term) -> TermResult:
-        """How what a term bounds fared, whatever its bound was; ``KeyError`` where nothing bounds it."""
+        """Return the result of the term with this key, for any bound; ``KeyError`` without such a term."""
         return {each.term.key: each for each in self.terms}[term.key]
 
     def as_row(self) -> dict[str, Any]:
-        """As nested plain values, the form in which a sweep keeps a cell."""
+        """Return nested plain values, the form in which a sweep keeps a cell."""
         return asdict(self)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> TrialResult:
-        """Rebuild the trial that ``as_row`` described."""
+        """Rebuild the trial from the values of ``as_row``."""
         known = row["metrics"]
         return cls(
             **{name: value for name, value in row.items() if name not in _NESTED},
@@ -72,12 +72,12 @@ _NESTED = ("terms", "metrics", "seed_tps", "waits")
 
 @dataclass(frozen=True, slots=True)
 class RateSearch:
-    """The highest rate per second at which one replica keeps an SLA; 0 where not even the lightest load does.
+    """The highest rate per second at which one replica keeps an SLA; 0 where no rate does.
 
-    failing_rate_per_s: the lowest rate tried above it that failed. capacity_per_s: the physical bound.
-    at_rate, beyond: what users get at the two; at_rate is None where the rate is 0. trials: all that were
-    made of the first replication. seed_rates: each replication's own answer. rate_low_per_s to
-    rate_high_per_s: 95% interval, NaN with one replication.
+    failing_rate_per_s: the lowest rate above it that failed. capacity_per_s: the physical bound.
+    at_rate, beyond: the trials at the two rates; at_rate is None where the rate is 0. trials: all trials of
+    the first replication. seed_rates: the answer of each replication. rate_low_per_s, rate_high_per_s: 95%
+    interval, NaN with one replication.
     """
 
     policy: str
@@ -98,12 +98,12 @@ class RateSearch:
         return self.rate_per_s > 0
 
     def as_row(self) -> dict[str, Any]:
-        """As nested plain values, the form in which a sweep keeps a cell."""
+        """Return nested plain values, the form in which a sweep keeps a cell."""
         return asdict(self)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> RateSearch:
-        """Rebuild the search that ``as_row`` described."""
+        """Rebuild the search from the values of ``as_row``."""
         at_rate = row["at_rate"]
         return cls(
             **{name: value for name, value in row.items() if name not in _FOUND},

@@ -1,4 +1,4 @@
-"""How much one replica carries: trials at a rate, and the search for the highest that keeps an SLA."""
+"""The search for the highest rate at which one replica keeps an SLA."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from simulator.sla.terms import Sla
 from simulator.sla.verdict import TermResult
 
 LIGHTEST = 0.02
-"""Share of the capacity below which no rate is tried: requests are then served alone."""
+"""Least share of the capacity that is tried; requests are then served alone. A choice."""
 
 ALONE = 200
-"""Requests of the first trial at the lightest load. It only has to say that an SLA is out of reach."""
+"""Requests of the first trial at the lightest load, which only shows an SLA out of reach. A choice."""
 
 MOST_STEPS_DOWN = 20
-"""Steps of the precision from the mean of the replications down to a rate that all of them keep together."""
+"""Most steps of the precision from the mean of the replications to their common rate. A choice."""
 
 STEP, GUESSED_STEP = 1.25, 1.06
 """First step of the search away from its first rate, without and with a rate known to be near the answer."""
@@ -34,10 +34,10 @@ STEP, GUESSED_STEP = 1.25, 1.06
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Look for the highest sustainable rate to a relative precision: a cell of a sweep.
+    """A search for the highest sustainable rate to a relative precision: a cell of a sweep.
 
-    guess_per_s: a rate near the answer, where one is known. replications: independent searches, from which
-    the rate and its interval come.
+    guess_per_s: a rate near the answer, where one is known. replications: independent searches, whose rates
+    give the answer and its interval.
     """
 
     server: Server
@@ -52,23 +52,23 @@ class Search:
 
 
 def find_rate_row(search: Search) -> dict[str, Any]:
-    """``find_rate`` as a sweep's cell."""
+    """Run ``find_rate`` as a cell of a sweep."""
     return find_rate(search).as_row()
 
 
 def find_rate(search: Search) -> RateSearch:
     """Find the highest rate at which every term holds, by bisection on simulated attainment.
 
-    Within a replication the same requests arrive at every rate, faster or slower, so that attainment hardly
-    wanders. Each replication is searched by itself; ``seed_rates`` are their answers, the middle of the last
-    bracket each. The rate reported is the highest, in steps of the precision from their mean, at which all
-    replications together keep the SLA: a queue's tail is skewed, so most single trials see less of it than
-    there is. ``rate_low_per_s`` to ``rate_high_per_s`` is the 95% t interval of the seeds' rates, about the
-    mean and about the rate reported. With one replication the rate is the highest that held, and there is no
-    interval.
+    Within a replication the same requests arrive at every rate, faster or slower, so attainment changes
+    smoothly with the rate. Each replication is searched alone; ``seed_rates`` holds the answers, each the
+    middle of the last bracket. The reported rate is the highest at which all replications together keep the
+    SLA, in steps of
+    the precision from the mean of the answers: the tail of a queue is skewed, and a single trial mostly shows
+    too little of it. ``rate_low_per_s`` to ``rate_high_per_s`` is the 95% t interval of the answers, widened
+    to hold the reported rate. With one replication the rate is the highest that held, without an interval.
 
-    Returns also the first replication's bracket with its trials. ``rate_per_s`` is 0 when not even the
-    lightest load holds.
+    The result also holds the first replication's bracket and trials. ``rate_per_s`` is 0 when the lightest
+    load fails.
     """
     first = replace(_search(search.server, search.precision, search.guess_per_s), variant=search.variant)
     low = first.rate_per_s
@@ -97,7 +97,7 @@ def find_rate(search: Search) -> RateSearch:
 
 
 def _worst_alone(search: Search, rate: float) -> TrialResult:
-    """Return what requests get at a rate in the worst replication: that much may be promised."""
+    """Return the results of the worst replication at a rate: a promise must hold there too."""
     servers = [search.server.replication(index) for index in range(search.replications)]
     requests = min(ALONE, search.server.requests)
     parts = [one_trial(each, rate, capacity(each), requests) for each in servers]
@@ -110,7 +110,7 @@ def _worst_alone(search: Search, rate: float) -> TrialResult:
 
 
 def _all_together(search: Search, rate: float) -> tuple[TrialResult, TrialResult]:
-    """Find the highest rate at which all replications hold together, and the one above it that fails."""
+    """Find the highest rate at which all replications together hold, and the next one, which fails."""
 
     def trial(rate: float) -> TrialResult:
         return try_rate(Trial(search.server, rate, search.replications))
@@ -118,7 +118,7 @@ def _all_together(search: Search, rate: float) -> tuple[TrialResult, TrialResult
     found = trial(rate)
     if found.met:
         while True:
-            # Beyond capacity there is nothing to try, but what fails there is worth knowing.
+            # A rate beyond capacity fails, and the result names the terms that fail there.
             higher = trial(found.rate_per_s * (1 + search.precision))
             if not higher.met:
                 return found, higher
@@ -132,7 +132,7 @@ def _all_together(search: Search, rate: float) -> tuple[TrialResult, TrialResult
 
 
 def _search(server: Server, precision: float, guess_per_s: float | None) -> RateSearch:
-    """Search one replication: the highest rate that held, and the lowest above it that did not."""
+    """Search one replication: the highest rate that held, and the lowest rate above it that failed."""
     trials: list[TrialResult] = []
     most = capacity(server)
 
@@ -175,7 +175,7 @@ def _bracketed(
 def _out_of_reach(alone: TrialResult) -> bool:
     """Whether requests served alone miss a term by more than chance."""
     if alone.saturated:
-        return False  # something else than load: let the search find out
+        return False  # another cause than load; the search decides
     return any(_missed(each) for each in alone.terms)
 
 
@@ -192,7 +192,7 @@ def _missed(found: TermResult) -> bool:
 def _bracket(
     holds: Callable[[float], bool], guess: float, lightest: float, step: float
 ) -> tuple[float, float]:
-    """Bracket the rate: one that holds and a higher one that does not; (0, lightest) when none holds."""
+    """Return a rate that holds and a higher one that fails; (0, lightest) when none holds."""
     rate, factor = guess, step
     if holds(rate):
         while True:
@@ -210,10 +210,10 @@ def _bracket(
 
 
 def interpolated_rate(trials: Sequence[TrialResult], sla: Sla) -> float:
-    """Highest rate at which every quantile and mean of an SLA holds, read off trials made already.
+    """Return the highest rate at which every term of an SLA holds, from trials already made.
 
-    Estimates are interpolated linearly in rate between trials, a saturated trial fails. NaN when the
-    lightest trial fails; the highest trial's rate when all hold. Terms are matched by what they bound.
+    Estimates are linear in rate between trials, and a saturated trial fails. NaN when the lightest trial
+    fails; the highest trial's rate when all hold. Terms are matched by the quantity that they bound.
     """
     ordered = sorted(trials, key=lambda trial: trial.rate_per_s)
     best = float("nan")
@@ -233,7 +233,7 @@ def interpolated_rate(trials: Sequence[TrialResult], sla: Sla) -> float:
 
 
 def _margins(trial: TrialResult, sla: Sla) -> Floats:
-    """How far inside its bound each term's estimate lies, [terms]; -inf when saturated."""
+    """Return the distance of each estimate from its bound, [terms], positive inside; -inf when saturated."""
     if trial.saturated:
         return np.full(len(sla.terms), -np.inf)
     signs = [1.0 if term.comparison == ">=" else -1.0 for term in sla.terms]

@@ -1,4 +1,4 @@
-"""One replica, and the share of the traffic that reaches it."""
+"""One replica and its share of the traffic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from simulator.traffic.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One replica of a policy under an SLA. plans: one per traffic class, of one policy."""
+    """One replica of a policy under an SLA.
+
+    plans: one per traffic class, of one policy.
+    """
 
     plans: tuple[Setup, ...]
     limits: EngineLimits
@@ -39,15 +42,15 @@ class Server:
 
 
 def replication_seed(seed: int, index: int) -> int:
-    """Seed of a replication, unrelated to any other; number 0 has the seed itself."""
+    """Return the seed of a replication; number 0 keeps the seed itself."""
     return seed if index == 0 else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 def share_at_rate(traffic: Traffic, rate_per_s: float, requests: int, seed: int) -> Workload:
-    """Draw what one replica sees when its share of the traffic comes at ``rate_per_s``.
+    """Draw the requests of one replica whose share of the traffic arrives at ``rate_per_s``.
 
-    A process keeps its burstiness at the lower rate; one that swings over the day is taken as Poisson at
-    a fixed rate, a trial being short against the day. A recording is resampled as a whole, at the rate of
+    A process keeps its burstiness at the lower rate. A process that varies over the day becomes Poisson at a
+    fixed rate, because a trial is short against a day. A recording is resampled as a whole, at the rate of
     its peak (``replay.resampled``).
     """
     if not (math.isfinite(rate_per_s) and rate_per_s > 0):

@@ -1,13 +1,13 @@
 """A fleet: replicas of one engine behind a router, whole or as pods that run in parallel.
 
-A pod is a router and its replicas in one simpy environment. A fleet is one pod, or several that share
-the traffic in turn, as large installations are built; pods do not see each other, so they are cells
-of a sweep. A round-robin router has no state worth sharing: its replicas are pods of one, each of which
-gets exactly the requests that a single router would send it.
+A pod is a router and its replicas in one simpy environment. A fleet is one pod, or several pods that take
+turns at the traffic, as in large installations. Pods do not interact, so each is a cell of a sweep. A
+round-robin router has no state to share: its replicas are pods of one replica, and each receives the same
+requests as from a single router.
 
-A prefill pool may be shared (``Fleet.prefill_workers``). It lies behind the router: a request is dealt to
-its decode replica when it arrives, as the serving engines do that keep the prefix there, and its prompt
-joins the one line of its pod's pool. Replicas of a shared pool are in one pod, round robin or not.
+``Fleet.prefill_workers`` gives a pod one prefill pool for all of its replicas. The pool lies behind the
+router: a request goes to its decode replica on arrival, as in serving engines that keep the prefix there, and
+its prompt joins the one line of the pool. Replicas of a shared pool are in one pod, also with round robin.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from simulator.traffic.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class FleetRun:
-    """What a fleet did.
+    """The result of a fleet.
 
-    fleet: how it was laid out. requests, rate_per_s: of the whole workload. assessment: against the SLA.
-    metrics: means over replicas, None where none could be measured or the fleet is saturated.
+    fleet: its layout. requests, rate_per_s: of the whole workload. assessment: against the SLA.
+    metrics: means over replicas; None where no replica could be measured or the fleet is saturated.
     """
 
     fleet: Fleet
@@ -55,7 +55,7 @@ class FleetRun:
 
     @property
     def rows_mean(self) -> float:
-        """Mean rows of a decode step at the replica where they were most."""
+        """Mean rows of a decode step at the replica with the most."""
         return max(each.rows_mean for each in self.parts)
 
 
@@ -96,14 +96,14 @@ def simulate_fleet(
 
 
 def measured_span(workload: Workload) -> tuple[float, float]:
-    """Return the part of an open workload's arrivals that is judged: without its warm-up and cool-down."""
+    """Return the span of arrivals that is judged, in s: without warm-up and cool-down."""
     assert workload.arrival_s is not None
     start_s, span_s = float(workload.arrival_s[0]), workload.span_s
     return start_s + WARMUP * span_s, start_s + (1 - COOLDOWN) * span_s
 
 
 def mean_metrics(measured: Sequence[Metrics]) -> Metrics | None:
-    """Means over replicas, undefined ones left out; the throughput's interval is of the mean."""
+    """Return means over replicas without undefined ones; the interval of throughput is of the mean."""
     if not measured:
         return None
     table = np.array([list(one.as_row().values()) for one in measured], dtype=np.float64)
@@ -123,7 +123,7 @@ def _together(workload: Workload, fleet: Fleet, sla: Sla, runs: Sequence[PodRun]
     metrics = mean_metrics([one for run in runs for one in run.metrics])
     saturated = sum(run.requests for run in runs if run.saturated)
     what = (fleet, len(workload), workload.rate_per_s)
-    # One pod in a hundred may look saturated by chance; that many of the requests, and it is no accident.
+    # 1% is a choice: one pod in a hundred may look saturated by chance.
     if metrics is None or saturated > 0.01 * sum(run.requests for run in runs):
         overrun = saturated_assessment(sla, sum(run.requests for run in runs))
         return FleetRun(*what, overrun, None, parts, None)

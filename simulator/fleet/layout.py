@@ -1,4 +1,4 @@
-"""How many replicas, what each admits, and how requests reach them."""
+"""The layout of a fleet: replicas, their limits, and the router."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ meet an empty system, the last leave one behind. Fixed, so that no policy can ga
 
 
 MOST_REPLICAS = 1_000_000
-"""Replicas of a fleet: a choice. Each is simulated."""
+"""Most replicas of a fleet. A choice: each replica is simulated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """How many replicas, what each admits, and how requests reach them.
+    """The replicas of a fleet, the limits of each, and how requests reach them.
 
-    pods: groups with a router each, taking turns at the traffic; None: one, or for round robin as many
-    as replicas, which is the same. prefix_cache_tokens: tokens each replica keeps for reuse of common
-    prefixes (least recently used blocks go first), on top of ``limits.kv_tokens``; None: no reuse.
+    pods: groups with a router each, which take turns at the traffic; None: one pod, or for round robin a pod
+        per replica, which is the same. prefix_cache_tokens: tokens that each replica keeps for reuse of
+        common prefixes, in addition to ``limits.kv_tokens``; the least recently used blocks go first; None:
+        no reuse.
     prefill_workers: workers of one prefill pool that all replicas share, each as fast as
-    ``limits.prefill_tokens_per_s``; a pod has its share of them. None: each replica has a pool of its own,
-    of ``limits.prefill_workers``.
+        ``limits.prefill_tokens_per_s``; a pod has its share of them. None: each replica has a pool of its
+        own, of ``limits.prefill_workers``.
     """
 
     replicas: int
@@ -77,12 +78,12 @@ class Fleet:
 
     @property
     def pod_count(self) -> int:
-        """Pods that run independently of each other."""
+        """Number of pods."""
         apart = self.router == "round-robin" and self.prefill_workers is None
         return self.pods or (self.replicas if apart else 1)
 
     def pod_pool(self) -> PrefillPool | None:
-        """Return the prefill pool that a pod's replicas share; None where each has its own or none."""
+        """Return the prefill pool that a pod's replicas share; None without a shared pool."""
         if self.prefill_workers is None:
             return None
         return replace(self.limits, prefill_workers=self.prefill_workers // self.pod_count).pool()

@@ -32,15 +32,15 @@ from simulator.sla.terms import Sla
 from simulator.traffic.workload import PrefixBlocks, Workload
 
 FOLD_S = 10.0
-"""Simulated seconds after which finished steps are packed: an engine's list of steps is large."""
+"""Simulated seconds between two packings of the finished steps, which are large as objects. A choice."""
 
 MEASURABLE_STEPS = 60
-"""Steps below which a replica's own metrics are left out: too few for batch means after warm-up."""
+"""Least steps of a replica with metrics of its own: fewer give no batch means after warm-up. A choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A router and its replicas with the requests they are sent: a cell of a fleet."""
+    """A router and its replicas with their requests: a cell of a fleet."""
 
     workload: Workload
     plans: tuple[Setup, ...]
@@ -54,11 +54,11 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRun:
-    """What one replica did.
+    """The result of one replica.
 
-    requests: those that it was sent. rows_mean: drafts and anchors of a decode step, without prompts, 0 where
-    there was none. waits: mean seconds for which a request waited, by cause
-    (``engine.batch.WAITS``). queue_trend_per_s: its equal share of the trend of the pod's queue.
+    requests: the number that it received. rows_mean: drafts and anchors of a decode step, without prompts; 0
+    without a decode step. waits: mean seconds that a request waited, by cause (``engine.batch.WAITS``).
+    queue_trend_per_s: the trend of the pod's queue over the number of replicas.
     """
 
     pod: int
@@ -74,7 +74,7 @@ class ReplicaRun:
     queue_trend_ci95: float
 
     def as_row(self) -> dict[str, Any]:
-        """As columns of a table of replicas; every cause of waiting has one of its own."""
+        """Return a row of a table of replicas; every cause of waiting has a column."""
         row: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
@@ -83,16 +83,16 @@ class ReplicaRun:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> ReplicaRun:
-        """Rebuild the replica that ``as_row`` described."""
+        """Rebuild the replica from the values of ``as_row``."""
         waits = {name: row[name] for name in WAITS}
         return cls(**{name: value for name, value in row.items() if name not in WAITS}, waits=waits)
 
 
 @dataclass(frozen=True, slots=True)
 class PodRun:
-    """What became of a pod. Of a saturated one nothing is ``observed``: its latencies mean nothing.
+    """The result of a pod. A saturated pod has no ``observed``, because its latencies mean nothing.
 
-    metrics: of each replica that took enough steps to measure.
+    metrics: of each replica with enough steps to measure.
     """
 
     saturated: bool
@@ -102,7 +102,7 @@ class PodRun:
     replicas: tuple[ReplicaRun, ...]
 
     def as_row(self) -> dict[str, Any]:
-        """As nested plain values, the form in which a sweep keeps a cell."""
+        """Return nested plain values, the form in which a sweep keeps a cell."""
         return {
             "saturated": self.saturated,
             "requests": self.requests,
@@ -113,7 +113,7 @@ class PodRun:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> PodRun:
-        """Rebuild the pod that ``as_row`` described."""
+        """Rebuild the pod from the values of ``as_row``."""
         observed = None if row["observed"] is None else Observed.from_row(row["observed"])
         metrics = tuple(Metrics(**one) for one in row["metrics"])
         replicas = tuple(ReplicaRun.from_row(each) for each in row["replicas"])
@@ -121,7 +121,7 @@ class PodRun:
 
 
 def run_pod_row(pod: Pod) -> dict[str, Any]:
-    """``run_pod`` as a sweep's cell."""
+    """Run ``run_pod`` as a cell of a sweep."""
     return run_pod(pod).as_row()
 
 
@@ -141,7 +141,7 @@ def run_pod(pod: Pod) -> PodRun:
 
 
 class Replica(Engine):
-    """An engine that keeps its pod's board, packs its steps, and may reuse prefixes."""
+    """An engine that updates the board of its pod, packs its steps, and may reuse prefixes."""
 
     def __init__(
         self, board: Board, index: int, cache: PrefixCache | None, *engine: Any, pool: PrefillPool | None
@@ -152,7 +152,7 @@ class Replica(Engine):
         self.submitted = 0
 
     def submit(self, request: int, *, cached_tokens: int = 0) -> None:
-        """Take a request, with whatever part of its prompt the cache holds."""
+        """Take a request; the cached part of its prompt is not prefilled again."""
         if self.cache is not None:
             cached_tokens = self.cache.take(request)
         self.board.loads[self.index] += 1
@@ -165,20 +165,20 @@ class Replica(Engine):
         self.board.served += left.shape[1]
 
     def fold(self) -> None:
-        """Pack the steps taken so far: 52 bytes a step in place of 96."""
+        """Pack the finished steps: 52 bytes a step instead of 96."""
         if self.steps:
             table = self.steps.table()
             self.packed.append((table[:, 0].copy(), table[:, 1:].astype(np.float32)))
             self.steps.clear()
 
     def delivery_s(self) -> Floats:
-        """When each decode step so far delivered its tokens, [decode steps]."""
+        """Return the time of delivery of each finished decode step, [decode steps]."""
         self.fold()
         requests = Step._fields.index("requests") - 1
         return np.concatenate([np.empty(0), *(ends[rest[:, requests] > 0] for ends, rest in self.packed)])
 
     def steps_frame(self) -> pd.DataFrame:
-        """All steps, columns as in ``engine.batch.Step``."""
+        """Return all steps with the columns of ``engine.batch.Step``."""
         self.fold()
         ends = [end_s for end_s, _ in self.packed] or [np.empty(0)]
         rests = [rest for _, rest in self.packed] or [np.empty((0, len(Step._fields) - 1), np.float32)]
@@ -249,7 +249,7 @@ def _fold(environment: simpy.Environment, replicas: Sequence[Replica]) -> Genera
 
 
 def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
-    """Measure every replica, and free its steps before the next is looked at."""
+    """Measure every replica; free its steps before the next replica is measured."""
     served = [requests_frame(replica) for replica in replicas]
     trend = queue_trend_of(pod, served)
     saturated = trend.grows
@@ -259,7 +259,7 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
         steps, first, delivery_s = replica.steps_frame(), first_gaps(replica), replica.delivery_s()
         replica.packed.clear()
         outside = replica.executor.steps_outside if isinstance(replica.executor, SimulatedExecutor) else 0
-        # The pod's queue is its replicas' together: each has an equal share of its trend.
+        # Requests wait in one queue of the pod; each replica gets an equal share of its trend.
         share = (trend.slope_per_s / len(replicas), trend.ci95 / len(replicas))
         runs.append(_replica_run(pod, replica, steps, requests, outside, share))
         if not saturated:
@@ -273,7 +273,7 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
 
 
 def queue_trend_of(pod: Pod, served: Sequence[pd.DataFrame]) -> Trend:
-    """Trend of the requests waiting anywhere in the pod."""
+    """Return the trend of the number of requests that wait in the pod."""
     requests = pd.concat(served)
     if requests.empty:
         return Trend(0.0, 0.0, math.inf)
@@ -290,7 +290,10 @@ def _replica_run(
     outside: int,
     trend: tuple[float, float],
 ) -> ReplicaRun:
-    """Summarise one replica; trend: its share of the slope of the pod's queue, and that one's half-width."""
+    """Summarise one replica.
+
+    trend: the replica's share of the slope of the pod's queue, and the half-width of that slope.
+    """
     decode = steps[steps["requests"] > 0]
     return ReplicaRun(
         pod=pod.index,

@@ -8,7 +8,7 @@ from simulator.traffic.workload import Workload
 
 
 class PrefixCache:
-    """Blocks of prompts that one replica keeps, the least recently used dropped first."""
+    """Blocks of prompts that one replica keeps; the least recently used block is dropped first."""
 
     def __init__(self, workload: Workload, blocks: int, holders: dict[int, set[int]], index: int) -> None:
         assert workload.prefix is not None
@@ -19,14 +19,14 @@ class PrefixCache:
 
     @property
     def hit_share(self) -> float:
-        """Share of all prompt tokens that were found."""
+        """Share of all prompt tokens that the cache held."""
         return self.hit_tokens / self.asked_tokens if self.asked_tokens else 0.0
 
     def take(self, request: int) -> int:
-        """Prompt tokens found here; afterwards all of the prompt's blocks are.
+        """Return the prompt tokens that the cache holds, and add all blocks of the prompt.
 
-        The blocks count as present from now on, although their prefill is still to come: a request that
-        follows within that time is served too well. At least one token is always left to prefill.
+        The blocks are present from now on, although their prefill comes later; a request that follows within
+        that time is served too early. At least one token is always left to prefill.
         """
         row = self.prefix.row(request).tolist()
         found = next((k for k, block in enumerate(row) if block not in self._kept), len(row))

@@ -1,4 +1,4 @@
-"""Routers: which replica takes a request."""
+"""Routers: each chooses a replica for every request."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from simulator.traffic.workload import PrefixBlocks
 
 SPILL = 1.25
-"""A prefix-aware router leaves the cache alone where it holds more than this times the mean load."""
+"""A prefix-aware router skips a cached replica with more than this times the mean load. A choice."""
 
 
 @dataclass(slots=True)
 class Board:
-    """What a pod knows of its replicas.
+    """State of a pod that routers read.
 
-    Requests on each, [replicas], who holds which prefix block, and
-    how many requests were served in all.
+    Requests on each replica, [replicas]; the replicas that hold each prefix block; and the number of requests
+    served in all.
     """
 
     loads: NDArray[np.int64]
@@ -28,16 +28,16 @@ class Board:
 
 
 class Router(Protocol):
-    """Says which replica of the pod a request goes to, by the state at its arrival."""
+    """Chooses a replica of the pod for a request, by the state at its arrival."""
 
     def choose(self, request: int) -> int:
-        """Index of a replica."""
+        """Return the index of a replica."""
         ...
 
 
 @dataclass(slots=True)
 class RoundRobin:
-    """One after the other, whatever their load."""
+    """One replica after the other, whatever their load."""
 
     replicas: int
     _next: int = -1
@@ -56,34 +56,34 @@ class LeastLoaded:
     stream: np.random.Generator
 
     def choose(self, request: int) -> int:
-        """One of the least loaded."""
+        """Return one of the least loaded replicas."""
         lowest = np.flatnonzero(self.loads == self.loads.min())
         return int(lowest[self.stream.integers(lowest.size)])
 
 
 @dataclass(frozen=True, slots=True)
 class PowerOfTwo:
-    """The less loaded of two replicas drawn at random: nearly as good, and nobody asks them all."""
+    """The less loaded of two random replicas: nearly as good as the least loaded, at two reads."""
 
     loads: NDArray[np.int64]
     stream: np.random.Generator
 
     def choose(self, request: int) -> int:
-        """Choose the better of two, the first on ties."""
+        """Return the less loaded of the two, the first on ties."""
         one, other = self.stream.integers(self.loads.size, size=2)
         return int(one if self.loads[one] <= self.loads[other] else other)
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixAware:
-    """The least loaded of those that hold the longest prefix, unless they are much busier than the mean."""
+    """The least loaded replica with the longest cached prefix, unless it is too busy (``SPILL``)."""
 
     board: Board
     prefix: PrefixBlocks
     otherwise: LeastLoaded
 
     def choose(self, request: int) -> int:
-        """Choose a replica with the prefix in its cache, or a least loaded one."""
+        """Return a replica with the prefix in its cache, or a least loaded one."""
         best: set[int] = set()
         for block in self.prefix.row(request).tolist():
             holding = self.board.holders.get(block, set())

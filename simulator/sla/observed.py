@@ -1,4 +1,4 @@
-"""What a run delivered, as an SLA sees it."""
+"""The quantities of a run that an SLA judges."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from simulator.core.arrays import Floats
 from simulator.sla.terms import Sla
 
 GAP_RESOLUTION = 1.005
-"""Gaps between deliveries are tallied in classes half a percent wide."""
+"""Gaps between deliveries are counted in classes half a percent wide. A choice."""
 
 ROUNDING = 1e-9
-"""Relative amount by which differences of clock times may miss a gap that equals its bound."""
+"""Relative error that differences of clock times may have: a gap within it equals its bound. A choice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observed:
-    """A run as an SLA sees it: measured requests in order of arrival, and their deliveries.
+    """The part of a run that an SLA judges: measured requests in order of arrival, and their deliveries.
 
     requests: columns of ``engine.metrics.requests_frame``, ``e2e_s`` and ``deliveries``. gaps: classes of
     the time between two deliveries, [n] in seconds, and how often each occurred, [n], by traffic class name.
@@ -34,7 +34,7 @@ class Observed:
     on_time: dict[float, NDArray[np.int64]]
 
     def as_row(self) -> dict[str, Any]:
-        """As nested plain values, the form in which a sweep keeps a cell."""
+        """Return nested plain values, the form in which a sweep keeps a cell."""
         return {
             "requests": self.requests.to_dict("list"),
             "gaps": {name: [gap.tolist(), count.tolist()] for name, (gap, count) in self.gaps.items()},
@@ -43,7 +43,7 @@ class Observed:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Observed:
-        """Rebuild the run that ``as_row`` described."""
+        """Rebuild the run from the values of ``as_row``."""
         return cls(
             pd.DataFrame(row["requests"]),
             {name: (np.array(gap), np.array(count)) for name, (gap, count) in row["gaps"].items()},
@@ -69,7 +69,7 @@ def observe(requests: pd.DataFrame, gap: Floats, sla: Sla) -> Observed:
             on_time[term.bound] = within[last] - within[second] + (own <= bound)
     gaps = {}
     for name, rows in requests.groupby("traffic_class", sort=True).indices.items():
-        # Requests that were in this step and in the one before: those that have joined, less those that left.
+        # Requests in this step and in the one before: all that joined minus all that left.
         joined = np.bincount(second[rows], minlength=gap.size + 1)
         left = np.bincount(last[rows], minlength=gap.size + 1)
         mine = own[rows][deliveries[rows] > 0]
@@ -80,7 +80,7 @@ def observe(requests: pd.DataFrame, gap: Floats, sla: Sla) -> Observed:
 
 
 def tally(gap_s: Floats, count: NDArray[Any]) -> tuple[Floats, Floats]:
-    """Gaps put into classes ``GAP_RESOLUTION`` wide, with their counts."""
+    """Count gaps in classes ``GAP_RESOLUTION`` wide; returns the classes and the counts."""
     seen = (count > 0) & (gap_s > 0)
     index = np.round(np.log(gap_s[seen]) / np.log(GAP_RESOLUTION)).astype(np.int64)
     classes, position = np.unique(index, return_inverse=True)
@@ -89,7 +89,7 @@ def tally(gap_s: Floats, count: NDArray[Any]) -> tuple[Floats, Floats]:
 
 
 def pool(parts: Sequence[Observed]) -> Observed:
-    """Several replicas as one, requests in order of arrival."""
+    """Join the observations of several replicas, requests in order of arrival."""
     requests = pd.concat([part.requests for part in parts], ignore_index=True)
     gaps = {}
     for name in sorted({name for part in parts for name in part.gaps}):

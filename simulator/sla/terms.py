@@ -1,14 +1,14 @@
-"""Service level agreements: what was promised, and how much of it a run kept.
+"""Service level agreements: the terms that a run must keep.
 
 A term reads ``[class:]metric_statistic>=bound`` or ``<=bound``: ``tps_p10>=60``, ``chat:ttft_p99<=2s``.
-A quantile is a promise to a share of requests (``ttft_p99<=2s``: at least 99% of them within 2 s;
-``tps_p10>=60``: at least 90% of them at 60 tokens/s or more), and is judged as that share, whose
-sampling error is known. A mean is judged as it is, and promises nothing to any one request.
+A quantile is a promise to a share of requests: ``ttft_p99<=2s`` promises at most 2 s to at least 99% of them,
+``tps_p10>=60`` promises at least 60 tokens/s to at least 90% of them. The judgement is about that share,
+whose sampling error is known. A mean is judged itself, and promises nothing to a single request.
 
-``ttft+16*tpot_p99<=500ms`` bounds a sum, taken request by request: here the time to a burst of 17 tokens.
+``ttft+16*tpot_p99<=500ms`` bounds a sum of each request: here the time to a burst of 17 tokens.
 
-Inter-token latency is counted per delivery, not per request: ``itl_p99<=50ms`` asks that 99% of all
-deliveries come within 50 ms, and a request has kept it when 99% of its own did.
+Inter-token latency counts deliveries, not requests. ``itl_p99<=50ms`` promises at most 50 ms to 99% of all
+deliveries, and a request keeps the term when 99% of its own deliveries do.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ REQUEST_METRICS: dict[str, tuple[str, Comparison]] = {
     "e2e": ("e2e_s", "<="),
     "accepted_length": ("accepted_length", ">="),
 }
-"""Metrics of a request: its column in seconds or tokens/s, and the side on which a promise bounds it."""
+"""Metrics of a request: the column in seconds or tokens/s, and the side on which a promise bounds it."""
 
 SUMMABLE = ("ttft", "tpot", "e2e")
-"""Times of a request that can be added up with weights, as in ttft+16*tpot."""
+"""Times of a request that a term may add up with weights, as in ttft+16*tpot."""
 
 SYSTEM_METRICS = tuple(field.name for field in fields(Metrics))
-"""Metrics of the whole system, under the names in which ``engine.metrics.Metrics`` reports them."""
+"""Metrics of the whole system, with the names of ``engine.metrics.Metrics``."""
 
 LONGEST_TERM = 200
-"""Characters of a term; matching time grows with their cube where blanks are many."""
+"""Most characters of a term: the time to match many blanks grows with their cube. A choice."""
 
 _TERM = re.compile(r"\s*(?:([^:<>=]+):)?\s*([a-z0-9_.+* ]+?)\s*(>=|<=)\s*(\S.*?)\s*")
 
@@ -67,35 +67,35 @@ class Term:
 
     @property
     def per_request(self) -> bool:
-        """Whether each request can be said to have kept it or not."""
+        """Whether each single request keeps or breaks the term."""
         return self.quantile is not None
 
     @property
     def key(self) -> str:
-        """What is bounded, without the bound: ``chat:ttft_p99``."""
+        """The bounded quantity without the bound: ``chat:ttft_p99``."""
         return re.split("[<>]=", self.text)[0].strip()
 
     @property
     def measures_waiting(self) -> bool:
-        """Whether a growing queue breaks the term, sooner or later."""
+        """Whether a growing queue breaks the term sooner or later."""
         return any(name in self.metric for name in ("ttft", "e2e", "queue"))
 
     @property
     def statistic(self) -> str:
-        """Which statistic is bounded: ``mean``, ``p99``, or ``system`` for a metric of the whole system."""
+        """The bounded statistic: ``mean``, ``p99``, or ``system`` for a metric of the whole system."""
         if self.quantile is not None:
             return f"p{100 * self.quantile:g}"
         return "system" if self.metric in SYSTEM_METRICS else "mean"
 
     @property
     def required_share(self) -> float:
-        """Share of requests (of deliveries, for itl) to which it is promised."""
+        """Share of requests (of deliveries, for itl) that the term promises its bound to."""
         assert self.quantile is not None
         return round(self.quantile if self.comparison == "<=" else 1 - self.quantile, 12)
 
     @property
     def weakness(self) -> str | None:
-        """Say so where a term promises to less than half, with the term that promises to the others."""
+        """A warning for a term that promises to less than half, with the term for the others; else None."""
         if self.quantile is None or self.required_share >= 0.5:
             return None
         share, what = 100 * self.required_share, "deliveries" if self.metric == "itl" else "requests"
@@ -105,7 +105,7 @@ class Term:
         )
 
     def holds(self, value: Any) -> Any:
-        """Whether a value, or each of an array, is on the promised side; NaN is not."""
+        """Whether a value, or each value of an array, is on the promised side of the bound; NaN is not."""
         return value >= self.bound if self.comparison == ">=" else value <= self.bound
 
     def at(self, bound: float) -> Term:
@@ -117,7 +117,7 @@ class Term:
         )  # fmt: skip
 
     def unit_for(self, value: float) -> tuple[float, str]:
-        """Return the unit in which people read a value, and how many of the metric's own units it is."""
+        """Return how many of the metric's own units make the unit that people read, and its name."""
         if self.is_time:
             return (1.0, " s") if abs(value) >= 1 else (1e-3, " ms")
         speed = self.metric == "tps" or self.metric.startswith(("tps_", "throughput"))
@@ -131,7 +131,10 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Sla:
-    """Terms that must all hold. Raises ``BadInputError`` for terms that contradict or repeat each other."""
+    """Terms that must all hold.
+
+    Raises ``BadInputError`` for no terms, and for terms that contradict or repeat each other.
+    """
 
     terms: tuple[Term, ...]
 
@@ -162,12 +165,12 @@ class Sla:
 
 
 def parse_sla(texts: Sequence[str]) -> Sla:
-    """Terms as written in a scenario or on a command line; times need a unit."""
+    """Parse terms from a scenario or a command line; times need a unit."""
     return Sla(tuple(parse_term(text) for text in texts))
 
 
 def parse_term(text: str) -> Term:
-    """One term; ``BadInputError`` names what is wrong with it and what would be right."""
+    """Parse one term. Raises ``BadInputError`` with the fault and a correct form."""
     match = _TERM.fullmatch(text) if len(text) <= LONGEST_TERM else None
     if match is None:
         raise _bad("is not a term", text, "write METRIC>=BOUND, as in tps_p10>=60 or chat:ttft_p99<=2s")
@@ -214,7 +217,7 @@ def _metric(name: str, text: str) -> tuple[str, float | None]:
 
 
 def _sum(name: str, text: str) -> str:
-    """Spell a sum of times one way, so that equal sums are seen to be equal: 1*ttft+16*tpot."""
+    """Write a sum of times in one order, so that equal sums have equal text: 1*ttft+16*tpot."""
     weights: dict[str, float] = {}
     for part in name.split("+"):
         match = _SUMMAND.fullmatch(part.strip())
@@ -233,7 +236,7 @@ def _sum(name: str, text: str) -> str:
 
 
 def _refuse_contradiction(one: Term, other: Term) -> None:
-    """Two terms on one metric: bounded twice on a side, or from both sides with nothing between."""
+    """Refuse two terms that bound one metric twice on a side, or from both sides without room."""
     if (one.metric, one.traffic_class) != (other.metric, other.traffic_class):
         return
     if one.comparison == other.comparison:

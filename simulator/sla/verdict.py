@@ -1,4 +1,4 @@
-"""A run judged against an SLA."""
+"""Judge a run against an SLA."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from simulator.sla.terms import REQUEST_METRICS, SYSTEM_METRICS, Sla, Term
 
 @dataclass(frozen=True, slots=True)
 class TermResult:
-    """How a term fared.
+    """The result of one term.
 
-    estimate: the metric's own value (NaN when saturated). share: of the requests
-    or deliveries to which it was kept, with its 95% half-width; NaN for means, where ``ci95`` is of the
-    estimate. requests: those that it was judged by.
+    estimate: the metric's own value (NaN when saturated). share: of the requests or deliveries that kept the
+    term, with its 95% half-width ``ci95``; NaN for means, whose ``ci95`` belongs to the estimate. requests:
+    the number of requests judged.
     """
 
     term: Term
@@ -34,7 +34,7 @@ class TermResult:
     requests: int
 
     def shown(self) -> str:
-        """Say what was attained, with its unit and its 95% interval: ``1.2 s, kept by 99.40% ± 0.30%``."""
+        """Return the attained value with unit and 95% interval: ``1.2 s, kept by 99.40% ± 0.30%``."""
         if math.isnan(self.estimate):
             return "not measured"
         scale, unit = self.term.unit_for(self.estimate)
@@ -45,13 +45,13 @@ class TermResult:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> TermResult:
-        """Rebuild the result that ``dataclasses.asdict`` described."""
+        """Rebuild the result from the values of ``dataclasses.asdict``."""
         return cls(**{**row, "term": Term(**row["term"])})
 
     def verdict(self) -> dict[str, Any]:
         """Return what was asked and what was attained, as plain values; times in s, speeds in tokens/s.
 
-        ``share_asked``, ``share_kept`` and its half-width are NaN for a mean; ``attained_ci95`` is for a
+        ``share_asked``, ``share_kept`` and its half-width are NaN for a mean; ``attained_ci95`` is NaN for a
         quantile.
         """
         term, nan = self.term, float("nan")
@@ -75,11 +75,11 @@ class TermResult:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """A run against an SLA.
+    """A run judged against an SLA.
 
     attainment: share of requests that kept every per-request term, and its 95% half-width.
-    goodput_per_s: such requests per second. All of it is NaN when the system is saturated: a queue
-    that grows without bound has no latency to report, only one that depends on when one stops looking.
+    goodput_per_s: such requests per second. All three are NaN when the system is saturated: the latency of a
+    queue that grows without bound depends only on the length of the run.
     """
 
     met: bool
@@ -92,16 +92,16 @@ class Assessment:
 
     @property
     def failing(self) -> tuple[Term, ...]:
-        """Terms that did not hold."""
+        """The terms that do not hold."""
         return tuple(result.term for result in self.terms if not result.met)
 
     @property
     def promises_each(self) -> bool:
-        """Whether some term promises something to each request; otherwise attainment says nothing."""
+        """Whether a term promises something to each request; otherwise attainment has no meaning."""
         return any(each.term.per_request for each in self.terms)
 
     def verdict(self) -> dict[str, Any]:
-        """Return every term and the whole, as nested plain values; NaN where saturated."""
+        """Return every term and the whole as nested plain values; NaN where saturated."""
         return {
             "holds": self.met,
             "saturated": self.saturated,
@@ -114,7 +114,7 @@ class Assessment:
 
 
 def assess(sla: Sla, observed: Observed, metrics: Metrics, span_s: float) -> Assessment:
-    """Judge a stable run over the requests observed, which arrived within ``span_s`` seconds."""
+    """Judge a stable run by the observed requests, which arrived within ``span_s`` seconds."""
     results = tuple(_judge(term, observed, metrics) for term in sla.terms)
     kept = np.ones(len(observed.requests), dtype=bool)
     for term in sla.terms:
@@ -127,15 +127,15 @@ def assess(sla: Sla, observed: Observed, metrics: Metrics, span_s: float) -> Ass
 
 
 def unseen(share: float, requests: int) -> float:
-    """Half-width below which the interval of a share must not fall: failures too rare to have been seen.
+    """Return the least half-width of the interval of a share that ``n`` samples can support.
 
-    None among n says no more than that at most 3 in n fail (95%).
+    No failure among n samples excludes only shares above 3 in n (95%).
     """
     return 3 / requests if share == 1 and requests else 0.0
 
 
 def saturated_assessment(sla: Sla, requests: int) -> Assessment:
-    """Judge a saturated run: all that can be said is that it is one."""
+    """Judge a saturated run: no term holds, and no latency is known."""
     nan = float("nan")
     results = tuple(TermResult(term, False, nan, nan, nan, requests) for term in sla.terms)
     return Assessment(False, True, nan, nan, nan, requests, results)
@@ -160,13 +160,13 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
         good, of = term.holds(values), np.ones(values.size)
     share, half = ratio_interval(good, of)
     half = max(half, unseen(share, len(mine)))
-    # Nothing to judge (no such request finished) is no breach.
+    # Without a finished request of the class there is nothing to judge, and no breach.
     met = bool(share >= term.required_share - 1e-12) if of.sum() else True
     return TermResult(term, met, estimate, share, half, len(mine))
 
 
 def _mean_parts(metric: str, requests: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return a mean as sums over requests, with the definitions of ``metrics``."""
+    """Return a mean as two sums over requests, defined as in ``engine.metrics``."""
     decode_s = (requests["finished_s"] - requests["first_token_s"]).to_numpy()
     tokens, steps = requests["decode_tokens"].to_numpy(), requests["decode_steps"].to_numpy()
     if metric == "tps":
@@ -192,7 +192,7 @@ def metric_values(metric: str, requests: pd.DataFrame) -> pd.Series[float]:
 
 
 def _concerned(term: Term, observed: Observed) -> NDArray[np.bool_]:
-    """Whether a term concerns each request, [requests]: those of its traffic class, or all."""
+    """Whether a term applies to each request, [requests]: to its traffic class, or to all."""
     classes = observed.requests["traffic_class"].to_numpy()
     if term.traffic_class is None:
         return np.ones(classes.size, dtype=bool)
@@ -200,7 +200,7 @@ def _concerned(term: Term, observed: Observed) -> NDArray[np.bool_]:
 
 
 def _kept(term: Term, observed: Observed) -> NDArray[np.bool_]:
-    """Whether each request had this term kept; a request that it does not concern counts as kept."""
+    """Whether each request kept this term; a request to which the term does not apply counts as kept."""
     requests = observed.requests
     if term.metric == "itl":
         deliveries = requests["deliveries"].to_numpy()

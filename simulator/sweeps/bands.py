@@ -11,23 +11,23 @@ from simulator.sweeps.leads import Lead, lead_of_means, winner
 
 
 def load_bands(frontier: pd.DataFrame, exclude: Sequence[str] = ("oracle",)) -> pd.DataFrame:
-    """Find the winning policy per band of concurrency, with the switch points between them.
+    """Find the winning policy of each band of concurrency, and the points between the bands.
 
-    At equal concurrency more throughput is also more speed per user, so there is one winner.
-    ``margin`` is its smallest lead over the runner-up in the band (below zero where a rival was ahead
-    by less than noise); ``clear`` says whether the lead exceeds the two intervals everywhere in it.
+    At equal concurrency more throughput is also more speed per user, so each load has one winner.
+    ``margin`` is its smallest lead over the runner-up in the band (negative where a rival is ahead
+    by less than noise). ``clear`` says whether the lead exceeds both intervals everywhere in the band.
     """
     field = frontier[~frontier["policy"].isin(exclude)]
     if field.empty:
         return pd.DataFrame(columns=[each.name for each in fields(Band)])
     table = field.pivot(index="concurrency", columns="policy", values="throughput_tok_per_s").sort_index()
-    table = table.dropna()  # loads added where one policy's answer lies say nothing of the others
+    table = table.dropna()  # a load added for one policy's answer has no row of the others
     half = field.pivot(index="concurrency", columns="policy", values="throughput_ci95").fillna(0.0)
     half = half.loc[table.index]
     usual = str(table.idxmax(axis=1).mode().iloc[0])
     bands: list[Band] = []
     for position, load in enumerate(table.index):
-        # A lead within noise is no reason to switch: stay with the policy of the band so far.
+        # A lead within noise is no reason to switch policies.
         incumbent = bands[-1].policy if bands else usual
         here = _lead(table.iloc[position], half.iloc[position], float(load), incumbent)
         if bands and bands[-1].policy == here.policy:
@@ -53,7 +53,7 @@ class Band:
     clear: bool
 
     def extended(self, other: Band) -> Band:
-        """Return this band up to where ``other`` lies, with the smaller lead of the two."""
+        """Return this band extended to the loads of ``other``, with the smaller lead of the two."""
         closest = other if other.margin < self.margin else self
         return replace(
             self,

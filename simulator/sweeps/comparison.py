@@ -1,4 +1,4 @@
-"""Reading a frontier: what each policy gives under an SLA, by how much, and who wins at which load."""
+"""Answers read from a frontier: throughput of each policy under an SLA, gains, and winners by load."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from simulator.sweeps.leads import lead_of_means
 from simulator.sweeps.lines import SPEEDS, AtSla, Line, lines
 
 BASELINE = "mtp1"
-"""The policy that gains are over where it is among those compared; otherwise the first one is."""
+"""Baseline of gains where it is compared; otherwise the first policy is the baseline. A choice."""
 
 Bound = float | str | Term
-"""A speed SLA as callers give it: ``80`` (on average), ``p10>=80``, ``tps_p10>=80``, or the term itself."""
+"""A speed SLA: ``80`` (on average), ``p10>=80``, ``tps_p10>=80``, or the term itself."""
 
 
 def parse_speed(bound: Bound) -> Term:
-    """Parse a speed SLA. A bare number bounds the mean; ``p10>=80`` is a promise to 90% of the requests."""
+    """Parse a speed SLA. A bare number bounds the mean; ``p10>=80`` promises 80 to 90% of the requests."""
     if isinstance(bound, Term):
         term = bound
     else:
@@ -52,13 +52,13 @@ def promise(term: Term) -> str:
 
 
 def baseline_of(frontier: pd.DataFrame) -> str:
-    """Choose the policy that gains are over: MTP-1 where it is compared, otherwise the first."""
+    """Return the baseline of gains: MTP-1 where it is compared, otherwise the first policy."""
     policies = list(dict.fromkeys(frontier["policy"]))
     return BASELINE if BASELINE in policies else str(policies[0])
 
 
 def require_known(by_policy: Mapping[str, Line], term: Term) -> None:
-    """Refuse a speed SLA where a load's speed is unknown: no request finished, which is no slow request."""
+    """Refuse a speed SLA where no request of a load finished: the speed is then unknown, and not low."""
     for policy, line in by_policy.items():
         unknown = line.concurrency[np.isnan(line.speeds[term.key])]
         if unknown.size:
@@ -115,7 +115,7 @@ def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
 
 
 def _is_leading(policy: str, answers: Mapping[str, AtSla], halves: Mapping[str, float]) -> bool:
-    """Whether no other deployable policy carries more under the SLA for sure."""
+    """Whether no other deployable policy serves more under the SLA by more than chance."""
     mine = answers[policy].throughput
     if policy == "oracle" or math.isnan(mine):
         return False
@@ -127,7 +127,7 @@ def _is_leading(policy: str, answers: Mapping[str, AtSla], halves: Mapping[str, 
 
 
 def speed_gain_range(frontier: pd.DataFrame, policy: str, baseline: str | None = None) -> tuple[float, float]:
-    """Smallest and largest gain in mean speed of a policy over the baseline at equal throughput."""
+    """Return the least and largest gain in mean speed over the baseline at equal throughput."""
     by_policy = lines(frontier)
     base, line = by_policy[baseline or baseline_of(frontier)], by_policy[policy]
     levels = np.linspace(

@@ -44,18 +44,18 @@ GUESSES, MOST_TURNS = 3, 30
 smooth curve, ranges are halved, the baseline's first and then those that depend on it."""
 
 MOST_SEEDS = 100_000
-"""Replications of a sweep: a choice, far above what any answer needs."""
+"""Most replications of a sweep. A choice, far above the need of any answer."""
 
 FEW_TURNOVERS = 3.0
-"""Finished requests per slot below which the quantiles of speed are those of short outputs."""
+"""Finished requests per slot below which quantiles of speed are those of short outputs. A choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrontierRun:
-    """One policy at one concurrency with one seed: an independent piece of a sweep.
+    """One policy at one concurrency with one seed: a cell of a sweep.
 
-    steps: engine steps; None runs ``steps_for`` the concurrency, and on until every slot has finished some
-    requests (``engine.run.enough_requests``).
+    steps: engine steps. None runs the steps of ``steps_for``, and continues until every slot has finished
+    some requests (``engine.run.enough_requests``).
     """
 
     plan: Setup
@@ -67,7 +67,10 @@ class FrontierRun:
 
 @dataclass(frozen=True, slots=True)
 class MixCell:
-    """A policy with several classes of requests at one concurrency. plans: one per class, of one policy."""
+    """A policy with several classes of requests at one concurrency.
+
+    plans: one per class, of one policy.
+    """
 
     plans: tuple[Setup, ...]
     limits: EngineLimits
@@ -119,7 +122,7 @@ def sweep_frontier(
     def simulated(wanted: Sequence[tuple[str, int]], label: str, place: Path | None) -> pd.DataFrame:
         cells = [
             FrontierRun(by_name[policy], deployment.limits(load), drawn, steps, seed)
-            for seed in range(seeds)  # outermost, so that workers meet one realised trace after the other
+            for seed in range(seeds)  # outermost, so that workers use one realised trace after the other
             for policy, load in wanted
         ]
         rows = run_cells(
@@ -145,7 +148,7 @@ def sweep_frontier(
 def _answerable(
     deployment: Deployment, plans: Sequence[Setup], concurrency: Sequence[int]
 ) -> list[tuple[str, int]]:
-    """Pair policies with loads; warn of loads that are left out, refuse a policy without any."""
+    """Pair policies with loads. Unanswerable loads give a warning; a policy with no others is refused."""
     pairs = []
     for plan in plans:
         whys = {load: plan.extrapolates(load) for load in concurrency}
@@ -154,7 +157,7 @@ def _answerable(
 
 
 def _measured(deployment: Deployment, by_name: Mapping[str, Setup], table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out loads at which a policy chose rows far beyond those measured; as ``_answerable``."""
+    """Leave out loads at which a policy chose rows far beyond the measured ones, as ``_answerable`` does."""
     kept = set()
     for name, plan in by_name.items():
         mine = table[table["policy"] == name]
@@ -166,7 +169,7 @@ def _measured(deployment: Deployment, by_name: Mapping[str, Setup], table: pd.Da
 
 
 def _kept(deployment: Deployment, whys: Mapping[int, BadInputError | None]) -> list[int]:
-    """Return the loads below the first that is refused: no gap between loads is interpolated over."""
+    """Return the loads below the first refused one: answers never interpolate over a gap."""
     refused = [load for load, why in whys.items() if why is not None and not deployment.extrapolate_rows]
     end = min(refused, default=math.inf)
     kept = [load for load in whys if load < end]
@@ -178,7 +181,7 @@ def _kept(deployment: Deployment, whys: Mapping[int, BadInputError | None]) -> l
 
 
 def steps_for(concurrency: int) -> int:
-    """Engine steps that give ``REQUEST_STEPS`` at this concurrency, within 400 to 3,000: at least."""
+    """Return the least engine steps for ``REQUEST_STEPS`` at this concurrency, within 400 to 3,000."""
     return int(np.clip(REQUEST_STEPS // concurrency, 400, 3000))
 
 
@@ -189,9 +192,9 @@ def run_cell(cell: FrontierRun) -> dict[str, object]:
 
 
 def run_mix(cell: MixCell) -> dict[str, object]:
-    """Simulate a mix of classes in a closed loop: row as of ``run_cell``."""
+    """Simulate a mix of classes in a closed loop; the row is that of ``run_cell``."""
     load = cell.limits.concurrency
-    # More requests than slots by far, so that cycling through them shows no pattern.
+    # Far more requests than slots, so that repeating them shows no pattern.
     workload = SyntheticTraffic(ClosedLoop(), cell.classes).workload(cell.seed, requests=max(2048, 8 * load))
     plan = cell.plans[0]
     run = simulate(

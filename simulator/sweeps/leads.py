@@ -1,9 +1,9 @@
-"""Which policy leads, and whether by more than chance: one rule for ``compare``, the plan and its day chart.
+"""Leads of one policy over another: one rule for ``compare``, the plan and its day chart.
 
-A lead counts when it is larger than its 95% interval, and the policy that runs stays until another leads it.
-A plan tries policies with the same random numbers, replication by replication, so that a lead is judged by
-the pairs: two policies that differ less than their own scatter may still differ for sure, and the other way
-round. A frontier states an interval for each policy; there a lead counts when it exceeds the two together.
+A lead counts when it is larger than its 95% interval. The running policy stays until another policy leads it.
+A plan runs policies with the same random numbers in each replication, and judges a lead by the pairs: two
+policies may differ for sure by less than the scatter of each. A frontier has an interval for each policy;
+there a lead counts when it exceeds the sum of both.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from simulator.core.statistics import mean_interval
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """By which share one is ahead of another, over paired replications, and the half-width of that.
+    """Lead of one over another as a share, over paired replications, and its 95% half-width.
 
-    ci95 is NaN with fewer than two pairs: then nothing is known of chance.
+    ci95 is NaN for fewer than two pairs, which give no estimate of chance.
     """
 
     share: float
@@ -29,12 +29,12 @@ class Lead:
 
     @property
     def sure(self) -> bool:
-        """Whether it is more than chance; with one pair, whatever is ahead."""
+        """Whether the lead exceeds chance; a single pair counts as it is."""
         return self.share > (0.0 if np.isnan(self.ci95) else self.ci95)
 
 
 def lead(one: ArrayLike, other: ArrayLike) -> Lead:
-    """Lead of one over another in positive values, paired by replication; pairs with NaN are left out."""
+    """Return the lead of one over another in positive values, by replication, without pairs with NaN."""
     ratio = np.log(np.asarray(one, dtype=np.float64) / np.asarray(other, dtype=np.float64))
     known = ratio[~np.isnan(ratio)]
     if not known.size:
@@ -44,12 +44,12 @@ def lead(one: ArrayLike, other: ArrayLike) -> Lead:
 
 
 def lead_of_means(one: float, half: float, other: float, other_half: float) -> Lead:
-    """Lead of one mean over another where each comes with its own half-width."""
+    """Return the lead of one mean over another, each with its own half-width."""
     return Lead((one - other) / other, (half + other_half) / other)
 
 
 def winner(policies: Iterable[str], running: str, lead_over: Callable[[str, str], Lead]) -> str:
-    """Keep the policy that runs unless others lead it for sure; then take the one with the largest lead.
+    """Keep the running policy unless others lead it for sure; then take the one with the largest lead.
 
     lead_over: the lead of its first policy over its second.
     """
@@ -59,20 +59,20 @@ def winner(policies: Iterable[str], running: str, lead_over: Callable[[str, str]
 
 
 def tied_with(policy: str, policies: Iterable[str], lead_over: Callable[[str, str], Lead]) -> tuple[str, ...]:
-    """Other policies that a policy does not lead for sure."""
+    """Return the policies that a policy does not lead for sure."""
     return tuple(other for other in policies if other != policy and not lead_over(policy, other).sure)
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The policy to run, and those of which it cannot be said that they are worse."""
+    """The policy to run, and the policies that are not worse for sure."""
 
     policy: str
     tied: tuple[str, ...]
 
     @property
     def label(self) -> str:
-        """The policy, and those that it is tied with."""
+        """The policy and its ties."""
         return f"{self.policy} (a tie with {' and '.join(self.tied)})" if self.tied else self.policy
 
     def __str__(self) -> str:
@@ -83,8 +83,8 @@ class Recommendation:
 class Candidate:
     """A policy that may be recommended, with the GPUs of its fleet.
 
-    seed_rates: requests/s per replica, seed_tps: mean speeds at the peak in tokens/s/user, both one value
-    per replication.
+    seed_rates: requests/s per replica. seed_tps: mean speeds at the peak in tokens/s/user. Both have one
+    value per replication.
     """
 
     policy: str
@@ -94,10 +94,10 @@ class Candidate:
 
 
 def recommend(candidates: Sequence[Candidate]) -> Recommendation:
-    """Fewest GPUs, then the faster at the peak; listed first where all is equal.
+    """Recommend the fewest GPUs, then the fastest at the peak, then the first listed.
 
-    Another policy is tied with the first when it neither needs more GPUs for sure nor serves slower for sure:
-    equal numbers of GPUs cost the same, and different ones may come from rates that chance explains.
+    A policy is tied with the first when it needs no more GPUs for sure and serves no slower for sure. Equal
+    numbers of GPUs cost the same, and different numbers may come from rates that differ by chance.
     """
     first = min(candidates, key=lambda each: (each.gpus, -float(np.nanmean(each.seed_tps))))
     tied = [

@@ -1,4 +1,4 @@
-"""A frontier as one line per policy, and what each gives under an SLA."""
+"""A frontier as one line per policy, and the answers of each line under an SLA."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SPEEDS = ("tps_mean", "tps_p10", "tps_p50")
 
 @dataclass(frozen=True, slots=True)
 class AtSla:
-    """What a policy gives at a bound: its best throughput there, the load, and the speeds at that load.
+    """Best throughput of a policy under an SLA, its load, and the speeds at that load.
 
-    lower_bound: the sweep ended before the SLA was reached. All NaN where it cannot be met.
+    lower_bound: the sweep ended before the SLA was reached. All are NaN where no load keeps the SLA.
     """
 
     throughput: float = math.nan
@@ -31,11 +31,11 @@ class AtSla:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One policy's frontier over concurrency, increasing: throughput and speeds per user, decreasing.
+    """One policy's frontier over increasing concurrency: throughput, and falling speeds per user.
 
-    Between simulated loads the time per token, of a slot and of a user, is taken as linear in concurrency:
-    the straight line of the frontier's plot, exact for a linear step time. relative_ci95: half-width of the
-    throughput's interval over the throughput, at each load; 0 where it is not known.
+    Between simulated loads the time per token, of a slot and of a user, is linear in concurrency: the
+    straight line of the frontier's plot, exact for a linear step time. relative_ci95: half-width of the
+    throughput's interval over the throughput, at each load; 0 where it is unknown.
     """
 
     policy: str
@@ -50,9 +50,9 @@ class Line:
         return self.speeds["tps_mean"]
 
     def bracket(self, term: Term) -> tuple[int, int] | None:
-        """Find the last load that keeps a term and the one after it, as indices; None where none keeps it.
+        """Return the indices of the last load that keeps a term and of the next; None where none keeps it.
 
-        Both are the same where the last load of all keeps it.
+        Both are the same where the last load of all keeps the term.
         """
         meets = self.speeds[term.key] >= term.bound
         if not meets.any():
@@ -61,7 +61,7 @@ class Line:
         return last, min(last + 1, len(meets) - 1)
 
     def at_sla(self, term: Term) -> AtSla:
-        """Best throughput that keeps a term."""
+        """Return the best throughput that keeps a term."""
         ends = self.bracket(term)
         if ends is None:
             return AtSla()
@@ -72,15 +72,15 @@ class Line:
             load = float(np.interp(1 / term.bound, slowness, self.concurrency[[last, after]]))
         mean, p10 = (self._between(self.speeds[name], load) for name in ("tps_mean", "tps_p10"))
         if after != last and term.key == "tps_mean":
-            mean = term.bound  # rounding apart, what was interpolated
+            mean = term.bound  # the interpolated value, except for rounding
         slot = self._between(self.throughput / self.concurrency, load)
         return AtSla(load * slot, load, mean, p10, last + 1 == len(self.concurrency))
 
     def throughput_ci95_at(self, term: Term) -> float:
-        """Half-width of the interval of ``at_sla``'s throughput; NaN where the term cannot be kept.
+        """Return the half-width of ``at_sla``'s throughput; NaN where no load keeps the term.
 
-        The line is moved up and down by its interval as a whole. That moves the load at which the term is
-        just kept too, so that the interval is wider than at a fixed load.
+        The whole line moves up and down by its interval. The load that just keeps the term moves with it, so
+        the interval is wider than at a fixed load.
         """
         low, high = (self._moved(sign).at_sla(term).throughput for sign in (-1, 1))
         return (high - low) / 2 if not math.isnan(low) else abs(high - self.at_sla(term).throughput)
@@ -92,7 +92,7 @@ class Line:
         return replace(self, throughput=self.throughput * factor, speeds=speeds)
 
     def tps_at_throughput(self, throughput: float) -> float:
-        """Mean speed per user at the lowest load that gives that throughput; NaN outside its range."""
+        """Return the mean speed per user at the lowest load with that throughput; NaN outside its range."""
         reach, first = np.unique(np.maximum.accumulate(self.throughput), return_index=True)
         if not reach[0] <= throughput <= reach[-1]:
             return float("nan")

@@ -1,4 +1,4 @@
-"""Which loads to add so that an answer no longer depends on the grid."""
+"""Loads to add to a sweep so that its answers do not depend on the given loads."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from simulator.sweeps.comparison import Bound, baseline_of, parse_speed, require
 from simulator.sweeps.lines import Line, lines
 
 SHARE = 0.01
-"""Answers are refined until the loads on both sides are this near, as a share of the load, or neighbours."""
+"""Answers are refined until the loads around are neighbours or within this share of the load. A choice."""
 
 
 def loads_to_add(
     frontier: pd.DataFrame, slas: Sequence[Bound], *, halve: bool = False
 ) -> list[tuple[str, int]]:
-    """Policies and loads to simulate so that answers do not rest on far interpolation; empty: none.
+    """Return policies and loads to simulate next; empty when no answer needs one.
 
-    Looked for is each policy's load at each SLA, and its load at the baseline's throughput there. A load
-    that keeps the SLA and the next that does not must be neighbours, or within twice ``SHARE`` of the answer
-    or twice the interval of its throughput. A policy that fails at the lowest load is tried at one.
+    An answer is a policy's load at an SLA, or its load at the baseline's throughput there. The load that
+    keeps the SLA and the next load, which does not, must be neighbours, or within twice ``SHARE`` of the
+    answer or twice the interval of its throughput. A policy that fails at the lowest load is tried at a load
+    of one.
+    halve: take the middle instead of the interpolated load, which converges slowly along a curve with risers.
     Raises ``BadInputError`` where the speed that an SLA bounds is unknown at a load.
-    halve: take the middle rather than the interpolated load, which creeps along a curve with risers.
     """
     by_policy, base = lines(frontier), baseline_of(frontier)
     noise = _noise(frontier)
@@ -41,7 +42,7 @@ def loads_to_add(
 
 
 def _noise(frontier: pd.DataFrame) -> dict[str, float]:
-    """Relative half-width of each policy's throughput, the median over its loads; 0 where unknown."""
+    """Return the relative half-width of each policy's throughput: the median over loads, 0 where unknown."""
     relative = frontier["throughput_ci95"] / frontier["throughput_tok_per_s"]
     median = relative.groupby(frontier["policy"], sort=False).median().fillna(0.0)
     return {str(policy): float(value) for policy, value in median.items()}
@@ -50,16 +51,16 @@ def _noise(frontier: pd.DataFrame) -> dict[str, float]:
 def _at_term(line: Line, term: Term, share: float, halve: bool) -> int | None:
     ends = line.bracket(term)
     if ends is None:
-        return 1  # perhaps a request alone is fast enough
+        return 1  # a single request may be fast enough
     last, after = ends
     if last == after:
-        return None  # the sweep ends before the SLA binds, and the answer says so
+        return None  # the sweep ends before the SLA binds; ``lower_bound`` says so
     low, high = line.concurrency[last], line.concurrency[after]
     return _inside(low, high, line.at_sla(term).concurrency, share, halve)
 
 
 def _at_throughput(line: Line, level: float, share: float, halve: bool) -> int | None:
-    """Where the line first reaches a throughput; None where it never does, or needs no closer look."""
+    """Return where the line first reaches a throughput; None if never, or if the answer is near enough."""
     reached = np.flatnonzero(line.throughput >= level)
     if not reached.size:
         return None
@@ -72,10 +73,10 @@ def _at_throughput(line: Line, level: float, share: float, halve: bool) -> int |
 
 
 def _inside(low: float, high: float, guess: float, share: float, halve: bool) -> int | None:
-    """Propose a load between two to simulate next; None where they are near enough.
+    """Return a load between two to simulate next; None where they are near enough.
 
-    The guess, or where that is next to an end a load just beyond: so that the answer is closed in from both
-    sides even where a curve has risers between them.
+    The load is the guess, or one just beyond it where the guess is next to an end. Both sides then approach
+    the answer, also where the curve has risers between them.
     """
     margin = max(1, int(share * guess))
     if high - low <= 2 * margin:

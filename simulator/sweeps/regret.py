@@ -1,7 +1,7 @@
-"""Regret: what a scheduler loses because the cost table it believes is not the true one.
+"""Regret: the throughput that a scheduler loses because the cost table it believes is wrong.
 
-The clock always runs on the true cost; only the scheduler's table changes. Every belief meets the
-same requests and drafts, so the loss is a difference of pairs and small ones can be told from noise.
+The clock always uses the true cost; only the scheduler's table changes. Every belief serves the same
+requests and drafts, so that the loss is a difference of pairs and small losses exceed the noise.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ def regret(
 
 
 def belief_warnings(beliefs: Sequence[str]) -> list[str]:
-    """Say what to know of the tables among the beliefs; they are looked up as they are."""
+    """Return warnings about the believed tables, which are used as they are."""
     files = [text for text in beliefs if text.endswith(".json")]
     return [f"{text}: {warning}" for text in files for warning in table_warnings(load_table(Path(text)))]
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """One belief at one load against the truth, seed by seed."""
+    """One belief and the truth at one load, seed by seed."""
 
     wrong: pd.DataFrame
     true: pd.DataFrame

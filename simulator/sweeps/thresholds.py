@@ -1,4 +1,4 @@
-"""Static confidence thresholds: what they verify, what they commit, and the picture of it."""
+"""Static confidence thresholds: verified and committed tokens, as a table."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def threshold_sweep(model: AcceptanceModel, thresholds: Sequence[float], seed: i
 
 
 def _leading(passes: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How many drafts of each block pass before the first that does not, [N]."""
+    """Return how many drafts of each block pass before the first that does not, [N]."""
     leading: NDArray[np.int64] = np.logical_and.accumulate(passes, axis=1).sum(axis=1)
     return leading

@@ -1,4 +1,4 @@
-"""What drafts are worth: position-indexed traces, fitted models, plain rates, and how text names them."""
+"""Acceptance of drafts: position-indexed traces, fitted models, plain rates, and their names as text."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""How far confidences can be trusted: calibration error, ranking, and sequential temperature scaling.
+"""Calibration of confidences: calibration error, ranking, and sequential temperature scaling.
 
-Everything is measured on prefix survival, the product of the confidences up to a draft position, because
-that is what a scheduler acts on (paper, section 3.2.1 and figure 6). Positions are columns: predicted and
-observed values are [N, gamma], the same statistics per column.
+All statistics are of prefix survival, the product of the confidences up to a draft position, because a
+scheduler acts on that product (paper, section 3.2.1 and figure 6). Positions are columns: predicted and
+observed values are [N, gamma], with one statistic per column.
 
-``observed`` is whether the prefix was accepted, 0 or 1; a probability works as well and gives the expected
+``observed`` is 1 where the prefix was accepted and 0 where it was not; a probability gives the expected
 statistic. ``weight`` counts an observation that many times; 0 leaves it out.
 """
 
@@ -30,7 +30,7 @@ _EDGE = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """What the published descriptions leave open: the temperatures tried and the bins of the error."""
+    """Choices that the published descriptions leave open: the temperatures tried, the bins of the error."""
 
     name: str
     grid: tuple[float, ...]
@@ -42,15 +42,15 @@ class Convention:
 
 
 REFERENCE = Convention("reference", tuple(round(0.05 * i, 2) for i in range(2, 101)), bins=20)
-"""The paper's 20 bins; it leaves the grid open: here 0.1 to 5 in steps of 0.05."""
+"""20 bins, as in the paper. The paper gives no grid: 0.1 to 5 in steps of 0.05 is a choice."""
 
 SGLANG = Convention("sglang", tuple(np.logspace(-1, 1, 41).tolist()), bins=15)
-"""What SGLang fits its calibration files with: 41 temperatures, 0.1 to 10 on a log scale, 15 bins."""
+"""The convention of SGLang's calibration files: 41 temperatures, 0.1 to 10 on a log scale, 15 bins."""
 
 
 @dataclass(frozen=True, slots=True)
 class TemperatureFit:
-    """Sequential temperatures, one per position, and the calibration error they leave.
+    """Sequential temperatures, one per position, and the remaining calibration error.
 
     ``c_k = sigmoid(raw_k / temperatures[k])``; errors are of the cumulative product up to each position.
     """
@@ -63,7 +63,7 @@ class TemperatureFit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reliability:
-    """Predicted against observed acceptance in equal bins of the prediction; empty bins are left out."""
+    """Predicted and observed acceptance in equal bins of the prediction, without empty bins."""
 
     bin: NDArray[np.int64]
     predicted: Floats
@@ -90,9 +90,9 @@ def prefix_survival(logits: ArrayLike, temperatures: ArrayLike | None = None) ->
 def verdicts(
     accepted: ArrayLike, gamma: int, effective_length: ArrayLike | None = None
 ) -> tuple[Floats, Floats]:
-    """``(observed, weight)``, both [N, gamma], of accepted lengths [N].
+    """Return ``(observed, weight)``, both [N, gamma], of accepted lengths [N].
 
-    Drafts beyond a block's effective length were never judged and weigh nothing.
+    Drafts beyond the effective length of a block have no verdict and weigh nothing.
     """
     position = np.arange(gamma)
     observed = (np.asarray(accepted)[:, None] > position).astype(np.float64)
@@ -197,11 +197,11 @@ def fit_temperatures(
     weight: ArrayLike | None = None,
     convention: Convention = REFERENCE,
 ) -> TemperatureFit:
-    """Sequential temperature scaling (paper, section 3.2.1).
+    """Fit sequential temperatures (paper, section 3.2.1).
 
-    Left to right, the temperature of position k is the one of the grid that minimises the calibration error
-    of the cumulative product up to k, earlier positions fixed; the smallest such temperature on a tie.
-    A position without observations keeps temperature 1 and has no error (NaN).
+    Positions are fitted from left to right, with earlier positions fixed. The temperature of position k
+    minimises the calibration error of the cumulative product up to k over the grid; on a tie the smallest
+    wins. A position without observations keeps temperature 1 and has no error (NaN).
     """
     raw = np.asarray(logits, dtype=np.float32)
     outcome, mass = _like(raw, observed), _like(raw, 1.0 if weight is None else weight)

@@ -1,11 +1,11 @@
-"""Acceptance for when only published numbers exist: a latent model of how predictable text is.
+"""Acceptance from published numbers: a latent model of how predictable text is.
 
-Text is easy or hard to draft for three reasons: the request, the passage within it, and the single token.
-The first two are shared by a whole block, which is why the survivors of its first drafts are accepted more
-readily than the block at large; the third decides token by token. Each is a normal variable, the shared
-ones skewed towards the easy side, and together with a level per draft position they give the log-odds of
-acceptance. The confidence head knows exactly that chance and reports it stretched and shifted, so it ranks
-as well as anything can and is miscalibrated as published. Outcomes are drawn from the chance itself.
+Three parts make text easy or hard to draft: the request, the passage within it, and the single token. A whole
+block shares the first two, so the blocks whose first drafts survive are easier than average. The third
+varies from token to token. Each part is a normal variable, and the shared ones are skewed towards the easy
+side; their sum and a level per draft position are the log-odds of acceptance. The confidence head reports
+that chance stretched and shifted, so that its ranking is perfect and its calibration is as published.
+Outcomes are drawn from the chance.
 
 Parameters are fitted by ``simulator/paper/fit.py`` and shipped in ``traces/fitted.json``.
 """
@@ -38,9 +38,9 @@ SOLVING_SEQUENCES = 4 * SEQUENCES
 """Sequences over which expectations are taken when a level is solved for."""
 
 LOGIT_LIMIT = 16.0
-"""Log-odds are kept within this of 0: beyond, float32 cannot tell the chance from 0 or 1."""
+"""Largest log-odds on either side of 0: beyond it float32 cannot tell the chance from 0 or 1."""
 
-_SKEW_LIMIT = 4.0  # standard deviations; the skewed tail grows exponentially
+_SKEW_LIMIT = 4.0  # standard deviations, because the skewed tail grows exponentially
 
 _LEVEL_LIMIT = 8.0
 
@@ -65,7 +65,7 @@ class Predictability(BaseModel):
     token_scale: tuple[float, ...]
 
     def of(self, text: Text) -> Predictability:
-        """Return that of another kind of text: wider or narrower at every draft position."""
+        """Return the predictability of another kind of text, wider or narrower at every draft position."""
         return self.model_copy(
             update={
                 "passage_scale": tuple(scale * text.spread for scale in self.passage_scale),
@@ -93,9 +93,9 @@ class Predictability(BaseModel):
 
 
 class Text(BaseModel):
-    """What kind of text it is, beside the Alpaca prompts of figure 6.
+    """A kind of text, relative to the Alpaca prompts of figure 6.
 
-    spread: factor on the spread of difficulty. offset: added to what the confidence head reports.
+    spread: factor on the spread of difficulty. offset: added to the output of the confidence head.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,10 +105,10 @@ class Text(BaseModel):
 
 
 class Head(BaseModel):
-    """What the confidence head reports: ``raw_k = stretch_k * logit(chance_k) + offset_k``.
+    """Output of the confidence head: ``raw_k = stretch_k * logit(chance_k) + offset_k``.
 
-    temperatures: sequential temperature scaling of that raw output (reference convention). It can undo the
-    stretch but not the offset, which is the calibration error it leaves.
+    temperatures: sequential temperature scaling of the raw output (reference convention). Scaling can undo
+    the stretch and not the offset; the remaining calibration error comes from the offset.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -148,14 +148,14 @@ class FittedModel:
 
     @property
     def has_confidence(self) -> bool:
-        """Only DSpark has a confidence head; Eagle3 and DFlash run fixed lengths."""
+        """Whether the drafter has a confidence head: DSpark does; Eagle3 and DFlash run fixed lengths."""
         return self.head is not None
 
     def trace(self, seed: int) -> AcceptanceTrace:
-        """Draw a pool of blocks with their chances of acceptance and what the head says of them.
+        """Draw a pool of blocks with their chances of acceptance and the output of the head.
 
-        All models of a dataset, at any level, see the same text and the same uniforms, so that they are
-        compared on common ground.
+        All models of a dataset, at any level, have the same text and the same random numbers, so that noise
+        does not add to their differences.
         """
         dataset = self.base.rpartition("/")[2]
         stream = random_stream(seed, f"text/{dataset}")
@@ -187,7 +187,7 @@ class FittedModel:
         return replace(self, level=self.level + level)
 
     def log_odds(self) -> Chances:
-        """Log-odds of acceptance over the pool that expectations are taken of, [sequences, rows, gamma]."""
+        """Log-odds of acceptance over the pool of expectations, [sequences, rows, gamma]."""
         pool = self.predictability.draw(random_stream(0, "solving pool"), SOLVING_SEQUENCES)
         return self._logits(pool)[..., : self.gamma]
 
@@ -254,11 +254,11 @@ def expected_walk(chances: Chances) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 
 PLAIN_TEXT = Text(spread=1.0, offset=0.0)
-"""As figure 6 measured it."""
+"""The text of figure 6."""
 
 
 class _Shape(BaseModel):
-    """What figure 2 fixes for one drafter and one kind of text."""
+    """Parameters that figure 2 determines, for one drafter and one kind of text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -267,7 +267,7 @@ class _Shape(BaseModel):
 
 
 class _Cell(BaseModel):
-    """What table 1 fixes for one target, drafter and dataset."""
+    """Parameters that table 1 determines, for one target, drafter and dataset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -315,7 +315,7 @@ class Parameters(BaseModel):
 ALIASES: Mapping[str, str] = {
     f"qwen3-4b-{domain}": f"qwen3-4b/dspark/{domain}" for domain in ("math", "code", "chat")
 }
-"""Short names of the three models that are fitted to the most data."""
+"""Short names of the three models with the most published data."""
 
 
 def catalogue() -> tuple[FittedModel, ...]:

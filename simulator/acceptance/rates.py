@@ -1,4 +1,4 @@
-"""Acceptance from what people have: per-position rates, a mean length, a mix; and the spec string."""
+"""Acceptance from rates: per position, from a mean length, or as a mix of models."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _GIVEN = Provenance(kind="synthetic", source="given by the user", date="undated"
 class Rates:
     """Drafts accepted independently at fixed conditional rates: P(draft k accepted | 1..k-1 accepted).
 
-    Every block carries the same confidences, the rates themselves: perfectly calibrated and unable to
-    tell one block from another. A scheduler can follow the load with them but not favour a request, so
-    what it gains here is the least that a confidence head could add.
+    Every block has the same confidences, the rates themselves. The confidences are calibrated and do not tell
+    one block from another. A scheduler can follow the load with them and cannot prefer a request, so its gain
+    here is a lower bound of its gain with a confidence head.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Rates:
 
     @property
     def has_confidence(self) -> bool:
-        """True: the rates serve as confidences."""
+        """True: the rates are the confidences."""
         return True
 
     @property
@@ -70,7 +70,7 @@ class Rates:
         return 1.0 + float(np.cumprod(self.conditional).sum())
 
     def replay(self, seed: int, *, raw: bool = False) -> Replay:
-        """Draw the outcomes of a pool of blocks; ``raw`` changes nothing, rates being calibrated."""
+        """Draw the outcomes of a pool of blocks; ``raw`` has no effect, because rates are calibrated."""
         rows = SEQUENCES * SEQUENCE_ROWS
         probability = np.broadcast_to(np.asarray(self.conditional, np.float32), (rows, self.gamma))
         accepted = draw_accepted(probability, random_stream(seed, "outcomes"))
@@ -84,12 +84,12 @@ class Rates:
 
 
 def conditional_rates(rates: Sequence[float]) -> Rates:
-    """Rates P(draft k accepted | drafts before it accepted), one per draft token."""
+    """Make a model from P(draft k accepted | drafts before it accepted), one rate per draft token."""
     return Rates(f"conditional:{_listed(rates)}", tuple(map(float, rates)))
 
 
 def marginal_rates(rates: Sequence[float]) -> Rates:
-    """Rates P(drafts 1..k all accepted), non-increasing, as vLLM logs them per position."""
+    """Make a model from P(drafts 1..k all accepted), non-increasing, as vLLM logs them per position."""
     name = f"marginal:{_listed(rates)}"
     previous, conditional = 1.0, []
     for rate in map(float, rates):
@@ -101,7 +101,7 @@ def marginal_rates(rates: Sequence[float]) -> Rates:
 
 
 def mean_length(accepted_length: float, gamma: int) -> Rates:
-    """One rate at every position such that blocks of ``gamma`` commit ``accepted_length``, bonus included."""
+    """Make a model of one rate whose blocks of ``gamma`` commit ``accepted_length``, bonus included."""
     name = f"length:{accepted_length:g}@{gamma}"
     if not 1 <= gamma <= MAX_GAMMA:
         raise refusal(f"block size must be 1 to {MAX_GAMMA}", name, gamma)
@@ -115,10 +115,10 @@ def mean_length(accepted_length: float, gamma: int) -> Rates:
 
 
 def mean_rate(rate: float, gamma: int) -> Rates:
-    """One rate at every position such that a share ``rate`` of all drafted tokens is accepted.
+    """Make a model of one rate in which a share ``rate`` of all drafted tokens is accepted.
 
-    It is the "draft acceptance rate" that engines print, accepted over drafted tokens, under which blocks of
-    ``gamma`` commit 1 + gamma * rate tokens: not P(a draft is accepted), which is higher.
+    Engines print this share as "draft acceptance rate": accepted over drafted tokens. Blocks of ``gamma``
+    then commit 1 + gamma * rate tokens. The chance that a single draft is accepted is higher than ``rate``.
     """
     name = f"rate:{rate:g}@{gamma}"
     if not 0 <= rate <= 1:
@@ -130,8 +130,9 @@ def mean_rate(rate: float, gamma: int) -> Rates:
 class Mix:
     """Requests drawn from several models in fixed shares.
 
-    ``weights`` are shares of sequences, that is of requests; tokens and steps follow from how long and
-    how well drafted those are. Realised by drawing whole sequences from the components' replays.
+    ``weights`` are shares of sequences, which are requests. Shares of tokens and steps follow from the
+    lengths and the acceptance of the sequences. The replay consists of whole sequences of the components'
+    replays.
     """
 
     components: tuple[AcceptanceModel, ...]
@@ -152,7 +153,7 @@ class Mix:
 
     @property
     def name(self) -> str:
-        """Its label, or the mix as one would type it."""
+        """The label, or the mix as a user would type it."""
         if self.label is not None:
             return self.label
         terms = zip(self.weights, self.components, strict=True)
@@ -170,15 +171,15 @@ class Mix:
 
     @property
     def provenance(self) -> Provenance:
-        """Where each component comes from."""
+        """Origins of the components."""
         sources = "; ".join(f"{c.name}: {c.provenance.line()}" for c in self.components)
         return Provenance(kind="mixed", source=sources, date=max(c.provenance.date for c in self.components))
 
     def replay(self, seed: int, *, raw: bool = False) -> Replay:
         """Draw sequences from the components' replays in the given shares, in random order.
 
-        Each component draws with a seed of its own, by its place in the mix: a component given twice is as
-        much text again, not the same text twice.
+        Each component has a seed of its own, by its place in the mix. A component given twice therefore
+        brings twice as much text, and not the same text twice.
         """
         parts = [
             component.replay(derived_seed(seed, f"component {place}"), raw=raw)
@@ -246,5 +247,5 @@ def _listed(rates: Sequence[float]) -> str:
 
 
 def refusal(problem: str, where: str, value: object = None) -> BadInputError:
-    """Make the error of an acceptance text, with how such a text is written."""
+    """Make the error of an acceptance text; the remedy shows the correct form."""
     return BadInputError(problem, source="acceptance", field=where, value=value, remedy=HOW_TO)

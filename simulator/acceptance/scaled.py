@@ -1,4 +1,4 @@
-"""Acceptance models with more or fewer draft tokens accepted."""
+"""Acceptance models with more or fewer accepted draft tokens."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Lengths = NDArray[np.uint8]
 
 
 def with_difficulty(model: AcceptanceModel, request_share: float) -> AcceptanceModel | None:
-    """Return the model with another part of difficulty that lasts a whole request; None if it has none.
+    """Change how much of the difficulty lasts a whole request; None for a model without difficulty.
 
-    request_share: of the shared variance, 0 (all requests alike) to 1; 0.3 is assumed in fitted models, as
-    nothing published tells. How hard blocks are at large does not change.
+    request_share: share of the shared variance, 0 (all requests alike) to 1. Fitted models assume 0.3,
+    because no publication gives the share. The mean difficulty of blocks does not change.
     """
     if isinstance(model, FittedModel):
         difficulty = model.predictability.model_copy(update={"request_share": request_share})
@@ -70,7 +70,7 @@ class ScaledTrace:
 
     @property
     def name(self) -> str:
-        """The trace's name and the factor."""
+        """The name of the trace and the factor."""
         return f"{self.base.name} x{self.factor:g}"
 
     @property
@@ -85,7 +85,7 @@ class ScaledTrace:
 
     @property
     def provenance(self) -> Provenance:
-        """Where the trace comes from."""
+        """Origin of the trace."""
         return self.base.provenance
 
     def truncated(self, gamma: int) -> ScaledTrace:
@@ -102,7 +102,7 @@ class ScaledTrace:
 
         def excess(chance: float) -> float:
             altered = replace(replay, accepted=alter(replay.accepted, uniform, chance))
-            return float(altered.accepted[anchor_rows(altered)].mean()) - goal  # steps begin elsewhere now
+            return float(altered.accepted[anchor_rows(altered)].mean()) - goal  # steps move too
 
         if now in (0.0, goal):
             return replay
@@ -111,7 +111,7 @@ class ScaledTrace:
 
 
 def _with_rejections(accepted: Lengths, uniform: Floats, chance: float) -> Lengths:
-    # np.argmax finds the first draft that is lost; a column of certainty stands for "none is".
+    # np.argmax finds the first lost draft; a last column of True means that no draft is lost.
     lost: NDArray[np.bool_] = np.hstack([uniform < chance, np.ones((len(uniform), 1), dtype=bool)])
     kept: Lengths = np.minimum(accepted, np.argmax(lost, axis=1)).astype(np.uint8)
     return kept
@@ -136,7 +136,7 @@ def _following(replay: Replay, accepted: Lengths) -> NDArray[np.float32]:
 
     low, high = -8.0, 8.0
     if excess(low) * excess(high) >= 0:
-        return replay.survival  # certain or hopeless everywhere: no power changes that
+        return replay.survival  # survival of 0 or 1 everywhere, which no power changes
     power = np.exp(brentq(excess, low, high, xtol=1e-6))
     survival: NDArray[np.float32] = (replay.survival**power).astype(np.float32)
     return survival

@@ -1,10 +1,10 @@
-"""What drafts are worth: position-indexed acceptance traces and the replay that schedulers run on.
+"""Position-indexed acceptance traces, and the replay that schedulers run on.
 
-Speculative decoding is lossless, so a sequence of the target's own output does not depend on how
-far each block was verified. A trace therefore records, for every position as anchor, what the
-confidence head said of the block drafted there and how much of it the target would accept under
-full verification. A scheduler that verifies ``l`` tokens commits ``min(accepted, l) + 1`` and the
-next anchor is that many rows on: every policy replays exactly, from one trace.
+Speculative decoding is lossless, so the output of a sequence does not depend on how far each block was
+verified. A trace therefore records, for every position as anchor, the confidences of the block drafted there
+and how many drafts the target would accept under full verification. A scheduler that verifies ``l`` tokens
+commits ``min(accepted, l) + 1`` tokens, and its next anchor is that many rows on. One trace thus replays
+every policy exactly.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ MAX_GAMMA = 255
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
-    """A realised trace, ready for the step loop: what the scheduler sees and what would happen.
+    """A realised trace for the step loop: confidences and outcomes.
 
-    Rows are anchor positions of all sequences laid end to end (N rows); a request walks them
-    forward from its first row and, past the last row, continues at row 0.
+    Rows are anchor positions of all sequences, one sequence after the other (N rows). A request moves forward
+    from its first row, and continues at row 0 after the last row.
 
     survival: float32 [N, gamma], cumulative product of the (calibrated) confidences.
     accepted: uint8 [N], draft tokens the target accepts under full verification, 0..gamma.
     sequence_start: int64 [S + 1], first row of each sequence, then N.
-    drawn: whether the outcomes are a sample drawn for one seed; a recording gives every seed the same.
+    drawn: True for outcomes drawn with a seed; False for a recording, whose outcomes are the same for all
+        seeds.
     """
 
     survival: NDArray[np.float32]
@@ -57,7 +58,7 @@ class Replay:
 
 
 class AcceptanceModel(Protocol):
-    """Anything that can be realised as a replay: a recorded trace, a fitted model, plain rates, a mix."""
+    """A model that can be realised as a replay: a recorded trace, a fitted model, plain rates, a mix."""
 
     @property
     def name(self) -> str:
@@ -69,12 +70,12 @@ class AcceptanceModel(Protocol):
 
     @property
     def has_confidence(self) -> bool:
-        """False for drafters without a confidence head: only fixed lengths can be scheduled."""
+        """False for drafters without a confidence head, which allow only fixed lengths."""
         ...
 
     @property
     def provenance(self) -> Provenance:
-        """Where the model's numbers come from."""
+        """Origin of the model's numbers."""
 
     def replay(self, seed: int, *, raw: bool = False) -> Replay:
         """Realise outcomes; the same seed gives the same bytes. ``raw`` leaves confidences uncalibrated."""
@@ -87,7 +88,7 @@ class AcceptanceModel(Protocol):
 
 @runtime_checkable
 class Shiftable(Protocol):
-    """An acceptance model whose drafts can be made better or worse by one number."""
+    """An acceptance model whose drafts become better or worse by one number."""
 
     def shifted(self, level: float) -> AcceptanceModel:
         """Return the same model with ``level`` added to the log-odds of every acceptance."""
@@ -153,7 +154,7 @@ class AcceptanceTrace:
     @property
     def gamma(self) -> int:
         """Block size."""
-        assert self.block_size is not None  # settled on construction
+        assert self.block_size is not None  # computed on construction
         return self.block_size
 
     @property
@@ -174,8 +175,8 @@ class AcceptanceTrace:
     def replay(self, seed: int, *, raw: bool = False) -> Replay:
         """Realise outcomes; ``seed`` matters only to the sampled kind.
 
-        Survival is calibrated where the trace carries temperatures, unless ``raw``. Without a head every
-        row carries the trace's mean survival: right for fixed lengths, blind to the block at hand.
+        Survival is calibrated where the trace has temperatures, unless ``raw``. Without a head every row has
+        the mean survival of the trace, which is right for fixed lengths and does not tell blocks apart.
         """
         accepted = self._outcomes(seed)
         if self.confidence_logits is None:
@@ -282,7 +283,7 @@ def anchor_rows(replay: Replay, gain: NDArray[np.integer[Any]] | None = None) ->
 
 
 def derived_seed(seed: int, name: str) -> int:
-    """Derive a seed for a part of what ``seed`` draws: parts of the same streams become independent."""
+    """Derive the seed of a part, so that several parts of a stream are independent."""
     return int(random_stream(seed, name).integers(2**63))
 
 
@@ -306,7 +307,7 @@ def constant_rows(row: Sequence[float] | NDArray[Any], rows: int) -> NDArray[np.
 
 
 def check_truncation(name: str, have: int, want: int) -> None:
-    """Refuse to lengthen a block: nothing says what the drafts beyond it would be worth."""
+    """Refuse to lengthen a block: the trace has no drafts beyond the block."""
     if not 1 <= want <= have:
         raise BadInputError(
             f"block size must be 1 to {have}, the block size of the data",

@@ -119,12 +119,12 @@ def _read_table(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)
-        str(table.schema), table.column_names  # names are decoded only when they are asked for
+        str(table.schema), table.column_names  # pyarrow decodes names only on access
         return table
     except FileNotFoundError as error:
         raise BadInputError("no such file", source=str(path), remedy="check the path") from error
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        # Damage reaches every part of the reader: names that are no UTF-8, lengths that no memory holds.
+        # A damaged file may fail in any part of the reader: names that are no UTF-8, impossible lengths.
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise _bad(path, f"is not a whole parquet file: {reason}") from error
 

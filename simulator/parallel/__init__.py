@@ -1,1 +1,1 @@
-"""Independent cells run in parallel, kept on disk and resumed."""
+"""Run independent cells in parallel, keep them on disk, and resume."""

@@ -1,4 +1,4 @@
-"""Where cells run: local processes, Dask, Ray."""
+"""Backends that run cells: local processes, Dask, Ray."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ Task = Callable[[Any], Any]
 Positioned = tuple[int, Any]
 
 Run = Callable[[Task, list[Positioned]], Iterator[Positioned]]
-"""Runs a task on cells, each with its position, and yields results with theirs. Raises ``WorkersLost``."""
+"""Runs a task on cells, each with its position; yields results with theirs. Raises ``WorkersLost``."""
 
 MOST_WORKERS = 4096
-"""Workers that can be asked for: a choice, more than any cluster that cells of seconds can keep busy."""
+"""Most workers. A choice: cells of a few seconds keep no larger cluster busy."""
 
 RETRIES = 3
-"""How often in a row workers may die without a finished cell before their cells are held to kill them."""
+"""Deaths of workers in a row without a finished cell after which the sweep ends. A choice."""
 
 _LOOK_S = 1.0
-"""How often a worker looks whether its parent still lives."""
+"""Seconds between two checks of a worker whether its parent lives. A choice."""
 
 _IDLE_S = 30
-"""After how long without work a process ends."""
+"""Seconds without work after which a process ends. A choice."""
 
 _AHEAD = 2
-"""Cells handed to a cluster per worker thread: the next one is there when the last is done."""
+"""Cells given to a cluster per worker thread, so that the next cell is there when one ends. A choice."""
 
 _OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -59,7 +59,7 @@ class WorkersLost(Exception):
 
 @contextmanager
 def runner(backend: Backend, address: str | None, workers: int) -> Iterator[Run]:
-    """Give what runs cells on this backend; a cluster that is started here is closed again."""
+    """Yield the function that runs cells on this backend; a cluster started here is closed at the end."""
     check(backend, address, workers)
     count = cpu_count() if workers == -1 else workers
     if backend == "loky":
@@ -78,7 +78,7 @@ def runner(backend: Backend, address: str | None, workers: int) -> Iterator[Run]
 
 
 def check(backend: str, address: str | None, workers: int) -> None:
-    """Refuse options that name no backend, no workers, or a cluster where there is none."""
+    """Refuse options with an unknown backend, without workers, or with a cluster that does not answer."""
     if workers == 0 or workers < -1:
         raise BadInputError("must be at least 1, or -1 for all cores", field="workers", value=workers)
     if workers > MOST_WORKERS:
@@ -122,9 +122,9 @@ class _Loky:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Let this worker end when its parent has ended in whatever way, and leave signals to the parent."""
+    """End this worker when its parent has ended for any reason; only the parent handles signals."""
     for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to the workers too
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends signals to the workers too
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -175,9 +175,9 @@ def _on_dask(distributed: Any, client: Any, task: Task, pending: list[Positioned
 
 @contextmanager
 def _local_dask(distributed: Any, workers: int) -> Iterator[Any]:
-    """Start a Dask cluster of this machine; one whose workers die while they start is started again."""
+    """Start a Dask cluster on this machine; start it again if its workers die while starting."""
     dask: Any = import_module("dask")
-    # A cell lost with a worker comes back at once: whether it runs again is decided, and said, here.
+    # Dask reports a cell lost with a worker at once; this module decides whether the cell runs again.
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
         for attempt in range(1, RETRIES + 2):
             try:
@@ -212,7 +212,7 @@ def _ray(address: str | None, workers: int) -> Iterator[Run]:
                 "num_cpus": workers, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES,
             }  # fmt: skip
             if address is None:
-                # It was read when Ray was imported, which may have been before this block.
+                # Ray read the variable on import, which may have been before this block.
                 constants: Any = import_module("ray._private.ray_constants")
                 stack.callback(setattr, constants, "ENABLE_RAY_CLUSTER", constants.ENABLE_RAY_CLUSTER)
                 constants.ENABLE_RAY_CLUSTER = False
@@ -236,7 +236,7 @@ _RAY_HERE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 @contextmanager
 def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    """Variables for this block; those that are set already stay as they are."""
+    """Set variables for the block; a variable that is already set keeps its value."""
     mine = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(mine)
     try:
@@ -247,7 +247,7 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
 
 
 def _handlers() -> dict[int, Any]:
-    """How this process answers signals; Ray's own answer to SIGTERM is to end without a word."""
+    """Restore the signal handlers of this process after the block: Ray ends without a word on SIGTERM."""
     return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
 
@@ -264,7 +264,7 @@ for pid in sys.argv[1:]:
 
 @contextmanager
 def _outlived_by_nothing() -> Iterator[None]:
-    """End what Ray has started here when this process is killed: its agents would stay for a minute."""
+    """End the processes of Ray when this process is killed; its agents would live for another minute."""
     pids = _descendants(os.getpid())
     guard = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _GUARD, *map(str, pids)],
@@ -281,10 +281,10 @@ def _outlived_by_nothing() -> Iterator[None]:
 
 
 def _descendants(pid: int) -> list[int]:
-    """List processes that ``pid`` has started, and theirs; none where there is no /proc."""
+    """Return the processes that ``pid`` started, and theirs; none where there is no /proc."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just ended
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
     found = [pid]
     for each in found:
@@ -305,7 +305,7 @@ def _on_ray(ray: Any, task: Task, pending: list[Positioned]) -> Iterator[Positio
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except ray.exceptions.RayError as error:
-                lost = error  # the other cells are not: they go on
+                lost = error  # the other cells continue
             running += [remote.remote(kept_task, each) for each in islice(left, 1)]
     finally:
         for each in running:

@@ -1,8 +1,9 @@
-"""Sweeps: independent cells, run in parallel on one machine or a cluster, in order, with progress.
+"""Sweeps: independent cells, run in parallel on one machine or a cluster, with results in order.
 
-A cell is a plain value; its result depends on it and the code alone. So a sweep gives the same bytes on every
-backend and with any number of workers. With a run directory, each worker writes its own cells as they finish,
-under a name derived from their content and the code: whatever dies, what was finished is not done again.
+A cell is a plain value, and its result depends only on the cell and the code. A sweep therefore gives the
+same bytes on every backend and with any number of workers. With a run directory, each worker writes its
+finished cells under names derived from their content and the code, so that finished cells survive every
+failure.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def run_cells(
         pending = [(i, (plan.keys[i], cell)) for i, cell in enumerate(cells) if i not in found]
         if pending:
             plan.check_writable(sum(key is not None for _, (key, _) in pending))
-            # On standard error, and only where somebody looks: standard output may be the result.
+            # On standard error, and only on a terminal: standard output may be the result.
             screen = Console(stderr=True)
             shows = progress and screen.is_terminal
             bar = stack.enter_context(
@@ -100,7 +101,7 @@ def _columns() -> tuple[ProgressColumn, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A function, the key under which each cell is kept (None: it is not), and where."""
+    """A function, the key under which each cell is kept (None: the cell is not kept), and the directory."""
 
     function: Callable[[Any], Any]
     keys: list[str | None]
@@ -110,7 +111,7 @@ class _Plan:
     def kept(
         cls, function: Callable[[Any], Any], cells: Sequence[Any], directory: Path, stack: ExitStack
     ) -> _Plan:
-        """Keys for cells that can be identified, and the run directory, held until ``stack`` closes."""
+        """Return the plan with keys, and its run directory, which is locked until ``stack`` closes."""
         identities: list[str | None] = []
         reasons: list[str] = []
         for cell in cells:
@@ -129,14 +130,14 @@ class _Plan:
         return cls(function, [each and content_hash(code_digest(), each) for each in identities], store)
 
     def finished(self) -> dict[int, Any]:
-        """Results that are there already, by position."""
+        """Return the results on disk, by position."""
         if self.store is None:
             return {}
         rows = {i: self.store.read(key) for i, key in enumerate(self.keys) if key is not None}
         return {i: row for i, row in rows.items() if row is not None}
 
     def check_writable(self, pending: int) -> None:
-        """Refuse to compute what could not be kept."""
+        """Refuse to compute results that could not be kept."""
         if self.store is not None and pending and not self.store.writable:
             raise UnwritableError(
                 f"is read-only and lacks {pending} of {len(self.keys)} cells",
@@ -145,13 +146,13 @@ class _Plan:
 
     @property
     def task(self) -> Task:
-        """What a worker does with a cell and its key."""
+        """Return what a worker runs on a cell and its key."""
         return _Work(self.function, self.store, code_digest() if self.store else "")
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Runs a cell and keeps its result before handing it on; runs inside the worker."""
+    """Runs a cell in the worker, and keeps its result before returning it."""
 
     function: Callable[[Any], Any]
     store: CellStore | None
@@ -166,12 +167,12 @@ class _Work:
                 f"runs other code ({code_digest()}) than what asked it ({self.code})", source="worker",
                 remedy="install one version everywhere and start the cluster again",
             )  # fmt: skip
-        row = self.store.read(key)  # by a worker that died before it could tell
+        row = self.store.read(key)  # kept by a worker that died before it returned the result
         return self.store.write(key, self.function(cell)) if row is None else row
 
 
 def _surviving(run: Run, task: Task, pending: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """Results as they come, in any order of arrival; what was lost with a worker runs again."""
+    """Yield results in order of arrival; cells lost with a worker run again."""
     failures = 0
     while pending:
         done: set[int] = set()
@@ -192,7 +193,7 @@ def _surviving(run: Run, task: Task, pending: list[tuple[int, Any]]) -> Iterator
 
 
 def _kept(finished: int, total: int, directory: Path | None) -> str:
-    """Say what is left of a sweep that ends early."""
+    """Say which cells of an ended sweep are kept."""
     if directory is None:
         return f"the {total} cells under way are not kept and run again with the same command"
     return f"{finished} of {total} cells are finished and kept in {directory}: the same command resumes"
@@ -200,7 +201,7 @@ def _kept(finished: int, total: int, directory: Path | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sweeping:
-    """How the cells of a plan are run, and the directory that keeps them."""
+    """How the cells of a plan run, and the directory that keeps them."""
 
     directory: Path | None = None
     workers: int = 1
@@ -209,7 +210,7 @@ class Sweeping:
     progress: bool = False
 
     def run(self, function: Any, cells: Sequence[Any], label: str) -> list[dict[str, Any]]:
-        """One sweep, resumed where it was."""
+        """Run one sweep, or resume it."""
         return run_cells(
             function,
             cells,

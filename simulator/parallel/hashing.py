@@ -26,7 +26,7 @@ from simulator.core.files import data_directory
 PACKAGE = __name__.partition(".")[0]
 
 _LIBRARIES = ("numpy", "scipy", "pandas", "simpy")
-"""Installed packages that a simulated number comes from."""
+"""Installed packages that simulated numbers depend on."""
 
 _BOOKKEEPING = frozenset(
     {"__module__", "__dict__", "__weakref__", "__doc__", "__qualname__", "__firstlineno__", "__annotations__",
@@ -35,13 +35,13 @@ _BOOKKEEPING = frozenset(
      "__dataclass_params__", "__dataclass_fields__", "__hash__", "__protocol_attrs__",
      "__slotnames__"}
 )  # fmt: skip
-"""What Python keeps in a class besides what its author wrote; a dataclass's fields are read by themselves."""
+"""Entries of a class that Python adds. The fields of a dataclass are read separately."""
 
 
 def content_hash(*parts: object) -> str:
-    """32 hex digits that depend on the values and the code within and on nothing else.
+    """Return 32 hex digits that depend on the values and the code within and on nothing else.
 
-    Dataclasses count by their compared fields, so that caches which fill in passing change nothing. Raises
+    Dataclasses count by their compared fields, so that caches within them change nothing. Raises
     ``TypeError`` for a value whose content cannot be read.
     """
     digest = hashlib.sha256()
@@ -52,9 +52,9 @@ def content_hash(*parts: object) -> str:
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """16 hex digits of the code that every cell can reach: this package and its data, libraries, Python.
+    """Return 16 hex digits of the code that every cell can reach: package with data, libraries, Python.
 
-    Computed once a process: it stands for the code that was loaded, whatever is edited afterwards.
+    The digest is computed once a process: it describes the loaded code, also after a file has changed.
     """
     package = Path(str(import_module(PACKAGE).__file__)).parent
     sources = [
@@ -87,7 +87,7 @@ Origin = Literal["package", "library", "user"]
 
 @lru_cache(maxsize=4096)
 def _origin(module: str) -> Origin:
-    """Whose code a module is; a library's is known by its version, a user's must be read."""
+    """Return the kind of code that a module is: a library's has a version, a user's must be read."""
     top = module.partition(".")[0]
     if top == PACKAGE:
         return "package"
@@ -109,7 +109,7 @@ def _named(value: Any, module: str) -> bytes:
 
 
 class _Reader:
-    """Reads a value into pieces; what it meets again is told by its number, so that circles end."""
+    """Reads a value into pieces. A repeated object becomes a number, so that circles end."""
 
     def __init__(self) -> None:
         self.met: dict[int, tuple[int, Any]] = {}
@@ -143,11 +143,11 @@ class _Reader:
             yield from self._once(value)
 
     def _once(self, value: Any) -> Iterator[bytes]:
-        """Tell whether a value can lead back to itself."""
+        """Whether a value can contain itself."""
         if id(value) in self.met:
             yield f"again {self.met[id(value)][0]}".encode()
             return
-        self.met[id(value)] = (len(self.met), value)  # kept, so that no other object gets its id
+        self.met[id(value)] = (len(self.met), value)  # kept alive, so that no other object gets the same id
         if isinstance(value, type):
             yield from self._class(value)
         elif isinstance(value, types.ModuleType):
@@ -196,7 +196,7 @@ class _Reader:
         for cell in function.__closure__ or ():
             try:
                 content = cell.cell_contents
-            except ValueError:  # not filled yet
+            except ValueError:  # an empty closure cell
                 yield b"empty"
             else:
                 yield from self.pieces(content)
@@ -251,7 +251,7 @@ class _Reader:
                 yield from self.pieces((name, other))
 
     def _is_plain(self, value: Any) -> bool:
-        """Whether all of an object's state is in its attributes: every class of it is written in Python."""
+        """Whether the attributes are the whole state of an object: all of its classes are written in Python."""
         kinds = [kind for kind in type(value).__mro__ if kind is not object]
         written = all(
             _origin(kind.__module__) in ("package", "user") or kind.__module__ in ("typing", "abc")
@@ -263,7 +263,7 @@ class _Reader:
 
 
 def _globals_of(code: types.CodeType) -> set[str]:
-    """Names that a function, or one inside it, looks up outside of itself."""
+    """Return the names that a function, or a function inside it, reads from outside."""
     names = {
         each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")
     }
@@ -274,7 +274,7 @@ def _globals_of(code: types.CodeType) -> set[str]:
 
 
 def _underneath(member: Any) -> Any:
-    """Return what a class attribute is made of."""
+    """Return the function or value behind a class attribute."""
     if isinstance(member, staticmethod | classmethod):
         return (type(member).__name__, member.__func__)
     if isinstance(member, property):
@@ -285,7 +285,7 @@ def _underneath(member: Any) -> Any:
 
 
 def _is_generated(name: str, member: Any) -> bool:
-    """Slots, and what ``dataclass`` wrote from the fields."""
+    """Whether an attribute is a slot, or a method that ``dataclass`` generated."""
     if isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType):
         return True
     code = getattr(member, "__code__", None)

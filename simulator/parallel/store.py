@@ -35,19 +35,19 @@ _SEAL = b"dspark_cell"
 class CellStore:
     """Finished cells, one parquet file of one row each, named by the hash of code, function and cell.
 
-    The file's metadata holds that key and a checksum of the row: a damaged file, and one that is another
-    cell's, are not taken for results. writable: False on a read-only medium, where all cells must be there.
+    The metadata of a file holds that key and a checksum of the row. A damaged file, or the file of another
+    cell, is not a result. writable: False on a read-only medium, where all cells must exist.
     """
 
     directory: Path
     writable: bool = True
 
     def path(self, key: str) -> Path:
-        """Where the cell of this key is kept."""
+        """Return the file of the cell with this key."""
         return self.directory / "cells" / f"{key}.parquet"
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """Return a finished cell's result; None where there is none; a warning where it is damaged."""
+        """Return the result of a finished cell; None without a file, and a warning for a damaged one."""
         path = self.path(key)
         if not os.path.lexists(path):
             return None
@@ -55,13 +55,13 @@ class CellStore:
             raise BadInputError("is not a file, but has a cell's name", source=str(path), remedy="remove it")
         try:
             return _unsealed(path, key)
-        except Exception as error:  # a damaged file makes the reader raise nearly anything
+        except Exception as error:  # the reader may raise nearly any error on a damaged file
             reason = (str(error) or type(error).__name__).splitlines()[0]
             warnings.warn(f"{path} is damaged; its cell runs again: {reason}", stacklevel=3)
             return None
 
     def write(self, key: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a result; returns it as it will be read. Raises ``UnwritableError``."""
+        """Keep a result; returns the result as it will be read. Raises ``UnwritableError``."""
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -92,12 +92,12 @@ def open_store(directory: Path, sweep: str, cells: int) -> Iterator[CellStore]:
             write_json(directory / MANIFEST, described)
         if writable:
             for leftover in (directory / "cells").glob(".*.parquet"):
-                leftover.unlink(missing_ok=True)  # half-written by a worker that was killed
+                leftover.unlink(missing_ok=True)  # unfinished files of a killed worker
         yield CellStore(directory, writable)
 
 
 def _check_owner(directory: Path) -> None:
-    """Refuse a directory that holds something else, before anything is created in it."""
+    """Refuse a directory with other content, before anything is created in it."""
     try:
         present = directory.exists() and [path.name for path in directory.iterdir()]
     except OSError as error:
@@ -110,7 +110,7 @@ def _check_owner(directory: Path) -> None:
 
 
 def _found(directory: Path, described: Mapping[str, Any]) -> Any:
-    """Read the manifest that is there; refuses another sweep's, and warns of another code's."""
+    """Read the manifest of the directory. Another sweep is refused; other code gives a warning."""
     manifest = directory / MANIFEST
     if not manifest.exists():
         return None
@@ -136,7 +136,7 @@ def _found(directory: Path, described: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
-    """Hold the directory for this process; yields whether it can be written."""
+    """Lock the directory for this process; yields whether the directory is writable."""
     import fcntl
 
     path = directory / LOCK
@@ -175,7 +175,7 @@ def _locked(directory: Path) -> Iterator[bool]:
 
 
 def _unsealed(path: Path, key: str) -> dict[str, Any]:
-    """Read the row of a cell's file. Raises ``ValueError`` unless it is this cell's and as it was written."""
+    """Read the row of a cell's file. Raises ``ValueError`` for another cell or a changed row."""
     from pyarrow import parquet
 
     table = parquet.read_table(path, page_checksum_verification=True)
@@ -194,7 +194,7 @@ def _checksum(row: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Python's own types in place of NumPy's."""
+    """Convert NumPy's types to Python's."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):

@@ -251,7 +251,7 @@ class _Reader:
                 yield from self.pieces((name, other))
 
     def _is_plain(self, value: Any) -> bool:
-        """Whether the attributes are the whole state of an object: all of its classes are written in Python."""
+        """Whether an object's attributes are its whole state: all of its classes are written in Python."""
         kinds = [kind for kind in type(value).__mro__ if kind is not object]
         written = all(
             _origin(kind.__module__) in ("package", "user") or kind.__module__ in ("typing", "abc")

@@ -1,4 +1,4 @@
-"""Requests: their lengths, their arrivals, recorded files, and how text names them."""
+"""Requests: lengths, arrivals, recorded files, and their forms as text."""
 
 import sys
 

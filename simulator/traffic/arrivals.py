@@ -18,16 +18,16 @@ from simulator.traffic.workload import MAX_REQUESTS
 Times = NDArray[np.float64]
 
 RATES_PER_S = (1e-9, 1e9)
-"""Mean arrival rates of a process: one in 30 years to a billion a second."""
+"""Mean arrival rates of a process: one in 30 years to a billion a second. A choice."""
 
 GAMMA_CVS = (1e-3, 100.0)
-"""Coefficients of variation of gamma gaps. Beyond, a double cannot tell gaps apart or from nothing."""
+"""Coefficients of variation of gamma gaps. Beyond them, doubles do not resolve the gaps."""
 
 PERIODS_S = (1.0, 1e9)
-"""Periods of a diurnal process: one second to 30 years."""
+"""Periods of a diurnal process: one second to 30 years. A choice."""
 
 SHARES = (1e-12, 1e12)
-"""Shares of a traffic class, relative to one another."""
+"""Shares of a traffic class, relative to the other classes. A choice."""
 
 
 class Arrivals(Protocol):
@@ -39,7 +39,7 @@ class Arrivals(Protocol):
         ...
 
     def times_s(self, rng: np.random.Generator, *, requests: int | None, duration_s: float | None) -> Times:
-        """Non-decreasing arrival times until either limit is reached; one of the two is given."""
+        """Return non-decreasing arrival times up to either limit; at least one limit is given."""
         ...
 
     def scaled(self, factor: float) -> Self:
@@ -100,12 +100,12 @@ class GammaArrivals:
 
 @dataclass(frozen=True, slots=True)
 class DiurnalArrivals:
-    """Poisson traffic whose rate swings once per period, mean x exp(k cos(phase)) / I0(k).
+    """Poisson traffic whose rate varies over a period, mean x exp(k cos(phase)) / I0(k).
 
-    This shape (von Mises) allows any peak-to-mean ratio and never touches zero; the maximum falls at
-    ``peak_at_s``, half a period after time 0 unless given. The rate is taken constant over 1/4096 of a
-    period, and arrivals come from inverting its integral, which clamps nothing and keeps the order of
-    requests when the rate changes.
+    This shape (von Mises) allows any peak-to-mean ratio and is never zero; the maximum is at ``peak_at_s``,
+    by default half a period after time 0. The rate is constant over 1/4096 of a period. Arrivals come from
+    inverting the integral of the rate, which clamps no gap and keeps the order of requests when the rate
+    changes.
     """
 
     rate_per_s: float
@@ -158,7 +158,7 @@ class DiurnalArrivals:
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """A fixed number of users, each sending the next request when the last one ends."""
+    """A fixed number of users; each sends the next request when the last one ends."""
 
 
 def _accumulate(

@@ -1,7 +1,7 @@
-"""How long prompts and outputs are: distributions over whole tokens, at least 1, never clamped.
+"""Distributions of prompt and output lengths over whole tokens, at least 1 and never clamped.
 
-Every distribution turns uniforms into token counts by inversion, so that request ``i`` of a seed keeps
-its quantile when a mean, a rate or the number of requests changes (common random numbers).
+Every distribution turns uniforms into token counts by inversion. Request ``i`` of a seed therefore keeps its
+quantile when a mean, a rate or the number of requests changes (common random numbers).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from simulator.traffic.workload import MAX_TOKENS
 Tokens = NDArray[np.int64]
 
 MAX_MEAN_TOKENS = 1e8
-"""Largest mean of a distribution with a tail, which reaches some 1e9 times its mean within 64 bits."""
+"""Largest mean of a distribution with a tail: 1e9 times the mean must fit into 64 bits."""
 
 CV_RANGE = (1e-4, 100.0)
-"""Coefficients of variation of a lognormal: below, use fixed:N; above, a sample never shows its mean."""
+"""Coefficients of variation of a lognormal. Below, fixed:N is the same; above, no sample shows the mean."""
 
 
 class Marginal(Protocol):
@@ -55,7 +55,7 @@ class Lengths(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ConstantLength:
-    """Always the same number of tokens."""
+    """The same number of tokens for every request."""
 
     tokens: int
 
@@ -77,7 +77,7 @@ class ConstantLength:
 
 @dataclass(frozen=True, slots=True)
 class Geometric:
-    """Geometric on 1, 2, ...: an end-of-text with the same chance after every token."""
+    """Geometric on 1, 2, ...: the end of text has the same chance after every token."""
 
     mean: float
 
@@ -99,9 +99,9 @@ class Geometric:
 class Lognormal:
     """Lognormal rounded up to whole tokens, whose mean in tokens is exactly ``mean``.
 
-    ``cv`` is the standard deviation over the mean of the underlying lognormal. ``max_tokens`` truncates
-    (longer requests are redrawn, none piles up at the limit) and the stated mean is the mean after it;
-    the spread is then smaller than ``cv`` says. Raises ``BadInputError`` where no such distribution exists.
+    ``cv`` is the standard deviation over the mean of the underlying lognormal. ``max_tokens`` truncates:
+    longer requests are redrawn, so that none accumulate at the limit. ``mean`` is the mean after truncation,
+    and the spread is then smaller than ``cv``. Raises ``BadInputError`` where no such distribution exists.
     """
 
     mean: float
@@ -139,7 +139,7 @@ class Lognormal:
         below_limit = self._probability_below_limit(self._log_median)
         deviates = ndtri(np.maximum(uniform, np.finfo(np.float64).tiny) * below_limit)
         tokens = np.ceil(np.exp(self._log_median + self.sigma * deviates))
-        # Rounding in exp must not carry a quantile of 1 - 1e-16 past the truncation point.
+        # Rounding in exp must not move a quantile of 1 - 1e-16 beyond the truncation point.
         return np.minimum(np.maximum(tokens, 1), self.max_tokens or np.inf).astype(np.int64)
 
     def _solve_log_median(self) -> float:
@@ -165,7 +165,7 @@ class Lognormal:
         head = min(limit, 4096.0)
         total = float(self._tail(np.arange(head), log_median).sum())
         if limit > head:
-            # Far out the tail is smooth: the midpoint rule replaces the sum to well below 1e-9 of it.
+            # The far tail is smooth, and the midpoint rule equals its sum to well below 1e-9 of it.
             total += self._excess_over(head - 0.5, log_median)
             total -= 0.0 if math.isinf(limit) else self._excess_over(limit - 0.5, log_median)
         return (total - (limit * beyond if beyond else 0.0)) / (1 - beyond)
@@ -190,7 +190,7 @@ class Lognormal:
 
 @dataclass(frozen=True, slots=True)
 class IndependentLengths:
-    """Prompt and output lengths drawn independently of each other."""
+    """Prompt and output lengths that are independent of each other."""
 
     prompt: Marginal
     output: Marginal
@@ -205,7 +205,7 @@ class IndependentLengths:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmpiricalLengths:
-    """(prompt, output) pairs drawn with replacement from observed ones, so that their dependence is kept."""
+    """(prompt, output) pairs drawn with replacement from observed pairs, which keeps their dependence."""
 
     prompt_tokens: Tokens  # [observations], >= 1
     output_tokens: Tokens  # [observations], >= 1
@@ -278,14 +278,14 @@ DEFAULT_LENGTHS = "azure-2023-conversation"
 
 
 def as_lengths(lengths: Lengths | str | None) -> Lengths:
-    """Return lengths from their text; None means the default."""
+    """Return lengths from text; None gives the default."""
     if lengths is None or isinstance(lengths, str):
         return parse_lengths(lengths or "default")
     return lengths
 
 
 def parse_lengths(spec: str) -> Lengths:
-    """Lengths from text: PROMPT/OUTPUT in tokens, each KIND:MEAN, the output's kind being optional.
+    """Parse lengths: PROMPT/OUTPUT in tokens, each KIND:MEAN; the kind of the output may be left out.
 
     ``fixed:1024/256``, ``lognormal:1500,cv=1,max=32768/300,cv=0.8``, ``geometric:1500/300``,
     ``fixed:1024/lognormal:300,cv=0.8``; ``empirical:FILE[@skip-malformed]`` draws pairs from a workload file;

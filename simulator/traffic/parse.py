@@ -23,10 +23,10 @@ _FORMS = (
 
 
 def parse_traffic(spec: str, lengths: str | None = None) -> Traffic:
-    """Traffic from text: an arrival process (see ``parse_arrivals``) with lengths, or a workload file.
+    """Parse traffic: an arrival process (``parse_arrivals``) with lengths, or a workload file.
 
-    A file may have options after an ``@``, see ``parse_recording``. ``lengths`` (see ``parse_lengths``) goes
-    with a process and defaults to ``default``.
+    A file may have options after an ``@`` (``parse_recording``). ``lengths`` (``parse_lengths``) belongs to a
+    process and defaults to ``default``.
     """
     if names_process(spec):
         each = TrafficClass("default", parse_lengths(lengths or DEFAULT_LENGTHS))
@@ -52,9 +52,9 @@ def draw_workload(
     generated: int | None = None,
     generated_s: float | None = None,
 ) -> Workload:
-    """Draw a run's requests: a recording whole, a process up to ``generated`` requests or ``generated_s`` s.
+    """Draw the requests of a run: a whole recording, or a process up to ``generated`` or ``generated_s``.
 
-    requests, duration_s: what the user asked for; they cut a process and a recording alike, and raise
+    requests, duration_s: limits that the user gave, for a process and a recording alike. Raises
     ``BadInputError`` where a recording holds less.
     """
     if requests is None and duration_s is None and not isinstance(traffic, ReplayTraffic):
@@ -112,10 +112,11 @@ def _build_diurnal(rate_per_s: float, given: dict[str, str]) -> DiurnalArrivals:
 def parse_recording(path: str | Path, options: str = "") -> ReplayTraffic:
     """Read a workload file with its options, separated by commas.
 
-    How it is played: ``2x``, twice the requests per second on the recorded clock; ``speed=10``, the clock ten
-    times as fast. How it is read (see ``read_workload``): ``unit=s`` or ms, us, ns, of the arrivals;
-    ``time=COLUMN``, which holds them; ``sort``, rows out of order; ``skip-malformed``; ``block=16``, tokens
-    per hash id; ``turn-speed=50``, tokens/s at which the turns of sessions are assumed to be generated.
+    Options of playing: ``2x`` doubles the requests per second on the recorded clock; ``speed=10`` plays the
+    clock ten times as fast. Options of reading (``read_workload``): ``unit=s`` (or ms, us, ns) of the
+    arrivals; ``time=COLUMN`` of the arrivals; ``sort`` for rows out of order; ``skip-malformed``;
+    ``block=16`` tokens per hash id; ``turn-speed=50`` tokens/s, the assumed speed of generating the turns of
+    sessions.
     """
     rate_scale, speed, reading = 1.0, 1.0, dict[str, Any]()
     for text in filter(None, (text.strip() for text in options.split(","))):
@@ -142,7 +143,7 @@ def parse_recording(path: str | Path, options: str = "") -> ReplayTraffic:
 
 
 def split_file_spec(spec: str) -> tuple[str, str]:
-    """Path and options of ``FILE[@OPTIONS]``; a path may hold an @ itself where the file exists so named."""
+    """Return path and options of ``FILE[@OPTIONS]``; an existing file may have an @ in its name."""
     if "@" not in spec or is_there(Path(spec)):
         return spec, ""
     path, _, options = spec.rpartition("@")
@@ -150,7 +151,7 @@ def split_file_spec(spec: str) -> tuple[str, str]:
 
 
 def _factor(text: str, name: str) -> float:
-    """Parse a factor on rate or speed; beyond a million it is a mistake, and copies fill the memory."""
+    """Parse a factor on rate or speed, at most a million, because copies take memory."""
     value = parse_number(text, field=name)
     if not 0 < value <= 1e6:
         raise BadInputError("must lie above 0 and at most 1e6", field=name, value=value)
@@ -158,7 +159,7 @@ def _factor(text: str, name: str) -> float:
 
 
 def names_process(spec: str) -> bool:
-    """Whether a traffic spec names an arrival process or a closed loop rather than a file."""
+    """Whether a traffic text names an arrival process or a closed loop, and no file."""
     return spec == "closed" or spec.partition(":")[0] in ("closed", "poisson", "gamma", "diurnal")
 
 

@@ -1,6 +1,6 @@
-"""What a recording gives to a simulation: its requests at another rate, and trials that represent all of it.
+"""A recording in a simulation: its requests at another rate, and trials that represent all of it.
 
-Three things are done to recorded arrivals. Ties within a tick of the recorder's clock are spread over the
+Three operations change recorded arrivals. Ties within a tick of the recorder's clock are spread over the
 tick. Copies multiply the requests on the recorded clock. A trial resamples the recording at a steady rate.
 """
 
@@ -19,35 +19,35 @@ from simulator.traffic.workload import PrefixBlocks, Workload
 Times = NDArray[np.float64]
 
 PEAK_PARTS = 12
-"""Equal parts of a recording; the busiest one is the peak that a fleet is sized for."""
+"""Equal parts of a recording; a fleet is sized for the busiest part. A choice."""
 
 BLOCKS = 20
-"""Places of a recording from which one stream of a trial is put together."""
+"""Places of a recording that one stream of a trial is composed of. A choice."""
 
 THINNED = 0.75
-"""Share of the peak's rate below which a stream is thinned rather than slowed down."""
+"""Share of the peak's rate below which a stream is thinned instead of slowed down. A choice."""
 
 FEWEST_ROWS = 100
-"""Requests below which a recording is not planned from: a p99 then rests on one of them at most."""
+"""Least requests of a recording for a plan: with fewer, a p99 rests on a single request."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-"""Golden section: its multiples modulo 1 are spread evenly, however many are taken."""
+"""Golden section: any number of its multiples modulo 1 is spread evenly."""
 
 TIED_SHARE = 0.05
-"""Share of tied arrivals above which a reader is told about the clock: fewer are chance."""
+"""Least share of tied arrivals that is reported: fewer are chance. A choice."""
 
 
 # --- ties ---------------------------------------------------------------------------------------------------
 
 
 def tied_share(recorded: Workload) -> float:
-    """Share of the requests that arrive at the same recorded time as another one."""
+    """Return the share of requests that arrive at the same recorded time as another request."""
     _, counts = np.unique(_times(recorded), return_counts=True)
     return float(counts[counts > 1].sum() / max(len(recorded), 1))
 
 
 def tie_note(recorded: Workload) -> str | None:
-    """Say what to know of a coarse clock; None where ties are rare."""
+    """Return a note on a coarse clock; None where ties are rare."""
     if recorded.is_closed_loop or tied_share(recorded) <= TIED_SHARE:
         return None
     return (
@@ -57,10 +57,10 @@ def tie_note(recorded: Workload) -> str | None:
 
 
 def untied(recorded: Workload, seed: int) -> Workload:
-    """Spread ties evenly at random over the tick of the clock in which they fall.
+    """Spread ties at random over the tick of the clock.
 
-    Requests keep their order, and none moves past the next recorded time. A recording without ties, or of
-    an unknown clock, comes back as it is.
+    Requests keep their order, and none moves beyond the next recorded time. A recording without ties, or with
+    an unknown clock, is returned unchanged.
     """
     times_s = _times(recorded)
     _, first, inverse, counts = np.unique(times_s, return_index=True, return_inverse=True, return_counts=True)
@@ -77,9 +77,9 @@ def untied(recorded: Workload, seed: int) -> Workload:
 
 
 def copied(recorded: Workload, seed: int, rate_scale: float) -> Workload:
-    """Every request floor(scale) times and once more with the remaining probability, on the same clock.
+    """Repeat requests floor(scale) times, and once more with the remaining probability, on the same clock.
 
-    Copies fall evenly at random between their request and the next recorded arrival.
+    Copies fall at random between their request and the next recorded arrival.
     """
     times_s = _times(recorded)
     whole, fraction = divmod(rate_scale, 1)
@@ -95,9 +95,9 @@ def copied(recorded: Workload, seed: int, rate_scale: float) -> Workload:
 
 
 def _jitter(seed: int, generations: int, requests: int) -> Times:
-    """Where between its own and the next recorded arrival each copy falls, [generations, requests]."""
+    """Return where each copy falls between its own and the next recorded arrival, [generations, requests]."""
     jitter = np.zeros((generations, requests))
-    for generation in range(1, generations):  # the first occurrence keeps its time
+    for generation in range(1, generations):  # the first copy keeps the recorded time
         jitter[generation] = random_stream(seed, f"traffic/replay/copy{generation}").random(requests)
     return jitter
 
@@ -105,9 +105,9 @@ def _jitter(seed: int, generations: int, requests: int) -> Times:
 def _played(
     recorded: Workload, rows: NDArray[np.int64], arrival_s: Times, generation: NDArray[np.int64]
 ) -> Workload:
-    """Rows of a recording at new times; each generation of copies gets prefix ids of its own.
+    """Return rows of a recording at new times; each generation of copies has its own prefix ids.
 
-    Copies are other users: with the same ids they would be free cache hits.
+    Copies are other users. With the same ids, copies would hit the cache at no cost.
     """
     played = replace(recorded, arrival_s=None).take(rows)
     prefix = None if played.prefix is None else _as_other_users(played.prefix, generation)
@@ -151,7 +151,7 @@ def resampled(recorded: Workload, rate_per_s: float, requests: int, seed: int) -
     clock_s, length_s = clock_s / speed, length_s / speed
     block_s = requests / rate_per_s / BLOCKS
     start_s = _starts(length_s, streams, seed)
-    # Position of a time on the clock, which runs round the recording: arrivals before it.
+    # The number of arrivals before each time, on a clock that repeats the recording.
     low, high = (_before(clock_s, length_s, edge_s) for edge_s in (start_s, start_s + block_s))
     position = _ranges(low.ravel(), high.ravel())
     block = np.repeat(np.arange(low.size), (high - low).ravel())
@@ -166,7 +166,7 @@ def resampled(recorded: Workload, rate_per_s: float, requests: int, seed: int) -
 
 
 def replay_notes(recorded: Workload, requests: int) -> list[str]:
-    """Say what to know of trials of so many requests from a recording: a coarse clock, repeats."""
+    """Return notes on trials of so many requests from a recording: a coarse clock, repeats."""
     notes = [note] if (note := tie_note(recorded)) else []
     if requests > 2 * len(recorded):
         notes.append(
@@ -186,14 +186,14 @@ def _check_long_enough(recorded: Workload) -> None:
 
 
 def _at_peak_rate(times_s: Times) -> tuple[Times, float]:
-    """Arrival times with every twelfth brought to the rate of the busiest, and the length of the whole."""
+    """Return arrival times with every twelfth at the rate of the busiest one, and the new length."""
     count, edges_s = np.histogram(times_s, bins=PEAK_PARTS)
     part_s = count / count.max() * (edges_s[1] - edges_s[0])
     return np.interp(times_s, edges_s, np.concatenate([[0.0], np.cumsum(part_s)])), float(part_s.sum())
 
 
 def _starts(length_s: float, streams: int, seed: int) -> Times:
-    """Where each stream's blocks start, [streams, BLOCKS]: evenly spaced, streams interleaved."""
+    """Return where each stream's blocks start, [streams, BLOCKS]: evenly spaced, streams interleaved."""
     phase = random_stream(seed, "trial/phase").random()
     places = np.arange(BLOCKS) + np.arange(streams)[:, None] / streams
     starts: Times = (phase + places / BLOCKS) % 1.0 * length_s
@@ -201,28 +201,29 @@ def _starts(length_s: float, streams: int, seed: int) -> Times:
 
 
 def _places(streams: int, in_order: bool, seed: int) -> NDArray[np.int64]:
-    """When each block is played, [streams, BLOCKS]."""
+    """Return when each block is played, [streams, BLOCKS]."""
     order = np.tile(np.arange(BLOCKS), (streams, 1))
     return order if in_order else random_stream(seed, "trial/blocks").permuted(order, axis=1)
 
 
 def _before(clock_s: Times, length_s: float, time_s: Times) -> NDArray[np.int64]:
-    """Arrivals before a time on a clock that goes on round the recording."""
+    """Return the number of arrivals before a time on a clock that repeats the recording."""
     turns, rest_s = np.divmod(time_s, length_s)
     return np.asarray(turns.astype(np.int64) * clock_s.size + np.searchsorted(clock_s, rest_s))
 
 
 def _ranges(low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.int64]:
-    """All of low[0]..high[0]-1, low[1]..high[1]-1 and so on."""
+    """Return low[0]..high[0]-1, low[1]..high[1]-1 and so on."""
     sizes = high - low
     return np.asarray(np.arange(sizes.sum()) + np.repeat(low - (np.cumsum(sizes) - sizes), sizes))
 
 
 def _thinned(rows: NDArray[np.int64], requests: int, seed: int) -> NDArray[np.int64]:
-    """Which so many arrivals are kept, in their order; all where there are no more.
+    """Return the indices of so many kept arrivals, in order; all where there are no more.
 
-    Each is kept as probably as any other, the occurrences of one row evenly among them. The draws depend on
-    the row and on how often it has occurred, so a trial at another rate keeps nearly the same requests.
+    Each arrival is kept with the same probability, and the occurrences of one row are spread evenly. The
+    draws depend on the row and its occurrence, so that a trial at another rate keeps nearly the same
+    requests.
     """
     drawn = random_stream(seed, "trial/thinning").random(int(rows.max(initial=0)) + 1)
     key = (drawn[rows] + _occurrence(rows) * GOLDEN) % 1.0
@@ -230,7 +231,7 @@ def _thinned(rows: NDArray[np.int64], requests: int, seed: int) -> NDArray[np.in
 
 
 def _occurrence(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each row has occurred before, [n]."""
+    """Return how often each row occurred before, [n]."""
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
     first = np.searchsorted(ordered, ordered)

@@ -1,12 +1,11 @@
-"""Traffic: which requests arrive, when, and how long they are.
+"""Traffic: the requests that arrive, with their times and lengths.
 
-``Traffic`` is anything with ``workload(seed, requests=, duration_s=)``. Two kinds exist: an arrival process
+``Traffic`` is any object with ``workload(seed, requests=, duration_s=)``. Two kinds exist: an arrival process
 with classes of request lengths (``SyntheticTraffic``), and a recorded workload (``ReplayTraffic``).
 
-Streams are never clamped: no gap has a floor, no rate a ceiling and no length a cap that requests pile up
-at, because each of these shifts the load away from the one that was asked for. Arrivals, classes and
-lengths draw from streams of their own, derived from (seed, name): request ``i`` keeps its class and its
-lengths when the rate, the process or the number of requests changes.
+Streams are never clamped: a floor of gaps, a ceiling of rates or a cap of lengths would change the load that
+was asked for. Arrivals, classes and lengths have separate random streams, derived from (seed, name). Request
+``i`` therefore keeps its class and its lengths when the rate, the process or the number of requests changes.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class SyntheticTraffic:
         return None if isinstance(self.arrivals, ClosedLoop) else self.arrivals.rate_per_s
 
     def scaled(self, factor: float) -> SyntheticTraffic:
-        """Return the same traffic at ``factor`` times the rate; a closed loop has none to scale."""
+        """Return the same traffic at ``factor`` times the rate; a closed loop has no rate."""
         require_positive(factor, "rate factor")
         if isinstance(self.arrivals, ClosedLoop):
             raise BadInputError("has no rate to scale", field="closed loop", remedy="change its concurrency")
@@ -97,7 +96,7 @@ class SyntheticTraffic:
     def workload(
         self, seed: int, *, requests: int | None = None, duration_s: float | None = None
     ) -> Workload:
-        """Draw requests; at least one limit is needed, in a closed loop the number of requests."""
+        """Draw requests up to a limit; at least one is needed, for a closed loop the number of requests."""
         check_limits(requests, duration_s)
         arrival_s = None
         if not isinstance(self.arrivals, ClosedLoop):
@@ -128,13 +127,14 @@ class SyntheticTraffic:
 class ReplayTraffic:
     """A recorded workload, at another speed or with more or fewer requests per second.
 
-    ``speed`` divides the timestamps: the same requests, a day played in half a day.
-    ``rate_scale`` changes how many requests arrive while the clock runs as recorded: every request occurs
-    floor(rate_scale) times and once more with the remaining probability, lengths and class together, the
-    copies spread evenly at random up to the next recorded arrival. Copies get prefix blocks of their own:
-    they are other users, and would otherwise be free cache hits. The draws depend on the request
-    and the seed only, so a higher scale contains the requests of a lower one. Requests that share a tick of
-    a coarse clock are spread over the tick (``replay.untied``).
+    speed: divides the timestamps; 2 plays the same requests of a day in half a day.
+    rate_scale: factor on the requests per second of the recorded clock. Every request occurs
+        floor(rate_scale) times and once more with the remaining probability, with its lengths and its class;
+        copies are spread at random up to the next recorded arrival. Copies are other users and have their own
+        prefix blocks; with the same blocks they would hit the cache at no cost. The draws depend only on the
+        request and the seed, so a higher scale contains the requests of a lower one.
+
+    Requests within one tick of a coarse clock are spread over the tick (``replay.untied``).
     """
 
     recorded: Workload
@@ -160,14 +160,14 @@ class ReplayTraffic:
         return self.recorded.rate_per_s * self.rate_scale * self.speed
 
     def scaled(self, factor: float) -> ReplayTraffic:
-        """More requests per second on the same clock."""
+        """Return the recording with more requests per second on the same clock."""
         require_positive(factor, "rate factor")
         return replace(self, rate_scale=self.rate_scale * factor)
 
     def workload(
         self, seed: int, *, requests: int | None = None, duration_s: float | None = None
     ) -> Workload:
-        """Return the recording, whole unless limited; asking for more than it holds is an error."""
+        """Return the recording, whole or up to a limit. Raises ``BadInputError`` where it holds less."""
         check_limits(requests, duration_s)
         played = self.recorded if self.recorded.is_closed_loop else untied(self.recorded, seed)
         if self.rate_scale != 1:
@@ -185,12 +185,12 @@ class ReplayTraffic:
         return played
 
     def trial(self, rate_per_s: float, requests: int, seed: int) -> Workload:
-        """So many requests at a steady rate that represent the whole recording (``replay.resampled``)."""
+        """Draw requests at a steady rate that represent the whole recording (``replay.resampled``)."""
         recorded = self.recorded if self.speed == 1 else self.recorded.at_rate(self.speed)
         return resampled(recorded, rate_per_s, requests, seed)
 
     def _end_s(self) -> float:
-        """Time of the last recorded arrival, as played."""
+        """Time of the last recorded arrival, at the speed played."""
         if self.recorded.arrival_s is None:
             raise BadInputError(
                 "has no clock", field="closed-loop replay", remedy="pass requests, not duration_s"

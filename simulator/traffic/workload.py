@@ -1,6 +1,6 @@
 """A workload: requests as arrays, in the order in which they arrive.
 
-What generators (``traffic``) and file readers (``traffic_files``) produce and the serving model consumes.
+Generators (``traffic``) and file readers (``traffic.recorded``) make workloads; the engine serves them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from simulator.core.errors import BadInputError
 _Integer = TypeVar("_Integer", bound=np.signedinteger[Any])
 
 MAX_TOKENS = 10**9
-"""Longest prompt or output that is believed: a thousand times the longest context that any model has."""
+"""Longest prompt or output, a thousand times the longest context of any model. A choice."""
 
 MAX_REQUESTS = 10**8
-"""Requests of one workload: a day at 1,000 a second, 3 GB of arrays."""
+"""Most requests of one workload: a day at 1,000 a second, 3 GB of arrays. A choice."""
 
 MAX_CLASSES = 2**15
-"""Classes that a workload can hold: their indices are 16 bits wide."""
+"""Most classes of a workload: their indices have 16 bits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefixBlocks:
-    """Which blocks of ``block_tokens`` tokens each prompt consists of; equal ids mean equal prefixes.
+    """The blocks of ``block_tokens`` tokens of each prompt; equal ids mean equal prefixes.
 
-    Ragged: request ``i`` owns ``ids[offsets[i]:offsets[i + 1]]``, first block first. An id stands for a
+    Ragged: request ``i`` has ``ids[offsets[i]:offsets[i + 1]]``, first block first. An id stands for a
     block *and everything before it*, so two prompts share exactly their common leading ids.
     """
 
@@ -84,13 +84,13 @@ class Workload:
 
     ``arrival_s`` is ``None`` in a closed loop: a request arrives when a slot frees.
 
-    ``clock_tick_s`` is the step of the clock that recorded the arrivals, where requests share a time: an
-    arrival at t was somewhere in [t, t + clock_tick_s), and what several of one time did within it is not
-    known. 0: no times coincide, or nothing is known of the clock. Times are kept as recorded, ties included;
-    whatever thins or multiplies a recording spreads requests of one time within one tick.
+    ``clock_tick_s`` is the step of the clock that recorded the arrivals, where requests share a time. An
+    arrival at t happened within [t, t + clock_tick_s), and the order within the tick is unknown. 0 means that
+    no times coincide, or that the clock is unknown. Times are kept as recorded, with ties; thinning and
+    multiplying spread the requests of one time within one tick.
 
-    Raises ``BadInputError`` for arrays that disagree in length, times that are negative or go back, lengths
-    below 1 and class indices that point nowhere.
+    Raises ``BadInputError`` for arrays of different lengths, negative or decreasing times, lengths below 1
+    and class indices without a class.
     """
 
     arrival_s: NDArray[np.float64] | None  # [n], non-decreasing, >= 0
@@ -181,7 +181,7 @@ class Workload:
         return self.take(self.class_index == self.classes.index(name))
 
     def shard(self, index: int, of: int) -> Workload:
-        """Every ``of``-th request from ``index`` on: what round robin sends to one of ``of`` replicas."""
+        """Return every ``of``-th request from ``index`` on, as round robin over ``of`` replicas does."""
         if not 0 <= index < of:
             raise BadInputError(f"must lie in 0..{of - 1}", field="shard", value=index)
         return self.take(slice(index, None, of))

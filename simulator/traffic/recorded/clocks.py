@@ -1,8 +1,8 @@
-"""Which column of a recording holds the arrivals, and in which unit.
+"""The column of a recording that holds the arrivals, and its unit.
 
-A clock that is a thousand times too fast gives an answer that looks like one. So a unit comes from what the
-file says (a column's name, dates, Unix times), from the person who knows (``unit``), or from a published
-layout whose marks and whose rate agree; in doubt the file is refused and the unit asked for.
+A clock that is a thousand times too fast gives a plausible and wrong answer. A unit therefore comes from the
+file (the name of a column, dates, Unix times), from the user (``unit``), or from a published layout whose
+marks and rate agree. Otherwise the file is refused, and the error asks for the unit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAUSIBLE_RATE_PER_S = (0.005, 500.0)
 have 0.3 to 60. Only used to tell seconds from milliseconds where nothing else does."""
 
 UNIX_TIMES_S = (1.4e9, 2.5e9)
-"""Unix times of the years 2014 to 2049: values in there, in one unit, are clock times in that unit."""
+"""Unix times of the years 2014 to 2049: values in this range, in one unit, are clock times in that unit."""
 
 _SUFFIXES = {
     "s": ("s", "sec", "secs", "second", "seconds"),
@@ -64,8 +64,7 @@ _DURATION_WORDS = {
 class Clock:
     """The arrival column.
 
-    ``unit``: of ``CLOCK_UNITS``, ``None`` where the name does not say; no unit is
-    wanted where the column holds dates.
+    ``unit``: of ``CLOCK_UNITS``; ``None`` where the name has no unit. A column of dates needs none.
     """
 
     column: str
@@ -74,10 +73,10 @@ class Clock:
 
 
 def find_clock(table: Table, wanted: str | None = None) -> Clock | None:
-    """Find the arrival column, the one named ``wanted`` if given; ``None`` where no column holds times.
+    """Return the arrival column, or the one named ``wanted``; ``None`` where no column holds times.
 
-    Raises ``BadInputError`` for several columns that could be it, and for a time that is not understood:
-    leaving it out would turn a recording into a closed loop.
+    Raises ``BadInputError`` for several possible columns, and for a time that cannot be read: without the
+    time, a recording would become a closed loop.
     """
     if wanted is not None:
         if wanted not in table.columns:
@@ -113,7 +112,7 @@ def find_clock(table: Table, wanted: str | None = None) -> Clock | None:
 
 
 def clock_without_unit(path: str, column: str, problem: str = "has no unit") -> BadInputError:
-    """Ask the question that only the user can answer, with both ways to answer it."""
+    """Make the error that asks for the unit, with both ways to give it."""
     return BadInputError(
         problem,
         source=path,
@@ -135,13 +134,13 @@ def unix_unit(times: NDArray[np.float64]) -> str | None:
 def published_unit(
     times: NDArray[np.float64], marked: str | None, marks: str, path: str, column: str
 ) -> tuple[str, str]:
-    """Seconds or milliseconds for ``timestamp, input_length, output_length``, and why.
+    """Return seconds or milliseconds for ``timestamp, input_length, output_length``, and the reason.
 
     Mooncake, Dynamo and AIPerf write milliseconds under these names, Bailian and GuideLLM seconds.
 
-    times: raw. marked: the unit of the layout whose marks (block size of hash_ids, columns) the file
-    bears, if any; ``marks`` names them. Taken are the marked unit, if its rate is plausible, or the only
-    plausible one: milliseconds are whole then. Otherwise ``BadInputError`` asks.
+    times: raw. marked: the unit of the layout whose marks (block size of hash_ids, columns) the file has, if
+    any; ``marks`` names them. The unit is the marked one if its rate is plausible, or the only plausible one;
+    milliseconds must be whole. Otherwise ``BadInputError`` asks for the unit.
     """
     span = float(np.ptp(times)) if times.size else 0.0
     if span == 0:
@@ -224,11 +223,11 @@ _SLASHES = re.compile(
 
 
 def dates_and_times(values: Iterable[object]) -> list[datetime | None]:
-    """Dates with times, taken for UTC unless they say otherwise; ``None`` for what is none.
+    """Parse dates with times, in UTC unless they say otherwise; ``None`` for other text.
 
-    ISO 8601, digits beyond microseconds cut; or 8/18/2025, 12:00:00.941 AM with the month or the day first,
-    whichever one of the values shows (13 and more is a day). Where none does, all must lie on one day,
-    which then makes no difference.
+    ISO 8601, with digits beyond microseconds cut; or 8/18/2025, 12:00:00.941 AM with the month or the day
+    first, as one of the values shows (13 and more is a day). Where no value shows the order, all must lie on
+    one day, so that the order does not matter.
     """
     texts = [str(value).strip() for value in values]
     times = [_iso(text) for text in texts]

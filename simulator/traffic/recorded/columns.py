@@ -1,4 +1,4 @@
-"""Values of a traffic file's cells, checked."""
+"""The cells of a traffic file as checked numbers."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from simulator.traffic.recorded.tables import MalformedRow, Table
 from simulator.traffic.workload import MAX_CLASSES, MAX_TOKENS, PrefixBlocks, Workload
 
 MAX_PREFIX_ID = 2**40
-"""Ids of prefix blocks from here on (hashes) are numbered anew, which leaves room for those of copies."""
+"""Larger ids of prefix blocks (hashes) are numbered anew, so that copies can have ids of their own."""
 
 
 class Fields:
-    """Columns as numbers, and the first rule that each row breaks."""
+    """Columns as numbers, and the first broken rule of each row."""
 
     def __init__(self, table: Table, layout: Layout, options: Options) -> None:
         self._table, self._layout, self._options = table, layout, options
-        self._reasons: dict[int, str] = {}  # row -> why it is malformed
+        self._reasons: dict[int, str] = {}  # row -> reason
         self.notes: list[str] = []
         self.assumed: list[str] = []
-        self.hints: list[str] = []  # ways out of what is malformed
+        self.hints: list[str] = []  # remedies for malformed rows
         self.layout_name = layout.name
         self.rows = len(table.lines) + len(table.broken)
         self._prompt_tokens = self._tokens(layout.prompt)
@@ -128,7 +128,7 @@ class Fields:
         times = dates_and_times(self._table.columns[column])
         self._judge(np.array([time is None for time in times], dtype=bool), column, "is not a date and time")
         origin = next((time for time in times if time is not None), None)
-        # Differences first: a double of seconds since 1970 has lost the microseconds.
+        # Differences first: seconds since 1970 as a double have no exact microseconds.
         return np.array([(time - origin).total_seconds() if time and origin else 0.0 for time in times])
 
     def _judge_order(self, times: NDArray[np.float64], column: str) -> None:
@@ -149,7 +149,7 @@ class Fields:
         timed = kept[self._turn_before[kept] < 0]
         unit = self._unit(clock, self._times[timed])
         scale = CLOCK_UNITS[unit]
-        # Differences first, in the unit of the file: nanoseconds since 1970 fill a double.
+        # Differences first, in the file's unit: nanoseconds since 1970 need all bits of a double.
         origin = float(self._times[timed].min()) if timed.size else 0.0
         if origin * scale < CLOCK_TIME_S:
             origin = 0.0

@@ -1,8 +1,8 @@
-"""Workload files: the published layouts, and the CSV or JSON-lines table that a user would write.
+"""Workload files: the published layouts, and CSV or JSON lines that a user writes.
 
-A file passes through four steps: rows (``tables``), what its columns mean (``layouts`` and ``clocks``),
-numbers and their rules (``columns``), a ``Workload``. A row that breaks a rule is
-malformed: an error by default, listed in the ``ReadReport`` when asked to skip. No row vanishes unreported.
+A file passes through four steps: rows (``tables``), the meaning of its columns (``layouts`` and ``clocks``),
+numbers and their rules (``columns``), and a ``Workload``. A row that breaks a rule is malformed: an error by
+default, and listed in the ``ReadReport`` when asked to skip. Every row is reported.
 docs/formats.md shows every layout.
 """
 
@@ -34,7 +34,7 @@ _MALFORMED_REMEDY = "mend them, or skip and report them (skip_malformed=True, FI
 
 @dataclass(frozen=True, slots=True)
 class ReadReport:
-    """What became of every row of a file: ``rows == requests + len(malformed)``."""
+    """The fate of every row of a file: ``rows == requests + len(malformed)``."""
 
     path: str
     layout: str
@@ -42,10 +42,10 @@ class ReadReport:
     requests: int
     malformed: tuple[MalformedRow, ...] = ()
     notes: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = ()  # what the file does not say itself: an inferred unit, placed turns
+    assumed: tuple[str, ...] = ()  # what is not in the file: an inferred unit, placed turns
 
     def summary(self) -> str:
-        """One line for a terminal or a report, the notes and the first malformed rows included."""
+        """Return one line for a terminal or a report, with the notes and the first malformed rows."""
         text = f"{self.path}: {self.requests:,} requests ({self.layout})"
         if self.malformed:
             text += f", {len(self.malformed):,} of {self.rows:,} rows malformed and skipped: "
@@ -118,7 +118,7 @@ def read_workload(
 def read_lengths(
     path: Path | str, *, skip_malformed: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Prompt and output tokens of a workload file, [rows] each, whatever its clock."""
+    """Return prompt and output tokens of a workload file, [rows] each; its clock is not read."""
     table = read_table(Path(path))
     columns = (required(table, "prompt", PROMPT_COLUMNS), required(table, "output", OUTPUT_COLUMNS))
     fields = Fields(table, Layout("lengths", *columns, clock=None), Options())

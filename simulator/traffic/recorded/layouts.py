@@ -1,4 +1,4 @@
-"""Which column of a traffic file means what."""
+"""The meaning of the columns of a traffic file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BAILIAN_BLOCK_TOKENS = 16
 """Tokens per hash id in the traces of alibaba-edu/qwen-bailian-usagetraces-anon."""
 
 CLOCK_TIME_S = 1e8
-"""Arrival times from here on (three years) are taken for clock times and counted from the first request."""
+"""Least arrival time (three years) that is a clock time; it is counted from the first request. A choice."""
 
 PROMPT_COLUMNS = (
     "prompt_tokens", "input_tokens", "context_tokens", "prefill_tokens", "num_prefill_tokens",
@@ -36,7 +36,7 @@ _CLASS_COLUMNS = ("class", "class_name", "traffic_class", "request_class")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which column means what. ``unit``: that of the clock where the layout's own description says it."""
+    """The meaning of columns. ``unit``: of the clock, where the layout's own description states it."""
 
     name: str
     prompt: str
@@ -45,14 +45,14 @@ class Layout:
     unit: str | None = None
     class_name: str | None = None
     prefix: str | None = None
-    session: str | None = None  # with delay: later turns come so long after the turn before has ended
+    session: str | None = None  # with delay: later turns start this long after the end of the turn before
     delay: str | None = None
     is_published: bool = False  # timestamp, input_length, output_length: milliseconds or seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user says about a file; see ``read_workload``."""
+    """Options of the user about a file; see ``read_workload``."""
 
     sort: bool = False
     unit: str | None = None
@@ -87,7 +87,7 @@ def recognise(table: Table, time_column: str | None) -> Layout:
 
 
 def required(table: Table, role: str, choices: Sequence[str]) -> str:
-    """Find the column of a role among its usual names; an error where there is none."""
+    """Find the column of a role among its usual names. Raises ``BadInputError`` without one."""
     column = _find_column(table, choices)
     if column is None:
         raise BadInputError(
@@ -113,7 +113,7 @@ def _find_column(table: Table, choices: Sequence[str]) -> str | None:
 
 
 def check_options(table: Table, layout: Layout, options: Options) -> None:
-    """Refuse what the user says where the file says otherwise, or has nothing that it could be about."""
+    """Refuse options that contradict the file, or that nothing in the file belongs to."""
     clock, unit = layout.clock, options.unit
     if unit is not None:
         problem = None

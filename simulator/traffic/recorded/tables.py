@@ -1,7 +1,7 @@
-"""Rows of a workload file as they stand: decompressed, split into columns, every line accounted for.
+"""Raw rows of a workload file: decompressed, split into columns, every line accounted for.
 
 CSV (RFC 4180, separated by comma, semicolon, tab or bar) and JSON lines, plain or packed by gzip or zstd.
-What the columns mean is the business of ``traffic_files``.
+``layouts`` and ``clocks`` find the meaning of the columns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow as pa
 from simulator.core.errors import BadInputError
 
 MAX_TEXT_BYTES = 2**31
-"""Unpacked size from which on a file is refused (2 GiB): a packed file of a few kB can claim any size."""
+"""Largest unpacked file, 2 GiB. A choice: a packed file of a few kB can claim any size."""
 
 csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is less than a long prompt has
 
@@ -32,7 +32,7 @@ _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 @dataclass(frozen=True, slots=True)
 class MalformedRow:
-    """One row that could not be used: its line in the file, counted from 1, and why."""
+    """One unusable row: its line in the file, counted from 1, and the reason."""
 
     line: int
     reason: str
@@ -43,17 +43,17 @@ class MalformedRow:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows as they stand: one list of raw values per column, and the line each row came from."""
+    """Raw rows: one list of values per column, and the line of each row."""
 
     path: str
     is_text: bool  # CSV, where every value is text; in JSON a number in quotes is a mistake
     lines: list[int]
     columns: dict[str, list[object]]
-    broken: list[MalformedRow]  # rows that are not rows at all
+    broken: list[MalformedRow]  # lines that are no rows
 
 
 def read_table(path: Path) -> Table:
-    """Rows of a file; ``BadInputError`` names the file where there are none to be had."""
+    """Read the rows of a file. Raises ``BadInputError`` with the file's name where it has none."""
     text = _decode(path, _unpack(path))
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     first = next((line.lstrip()[:1] for line in lines if line.strip()), "")
@@ -186,11 +186,10 @@ def _read_csv(path: Path, text_lines: Sequence[str]) -> Table:
 
 
 def _records(text_lines: Sequence[str]) -> list[tuple[int, list[str] | None]]:
-    """(line, fields) of every record that is not blank; ``None`` for fields whose quoting is broken.
+    """Yield (line, fields) of every record that is not blank; ``None`` for fields with broken quotes.
 
-    A quoted field may hold line breaks: a line with an odd number of quotes goes on to the next such line.
-    Where that gives no record as wide as the header, the quote is a mistake, which must not swallow the
-    lines after it.
+    A quoted field may hold line breaks: a line with an odd number of quotes continues to the next such line.
+    Where the result is not as wide as the header, the quote is a mistake and belongs to its line only.
     """
     quoted = [number for number, line in enumerate(text_lines) if line.count('"') % 2]
     closing = dict(itertools.pairwise(quoted))

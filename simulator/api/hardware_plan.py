@@ -143,7 +143,7 @@ def _words(
     price = load_gpu(asked.gpu).price_per_hour
     hardware = HardwareSpec(
         model=asked.model, gpu=asked.gpu, tp=asked.tp, engine=asked.engine, precision=asked.precision,
-        drafters=tuple(asked.drafters),
+        drafters=tuple(asked.drafters), host_time=asked.host_time,
     )  # fmt: skip
     return {
         "name": f"{asked.model} on {asked.gpu}",

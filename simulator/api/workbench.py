@@ -201,7 +201,7 @@ class Workbench(Deployment):
         prefill_workers: int | None = None,
         kv_tokens: int | None = None,
         prefill: Prefill = "elsewhere",
-        chunk_tokens: int = 2048,
+        chunk_tokens: int | None = None,
         prefill_tokens_per_s: float | None = None,
         seed: int = 0,
         workers: int = 1,

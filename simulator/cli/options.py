@@ -114,6 +114,13 @@ class OnHardware:
             "mtp:K. Default: dspark:5l and mtp1."
         ),
     ] = None
+    host_time: Annotated[
+        str | None,
+        typer.Option(
+            help="Time of a step that the GPU waits for its host, and of a drafter's pass after a comma: "
+            "1.2ms,0.3ms. Default: the engine's own (docs/howto/any_model.md)."
+        ),
+    ] = None
 
     def named(self) -> Hardware:
         """Return it where both are named; ``BadInputError`` otherwise."""
@@ -132,7 +139,7 @@ class OnHardware:
 
         return Hardware(
             model=str(self.model), gpu=gpu, tp=self.tp, engine=self.engine, precision=self.precision,
-            drafters=self.drafter or DRAFTERS,
+            drafters=self.drafter or DRAFTERS, host_time=self.host_time,
         )  # fmt: skip
 
 
@@ -289,8 +296,12 @@ class Limits:
     ] = None
     prefill: Prefill = "elsewhere"
     chunk_tokens: Annotated[
-        int, typer.Option(help="Prompt tokens of a step at most, with prefill chunked or whole.")
-    ] = 2048
+        int | None,
+        typer.Option(
+            help="Prompt tokens of a step at most, with prefill chunked or whole. Default: the engine's own "
+            "where the profile knows it, else 2048."
+        ),
+    ] = None
     prefill_tokens_per_s: Annotated[
         float | None,
         typer.Option(help="Prompt tokens/s of one worker of the prefill pool. Default: the profile's."),

@@ -18,7 +18,7 @@ from simulator.cost.scaled import EnabledCost, RowCost, SlowPath
 from simulator.deployment.acceptance_text import parse_acceptances
 from simulator.deployment.profile import Profile, load_profile
 from simulator.deployment.setup import Setup
-from simulator.engine.limits import EngineLimits, Prefill
+from simulator.engine.limits import CHUNK_TOKENS, EngineLimits, Prefill
 from simulator.schedulers.batch_table import BatchTable
 from simulator.schedulers.parse import NamedPolicy, as_policy
 from simulator.schedulers.policies import Fixed
@@ -80,12 +80,13 @@ class Deployment:
         *,
         kv_tokens: int | None = None,
         prefill: Prefill = "elsewhere",
-        chunk_tokens: int = 2048,
+        chunk_tokens: int | None = None,
         prefill_tokens_per_s: float | None = None,
     ) -> EngineLimits:
         """Return what one engine admits here; what the profile knows stands in where None is given.
 
-        kv_tokens: KV-cache capacity in tokens. prefill_tokens_per_s: speed of the prefill pool; the profile's
+        kv_tokens: KV-cache capacity in tokens. chunk_tokens: prompt tokens of a step; ``CHUNK_TOKENS``
+        if the profile does not know either. prefill_tokens_per_s: speed of the prefill pool; the profile's
         own stands in only where prefill runs elsewhere. Raises ``BadInputError`` as ``EngineLimits`` does.
         """
         profile = self.profile
@@ -95,7 +96,7 @@ class Deployment:
             concurrency,
             kv_tokens=profile.kv_tokens if kv_tokens is None else kv_tokens,
             prefill=prefill,
-            chunk_tokens=chunk_tokens,
+            chunk_tokens=chunk_tokens or profile.chunk_tokens or CHUNK_TOKENS,
             prefill_tokens_per_s=prefill_tokens_per_s,
         )
 

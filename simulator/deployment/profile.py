@@ -33,6 +33,7 @@ class Profile(Strict):
     likely multiples of their mean. replica_gpus: GPUs that the curve stands for, None where nobody said.
     prefill_tokens_per_s: prompt tokens that such a replica prefills alone, for a pool of them.
     step_time_band: by which share step times may be off, up or down; None where nobody knows.
+    chunk_tokens: prompt tokens that the engine puts into a step at most; None where nobody said.
     """
 
     schema_version: int = Field(default=1, ge=1, le=1, alias="schema")  # a Literal would take true for 1
@@ -47,6 +48,7 @@ class Profile(Strict):
     kv_tokens: int | None = Field(default=None, gt=0)
     prefill_tokens_per_s: float | None = Field(default=None, gt=0)
     step_time_band: float | None = Field(default=None, gt=0, lt=1)
+    chunk_tokens: int | None = Field(default=None, gt=0)
     published: PublishedClaims | None = None
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)

@@ -12,6 +12,9 @@ from simulator.core.errors import BadInputError
 Prefill = Literal["elsewhere", "chunked", "whole"]
 
 
+CHUNK_TOKENS = 2048
+"""Prompt tokens of a step at most where nobody says: vLLM's default below 70 GiB of memory."""
+
 MOST_REQUESTS = 1_000_000
 """Requests that one engine may run at once, and workers of its pool: a choice. Arrays are that long."""
 
@@ -36,7 +39,7 @@ class EngineLimits:
     concurrency: int
     kv_tokens: int | None = None
     prefill: Prefill = "elsewhere"
-    chunk_tokens: int = 2048
+    chunk_tokens: int = CHUNK_TOKENS
     prefill_tokens_per_s: float | None = None
     prefill_workers: int | None = 1
 

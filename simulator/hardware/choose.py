@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from simulator.core.files import slug
 from simulator.deployment.profile import Profile, load_profile, shipped_profiles
 from simulator.hardware.curves import formula_profile, kernel_profile
 from simulator.hardware.drafters import Drafter, parse_drafter
+from simulator.hardware.engines import FORMULA_ENGINE, HOSTS, Host, as_served, parse_host, runs_on
 from simulator.hardware.gpus import Gpu, load_gpu
 from simulator.hardware.kernels import ENGINES, Engine, tables_version
 from simulator.hardware.memory import Layout, required_layout
@@ -39,7 +41,8 @@ class Hardware:
 
     model: a name of the catalogue or a config.json. gpu: a name of the catalogue. tp: GPUs of a replica, the
     fewest that fit by default. precision: the model's own by default, in 16 bits where the GPU lacks it.
-    drafters: as ``drafters.parse_drafter`` reads them.
+    drafters: as ``drafters.parse_drafter`` reads them. host_time: of a step, and of a drafter's pass after a
+    comma, as ``engines.parse_host`` reads it; the engine's own by default.
     """
 
     model: str
@@ -48,6 +51,7 @@ class Hardware:
     engine: str | None = None
     precision: str | None = None
     drafters: Sequence[str] = field(default=DRAFTERS)
+    host_time: str | None = None
 
     def layout(self) -> Layout:
         """How it is laid out; ``InfeasibleError`` where it does not fit."""
@@ -80,7 +84,12 @@ class Hardware:
             return None
         if self.engine not in ENGINES:
             raise BadInputError("is not known", source="engine", value=self.engine, remedy=", ".join(ENGINES))
+        runs_on(self.engine, load_gpu(self.gpu))
         return self.engine
+
+    def host(self, engine: Engine) -> Host:
+        """Return the host's time that is asked for, or the engine's own."""
+        return HOSTS[engine] if self.host_time is None else parse_host(self.host_time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +110,16 @@ def profile_for(asked: Hardware) -> Chosen:
     name = kernel_name(layout)
     shipped = name in shipped_profiles() and set(asked.drafters) <= set(DRAFTERS)
     if shipped and engine is None and tuple(asked.drafters) == DRAFTERS:
-        return _chosen(load_profile(name), layout)
+        return _chosen(asked, load_profile(name), layout)
     if shipped and find_spec(TABLES) is None:
-        return _chosen(load_profile(name), layout, _WITHOUT_TABLES.format(engine))
+        return _chosen(asked, load_profile(name), layout, _WITHOUT_TABLES.format(engine))
     try:
-        return _chosen(kernel_profile(layout, drafters, engine=engine), layout)
+        return _chosen(asked, kernel_profile(layout, drafters, engine=engine), layout)
     except BadInputError as error:
         profile = formula_profile(layout, drafters)
-        return _chosen(profile, layout, f"no curve of measured kernels: {error}; the formula stands in")
+        return _chosen(
+            asked, profile, layout, f"no curve of measured kernels: {error}; the formula stands in"
+        )
 
 
 def derive(asked: Hardware, *, command: str | None = None) -> Chosen:
@@ -131,7 +142,7 @@ def derive(asked: Hardware, *, command: str | None = None) -> Chosen:
             "software": {"aiconfigurator-core": tables_version()},
         }
     )  # fmt: skip
-    return _chosen(made.model_copy(update={"provenance": origin}), layout)
+    return _chosen(asked, made.model_copy(update={"provenance": origin}), layout)
 
 
 _OF_CONVERSATION = ("chat", "mt-bench")
@@ -165,7 +176,11 @@ def kernel_name(layout: Layout) -> str:
     return f"kernels/{layout.gpu.name}/{short}-tp{layout.gpus}-{layout.precision}"
 
 
-def _chosen(profile: Profile, layout: Layout, *more: str) -> Chosen:
+def _chosen(asked: Hardware, kernels: Profile, layout: Layout, *more: str) -> Chosen:
+    """Serve a curve of kernels, or of the formula, by its engine, and say what it rests on."""
+    engine = _engine_of(kernels) or asked.parsed_engine() or FORMULA_ENGINE
+    host = asked.host(engine)
+    profile = as_served(kernels, engine, layout.gpu, host)
     where = f"{layout.gpus} x {layout.gpu.title}"
     band = "" if profile.step_time_band is None else f", step times within {profile.step_time_band:.0%}"
     what = {"kernels": "composed from measured kernels", "modelled": "from a formula"}
@@ -173,11 +188,18 @@ def _chosen(profile: Profile, layout: Layout, *more: str) -> Chosen:
     lines = [
         f"{layout.model.name} in {layout.precision} on {where}: {kind}{band}; {profile.provenance.source}",
         f"weights {layout.weight_bytes / 2**30:,.1f} GiB on each GPU, keys and values of "
-        f"{profile.kv_tokens or layout.kv_tokens:,} tokens fit",
+        f"{profile.kv_tokens:,} tokens fit, prompts in chunks of {profile.chunk_tokens:,}",
+        f"{engine}: {host.line}",
         *_refusals(profile),
         *more,
     ]
     return Chosen(profile, layout, tuple(lines))
+
+
+def _engine_of(kernels: Profile) -> Engine | None:
+    """Whose kernels a curve is composed of; None for the formula."""
+    found = re.search(r"tables of (\w+) on", kernels.provenance.source)
+    return next((engine for engine in ENGINES if found and engine == found[1]), None)
 
 
 def _refusals(profile: Profile) -> list[str]:

@@ -123,7 +123,8 @@ class KvMemory(_Strict):
 class ReplicaSpec(_Strict):
     """One replica: its GPUs, what it admits, and how it prefills.
 
-    gpus: None takes what the profile says one replica is, or 1 where it does not say.
+    gpus: None takes what the profile says one replica is, or 1 where it does not say. chunk_tokens: None
+    takes what the profile's engine sets, or 2,048.
     prefill_tokens_per_s: speed of one worker of the prefill pool. prefill_gpus: GPUs of such a worker; None
     takes as many as a replica has.
     """
@@ -133,7 +134,7 @@ class ReplicaSpec(_Strict):
     kv_tokens: int | None = Field(default=None, gt=0)
     kv_memory: KvMemory | None = None
     prefill: Prefill = "elsewhere"
-    chunk_tokens: int = Field(default=2048, gt=0)
+    chunk_tokens: int | None = Field(default=None, gt=0)
     prefill_tokens_per_s: float | None = Field(default=None, gt=0)
     prefill_gpus: int | None = Field(default=None, gt=0)
 
@@ -226,6 +227,7 @@ class HardwareSpec(_Strict):
     engine: str | None = None
     precision: str | None = None
     drafters: tuple[str, ...] = DRAFTERS
+    host_time: str | None = None
 
     def profile(self) -> Profile:
         """Return the profile that answers for it, the same object each time."""
@@ -477,7 +479,7 @@ name: Chat on DeepSeek-V4-Flash
 # Cost of a step: a shipped profile (`dspark-sim list`) or a profile file.
 profile: deepseek-v4-flash
 # Or a model on a GPU (`dspark-sim list --models --gpus`), whose cost is composed from measured kernels:
-# hardware: {model: Qwen/Qwen3-32B, gpu: h100}     # tp, engine, precision, drafters too
+# hardware: {model: Qwen/Qwen3-32B, gpu: h100}     # also tp, engine, precision, drafters
 
 # Verification policies to compare; the first is the baseline of every gain.
 policies: [mtp1, "fixed:3", dspark, dspark-async]

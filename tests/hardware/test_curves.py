@@ -13,6 +13,7 @@ from simulator.deployment.profile import load_profile, shipped_profiles
 from simulator.hardware.choose import Hardware, kernel_name, profile_for, require_acceptance
 from simulator.hardware.curves import draft_spec, fit_cells, formula_profile, kernel_profile
 from simulator.hardware.drafters import parse_drafter
+from simulator.hardware.engines import HOSTS, as_served
 from simulator.hardware.formula import BANDS, FormulaTimes
 from simulator.hardware.gpus import load_gpu
 from simulator.hardware.kernels import GATE_ROWS, Gate, KernelTables, chosen, gate
@@ -159,7 +160,8 @@ def test_words_choose_what_is_shipped_then_the_formula() -> None:
     assert "composed from measured kernels" in shipped.notes[0]
     modelled = profile_for(Hardware(model="qwen3-32b", gpu="mi300x"))
     assert modelled.profile.provenance.kind == "modelled"
-    assert modelled.profile == formula_profile(modelled.layout, BOTH)
+    kernels = formula_profile(modelled.layout, BOTH)
+    assert modelled.profile == as_served(kernels, "vllm", modelled.layout.gpu, HOSTS["vllm"])
     assert "has no tables of measured kernels" in modelled.notes[-1]
     with pytest.raises(
         BadInputError, match="nearest published one is `acceptance` qwen3-14b/dspark/mt-bench"

@@ -15,7 +15,7 @@ from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.graphs import Tiers
 from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import random_prompts
-from simulator.live.engine.ragged import KERNELS, RaggedRows, RaggedTarget, plain, sdpa, varlen
+from simulator.live.engine.ragged import KERNELS, RaggedRows, RaggedTarget, plain, sdpa, split, varlen
 from simulator.live.models.pairs import new_dspark
 from simulator.live.models.targets import Target
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed
@@ -46,11 +46,13 @@ def workload(requests: int = 24) -> Workload:
     return Workload.single_class(None, draw.integers(4, 200, requests), draw.integers(2, 60, requests))
 
 
-@pytest.mark.parametrize("kernel", [sdpa, varlen], ids=["sdpa", "varlen"])
+@pytest.mark.parametrize("kernel", [sdpa, varlen, split], ids=["sdpa", "varlen", "split"])
 def test_kernels_agree_with_the_plain_softmax(target: Any, kernel: Any) -> None:
     ragged = RaggedTarget(target, "auto")
     if kernel is varlen and ragged.kernel_name != "varlen":
         pytest.skip("this PyTorch has no paged variable-length attention for this device")
+    if kernel is split:  # wherever there is a CUDA device and Triton it must compile, or nothing is gained
+        assert ragged.draft_kernel_name == "split"
     draw = torch.Generator("cuda").manual_seed(0)
     counts = torch.tensor([8, 1, 3, 0, 5], device="cuda")
     starts = torch.tensor([500, 0, 255, 0, 31], device="cuda")
@@ -62,7 +64,7 @@ def test_kernels_agree_with_the_plain_softmax(target: Any, kernel: Any) -> None:
     )
     arguments = (query, keys, values, rows, ragged.head_dim**-0.5, None)
     torch.testing.assert_close(kernel(*arguments)[:17], plain(*arguments)[:17], atol=2e-2, rtol=2e-2)
-    assert set(KERNELS) == {"sdpa", "varlen", "plain"}
+    assert set(KERNELS) == {"sdpa", "varlen", "split", "explicit", "plain"}
 
 
 def run(target: Any, draft: Any, scheduler: Any, **options: Any) -> LiveExecutor:

@@ -40,7 +40,7 @@ class Pair:
         str | None, typer.Option(help="Of weights and caches; default float32 on a CPU, else bfloat16.")
     ] = None
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1
-    attention: Annotated[str, typer.Option(help="auto, sdpa, varlen or plain.")] = "auto"
+    attention: Annotated[str, typer.Option(help="auto, sdpa, varlen, split or plain.")] = "auto"
     graphs: Annotated[bool, typer.Option(help="Record CUDA graphs (on a GPU).")] = True
 
     def load(self) -> tuple[Target, dict[str, Draft]]:

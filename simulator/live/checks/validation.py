@@ -37,7 +37,7 @@ from simulator.live.engine.prompt_rows import prompt_rows_for
 from simulator.live.engine.prompts import RANDOM, Prompts, random_prompts
 from simulator.live.models.draft import Draft
 from simulator.live.models.targets import Target
-from simulator.live.profiling.conditions import DRAFT, GREEDY, conditions_of, digests_of
+from simulator.live.profiling.conditions import DRAFT, UNSAID, conditions_of, digests_of
 from simulator.parallel.hashing import content_hash
 from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.protocol import Batch, Scheduler
@@ -192,7 +192,7 @@ def check_profile(profile: Profile, target: Target, conditions: Mapping[str, str
     drafters are known by their content, so that another spelling of a path is accepted and other weights
     under the same path are not.
     """
-    software = {"sampling": GREEDY, **profile.provenance.software}
+    software = UNSAID | dict(profile.provenance.software)
     here = device_name(target.device)
     pairs = {"device": (profile.provenance.device, here)} | {
         name: (software.get(name), ours) for name, ours in conditions.items()

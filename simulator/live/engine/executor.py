@@ -155,7 +155,8 @@ class LiveExecutor:
         if self.draft_model is not None:
             self.passes.draw_uniforms()
             rows = self._tier("rows", int(self._pending[:count].sum()))
-            context = self._context(int(self._cached[:count].max()))
+            own = self.passes.ragged.draft_kernel_name == "split"
+            context = self._context(int(self._cached[:count].max()), own)
             with self.passes.memory(f"drafting for {count} requests with contexts up to {context}"):
                 self.passes.captured.run(
                     ("draft" if head else "draft without head", step.padded, rows, context),
@@ -201,7 +202,8 @@ class LiveExecutor:
             self.state.forced[:count] = self.passes.to_device(self._trace.accepted(count))
         block = self._block(safe, draft_tokens)
         rows = self._tier("rows", count + draft_tokens + (step.padded > count))
-        context = self._context(int(self._cached[:count].max()) + block)
+        own = self.passes.ragged.kernel_name == "split"
+        context = self._context(int(self._cached[:count].max()) + block, own)
         step.marks.mark()
         with self.passes.memory(
             f"verifying {count + draft_tokens} rows of {count} requests, contexts to {context}"
@@ -278,7 +280,10 @@ class LiveExecutor:
     def _tier(self, axis: str, size: int) -> int:
         return Tiers.fit(getattr(self.options.tiers, axis), size)
 
-    def _context(self, needed: int) -> int:
+    def _context(self, needed: int, own: bool) -> int:
+        """Positions that attention is prepared to read; all, where each request reads its ``own`` anyhow."""
+        if own:
+            return self.passes.cache.capacity
         return min(self._tier("context", needed), self.passes.cache.capacity)
 
     def _block(self, lengths: Tensor, draft_tokens: int) -> int:

@@ -108,6 +108,7 @@ class Passes:
             torch.where(valid, (cached - counts)[request] + rank, 0),
             cached,
             context=context,
+            attend=self.ragged.draft_attend,
         )
         propose = self.draft_model.propose
         if not head:
@@ -217,6 +218,7 @@ class Passes:
             torch.tensor([start + count], device=self.device),
             context=start + count,
             first_row=row,
+            attend=self.ragged.draft_attend,
         )
         with torch.no_grad():
             self.draft_model.propose(features, following, torch.tensor([count]), view)

@@ -12,7 +12,9 @@ Kernels, all with the same arguments:
   keys read in place. Padding exists in the queries of attention alone, where it costs next to nothing as
   long as reading the keys dominates. Runs anywhere.
 - ``varlen``: PyTorch's variable-length flash attention over paged keys, which splits long contexts over
-  the whole device. CUDA, 16-bit weights, recent PyTorch.
+  the whole device. CUDA, 16-bit weights, recent PyTorch (2.11 lacks what it needs).
+- ``split``: Triton kernels of our own (``engine.split``) that let each request read its own context and no
+  more, for targets and drafts. CUDA with Triton, any PyTorch that we support; sinks and caps too.
 - ``explicit``: as ``sdpa`` with the softmax spelled out, for targets that cap attention logits or have
   attention sinks, which no fused kernel here computes.
 - ``plain``: one softmax per row in float32, for tests.
@@ -25,6 +27,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -33,6 +36,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from simulator.core.errors import BadInputError
+from simulator.live.device import synchronise
 from simulator.live.models.kv_cache import PAGE, KVCache
 from simulator.live.models.targets import Target, TargetOutput
 
@@ -145,7 +149,15 @@ class RaggedTarget:
         self.cap: float | None = getattr(text, "attn_logit_softcapping", None)
         explicitly = self.cap is not None or text.model_type in _WITH_SINKS
         self.kernel_name = self._choose_explicit(kernel) if explicitly else self._choose(kernel)
-        self.kernel: Kernel = partial(explicit, cap=self.cap) if explicitly else KERNELS[self.kernel_name]
+        self.kernel: Kernel = KERNELS[self.kernel_name]
+        if explicitly:
+            self.kernel = partial(explicit if self.kernel_name == "explicit" else split, cap=self.cap)
+        self.draft_attend = self._choose_for_drafts(kernel)
+
+    @property
+    def draft_kernel_name(self) -> str:
+        """The kernel with which drafts read their contexts."""
+        return "sdpa" if self.draft_attend is None else "split"
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """Return an empty cache for ``rows`` requests of up to ``capacity`` positions."""
@@ -199,14 +211,37 @@ class RaggedTarget:
 
     def _choose(self, kernel: str) -> str:
         if kernel == "auto":
-            return "varlen" if self._varlen_works() else "sdpa"
-        if kernel not in KERNELS:
+            on_gpu = self.target.device.type == "cuda"
+            return "varlen" if self._varlen_works() else "split" if on_gpu and self._split_works() else "sdpa"
+        if kernel not in _SELECTABLE:
             raise BadInputError(
-                "is not known", field="attention", value=kernel, remedy="auto, " + ", ".join(KERNELS)
+                "is not known", field="attention", value=kernel, remedy="auto, " + ", ".join(_SELECTABLE)
             )
+        self._require(kernel)
         return kernel
 
+    def _require(self, kernel: str) -> None:
+        if kernel == "split" and not self._split_works():
+            raise BadInputError(
+                f"does not run here, or not at the shapes of {self.target.name}: it needs a CUDA device and "
+                "Triton", field="attention", value=kernel, remedy="auto",
+            )  # fmt: skip
+
+    def _choose_for_drafts(self, kernel: str) -> Callable[..., Tensor] | None:
+        """Return the split kernel where it was asked for or is to be chosen, and runs."""
+        wanted = kernel == "split" or (kernel == "auto" and self.target.device.type == "cuda")
+        if not wanted or not (self.kernel_name == "split" or self._split_works()):
+            return None
+        from simulator.live.engine.split import attend  # needs Triton
+
+        return attend
+
     def _choose_explicit(self, kernel: str) -> str:
+        if kernel == "split":
+            self._require(kernel)
+            return kernel
+        if kernel == "auto" and self.target.device.type == "cuda" and self._split_works():
+            return "split"
         if kernel not in ("auto", "explicit"):
             needed = "attention sinks" if self.cap is None else "capped attention logits"
             raise BadInputError(
@@ -220,6 +255,15 @@ class RaggedTarget:
         device, dtype = self.target.device, self.target.dtype
         if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or not _has_paged_varlen():
             return False
+        return self._agrees(varlen)
+
+    def _split_works(self) -> bool:
+        """Whether our split kernels compile and run here, and agree with the plain softmax."""
+        return find_spec("triton") is not None and self._agrees(split)
+
+    def _agrees(self, kernel: Kernel) -> bool:
+        """Whether a kernel runs on a small batch of this target's shapes as the definition does."""
+        device, dtype = self.target.device, self.target.dtype
         generator = torch.Generator(device).manual_seed(0)
         shapes = (4, self.heads), (2, PAGE, self.kv_heads), (2, PAGE, self.kv_heads)
         query, keys, values = (
@@ -230,8 +274,9 @@ class RaggedTarget:
         rows = RaggedRows.of(counts, starts, 4, block=3, context=PAGE)
         scale = self.head_dim**-0.5
         try:
-            ours = varlen(query, keys, values, rows, scale, None)
-        except (RuntimeError, TypeError, ValueError):
+            ours = kernel(query, keys, values, rows, scale, None)
+            synchronise(device)
+        except Exception:  # compilers and drivers fail in types of their own; any says that it does not run
             return False
         return torch.allclose(ours, plain(query, keys, values, rows, scale, None), atol=2e-2, rtol=2e-2)
 
@@ -292,7 +337,9 @@ def _checked_kernel(
     if sinks is None and cap is None:
         return ragged.kernel
     kernel = ragged.kernel
-    if not (isinstance(kernel, partial) and kernel.func is explicit and kernel.keywords["cap"] == cap):
+    if not (
+        isinstance(kernel, partial) and kernel.func in (explicit, split) and kernel.keywords["cap"] == cap
+    ):
         raise BadInputError(
             "attention has sinks or a cap that its config does not state", source=type(module).__name__,
             remedy="choose another target",
@@ -397,6 +444,28 @@ def varlen(
     return mixed
 
 
+def split(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: RaggedRows,
+    scale: float,
+    window: int | None,
+    *,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """See ``Kernel`` and ``engine.split``; cap, sinks: as of ``explicit``."""
+    from simulator.live.engine.split import attend  # needs Triton
+
+    mine = slice(rows.first_cache_row, rows.first_cache_row + len(rows.counts))
+    return attend(
+        query, keys[mine], values[mine], rows.once("first", lambda: rows.first_rows), rows.counts,
+        rows.starts, rows.valid, block=rows.block, scale=scale, causal=True, window=window, cap=cap,
+        sinks=sinks,
+    )  # fmt: skip
+
+
 def plain(
     query: Tensor, keys: Tensor, values: Tensor, rows: RaggedRows, scale: float, window: int | None
 ) -> Tensor:
@@ -414,7 +483,9 @@ def plain(
     return mixed
 
 
-KERNELS: dict[str, Kernel] = {"sdpa": sdpa, "varlen": varlen, "plain": plain}
+_SELECTABLE: dict[str, Kernel] = {"sdpa": sdpa, "varlen": varlen, "split": split, "plain": plain}
+
+KERNELS: dict[str, Kernel] = _SELECTABLE | {"explicit": partial(explicit, cap=None)}
 
 
 def _has_paged_varlen() -> bool:

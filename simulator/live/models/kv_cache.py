@@ -7,10 +7,12 @@ row, once or less in its life. One row more than asked for takes what padding wr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from simulator.live.models.layers import DraftCache, KeysValues
+from simulator.live.models.layers import DraftCache, KeysValues, Mask, OwnContext
 
 PAGE = 256
 """Capacities are whole pages: what paged attention kernels take as a block."""
@@ -68,7 +70,7 @@ class DraftStep:
     positions, so that the whole pass can be recorded in a CUDA graph.
 
     rows, positions: int64 [N], where the new context goes. lengths: int64 [R], context afterwards.
-    Rows count from ``first_row`` of the cache.
+    Rows count from ``first_row`` of the cache. attend: lets each row read its own context and no more.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class DraftStep:
         *,
         context: int,
         first_row: int = 0,
+        attend: Callable[..., Tensor] | None = None,
     ) -> None:
+        self._attend = attend
         self._cache, self._entries, self._context, self._first = cache, (rows, positions), context, first_row
         self.lengths = lengths
 
@@ -102,8 +106,10 @@ class DraftStep:
         mine, end = slice(self._first, self._first + self.rows), self._end(beyond)
         return self._cache.keys[layer][mine, :, :end], self._cache.values[layer][mine, :, :end]
 
-    def mask(self, beyond: int = 0) -> Tensor:
+    def mask(self, beyond: int = 0) -> Mask:
         """See ``DraftCache.mask``."""
+        if self._attend is not None:
+            return OwnContext(self.lengths + beyond, self._attend)
         position = torch.arange(self._end(beyond), device=self.lengths.device)
         return position < (self.lengths + beyond)[:, None, None]
 

@@ -23,6 +23,31 @@ ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 KeysValues = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnContext:
+    """In place of a mask: request r sees its first ``ends[r]`` entries, and nothing behind them is read.
+
+    ends: int64 [R]. attend: ``live.engine.split.attend``, given by whoever knows that it runs here.
+    """
+
+    ends: Tensor
+    attend: Callable[..., Tensor]
+
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend from queries [R, Q, heads, head_dim] to keys and values [R, kv_heads, K, head_dim]."""
+        rows, head_dim = queries.shape[1], queries.shape[-1]
+        counts = torch.full_like(self.ends, rows)
+        mixed = self.attend(
+            queries.flatten(0, 1), keys.transpose(1, 2), values.transpose(1, 2), counts.cumsum(0) - counts,
+            counts, self.ends - counts, None, block=rows, scale=head_dim**-0.5, causal=False,
+        )  # fmt: skip
+        return mixed.view(queries.shape)
+
+
+Mask = Tensor | OwnContext | None
+"""Who sees what: True where attention is allowed; or each its own context; None allows all."""
+
+
 @dataclass(frozen=True, slots=True)
 class BackboneConfig:
     """Shape of a stack of Qwen3 blocks, in the field names of a Hugging Face config.json.
@@ -204,17 +229,18 @@ class Attention(nn.Module):
         keys = self.k_norm(self.k_proj(hidden).view(heads))
         return _rotate(keys, rope), self.v_proj(hidden).view(heads)
 
-    def forward(
-        self, hidden: Tensor, rope: KeysValues, keys: Tensor, values: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, rope: KeysValues, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
         """Attend from ``hidden`` [R, Q, d] to ``keys`` and ``values`` [R, kv_heads, K, head_dim].
 
-        ``mask`` [R, Q or 1, K] is True where attention is allowed; None allows all. The query heads
-        that share a key head become extra query rows of it, so keys and values are never repeated
-        and every attention kernel can be used.
+        A mask is [R, Q or 1, K]. The query heads that share a key head become extra query rows of it, so
+        keys and values are never repeated and every attention kernel can be used.
         """
         queries = self.q_norm(self.q_proj(hidden).view(*hidden.shape[:-1], -1, self.head_dim))
-        queries = torch.unflatten(_rotate(queries, rope), 2, (-1, self.groups)).permute(0, 2, 3, 1, 4)
+        queries = _rotate(queries, rope)
+        if isinstance(mask, OwnContext):
+            own: Tensor = self.o_proj(mask.mix(queries, keys, values).flatten(2))
+            return own
+        queries = torch.unflatten(queries, 2, (-1, self.groups)).permute(0, 2, 3, 1, 4)
         if mask is not None:
             mask = mask[:, None] if mask.shape[1] == 1 else mask[:, None].repeat(1, 1, self.groups, 1)
         mixed = scaled_dot_product_attention(queries.flatten(2, 3), keys, values, attn_mask=mask)
@@ -253,7 +279,7 @@ class Block(nn.Module):
         hidden: Tensor,
         rope: KeysValues,
         reach: Callable[[Tensor, Tensor], KeysValues],
-        mask: Tensor | None,
+        mask: Mask,
     ) -> Tensor:
         """[R, Q, d] -> [R, Q, d].
 

@@ -12,7 +12,9 @@ from simulator.live.models.sampling import is_greedy
 from simulator.live.models.targets import Target
 
 GREEDY = "greedy"
-"""Sampling of a profile that does not say: of those written before ``sampling`` was recorded."""
+
+UNSAID = {"sampling": GREEDY, "draft_attention": "sdpa"}
+"""What conditions were when profiles did not record them."""
 
 DRAFT = "draft:"
 """What a drafter's entry in a provenance begins with; its name follows."""
@@ -23,16 +25,18 @@ def conditions_of(
 ) -> dict[str, str]:
     """Return the conditions of a measurement on ``target``, in words, for a profile's provenance.
 
-    attention: the kernel asked for; what is returned is the kernel that runs. graphs: whether CUDA graphs
+    attention: the kernel asked for; what is returned are the kernels that run. graphs: whether CUDA graphs
     were asked for; a CPU records none. ``threads`` is there on a CPU alone: a GPU's step does not wait for
     them. ``weights`` is the digest of the target's config and weights (``Target.digest``). ``sampling`` says
     whether tokens are the most likely ones or drawn, which costs the same at every temperature above 0.
     """
     on_cpu = target.device.type == "cpu"
+    ragged = RaggedTarget(target, attention)
     found = {
         "torch": str(torch.__version__),
         "dtype": str(target.dtype).removeprefix("torch."),
-        "attention": RaggedTarget(target, attention).kernel_name,
+        "attention": ragged.kernel_name,
+        "draft_attention": ragged.draft_kernel_name,
         "graphs": "on" if graphs and target.device.type == "cuda" else "off",
         "sampling": GREEDY if is_greedy(temperature) else "drawn",
         "weights": target.digest,

@@ -144,7 +144,7 @@ def test_an_attention_argument_that_is_not_computed_is_refused(target: Any) -> N
 def test_what_the_kernels_do_not_compute_is_refused(make_target: MakeTarget, target: Any) -> None:
     with pytest.raises(BadInputError, match="does not compute capped attention logits"):
         RaggedTarget(make_target("gemma2", **ARCHITECTURES["gemma2"]), "plain")
-    with pytest.raises(BadInputError, match="auto, sdpa, varlen, plain"):
+    with pytest.raises(BadInputError, match="auto, sdpa, varlen, split, plain"):
         RaggedTarget(target, "flash")
 
 

@@ -6,8 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from simulator.api.launching import Engine, launch
-from simulator.hardware.models import load_model
+import pandas as pd
+
+from simulator.api.handover import hours_of, intervals_of, launch_of, write_handover
+from simulator.api.launching import Engine
 from simulator.interop.launch.settings import Launch
 from simulator.parallel.cells import Sweeping
 from simulator.planning.checks import checked_scenario
@@ -22,7 +24,10 @@ class Plan(CapacityPlan):
     __slots__ = ()
 
     def report(self, out: str | Path, tables: str = "csv") -> Path:
-        """Write report.html, tables (csv or parquet), PNG figures and plan.json; returns the page's path."""
+        """Write report.html, tables (csv or parquet), PNG figures, plan.json and ``cluster/``.
+
+        Returns the page's path. ``cluster/``: see ``api.handover.write_handover``.
+        """
         from simulator.report.page import write_report
         from simulator.report.plan_figures import write_figures
 
@@ -30,6 +35,7 @@ class Plan(CapacityPlan):
         write_tables(self, folder, tables)
         write_figures(self, folder)
         write_report(self, folder / "report.html")
+        write_handover(self, folder / "cluster", tables)
         return folder / "report.html"
 
     def launch(self, engine: Engine, policy: str | None = None) -> Launch:
@@ -39,17 +45,11 @@ class Plan(CapacityPlan):
         """
         return launch_of(self, engine, policy)
 
-
-def launch_of(plan: CapacityPlan, engine: Engine, policy: str | None = None) -> Launch:
-    """Return how an engine is started for a plan's replica; see ``Plan.launch``."""
-    scenario = plan.scenario
-    memory, hardware = scenario.replica.kv_memory, scenario.hardware
-    return launch(
-        scenario.deployment(), policy or plan.recommended, engine, scenario.limits(),
-        gpus=scenario.replica_gpus(), context_tokens=plan.context_tokens,
-        memory_share=None if memory is None else memory.usable,
-        model=None if hardware is None else load_model(hardware.model).name,
-    )  # fmt: skip
+    def replicas(self, policy: str | None = None) -> pd.DataFrame:
+        """Return replicas by the hour of a day, or by interval where the demand spans anything else."""
+        intervals = intervals_of(self, policy)
+        hours = hours_of(intervals)
+        return intervals if hours is None else hours
 
 
 def plan(scenario: str | Path | Scenario, *, workers: int = 1, **how: Any) -> Plan:

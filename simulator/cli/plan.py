@@ -78,6 +78,7 @@ def plan(
         raise BadInputError(
             "needs a scenario and --out DIR", source="plan", remedy="`dspark-sim plan --init scenario.yaml`"
         )
+    from simulator.api.handover import write_handover
     from simulator.core.files import check_writable_directory
     from simulator.core.interruption import noting
     from simulator.planning.checks import checked_scenario
@@ -100,6 +101,7 @@ def plan(
     write_tables(result, out, tables)
     write_figures(result, out)
     write_report(result, out / "report.html")
+    write_handover(result, out / "cluster", tables)
     (out / INFEASIBLE).unlink(missing_ok=True)
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -179,6 +179,7 @@ UNITS_OF_COLUMNS = {
     "replicas": "replicas replicas_low replicas_high",
     "GPUs": "decode_gpus prefill_gpus gpus",
     "workers": "prefill_workers",
+    "h": "hour",
     "GPU*h": "gpu_hours gpu_hours_following_demand",
     "currency/1e6 tokens": (
         "cost_per_million_output_tokens cost_per_million_following_demand "

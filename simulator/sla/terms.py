@@ -21,6 +21,7 @@ from typing import Any, Literal
 from simulator.core.errors import BadInputError
 from simulator.core.units import parse_duration_s, parse_number
 from simulator.engine.metrics import Metrics
+from simulator.sla.metric_names import in_terms
 
 Comparison = Literal[">=", "<="]
 
@@ -170,7 +171,11 @@ def parse_sla(texts: Sequence[str]) -> Sla:
 
 
 def parse_term(text: str) -> Term:
-    """Parse one term. Raises ``BadInputError`` with the fault and a correct form."""
+    """Parse one term, also one with a metric of vLLM or SGLang (``metric_names.in_terms``).
+
+    Raises ``BadInputError`` with the fault and a correct form.
+    """
+    text = in_terms(text)
     match = _TERM.fullmatch(text) if len(text) <= LONGEST_TERM else None
     if match is None:
         raise _bad("is not a term", text, "write METRIC>=BOUND, as in tps_p10>=60 or chat:ttft_p99<=2s")

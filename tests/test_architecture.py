@@ -62,3 +62,14 @@ def test_every_stop_of_the_walks_is_there() -> None:
     assert len(stops) > 25
     missing = [f"{file}:{name}" for file, name in stops if name not in definitions(PACKAGE / file)]
     assert not missing
+
+
+def test_an_ignored_lint_rule_has_its_reason() -> None:
+    bare = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for folder in ("simulator", "tests", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(r"# noqa(?!: [A-Z0-9, ]+  # \w)", line) and path != Path(__file__)
+    ]
+    assert not bare

@@ -478,7 +478,7 @@ def test_a_module_that_runs_for_each_draft_is_a_drafter_of_its_own() -> None:
 
 
 def test_help_covers_every_form_and_every_form_parses() -> None:
-    fill: Callable[[str], str] = lambda form: (  # noqa: E731
+    fill: Callable[[str], str] = lambda form: (  # noqa: E731  # one expression
         form.replace(":K", ":3")
         .replace("mtpK", "mtp3")
         .replace(":P", ":0.5")

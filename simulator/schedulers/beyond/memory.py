@@ -44,13 +44,13 @@ class Learner(ABC):
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Turn survival [R, gamma] into verification lengths [R]; what was not drafted gets 0."""
 
-    def observe(self, seen: Seen) -> None:  # noqa: B027 - nothing to learn is a fair default
+    def observe(self, seen: Seen) -> None:  # noqa: B027  # a default: learns nothing
         """Learn from a finished step."""
 
-    def place(self, rows: Rows, classes: Rows) -> None:  # noqa: B027
+    def place(self, rows: Rows, classes: Rows) -> None:  # noqa: B027  # a default: keeps nothing
         """Take newcomers of these traffic classes into these rows."""
 
-    def move(self, source: Rows, target: Rows) -> None:  # noqa: B027
+    def move(self, source: Rows, target: Rows) -> None:  # noqa: B027  # a default: keeps nothing
         """Carry what is known of rows to where these requests are now."""
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from simulator.api.hardware_plan import comparison, plan_hardware, write_scenarios
+from simulator.api.hardware_plan import HardwareAnswer, comparison, plan_hardware, write_scenarios
 from simulator.core.errors import BadInputError
 from simulator.hardware.choose import Hardware
 from simulator.planning.scenario import load_scenario
 from simulator.planning.variants import OFF, Variant, variants_of
 from tests.support.command_line import run
+from tests.support.plans import rough_plans
 
 ASKED = Hardware(model="qwen3-8b", gpu="h100")
 TRAFFIC = {
@@ -20,8 +22,25 @@ TRAFFIC = {
 }  # fmt: skip
 
 
-def test_each_gpu_answers_and_leaves_a_scenario_to_refine(tmp_path: Path) -> None:
-    answers = list(plan_hardware(ASKED, ["h100", "l40s"], **TRAFFIC))  # type: ignore[arg-type]
+@pytest.fixture(scope="module", autouse=True)
+def _coarser() -> Iterator[None]:
+    """Small replicas and a rough search, as trials grow with both: no test here rests on their sizes."""
+    rough = {"precision": "50%", "requests": 200, "concurrency": [4]}
+    with rough_plans() as patch:
+        patch.setattr("simulator.api.hardware_plan.COARSE", rough)
+        patch.setattr("simulator.api.hardware_plan.MOST_CONCURRENT", 16)
+        patch.setattr("simulator.planning.plan.GRID", (0.4, 1.0, 1.25))
+        yield
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[HardwareAnswer]:
+    return list(plan_hardware(ASKED, ["h100", "l40s"], **TRAFFIC))  # type: ignore[arg-type]
+
+
+def test_each_gpu_answers_and_leaves_a_scenario_to_refine(
+    answers: list[HardwareAnswer], tmp_path: Path
+) -> None:
     table = comparison(answers)
     assert set(table["gpu"]) == {"h100", "l40s"}
     assert any("2.95 USD an hour" in note for note in answers[0].notes)
@@ -39,8 +58,8 @@ def test_each_gpu_answers_and_leaves_a_scenario_to_refine(tmp_path: Path) -> Non
     assert refined.search.precision == "2%"  # finer than the first answer
 
 
-def test_speculation_needs_no_more_replicas() -> None:
-    (answer,) = plan_hardware(ASKED, ["h100"], **TRAFFIC)  # type: ignore[arg-type]
+def test_speculation_needs_no_more_replicas(answers: list[HardwareAnswer]) -> None:
+    answer = answers[0]
     assert answer.plan is not None
     plans = answer.plan.plans.set_index("policy")
     assert (

@@ -257,12 +257,9 @@ def _descriptor(target: Path) -> int | None:
 
 
 def _resolved(target: Path) -> Path:
-    """Follow links to the place of the file. Links that lead in a circle are refused."""
+    """Follow links to the place of the file; ``_is_stream`` has refused links that lead in a circle."""
     with _faults_named(target):
-        place = Path(os.path.realpath(target))
-        if place.is_symlink():
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        return place
+        return Path(os.path.realpath(target))
 
 
 def _new_file_beside(place: Path, named: Path) -> Path:

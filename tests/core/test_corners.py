@@ -17,7 +17,10 @@ from simulator.core.errors import BadInputError, naming
 from simulator.core.files import (
     STANDARD_OUTPUT,
     UnwritableError,
+    beside,
     check_writable_file,
+    is_standard_output,
+    slug,
     without_nan,
     write_text,
 )
@@ -37,7 +40,7 @@ def test_names_that_no_file_can_have_are_refused(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(tmp_path / "again")
     (tmp_path / "again").symlink_to(loop)
-    for name in (loop, tmp_path / ("x" * 300), Path("bad\0name")):
+    for name in (loop, tmp_path / ("x" * 300), tmp_path / "new" / ("x" * 300), Path("bad\0name")):
         with pytest.raises(UnwritableError):
             check_writable_file(name)
         with pytest.raises(UnwritableError):
@@ -60,6 +63,25 @@ def test_a_notebook_takes_text(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_standard_output_has_more_names(capfd: pytest.CaptureFixture[str]) -> None:
     write_text(Path("/dev/stdout"), "one\n")
     assert capfd.readouterr().out == "one\n"
+
+
+def test_a_second_file_lies_beside_a_regular_one_only(tmp_path: Path) -> None:
+    assert beside(tmp_path / "a.csv", ".png") == tmp_path / "a.png"
+    assert beside(STANDARD_OUTPUT, ".png") is None
+    assert beside(Path("/dev/null"), ".png") is None
+    assert is_standard_output(STANDARD_OUTPUT)
+    assert is_standard_output(Path("/dev/stdout"))
+    assert is_standard_output(Path("/dev/fd/1"))
+    assert not is_standard_output(Path("/dev/stderr"))
+    assert not is_standard_output(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("NVIDIA H200 141GB", "nvidia-h200-141gb"), ("fixed:3@dspark", "fixed-3-dspark"), ("--a..B--", "a..b")],
+)
+def test_names_for_files(text: str, name: str) -> None:
+    assert slug(text) == name
 
 
 def test_a_fault_of_ones_own_is_not_taken_for_the_systems() -> None:
@@ -116,3 +138,13 @@ def test_what_the_system_refuses_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(BadInputError):
         reading.read_bounded(Path("bad\0name"))
     assert not reading.is_there(path)
+
+
+def test_names_of_files(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert reading.is_file(tmp_path / "file")
+    assert reading.is_there(tmp_path)
+    assert not reading.is_file(tmp_path)
+    for impossible in (tmp_path / "none", tmp_path / ("x" * 300), Path("bad\0name")):
+        assert not reading.is_file(impossible)
+        assert not reading.is_there(impossible)

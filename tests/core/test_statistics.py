@@ -10,11 +10,16 @@ from numpy.testing import assert_array_equal
 
 from simulator.acceptance.trace import Replay
 from simulator.core.statistics import (
+    divide,
+    divide_each,
+    mean_interval,
+    quantile,
     rate_interval,
     ratio_interval,
     replicated_ratio,
     t_quantile,
     units_needed,
+    weighted_quantile,
 )
 from simulator.engine.cursors import TraceCursors
 from tests.support.engines import closed_loop
@@ -101,3 +106,60 @@ def test_the_t_quantile_is_scipys_bit_for_bit(freedom: float) -> None:
 
     for share in (0.9, 0.975, 0.995):
         assert t_quantile(share, freedom) == stats.t.ppf(share, freedom)
+
+
+def test_a_mean_of_replications_by_hand() -> None:
+    """1, 2 and 3: a standard deviation of 1 over the root of 3, times t of 2 degrees of freedom, 4.302653."""
+    mean, half = mean_interval(np.array([1, 2, 3]))
+    assert (mean, half) == (2, pytest.approx(4.302653 / np.sqrt(3), rel=1e-6))
+    assert mean_interval(np.array([1, 2, 3]), 0.9)[1] == pytest.approx(2.919986 / np.sqrt(3), rel=1e-6)
+    mean, half = mean_interval(np.array([5.0]))
+    assert mean == 5
+    assert np.isnan(half)
+
+
+def test_quantiles_and_ratios_of_nothing_are_unknown() -> None:
+    assert np.isnan(quantile(np.array([]), 0.5))
+    assert quantile(np.array([1.0, 2.0, 4.0]), 0.75) == 3.0
+    assert np.isnan(weighted_quantile(np.array([]), np.array([]), [0.1, 0.9])).tolist() == [True, True]
+    assert np.isnan(divide(1, 0))
+    assert divide(1, 4) == 0.25
+    ratio = divide_each(np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0, -1.0]))
+    assert ratio[0] == 0.5
+    assert np.isnan(ratio[1:]).all()
+
+
+def test_a_weighted_quantile_is_the_first_value_with_that_share_below_it() -> None:
+    """Weights 1, 1 and 2 of 10, 20 and 30: shares of 0.25, 0.5 and 1, whatever the order."""
+    values, weights = np.array([30.0, 10.0, 20.0]), np.array([2, 1, 1])
+    found = weighted_quantile(values, weights, [0.0, 0.25, 0.26, 0.5, 0.51, 1.0])
+    assert found.tolist() == [10, 10, 20, 20, 30, 30]
+
+
+def test_requests_alone_make_the_interval_where_steps_do_not_scatter() -> None:
+    """Clusters 1, -1, 2, -2: squares add up to 10, variance 10 * 4/3; freedom 200/34, at most 3."""
+    rate, half = rate_interval(np.full(40, 3.0), np.ones(40), by_request=np.array([1.0, -1.0, 2.0, -2.0]))
+    assert rate == 3
+    assert half == pytest.approx(np.sqrt(40 / 3) / 40 * 3.182446, rel=1e-6)
+    nothing = rate_interval(np.full(40, 3.0), np.ones(40), by_request=np.zeros(4))
+    assert nothing == (3.0, 0.0)
+
+
+@pytest.mark.parametrize(("reuse", "factor"), [(0.5, 1.0), (1.0, 1.0), (1.5, 1.5)])
+def test_reading_again_adds_the_variance_within_a_text(reuse: float, factor: float) -> None:
+    """Pairs of steps one token above and one below the mean: 20 sums of +-2, of variance 80/19, times 20."""
+    tokens = np.tile([2.0, 2.0, 0.0, 0.0], 10)
+    _, half = rate_interval(tokens, np.ones(40), by_request=np.array([1.0, -1.0]), reuse=reuse)
+    assert half == pytest.approx(np.sqrt(factor * 1600 / 19) / 40 * 2.093024, rel=1e-6)
+
+
+def test_a_single_request_gives_no_interval_of_its_own() -> None:
+    tokens = np.tile([2.0, 2.0, 0.0, 0.0], 10)
+    plain = rate_interval(tokens, np.ones(40))
+    assert plain == rate_interval(tokens, np.ones(40), by_request=np.array([1e9]), reuse=3.0)
+
+
+def test_a_ratio_over_nothing_is_unknown() -> None:
+    assert np.isnan(ratio_interval(np.ones(50), np.zeros(50))).all()
+    ratio, half = ratio_interval(2 * np.ones(40), np.ones(40))
+    assert (ratio, half) == (2, 0)

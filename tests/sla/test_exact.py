@@ -39,6 +39,10 @@ SUM_REMEDY = (
             "sla: weighs ttft by 2e+09 (got '2e9*ttft+tpot_p99<=1s'); use weights above 0, at most 1e9",
         ),
         (
+            "1000000001*ttft_p99<=1s",
+            "sla: weighs ttft by 1e+09 (got '1000000001*ttft_p99<=1s'); use weights above 0, at most 1e9",
+        ),
+        (
             "a:throughput_tok_per_s>=1",
             "sla: is a metric of the whole system, not of a traffic class (got 'a:throughput_tok_per_s>=1')",
         ),

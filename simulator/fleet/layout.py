@@ -52,7 +52,7 @@ class Fleet:
             )
         if self.router == "prefix-aware" and self.prefix_cache_tokens is None:
             raise BadInputError(
-                "needs a cache to be aware of", field="router", value=self.router,
+                "needs a prefix cache", field="router", value=self.router,
                 remedy="give prefix_cache_tokens",
             )  # fmt: skip
         if self.prefix_cache_tokens is not None and self.prefix_cache_tokens < 1:
@@ -72,7 +72,7 @@ class Fleet:
             )
         if not self.limits.has_pool:
             raise BadInputError(
-                "prefill at no known speed", field="prefill_workers", value=workers,
+                "needs the speed of prefill", field="prefill_workers", value=workers,
                 remedy="give prefill_tokens_per_s, with prefill elsewhere",
             )  # fmt: skip
 

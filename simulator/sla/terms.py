@@ -141,7 +141,7 @@ class Sla:
 
     def __post_init__(self) -> None:
         if not self.terms:
-            raise BadInputError("promises nothing", source="sla", remedy="as in tps_p10>=60")
+            raise BadInputError("has no terms", source="sla", remedy="as in tps_p10>=60")
         for position, one in enumerate(self.terms):
             for other in self.terms[:position]:
                 _refuse_contradiction(other, one)
@@ -149,7 +149,7 @@ class Sla:
             natural = "<=" if "*" in term.metric else REQUEST_METRICS.get(term.metric, (None, None))[1]
             if natural and natural != term.comparison:
                 raise BadInputError(
-                    "bounds the good side", source="sla", value=term.text, remedy=f"write {natural}"
+                    "bounds the better side", source="sla", value=term.text, remedy=f"write {natural}"
                 )
 
     def check_classes(self, classes: Sequence[str]) -> None:
@@ -227,13 +227,13 @@ def _sum(name: str, text: str) -> str:
     for part in name.split("+"):
         match = _SUMMAND.fullmatch(part.strip())
         metric = match[2] if match else part.strip()
-        if metric not in SUMMABLE or metric in weights:
+        if match is None or metric not in SUMMABLE or metric in weights:
             raise _bad(
                 f"adds up {metric!r}", text,
                 f"sums take each of {', '.join(SUMMABLE)} once, with weights, as in ttft+16*tpot_p99; "
                 "every other metric needs a term of its own",
             )  # fmt: skip
-        weight = parse_number(match[1] or "1" if match else "1", field=f"sla term {text!r}")
+        weight = parse_number(match[1] or "1", field=f"sla term {text!r}")
         if not 0 < weight <= 1e9:
             raise _bad(f"weighs {metric} by {weight:g}", text, "use weights above 0, at most 1e9")
         weights[metric] = weight
@@ -246,7 +246,7 @@ def _refuse_contradiction(one: Term, other: Term) -> None:
         return
     if one.comparison == other.comparison:
         if one.quantile == other.quantile:
-            raise _bad(f"says again, differently or not, what {one.text!r} says", other.text, "keep one")
+            raise _bad(f"bounds the same as {one.text!r}", other.text, "keep one")
         return
     lower, upper = (one, other) if one.comparison == ">=" else (other, one)
     ordered = lower.quantile == upper.quantile or (

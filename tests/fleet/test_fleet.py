@@ -143,9 +143,9 @@ def test_steps_beyond_the_cost_table_are_counted() -> None:
         ({"replicas": 0}, "must lie in 1"),
         ({"replicas": 4, "router": "magic"}, "is not known"),
         ({"replicas": 4, "router": "least-loaded", "pods": 3}, "divide"),
-        ({"replicas": 4, "router": "prefix-aware"}, "cache to be aware of"),
+        ({"replicas": 4, "router": "prefix-aware"}, "needs a prefix cache"),
         ({"replicas": 4, "prefix_cache_tokens": 0}, "at least 1"),
-        ({"replicas": 4, "prefill_workers": 2}, "no known speed"),
+        ({"replicas": 4, "prefill_workers": 2}, "needs the speed of prefill"),
     ],
 )
 def test_bad_fleets_are_explained(options: dict[str, object], message: str) -> None:

@@ -144,7 +144,7 @@ POOLED = EngineLimits(8, prefill_tokens_per_s=1000.0)
         ({"pods": 3}, "pods: must divide the 4 replicas evenly (got 3)"),
         (
             {"router": "prefix-aware"},
-            "router: needs a cache to be aware of (got 'prefix-aware'); give prefix_cache_tokens",
+            "router: needs a prefix cache (got 'prefix-aware'); give prefix_cache_tokens",
         ),
         ({"prefix_cache_tokens": 0}, "prefix_cache_tokens: must be at least 1 (got 0)"),
         (
@@ -157,7 +157,7 @@ POOLED = EngineLimits(8, prefill_tokens_per_s=1000.0)
         ),
         (
             {"prefill_workers": 2, "limits": EngineLimits(8)},
-            "prefill_workers: prefill at no known speed (got 2); "
+            "prefill_workers: needs the speed of prefill (got 2); "
             "give prefill_tokens_per_s, with prefill elsewhere",
         ),
     ],

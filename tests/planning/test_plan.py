@@ -304,7 +304,7 @@ def test_bad_scenarios_are_explained(changes: dict[str, object], message: str) -
         ({"search": {"precision": "90%"}}, "precision: must be between"),
         ({"search": {"concurrency": [10, 10]}}, r"search\.concurrency.*twice"),
         ({"search": {"concurrency": [0]}}, r"search\.concurrency.*at least 1"),
-        ({"fleet": {"router": "prefix-aware"}}, "needs a cache to be aware of"),
+        ({"fleet": {"router": "prefix-aware"}}, "needs a prefix cache"),
         ({"fleet": {"prefix_cache_tokens": 1000}}, "does not say which prefixes are common"),
         ({"replica": {"prefill_gpus": 2, "prefill": "chunked"}}, r"replica\.prefill_gpus.*no prefill pool"),
         ({"replica": {"prefill_tokens_per_s": 9000, "prefill": "whole"}}, "no prefill pool"),

@@ -64,19 +64,19 @@ def test_a_weight_that_is_no_number_names_its_term() -> None:
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        ([], "sla: promises nothing; as in tps_p10>=60"),
+        ([], "sla: has no terms; as in tps_p10>=60"),
         (
             ["tps_p10>=60", "tps_p10>=70"],
-            "sla: says again, differently or not, what 'tps_p10>=60' says (got 'tps_p10>=70'); keep one",
+            "sla: bounds the same as 'tps_p10>=60' (got 'tps_p10>=70'); keep one",
         ),
         (
             ["accepted_length_mean>=3", "accepted_length_mean<=2"],
             "sla: contradicts 'accepted_length_mean>=3': no run can meet both "
             "(got 'accepted_length_mean<=2'); drop one of them",
         ),
-        (["ttft_p50>=1s"], "sla: bounds the good side (got 'ttft_p50>=1s'); write <="),
-        (["ttft+tpot_p50>=1s"], "sla: bounds the good side (got 'ttft+tpot_p50>=1s'); write <="),
-        (["tps_p50<=10"], "sla: bounds the good side (got 'tps_p50<=10'); write >="),
+        (["ttft_p50>=1s"], "sla: bounds the better side (got 'ttft_p50>=1s'); write <="),
+        (["ttft+tpot_p50>=1s"], "sla: bounds the better side (got 'ttft+tpot_p50>=1s'); write <="),
+        (["tps_p50<=10"], "sla: bounds the better side (got 'tps_p50<=10'); write >="),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_terms_together_is_said_to_the_letter(texts: list[str], said: str) -> None:
@@ -104,7 +104,7 @@ def test_two_sides_contradict_where_nothing_lies_between(
 ) -> None:
     """Every term bounds its good side here or is refused for that, after contradictions are."""
     texts = [upper, lower] if turned else [lower, upper]
-    with pytest.raises(BadInputError, match="contradicts" if contradict else "bounds the good side"):
+    with pytest.raises(BadInputError, match="contradicts" if contradict else "bounds the better side"):
         parse_sla(texts)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from simulator.cli.groups import answering, print_error
 from simulator.core.errors import BadInputError, Interrupted, SimulatorError
 
 app = typer.Typer(
@@ -72,9 +73,11 @@ def commands() -> typer.Typer:
                     app.add_typer(groups[group], name=group, rich_help_panel=panel)
                 of = groups[group] if group else app
                 of.command(name, rich_help_panel=None if group else panel)(
-                    getattr(import_module(module), function)
+                    answering(getattr(import_module(module), function), words)
                 )
     profiles = import_module("simulator.cli.measure.profile").profile_app
+    for each in profiles.registered_commands:
+        each.callback = answering(each.callback, f"profile {each.name}")
     app.add_typer(profiles, name="profile", rich_help_panel="Measure")
     return app
 
@@ -152,7 +155,7 @@ def main() -> None:
             commands()(prog_name="dspark-sim")
     except (SimulatorError, Interrupted) as error:
         said = _said(error) if isinstance(error, SimulatorError) else f"interrupted by {error}"
-        _end(error.exit_code, said, *_notes(error))
+        _end(error.exit_code, said, *_notes(error), error=error)
     except SystemExit:
         _flush()
         raise
@@ -186,8 +189,10 @@ def _notes(error: BaseException) -> list[str]:
     return notes
 
 
-def _end(code: int, *lines: str) -> NoReturn:
+def _end(code: int, *lines: str, error: BaseException | None = None) -> NoReturn:
     typer.echo("; ".join(lines), err=True)
+    if "--json" in sys.argv:
+        print_error(code, "; ".join(lines).removeprefix("error: "), error)
     sys.exit(code)
 
 

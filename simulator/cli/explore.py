@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator.cli.groups import grouped
+from simulator.cli.groups import Answer, grouped
 from simulator.cli.options import (
     Believing,
     Concurrency,
@@ -40,9 +40,9 @@ DEFAULT_POLICIES = ("mtp1", "mtp3", "fixed:3", "fixed:5", "dspark-async", "oracl
 def list_everything(
     models: Annotated[bool, typer.Option("--models", help="Models that --model names.")] = False,
     gpus: Annotated[bool, typer.Option("--gpus", help="GPUs that --gpu names.")] = False,
-) -> None:
+) -> Answer:
     """Show profiles, policies and acceptance models, each with where it comes from; or models, or GPUs."""
-    from simulator.cli.listing import print_gpus, print_listing, print_models
+    from simulator.cli.listing import listed, print_gpus, print_listing, print_models
 
     if models:
         print_models()
@@ -50,6 +50,7 @@ def list_everything(
         print_gpus()
     if not models and not gpus:
         print_listing()
+    return listed(models=models, gpus=gpus)
 
 
 @grouped
@@ -61,7 +62,7 @@ def frontier(
     policy: Policies = None,
     concurrency: Concurrency = "10,20,50,100,200",
     plot: Annotated[Path | None, typer.Option(help="Figure to write beside it (.png, .svg, .pdf).")] = None,
-) -> None:
+) -> Answer:
     """Sweep policies over concurrency: one row each, with confidence intervals."""
     from simulator.core.files import check_writable_file, is_standard_output, write_table
 
@@ -80,6 +81,7 @@ def frontier(
         save(plot_frontier(table, published=bench.profile.published, title=bench.profile.title), plot)
     _warn(table)
     typer.echo(f"wrote {out}" + (f" and {plot}" if plot else ""), err=is_standard_output(out))
+    return {"tables": {"frontier": table}, "files": [path for path in (out, plot) if path is not None]}
 
 
 @grouped
@@ -98,7 +100,7 @@ def compare(
     policy: Policies = None,
     concurrency: Concurrency = DEFAULT_LOADS,
     tables: Tables = "csv",
-) -> None:
+) -> Answer:
     """Who wins under each SLA and at which load, and by how much; published results beside predictions."""
     from simulator.core.files import check_writable_directory
     from simulator.report.terminal import report_comparison
@@ -109,8 +111,9 @@ def compare(
     check_writable_directory(out)
     bench = deployed.workbench()
     table = _sweep(bench, policy, concurrency, replications, kept, slas=terms)
-    report_comparison(table, terms, bench.profile, out, tables)
+    found = report_comparison(table, terms, bench.profile, out, tables)
     _warn(table)
+    return {"profile": bench.profile.name, "tables": found, "directory": out}
 
 
 @grouped
@@ -135,7 +138,7 @@ def simulate(
         int | None, typer.Option(help="Engine steps; a closed loop needs an end (default 2000).")
     ] = None,
     seed: Seed = 0,
-) -> None:
+) -> Answer:
     """Run one engine under one policy on one traffic, request by request."""
     from simulator.core.files import check_writable_directory
     from simulator.report.terminal import report_run
@@ -155,6 +158,7 @@ def simulate(
     }  # fmt: skip
     report_run(run, bench, asked, out)
     typer.echo(f"wrote {out}")
+    return {"saturated": run.saturated, "metrics": run.metrics.as_row(), "asked": asked, "directory": out}
 
 
 def acceptance_show(
@@ -175,7 +179,7 @@ def acceptance_show(
         str, typer.Option(help="Confidence thresholds, comma-separated.")
     ] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
     seed: Seed = 0,
-) -> None:
+) -> Answer:
     """Sweep a static confidence threshold over an acceptance model (the paper's figure 5)."""
     from simulator.core.files import beside, check_writable_file, is_standard_output, write_table
     from simulator.deployment.acceptance_text import parse_acceptance
@@ -193,6 +197,10 @@ def acceptance_show(
         typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     written = f"wrote {out}" + (f" and {figure}" if figure else "")
     typer.echo(f"{parsed.provenance.line()}\n{written}", err=is_standard_output(out))
+    return {
+        "acceptance": parsed.name, "provenance": parsed.provenance.line(), "tables": {"thresholds": table},
+        "files": [path for path in (out, figure) if path is not None],
+    }  # fmt: skip
 
 
 def _sweep(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from simulator.cli.groups import grouped
+from simulator.cli.groups import Answer, grouped
 from simulator.cli.options import Deployed, Limits, Policy, Tables, completing
 from simulator.core.errors import BadInputError
 
@@ -37,9 +37,9 @@ def import_sglang_table(
     file: Annotated[Path, typer.Argument(help="SGLang's cost table, diagonal or additive.")],
     out: ProfileOut,
     table: Table,
-) -> None:
+) -> Answer:
     """Make a profile of SGLang's cost table."""
-    _import_table(file, "sglang", out, table)
+    return _import_table(file, "sglang", out, table)
 
 
 @grouped
@@ -47,9 +47,9 @@ def import_trtllm(
     file: Annotated[Path, typer.Argument(help="TensorRT-LLM's cost table, version 1.")],
     out: ProfileOut,
     table: Table,
-) -> None:
+) -> Answer:
     """Make a profile of TensorRT-LLM's cost table."""
-    _import_table(file, "trtllm", out, table)
+    return _import_table(file, "trtllm", out, table)
 
 
 @grouped
@@ -60,7 +60,7 @@ def import_sglang_rounds(
     gamma: Annotated[
         int | None, typer.Option(min=1, help="Block size, where no round verifies every draft.")
     ] = None,
-) -> None:
+) -> Answer:
     """Fit a profile to the rounds of SGLang's profiler."""
     from simulator.core.files import check_writable_file
     from simulator.deployment.engine_files import profile_of_rounds
@@ -69,7 +69,7 @@ def import_sglang_rounds(
     found = profile_of_rounds(
         file, name=out.stem, gamma=gamma, replica_gpus=table.gpus, allow_flat=table.allow_flat
     )
-    _save(found, out)
+    return _save(found, out)
 
 
 def import_sglang_dump(
@@ -78,7 +78,7 @@ def import_sglang_dump(
         Path,
         typer.Option(help="FILE.json for acceptance by position, FILE.parquet for a trace with confidences."),
     ],
-) -> None:
+) -> Answer:
     """Read acceptance out of SGLang's record of decode steps."""
     from simulator.acceptance.trace_file import save_trace
     from simulator.core.files import check_writable_file
@@ -93,8 +93,8 @@ def import_sglang_dump(
         _say([f"read {trace.rows} rounds of {requests} requests, blocks of {trace.gamma}"])
         _say([trace.provenance.notes or ""])
         typer.echo(f"wrote {out}; now: --acceptance {out}")
-    else:
-        _import_rates(file, out, None)
+        return {"rounds": trace.rows, "requests": requests, "block": trace.gamma, "files": [out]}
+    return _import_rates(file, out, None)
 
 
 def replay(
@@ -117,7 +117,7 @@ def replay(
         ),
     ] = None,
     tables: Tables = "csv",
-) -> None:
+) -> Answer:
     """Decide each step of SGLang's record again: what differs and why, and what others would have given."""
     from simulator.api.replaying import replay as decide_again
     from simulator.core.files import check_writable_directory
@@ -128,15 +128,17 @@ def replay(
     write_replay(found, out, tables)
     typer.echo(found.summary())
     typer.echo(f"wrote {out}")
+    shown = {"policies": found.policies, "reasons": found.reasons()}
+    return {"mode": found.mode, "differing_share": found.differing, "tables": shown, "directory": out}
 
 
 def import_vllm_log(
     file: Annotated[Path, typer.Argument(help="Log with vLLM's SpecDecoding metrics.")],
     out: Annotated[Path, typer.Option(help="FILE.json to write: acceptance by position.")],
     block: Annotated[int | None, typer.Option(min=1, help="Cut blocks to so many drafts.")] = None,
-) -> None:
+) -> Answer:
     """Read acceptance out of vLLM's log."""
-    _import_rates(file, out, block)
+    return _import_rates(file, out, block)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,15 +159,15 @@ class Exported:
 
 
 @grouped
-def export_sglang(asked: Exported) -> None:
+def export_sglang(asked: Exported) -> Answer:
     """Write a profile as SGLang's cost table."""
-    _export(asked, "sglang")
+    return _export(asked, "sglang")
 
 
 @grouped
-def export_trtllm(asked: Exported) -> None:
+def export_trtllm(asked: Exported) -> Answer:
     """Write a profile as TensorRT-LLM's cost table."""
-    _export(asked, "trtllm")
+    return _export(asked, "trtllm")
 
 
 @grouped
@@ -184,7 +186,7 @@ def export_launch(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="GPUs of a replica. Default: the profile's.")
     ] = None,
-) -> None:
+) -> Answer:
     """Write how an engine is started for a policy: launch.sh, and the files that its scheduler reads."""
     from simulator.api.launching import launch
     from simulator.core.files import check_writable_directory
@@ -197,9 +199,11 @@ def export_launch(
     made.write(out)
     _say([f"for {made.engine} {made.checked}", *made.notes])
     typer.echo(f"wrote {out / 'launch.sh'}")
+    files = [out / name for name in ("launch.sh", *made.files)]
+    return {"engine": made.engine, "checked": made.checked, "notes": made.notes, "files": files}
 
 
-def _import_table(file: Path, engine: str, out: Path, table: Table) -> None:
+def _import_table(file: Path, engine: str, out: Path, table: Table) -> Answer:
     from simulator.core.files import check_writable_file
     from simulator.deployment.engine_files import profile_of_table
 
@@ -208,10 +212,10 @@ def _import_table(file: Path, engine: str, out: Path, table: Table) -> None:
         file, "sglang" if engine == "sglang" else "trtllm", name=out.stem, replica_gpus=table.gpus,
         allow_flat=table.allow_flat,
     )  # fmt: skip
-    _save(found, out)
+    return _save(found, out)
 
 
-def _import_rates(file: Path, out: Path, block: int | None) -> None:
+def _import_rates(file: Path, out: Path, block: int | None) -> Answer:
     from simulator.acceptance.rates import Rates
     from simulator.core.files import check_writable_file
     from simulator.deployment.engine_files import save_rates
@@ -228,9 +232,13 @@ def _import_rates(file: Path, out: Path, block: int | None) -> None:
     _say([rates.provenance.source, f"P(draft k accepted | those before it): {shown}",
           f"accepted length {rates.accepted_length:.3f}, bonus included"])  # fmt: skip
     typer.echo(f"wrote {out}; now: --acceptance {out}")
+    return {
+        "conditional": list(rates.conditional), "accepted_length": rates.accepted_length,
+        "source": rates.provenance.source, "notes": rates.provenance.notes, "files": [out],
+    }  # fmt: skip
 
 
-def _export(asked: Exported, engine: str) -> None:
+def _export(asked: Exported, engine: str) -> Answer:
     from simulator.core.files import check_writable_file
     from simulator.deployment.engine_files import export_table
     from simulator.deployment.profile import load_profile
@@ -242,12 +250,14 @@ def _export(asked: Exported, engine: str) -> None:
     )  # fmt: skip
     _say(said)
     typer.echo(f"wrote {asked.out}")
+    return {"notes": said, "files": [asked.out]}
 
 
-def _save(found: Imported, out: Path) -> None:
+def _save(found: Imported, out: Path) -> Answer:
     found.profile.save(out)
     _say(found.notes)
     typer.echo(f"wrote {out}; now: dspark-sim compare --profile {out} --acceptance MODEL --sla 50 --out DIR")
+    return {"profile": found.profile.name, "notes": found.notes, "files": [out]}
 
 
 def _say(lines: Sequence[str]) -> None:

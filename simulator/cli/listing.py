@@ -37,6 +37,15 @@ def choices(what: str) -> dict[str, str]:
     return {name: gpu.title for name, gpu in gpus.catalogue().items()}
 
 
+def listed(*, models: bool = False, gpus: bool = False) -> dict[str, object]:
+    """Return what ``list`` prints, names with a line about each, as ``--json`` shows it."""
+    asked = [name for name, wanted in (("models", models), ("gpus", gpus)) if wanted]
+    if asked:
+        return {name: choices(name) for name in asked}
+    policies = policy_help()
+    return {"profiles": list(choices("profiles")), "policies": policies, "acceptance": choices("acceptance")}
+
+
 def _until_argument(form: str) -> str:
     name, colon, _ = form.partition(":")
     return name.removesuffix("K") + colon

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from simulator.cli.groups import grouped
+from simulator.cli.groups import Answer, grouped
 from simulator.cli.options import (
     ClosedLengths,
     Concurrency,
@@ -59,7 +59,7 @@ def plan(
     ] = None,
     policy: Policies = None,
     tables: Tables = "csv",
-) -> None:
+) -> Answer:
     """From an SLA and traffic to GPUs and cost: report.html, CSV, PNG. Exit 1: the SLA cannot be kept.
 
     Where no plan keeps the SLA, report.html and infeasible.json say what binds and what is nearest.
@@ -68,12 +68,11 @@ def plan(
     """
     if init is not None:
         _write_example(init)
-        return
+        return {"files": [init]}
     if on.model is not None or on.gpu is not None:
-        _plan_hardware(
+        return _plan_hardware(
             on, where, traffic, lengths, sla or [], acceptance or [], policy, scenario, out, tables
         )
-        return
     if scenario is None or out is None:
         raise BadInputError(
             "needs a scenario and --out DIR", source="plan", remedy="`dspark-sim plan --init scenario.yaml`"
@@ -83,7 +82,7 @@ def plan(
     from simulator.core.interruption import noting
     from simulator.planning.checks import checked_scenario
     from simulator.planning.plan import plan as make_plan
-    from simulator.planning.plan import write_tables
+    from simulator.planning.plan import summary, write_tables
     from simulator.report.page import INFEASIBLE, check_library, write_infeasible, write_report
     from simulator.report.plan_figures import write_figures
     from simulator.report.terminal import print_plan
@@ -107,12 +106,13 @@ def plan(
         typer.echo(f"warning: {warning}", err=True)
     print_plan(result)
     typer.echo(f"wrote {out / 'report.html'} and the tables beside it")
+    return {**summary(result), "tables": result.tables(), "directory": out}
 
 
 def _plan_hardware(
     on: OnHardware, where: Workers, traffic: str | None, lengths: str, sla: list[str],
     acceptance: list[str], policies: list[str] | None, scenario: Path | None, out: Path | None, form: str,
-) -> None:  # fmt: skip
+) -> Answer:  # fmt: skip
     """Plan the same traffic on each GPU, and compare."""
     from simulator.api.hardware_plan import POLICIES, comparison, plan_hardware, write_scenarios
     from simulator.core.files import check_writable_directory, write_table
@@ -143,6 +143,8 @@ def _plan_hardware(
         typer.echo(f"wrote {', '.join(map(str, written))} to refine, and a report for each")
     if table.empty:
         raise InfeasibleError("no GPU named keeps the SLA")
+    refused = {each.gpu: each.why_not for each in answers if each.why_not}
+    return {"tables": {"hardware": table}, "refused": refused, "scenarios": written, "directory": out}
 
 
 @grouped
@@ -166,7 +168,7 @@ def regret(
     concurrency: Concurrency = "10,20,50,100,200",
     seeds: Annotated[int, typer.Option(min=2, help="Replications; intervals are over them.")] = 3,
     lengths: ClosedLengths = "default",
-) -> None:
+) -> Answer:
     """Show what a scheduler loses when the cost table it believes is not the true one."""
     from simulator.core.files import beside, check_writable_file, is_standard_output, write_table
     from simulator.report.frontier import plot_regret
@@ -186,6 +188,7 @@ def regret(
         plot_regret(table, figure)
         typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     typer.echo(f"wrote {out}" + (f" and {figure}" if figure else ""), err=is_standard_output(out))
+    return {"tables": {"regret": table}, "files": [path for path in (out, figure) if path is not None]}
 
 
 @grouped
@@ -221,7 +224,7 @@ def fleet(
     ] = None,
     seed: Seed = 0,
     tables: Tables = "csv",
-) -> None:
+) -> Answer:
     """Simulate a fleet behind a router, judge it by an SLA, write verdict.json. Exit 1: a term fails."""
     from simulator.core.files import check_writable_directory, without_nan, write_json, write_table
     from simulator.sla.terms import parse_sla
@@ -244,9 +247,11 @@ def fleet(
         "profile": bench.profile.name, "policy": policy, "traffic": traffic, "rate_per_s": run.rate_per_s,
         "requests": run.requests, "seed": seed, "fleet": asdict(run.fleet),
     }  # fmt: skip
-    write_json(out / "verdict.json", without_nan({"schema": 1} | asked | run.assessment.verdict()))
+    judged = asked | run.assessment.verdict()
+    write_json(out / "verdict.json", without_nan({"schema": 1} | judged))
     _warn_of_replicas(policy, run.parts)
     _say_verdict(run.assessment, sum(each.steps for each in run.parts))
+    return {**judged, "tables": {"replicas": run.replicas}, "directory": out}
 
 
 def _warn_of_replicas(policy: str, replicas: Sequence[ReplicaRun]) -> None:
@@ -278,7 +283,11 @@ def _say_verdict(judged: Assessment, steps: int) -> None:
         f"{steps:,} engine steps"
     )
     if not judged.met:
-        raise InfeasibleError(f"the fleet misses {', '.join(term.text for term in judged.failing)}")
+        raise InfeasibleError(
+            f"the fleet misses {', '.join(term.text for term in judged.failing)}",
+            binds=[term.text for term in judged.failing],
+            attained=[each.verdict() for each in judged.terms],
+        )
 
 
 def _write_example(path: Path) -> None:

@@ -168,7 +168,12 @@ def write_tables(result: CapacityPlan, out: Path, form: str = "csv") -> None:
     """Write every table, csv or parquet, and ``plan.json`` with what a program would want of the answer."""
     for name, table in result.tables().items():
         write_table(out / f"{name}.{form}", table)
-    summary = {
+    write_json(out / "plan.json", summary(result))
+
+
+def summary(result: CapacityPlan) -> dict[str, object]:
+    """Return what ``plan.json`` holds: plain values, null where a number is not known."""
+    return {
         "schema": 1,
         "scenario": result.scenario.model_dump(mode="json"),
         "answer": result.answer,
@@ -181,7 +186,6 @@ def write_tables(result: CapacityPlan, out: Path, form: str = "csv") -> None:
         "warnings": list(result.warnings),
         "assumptions": dict(result.assumptions),
     }
-    write_json(out / "plan.json", summary)
 
 
 def _searched(sweep: Sweeping, searches: Sequence[Search], label: str) -> list[RateSearch]:

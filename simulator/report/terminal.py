@@ -60,8 +60,8 @@ def print_metrics(run: Run, title: str, more: Mapping[str, str] = MappingProxyTy
 
 def report_comparison(
     frontier: pd.DataFrame, slas: Sequence[Term], profile: Profile, out: Path, form: str = "csv"
-) -> None:
-    """Write and print everything a frontier says about these SLAs.
+) -> dict[str, pd.DataFrame]:
+    """Write and print everything a frontier says about these SLAs; returns the tables by name.
 
     Nothing is written if no policy meets one of them (``InfeasibleError``).
     """
@@ -96,6 +96,7 @@ def report_comparison(
         console.print(_published_table(tables["published"]))
     names = ", ".join([*(f"{name}.{form}" for name in tables), "frontier.png", "load.png"])
     console.print(f"wrote {out}/: {names}", highlight=False)
+    return tables
 
 
 def print_hardware(table: pd.DataFrame, refused: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from simulator.cli.groups import grouped
+from simulator.cli.groups import Answer, grouped
 from simulator.cli.measure.options import Pair, Served, command_line, show_table, sizes
 from simulator.cli.options import Policy, Prefill
 from simulator.core.errors import BadInputError
@@ -37,7 +37,7 @@ def live(
     prefill: Prefill = "elsewhere",
     chunk: Annotated[int, typer.Option(min=1, help="Prompt rows of one step.")] = 2048,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-) -> None:
+) -> Answer:
     """Serve traffic on a device and write the files of a simulated run, durations measured.
 
     A run that breaks off leaves the steps and requests it had, with the reason in unfinished.json.
@@ -73,6 +73,7 @@ def live(
     described = write_live(result, case, words, out)
     shown = {"visible_schedule_share": f"{described['visible_schedule_share']:.2%}"}
     print_metrics(result.run, f"{policy} live on {described['device']}", shown)
+    return {**described, "metrics": result.run.metrics.as_row(), "directory": out}
 
 
 @grouped
@@ -96,7 +97,7 @@ def validate(
     temperature: Annotated[
         float, typer.Option(min=0, help="0 is greedy; the profile's must be alike.")
     ] = 0.0,
-) -> None:
+) -> Answer:
     """Run live and simulated from one scenario and report where they differ."""
     check_writable_directory(out)
     tolerances = _tolerances(tolerance)
@@ -119,6 +120,8 @@ def validate(
     show_table(result.summary().reset_index(), f"Absolute error, {title}", ("median", "max", "spread"))
     show_table(result.parity, "Decisions", ("visible_schedule_share", "padding_share"))
     result.check(tolerances)
+    tables = {"errors": result.errors, "lengths": result.lengths, "parity": result.parity}
+    return {"title": title, "tables": tables, "directory": out}
 
 
 def _tolerances(texts: list[str] | None) -> dict[str, float]:

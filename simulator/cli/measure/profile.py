@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from simulator.cli.groups import grouped
+from simulator.cli.groups import Answer, grouped
 from simulator.cli.measure.options import Pair, command_line, show_table, sizes
 from simulator.cli.options import OnHardware
 
@@ -59,7 +59,7 @@ def measure(
     temperature: Annotated[
         float, typer.Option(min=0, help="Of drafts and verification; 0 is greedy, above it tokens are drawn.")
     ] = 0.0,
-) -> None:
+) -> Answer:
     """Measure what a target and its drafters cost on this device; an interrupted measurement is continued."""
     from simulator.core.files import check_writable_directory
 
@@ -90,6 +90,10 @@ def measure(
     )
     for warning in fit.warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+    return {
+        "profile": found.profiled.profile.name, "held_out_error": fit.held_out._asdict(), "drift": drift,
+        "warnings": fit.warnings, "tables": {"achieved": found.achieved}, "files": [found.path],
+    }  # fmt: skip
 
 
 @profile_app.command("fit")
@@ -105,7 +109,7 @@ def fit(
     device: Annotated[str | None, typer.Option(help="GPU that it was measured on.")] = None,
     model: Annotated[str | None, typer.Option(help="Target model.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of the measured engine, for costs.")] = None,
-) -> None:
+) -> Answer:
     """Fit a step cost to steps that you have measured; prints its error on steps it has not seen."""
     from simulator.core.files import check_writable_file
     from simulator.deployment.measured_steps import fitted_profile
@@ -116,6 +120,7 @@ def fit(
     for note in found.notes:
         typer.echo(note, err=True)
     typer.echo(f"wrote {out}; now: dspark-sim compare --profile {out} --acceptance MODEL --sla 50 --out DIR")
+    return {"profile": found.profile.name, "notes": found.notes, "files": [out]}
 
 
 @profile_app.command("derive")
@@ -123,7 +128,7 @@ def fit(
 def derive(
     on: OnHardware,
     out: Annotated[Path, typer.Option(help="Profile FILE.json to write.")],
-) -> None:
+) -> Answer:
     """Compose the curve of a model on a GPU from measured kernels; needs the extra `silicon`.
 
     The file says which tables, of which version and engine, what their gates gave, and the error band.
@@ -137,6 +142,7 @@ def derive(
     for note in (*made.notes[:2], f"gates: {made.profile.provenance.notes}"):
         typer.echo(note, err=True)
     typer.echo(f"wrote {out}; now: dspark-sim compare --profile {out} --acceptance MODEL --sla 50 --out DIR")
+    return {"profile": made.profile.name, "notes": made.notes, "files": [out]}
 
 
 @profile_app.command("repair")
@@ -153,7 +159,7 @@ def repair(
     ] = None,
     source: Annotated[str | None, typer.Option(help="Who measured them, on what.")] = None,
     noise: Annotated[str, typer.Option(help="Largest change of a step time that counts as noise.")] = "2%",
-) -> None:
+) -> Answer:
     """Mend a table of your own: sizes out of order or twice, noise; each change is said."""
     from simulator.core.files import check_writable_file
     from simulator.core.units import parse_percent
@@ -165,3 +171,4 @@ def repair(
     for note in made.notes:
         typer.echo(note, err=True)
     typer.echo(f"wrote {out}")
+    return {"profile": made.profile.name, "notes": made.notes, "files": [out]}

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from simulator.cli.groups import grouped
+from simulator.cli.groups import Answer, grouped
 from simulator.cli.measure.options import command_line, show_table
 from simulator.core.errors import BadInputError
 from simulator.core.files import check_writable_directory
@@ -49,7 +49,7 @@ def train(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)
     ] = None,
-) -> None:
+) -> Answer:
     """Train a tokenizer, a target and its DSpark, DFlash and MTP-1 drafts from text."""
     check_writable_directory(out)
     console = Console(stderr=True)
@@ -66,6 +66,7 @@ def train(
         training.train(preset, text, out, device=device, seed=seed, on_step=show)
     write_losses(out)
     Console().print(f"{out}: trained; record its traces with `dspark-sim trace {out}`", soft_wrap=True)
+    return {"preset": preset, "directory": out}
 
 
 @contextmanager
@@ -170,7 +171,7 @@ def trace(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; all by default.", show_default=False)
     ] = None,
-) -> None:
+) -> Answer:
     """Record what every draft would have accepted at every position of the target's own output."""
     for folder in (out, report):
         if folder is not None:
@@ -179,8 +180,9 @@ def trace(
     if pair.asked:
         if run is not None or text is not None:
             raise BadInputError("is traced without --target, --draft and --prompts", field="run", value=run)
-        _trace_pair(console, pair, out, report, sequences, output_tokens or 2048, device, seed, threads)
-        return
+        return _trace_pair(
+            console, pair, out, report, sequences, output_tokens or 2048, device, seed, threads
+        )
     with console.status("loading torch and the models") as status:
         from simulator.live.device import prepare
         from simulator.live.tracing.run import Sampling, trace_run
@@ -198,6 +200,7 @@ def trace(
         write_figures(report)
     for file in traced.files:
         Console().print(str(file), soft_wrap=True, highlight=False)
+    return {"files": list(traced.files)}
 
 
 def _trace_pair(
@@ -210,7 +213,7 @@ def _trace_pair(
     device: str,
     seed: int,
     threads: int | None,
-) -> None:
+) -> Answer:
     """Trace a pair over a file of prompts, and show its rounds."""
     assert pair.target is not None
     assert pair.draft is not None
@@ -236,6 +239,7 @@ def _trace_pair(
     rates = [name for name in traced.rounds.columns if "rate" in name]
     show_table(traced.rounds, f"{pair.draft} on {pair.target}: rounds under full verification", rates)
     Console().print(str(traced.file), soft_wrap=True, highlight=False)
+    return {"tables": {"rounds": traced.rounds}, "files": [traced.file]}
 
 
 @contextmanager

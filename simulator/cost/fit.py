@@ -74,7 +74,8 @@ def fit_additive(
     """Fit T = bias + alpha(R) + theta(B) (+ terms) to measured cells.
 
     cells: columns ``requests``, ``batch_tokens``, ``step_time_s``, and ``context_tokens`` or
-    ``prefill_tokens`` where a term needs them; one row per measurement, repeats welcome.
+    ``prefill_tokens`` where a term needs them; one row per measurement, repeats welcome. Rows of prompts,
+    where there are any, do not count for the row_context term.
     Probes default to the measured sizes, at most 8 for requests and 16 for tokens. Every increment
     between probes is a non-negative unknown, so alpha and theta never fall. Errors count relative to the step
     time, as errors of throughput do. By convention alpha and theta start at 0, and the bias holds their
@@ -167,7 +168,8 @@ class _Design:
         for term in self.terms:
             amount = table[_COLUMN[term]].to_numpy()
             if term == "row_context":
-                amount = amount / np.maximum(requests, 1) * tokens
+                prompts = table["prefill_tokens"].to_numpy() if "prefill_tokens" in table else 0.0
+                amount = amount / np.maximum(requests, 1) * (tokens - prompts)
             columns.append(amount[:, None])
         return np.concatenate(columns, axis=1)
 
@@ -296,7 +298,8 @@ def _checked(cells: pd.DataFrame, terms: Sequence[Term]) -> pd.DataFrame:
             raise BadInputError(
                 "is not a term, or twice", field="terms", value=term, remedy=", ".join(_COLUMN)
             )
-    wanted = dict.fromkeys(["requests", "batch_tokens", *(_COLUMN[t] for t in terms), "step_time_s"])
+    also = ["prefill_tokens"] if "row_context" in terms and "prefill_tokens" in cells else []
+    wanted = dict.fromkeys(["requests", "batch_tokens", *(_COLUMN[t] for t in terms), *also, "step_time_s"])
     missing = [name for name in wanted if name not in cells.columns]
     if missing:
         raise BadInputError("column is missing", source="cells", field=missing[0], value=list(cells.columns))

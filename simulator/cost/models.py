@@ -161,7 +161,8 @@ class AdditiveCost(StepTime):
 
     context_s_per_token: per token of KV cache that the whole batch reads (memory-bound attention).
     row_context_s_per_token: per row and token of its context (compute-bound attention, by which a verified
-        row costs more at 32k than at 16k); every row has the mean context of the batch.
+        row costs more at 32k than at 16k); every row has the mean context of the batch. Rows of prompts do
+        not count: each attends to its own prompt.
     prefill_s_per_token: per prefill token, beyond its cost as a row.
     beyond: what alpha and theta do above their last probe; an axis of one probe is clamped.
     """
@@ -221,8 +222,9 @@ class AdditiveCost(StepTime):
         per_row = self.row_context_s_per_token * context_tokens / max(requests, 1)
         if isinstance(batch_tokens, range):
             theta = self.theta.span(batch_tokens.start, batch_tokens.stop) + fixed
-            return theta + per_row * np.arange(batch_tokens.start, batch_tokens.stop) if per_row else theta
-        return fixed + self.theta(batch_tokens) + per_row * batch_tokens
+            rows = np.arange(batch_tokens.start, batch_tokens.stop) - prefill_tokens
+            return theta + per_row * rows if per_row else theta
+        return fixed + self.theta(batch_tokens) + per_row * (batch_tokens - prefill_tokens)
 
     @property
     def measured_tokens(self) -> float:

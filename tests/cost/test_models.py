@@ -73,8 +73,8 @@ def test_additive_parts_add() -> None:
         10 * MS, [1, 5], [0, 4 * MS], [0, 64], [0, 16 * MS],
         context_s_per_token=MS / 16, row_context_s_per_token=MS / 64, prefill_s_per_token=MS / 4,
     )  # fmt: skip
-    # bias 10, alpha(3) 2, theta(32) 8, context 48/16 = 3, rows 32 x 16 / 64 = 8, prefill 8/4 = 2
-    assert cost.step_time_s(3, 32, context_tokens=48, prefill_tokens=8) == 33 * MS
+    # bias 10, alpha(3) 2, theta(32) 8, context 48/16 = 3, rows (32 - 8) x 16 / 64 = 6, prefill 8/4 = 2
+    assert cost.step_time_s(3, 32, context_tokens=48, prefill_tokens=8) == 31 * MS
 
 
 def test_a_row_over_a_long_context_costs_more_than_over_a_short_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -10,12 +11,13 @@ import pandas as pd
 
 from simulator.core.files import slug
 from simulator.core.provenance import Provenance
-from simulator.cost.fit import AdditiveFit, fit_additive
+from simulator.cost.fit import AdditiveFit, Term, fit_additive
 from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
 from simulator.hardware.drafters import SEQUENTIAL_TURN_S, Drafter
 from simulator.hardware.formula import FormulaTimes
-from simulator.hardware.kernels import Engine, KernelTables, band, chosen, small_cache, tables_version
+from simulator.hardware.kernel_modes import Engine, Setting
+from simulator.hardware.kernels import Gate, KernelTables, band, chosen, tables_version
 from simulator.hardware.memory import Layout
 
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -43,8 +45,8 @@ class PassTimes(Protocol):
     def operations_s(self, rows: int) -> float:
         """Seconds of everything but attention at so many rows."""
 
-    def attention_s(self, requests: int, context: int) -> float:
-        """Seconds of attention over requests of such a context, the rows of each together."""
+    def attention_s(self, requests: int, context: int, each: int = 1) -> float:
+        """Seconds of attention over requests of such a context, ``each`` rows of every one."""
 
     def table_s(self, rows: int) -> float:
         """Of the operations, the output matrix."""
@@ -54,43 +56,55 @@ class PassTimes(Protocol):
 
 
 class _OfEngine:
-    """Measured kernels of one engine."""
+    """Measured kernels of one engine; each size is looked up once."""
 
     def __init__(self, tables: KernelTables, engine: Engine) -> None:
-        self.tables, self.engine = tables, engine
+        self.operations_s = cache(partial(tables.operations_s, engine))
+        self.table_s = cache(partial(tables.table_s, engine))
+        self.prefill_s = cache(partial(tables.prefill_s, engine))
+        self._attention_s = cache(partial(tables.attention_s, engine))
+        self._latent = tables.model.latent is not None
 
-    def operations_s(self, rows: int) -> float:
-        return self.tables.operations_s(self.engine, rows)
-
-    def attention_s(self, requests: int, context: int) -> float:
-        return self.tables.attention_s(self.engine, requests, context)
-
-    def table_s(self, rows: int) -> float:
-        return self.tables.table_s(self.engine, rows)
-
-    def prefill_s(self, tokens: int) -> float:
-        return self.tables.prefill_s(self.engine, tokens)
+    def attention_s(self, requests: int, context: int, each: int = 1) -> float:
+        return self._attention_s(requests, context, each if self._latent else 1)
 
 
 def kernel_profile(
-    layout: Layout, drafters: Sequence[Drafter] = (), *, engine: Engine | None = None
+    layout: Layout,
+    drafters: Sequence[Drafter] = (),
+    *,
+    engine: Engine | None = None,
+    setting: Setting | None = None,
 ) -> Profile:
     """Compose a profile from measured kernels; its provenance names tables, version, engine, gates and band.
 
     Raises ``BadInputError`` as ``KernelTables`` does and where no engine's table passes the gates.
     """
-    tables = KernelTables(layout.model, layout.gpu, layout.gpus, layout.precision)
+    tables = KernelTables(layout.model, layout.gpu, layout.gpus, layout.precision, setting)
     gates = tables.gates()
     used = chosen(gates, engine)
+    other = "" if engine in (None, used) else f"{engine} was asked for, {used} stands in"
+    return composed(layout, tables, gates, used, drafters, more=other)
+
+
+def composed(
+    layout: Layout,
+    tables: KernelTables,
+    gates: Sequence[Gate],
+    used: Engine,
+    drafters: Sequence[Drafter] = (),
+    *,
+    more: str = "",
+) -> Profile:
+    """Compose a profile from the tables of one engine, whatever its gate says. more: to be noted."""
     width = max(band(tables, gates), END_TO_END)
     missing = [f"{name} has none ({why})" for name, why in tables.missing.items()]
-    other = "" if engine in (None, used) else f"{engine} was asked for; {used} stands in"
-    said = "; ".join(filter(None, [*(gate.line for gate in gates), *missing, other]))
+    said = "; ".join(filter(None, [*(gate.line for gate in gates), *missing, more]))
     source = (
         f"aiconfigurator-core {tables_version()} (Apache-2.0), tables of {used} on {layout.gpu.kernel_tables}"
     )
     made = _profile(layout, drafters, _OfEngine(tables, used), "kernels", source, said, width, used)
-    if small_cache(used, layout.precision):
+    if tables.setting.caches_small(used, layout.precision):
         return made.model_copy(update={"kv_tokens": 2 * layout.kv_tokens})
     return made
 
@@ -114,7 +128,7 @@ def _profile(
     engine: str,
 ) -> Profile:
     model, gpu = layout.model, layout.gpu
-    fit = fit_cells(times)
+    fit = fit_cells(times, latent=model.latent is not None)
     error = fit.held_out
     shown = f"held-out error: median {error.median:.1%}, p90 {error.p90:.1%}, max {error.max:.1%}"
     prefill = prefill_s_per_token(times, fit)
@@ -151,26 +165,27 @@ def rounded(spec: _Spec) -> _Spec:
     return spec.model_copy(update={name: short(value) for name, value in spec})
 
 
-def cells(times: PassTimes) -> Iterator[tuple[int, int, int, float]]:
-    """Yield requests, rows, context tokens of the batch and seconds of passes of every size."""
+def cells(times: PassTimes) -> Iterator[tuple[int, int, int, int, float]]:
+    """Yield requests, rows, context tokens of the batch, rows of prompts and seconds, for every size."""
     for requests in REQUESTS:
         for context in CONTEXTS:
-            attention = times.attention_s(requests, context)
             for each in ROWS_EACH:
-                rows = requests * each
-                yield requests, rows, requests * context, times.operations_s(rows) + attention
+                rows, attention = requests * each, times.attention_s(requests, context, each)
+                yield requests, rows, requests * context, 0, times.operations_s(rows) + attention
     for requests in (1, 16):
         for rows in CHUNKS:
-            attention = times.attention_s(requests, CONTEXTS[0])
-            yield requests, rows, requests * CONTEXTS[0], times.operations_s(rows) + attention
+            seconds = times.operations_s(rows) + times.attention_s(requests, CONTEXTS[0])
+            yield requests, rows, requests * CONTEXTS[0], rows - requests, seconds
 
 
-def fit_cells(times: PassTimes) -> AdditiveFit:
-    """Fit the additive cost to passes of every size."""
-    table = pd.DataFrame(
-        list(cells(times)), columns=["requests", "batch_tokens", "context_tokens", "step_time_s"]
-    )
-    return fit_additive(table, request_probes=REQUESTS, token_probes=TOKEN_PROBES, terms=("context",))
+_COLUMNS = ["requests", "batch_tokens", "context_tokens", "prefill_tokens", "step_time_s"]
+
+
+def fit_cells(times: PassTimes, *, latent: bool = False) -> AdditiveFit:
+    """Fit the additive cost to passes of every size; with latent attention rows multiply contexts."""
+    terms: tuple[Term, ...] = ("context", "row_context") if latent else ("context",)
+    table = pd.DataFrame(list(cells(times)), columns=_COLUMNS)
+    return fit_additive(table, request_probes=REQUESTS, token_probes=TOKEN_PROBES, terms=terms)
 
 
 def prefill_s_per_token(times: PassTimes, fit: AdditiveFit) -> float:

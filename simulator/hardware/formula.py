@@ -85,8 +85,8 @@ class FormulaTimes:
         both = self._norm(ELEMENT_BYTES * weights / self._bandwidth, 2.0 * rows * weights / peak)
         return both / self.layout.gpus
 
-    def attention_s(self, requests: int, context: int) -> float:
-        """Seconds of reading keys and values, each request's once."""
+    def attention_s(self, requests: int, context: int, each: int = 1) -> float:
+        """Seconds of reading keys and values, each request's once, however many rows it has."""
         model = self.layout.model
         kept = model.kv_bytes_per_token(ELEMENT_BYTES, shards=self.layout.gpus, context=max(context, 1))
         rate = self.fitted.cache * self.layout.gpu.bandwidth_bytes_per_s

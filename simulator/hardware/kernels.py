@@ -3,7 +3,8 @@
 A verification pass of R requests with q rows each runs every operation but attention at R*q rows, and
 attention once per request: the rows of a request share its keys and values as the heads of a group do. The
 tables' own answer for speculation reads the cache once per row, which is up to 6.7 times too dear at long
-contexts.
+contexts. With latent attention the rows share the read too, but the products with it are what takes the time
+where there are many heads: q rows of h heads are looked up as q*h heads.
 
 Tables of three engines describe the same hardware. One that stands apart from the others, falls as rows are
 added, or lies below what memory allows is refused, and named.
@@ -12,25 +13,21 @@ added, or lies below what memory allows is refused, and named.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
-from simulator.core.files import write_json
 from simulator.hardware.gpus import Gpu
+from simulator.hardware.kernel_modes import ENGINES, PACKAGE, Engine, Setting, described, modes
 from simulator.hardware.models import WEIGHT_BYTES, ModelShape, Precision
-
-Engine = Literal["vllm", "sglang", "trtllm"]
-
-ENGINES: tuple[Engine, ...] = ("vllm", "sglang", "trtllm")
 
 GATE_ROWS = tuple(2**power for power in range(12))
 """Rows at which engines are compared: 1 to 2,048."""
@@ -41,13 +38,15 @@ APART = 0.25
 FALLS = 0.10
 """An engine whose operations take so much less time with more rows is refused."""
 
-_PACKAGE = "aiconfigurator_core"
+READS = 5.0
+"""An engine whose attention takes longer than so many reads of the cache is refused. A choice: good kernels
+take 1.1 to 3.2 of them, SGLang's on Hopper with a latent in 8 bits 16."""
 
-_MODES: Mapping[Precision, str | None] = {"bf16": "bfloat16", "fp8": "fp8", "fp4": None}
-"""Quantisation of matrix products as the tables call it; None leaves it to the published checkpoint."""
+LOADED = (64, 16384)
+"""Requests and context at which attention is held against the bandwidth: both fill a GPU."""
 
-_NAMES = {"meta-llama/Llama-3.1": "meta-llama/Meta-Llama-3.1"}
-"""Models that the tables know by another name: how ours begins, and theirs."""
+SHORT = 128
+"""Tokens of context at which operations are asked for: attention hardly counts there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,7 @@ class Gate:
     """One engine's table against the others. deviation, fall: the largest over rows, as shares.
 
     floor: smallest ratio of its time to the time that reading the weights takes. refused: why, or None.
+    reads: attention at ``LOADED`` in reads of the cache at the peak bandwidth.
     """
 
     engine: Engine
@@ -62,6 +62,12 @@ class Gate:
     fall: float
     floor: float
     refused: str | None
+    reads: float = 1.0
+
+    @property
+    def only_apart(self) -> bool:
+        """Whether nothing is held against it but that others differ."""
+        return self.fall <= FALLS and self.floor >= 1 and self.reads <= READS
 
     @property
     def line(self) -> str:
@@ -73,72 +79,117 @@ class Gate:
 class KernelTables:
     """Kernel times of one model on one layout, by engine; a table that is missing is left out.
 
-    Raises ``BadInputError`` where the extra is not installed, where the GPU has no tables, where the model's
-    attention is not composed here, and where no engine has tables for it.
+    gpus: of a replica. Raises ``BadInputError`` where the extra is not installed, where the GPU has no
+    tables or no unit for the precision, and where no engine has tables for the model.
     """
 
-    def __init__(self, model: ModelShape, gpu: Gpu, tp: int, precision: Precision) -> None:
-        self.model, self.gpu, self.tp, self.precision = model, gpu, tp, precision
+    def __init__(
+        self, model: ModelShape, gpu: Gpu, gpus: int, precision: Precision, setting: Setting | None = None
+    ) -> None:
+        self.model, self.gpu, self.gpus, self.precision = model, gpu, gpus, precision
+        self.setting = setting or Setting()
         if gpu.kernel_tables is None:
             raise BadInputError("has no tables of measured kernels", source="gpu", value=gpu.name)
-        if model.latent is not None:
+        if precision == "fp4" and model.native != "fp4" and "fp4" not in gpu.flop_per_s:
             raise BadInputError(
-                "has latent attention, whose rows do not share one read of the cache on every GPU: its "
-                "kernels are not composed", source="model", value=model.name,
-            )  # fmt: skip
-        if precision == "fp4" and model.native != "fp4":
-            raise BadInputError(
-                f"has no published checkpoint in fp4 ({model.native} is native)", source="model",
-                value=model.name, remedy="bf16 or fp8",
-            )  # fmt: skip
-        compile_handle = _library()
-        with TemporaryDirectory(prefix="dspark-model-") as folder:
-            self._compile(compile_handle, _described(model, Path(folder)))
+                "has no matrix unit for fp4", source="gpu", value=gpu.name, remedy="bf16 or fp8"
+            )
+        self.handles: dict[Engine, Any] = {}
+        self.missing: dict[Engine, str] = {}
+        self._of_more_heads: dict[tuple[Engine, int], Any] = {}
+        for engine in ENGINES:
+            found = self._compiled(engine, gpus // self.setting.attention_over)
+            if isinstance(found, str):
+                self.missing[engine] = found
+            else:
+                self.handles[engine] = found
         if not self.handles:
             raise BadInputError(
                 f"has no measured kernels on {gpu.title}: {next(iter(self.missing.values()))}",
                 source="model", value=model.name,
             )  # fmt: skip
 
-    def _compile(self, compile_handle: Any, described: str) -> None:
-        self.handles: dict[Engine, Any] = {}
-        self.missing: dict[Engine, str] = {}
-        for engine in ENGINES:
+    def _compiled(self, engine: Engine, tensor: int) -> Any:
+        """Return a handle whose attention is split over so many GPUs, or why there is none."""
+        asked = modes(self.model, self.gpu, self.gpus, engine, self.precision, self.setting)
+        if tensor != asked["tp_size"]:  # asked for its attention alone
+            asked |= {"tp_size": tensor}
+            if self.model.experts is not None:
+                asked |= {"attention_dp_size": self.gpus // tensor}
+        compile_handle = _library()
+        with TemporaryDirectory(prefix="dspark-model-") as folder:
+            name = described(self.model, self.precision, Path(folder))
             try:
-                handle = compile_handle(described, self.gpu.kernel_tables, engine, **self._modes(engine))
-                handle.decode_step_per_op(1, 128, 2)
-                self.handles[engine] = handle
+                handle = compile_handle(name, self.gpu.kernel_tables, engine, **asked)
+                handle.decode_step_per_op(1, SHORT, 2)
             except Exception as error:  # the tables' own errors have no common base
-                self.missing[engine] = str(error).split("{")[0].strip()[:120]
-
-    def _modes(self, engine: Engine) -> dict[str, Any]:
-        mode = _MODES[self.precision]
-        modes: dict[str, Any] = {"tp_size": self.tp}
-        if mode is not None:
-            modes["gemm_quant_mode"] = mode
-        if small_cache(engine, self.precision):
-            modes["kvcache_quant_mode"] = "fp8"
-        if self.model.experts is not None:
-            modes |= {"moe_tp_size": self.tp, "moe_ep_size": 1}
-            if mode is not None:
-                modes["moe_quant_mode"] = mode
-        return modes
+                return str(error).split("{")[0].strip()[:120]
+        return handle
 
     def operations_s(self, engine: Engine, rows: int) -> float:
-        """Seconds of everything but attention at so many rows."""
-        return sum(ms for name, ms in self._decode(engine, rows, 128) if not _is_attention(name)) / 1e3
+        """Seconds of everything but attention at so many rows; the projections of a latent included."""
+        latent = self.model.latent is not None
+        return sum(
+            ms for name, ms in self._decode(engine, self._each(rows), SHORT)
+            if latent or not _is_attention(name)
+        ) / 1e3  # fmt: skip
 
     def table_s(self, engine: Engine, rows: int) -> float:
         """Of that, the output matrix: what a drafter of any depth runs too."""
-        return sum(ms for name, ms in self._decode(engine, rows, 128) if "logits" in name) / 1e3
+        return sum(ms for name, ms in self._decode(engine, self._each(rows), SHORT) if "logits" in name) / 1e3
 
-    def attention_s(self, engine: Engine, requests: int, context: int) -> float:
-        """Seconds of attention over so many requests of such a context, one row each."""
-        return sum(ms for name, ms in self._decode(engine, requests, context) if _is_attention(name)) / 1e3
+    def attention_s(self, engine: Engine, requests: int, context: int, each: int = 1) -> float:
+        """Seconds of attention over so many requests of such a context, ``each`` rows of every one."""
+        asked = self._each(requests)
+        if self.model.latent is not None:
+            return self._latent_s(engine, asked, context, each)
+        return _attention_s(self.handles[engine], asked, context)
+
+    def _latent_s(self, engine: Engine, requests: int, context: int, each: int) -> float:
+        """Seconds that a context adds to blocks whose projections are counted as operations.
+
+        The tables know up to all heads of the model on one GPU; beyond, their last slope goes on.
+        """
+        split = self.gpus // self.setting.attention_over
+        heads = self.model.heads / split
+        at, took = [heads], [self._added_s(self.handles[engine], requests, context)]
+        while split > 1 and at[-1] < heads * each:
+            split //= 2
+            handle = self._with_heads(engine, split)
+            if isinstance(handle, str):
+                break
+            at.append(self.model.heads / split)
+            took.append(max(self._added_s(handle, requests, context), took[-1]))
+        if heads * each <= at[-1]:
+            return float(np.interp(heads * each, at, took))
+        slope = (took[-1] - took[-2]) / (at[-1] - at[-2]) if len(at) > 1 else took[-1] / at[-1]
+        return float(took[-1] + slope * (heads * each - at[-1]))
+
+    def _with_heads(self, engine: Engine, split: int) -> Any:
+        key = (engine, split)
+        if key not in self._of_more_heads:
+            self._of_more_heads[key] = self._compiled(engine, split)
+        return self._of_more_heads[key]
+
+    @staticmethod
+    def _added_s(handle: Any, requests: int, context: int) -> float:
+        whole, least = (_attention_s(handle, requests, tokens) for tokens in (max(context, SHORT), SHORT))
+        return max(whole - least, 0.0)
 
     def prefill_s(self, engine: Engine, tokens: int) -> float:
-        """Seconds in which one prompt is prefilled."""
-        return float(self.handles[engine].predict_prefill_latency(1, tokens)) / 1e3
+        """Seconds in which one prompt is prefilled, by each group of GPUs that has attention of its own."""
+        try:
+            took_ms = self.handles[engine].predict_prefill_latency(1, tokens)
+        except Exception as error:  # the tables' own errors have no common base
+            raise BadInputError(
+                f"has no kernels of {engine} for prompts: {str(error)[:120]}", source="model",
+                value=self.model.name,
+            ) from error  # fmt: skip
+        return float(took_ms) / 1e3 / self.setting.attention_over
+
+    def _each(self, many: int) -> int:
+        """Of so many rows or requests, those of a group of GPUs that has attention of its own."""
+        return -(-many // self.setting.attention_over)
 
     def _decode(self, engine: Engine, rows: int, context: int) -> list[tuple[str, float]]:
         return [(each[0], each[1]) for each in self.handles[engine].decode_step_per_op(rows, context, 2)]
@@ -151,44 +202,53 @@ class KernelTables:
         }
         median = np.median(np.stack(list(times.values())), axis=0)
         floor = np.array([self.floor_s(rows) for rows in GATE_ROWS])
-        return tuple(gate(engine, each, median, floor) for engine, each in times.items())
+        return tuple(gate(engine, each, median, floor, self.reads(engine)) for engine, each in times.items())
+
+    def reads(self, engine: Engine) -> float:
+        """Attention at ``LOADED`` over the time of reading its keys and values once at the peak bandwidth."""
+        requests, context = LOADED
+        small = self.setting.caches_small(engine, self.precision)
+        shards = self.gpus // self.setting.attention_over
+        kept = self.model.kv_bytes_per_token(1.0 if small else 2.0, shards=shards, context=context)
+        once = self._each(requests) * context * kept / self.gpu.bandwidth_bytes_per_s
+        return self.attention_s(engine, requests, context) / once
 
     def floor_s(self, rows: int) -> float:
         """Seconds in which the weights that so many rows meet are read once, at the peak bandwidth."""
         model, each = self.model, WEIGHT_BYTES[self.precision]
-        dense = WEIGHT_BYTES["bf16"] if self.precision == "fp4" else each
-        read = model.dense_parameters * dense
+        dense = WEIGHT_BYTES["bf16"] if self.precision == "fp4" and model.experts else each
+        read = model.dense_parameters * dense * self.setting.attention_over
         if model.experts is not None:
             share = model.experts.touched(rows) / model.experts.count
             read += model.routed_parameters * each * share
-        return read / self.tp / self.gpu.bandwidth_bytes_per_s
-
-
-def small_cache(engine: Engine, precision: Precision) -> bool:
-    """Whether keys and values take 8 bits: TensorRT-LLM's fp8 checkpoints bring such a cache along."""
-    return engine == "trtllm" and precision == "fp8"
+        return read / self.gpus / self.gpu.bandwidth_bytes_per_s
 
 
 def chosen(gates: Sequence[Gate], asked: Engine | None) -> Engine:
     """Choose the engine asked for where it passes, else the passing one nearest to the median.
 
-    Raises ``BadInputError`` with every gate where none passes.
+    Where none passes because all stand apart from each other, nobody can say which of them is wrong: the
+    same choice is then made among them, and ``band`` is as wide as they are apart. Raises ``BadInputError``
+    with every gate where nothing is left.
     """
-    passing = [gate for gate in gates if gate.refused is None]
-    if not passing:
+    usable = [gate for gate in gates if gate.refused is None] or [gate for gate in gates if gate.only_apart]
+    if not usable:
         said = "; ".join(gate.line for gate in gates)
         raise BadInputError(f"fails the gates of every engine: {said}", source="kernel tables")
-    if asked is not None and any(gate.engine == asked for gate in passing):
+    if asked is not None and any(gate.engine == asked for gate in usable):
         return asked
-    return min(passing, key=lambda gate: abs(gate.deviation)).engine
+    return min(usable, key=lambda gate: abs(gate.deviation)).engine
 
 
 def band(tables: KernelTables, gates: Sequence[Gate]) -> float:
     """By how much passing engines differ: half the spread of their operations over the median, mean of rows.
 
-    With one engine alone nothing is known; then it is ``APART``, what a gate would let pass.
+    With one engine alone nothing is known; then it is ``APART``, what a gate would let pass. Where none
+    passes it is the largest deviation of those that stand apart.
     """
     passing = [gate.engine for gate in gates if gate.refused is None]
+    if not passing:
+        return max(abs(gate.deviation) for gate in gates if gate.only_apart)
     if len(passing) < 2:
         return APART
     times = np.array([[tables.operations_s(engine, rows) for rows in GATE_ROWS] for engine in passing])
@@ -196,60 +256,39 @@ def band(tables: KernelTables, gates: Sequence[Gate]) -> float:
     return float(spread.mean() / 2)
 
 
-def gate(engine: Engine, times: Floats, median: Floats, floor: Floats) -> Gate:
-    """Judge one engine: its times, the engines' median and the time of reading the weights, by rows."""
+def gate(engine: Engine, times: Floats, median: Floats, floor: Floats, reads: float = 1.0) -> Gate:
+    """Judge one engine: its times, the engines' median and the time of reading the weights, by rows.
+
+    reads: its attention in reads of the cache.
+    """
     ratio = times / median - 1
     deviation = float(ratio[np.abs(ratio).argmax()])
     highest = np.maximum.accumulate(times)
     fall = float((1 - times / highest).max())
     lowest = float((times / floor).min())
     refused = None
-    if abs(deviation) > APART:
+    if reads > READS:
+        refused = f"its attention takes {reads:.0f} reads of the cache"
+    elif abs(deviation) > APART:
         refused = f"it stands apart by more than {APART:.0%}"
     elif fall > FALLS:
         refused = f"it falls by {fall:.0%} as rows are added"
     elif lowest < 1:
         refused = f"it takes {lowest:.2f} of the time that reading the weights takes"
-    return Gate(engine, deviation, fall, lowest, refused)
+    return Gate(engine, deviation, fall, lowest, refused, reads)
+
+
+_ATTENTION = ("attention", "mla_block", "generation_mla")
+"""How the tables' names of attention end."""
 
 
 def _is_attention(name: str) -> bool:
-    return name.endswith("attention")
+    return name.endswith(_ATTENTION)
 
 
-def _described(model: ModelShape, folder: Path) -> str:
-    """Name the model as the tables do, or write its shape where they read it: nothing is fetched.
-
-    Raises ``BadInputError`` for a shape that the tables do not know and that is no plain transformer's.
-    """
-    name = model.name
-    for ours, theirs in _NAMES.items():
-        name = name.replace(ours, theirs)
-    known = Path(str(import_module(_PACKAGE).__file__)).parent / "model_configs"
-    if (known / f"{name.replace('/', '--')}_config.json").is_file():
-        return name
-    experts = model.experts
-    if model.windowed_layers or (experts is not None and (experts.shared or experts.dense_layers)):
-        raise BadInputError(
-            "is not among the models of the tables, and has layers of several kinds", source="model",
-            value=model.name,
-        )  # fmt: skip
-    config: dict[str, Any] = {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": model.hidden,
-        "num_hidden_layers": model.layers, "num_attention_heads": model.heads,
-        "num_key_value_heads": model.kv_heads, "head_dim": model.head_width,
-        "intermediate_size": model.intermediate, "vocab_size": model.vocabulary,
-        "max_position_embeddings": 131072, "torch_dtype": "bfloat16", "tie_word_embeddings": model.tied,
-        "hidden_act": "silu", "rms_norm_eps": 1e-6,
-    }  # fmt: skip
-    if experts is not None:
-        config |= {
-            "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe",
-            "num_experts": experts.count, "num_experts_per_tok": experts.per_token,
-            "moe_intermediate_size": experts.intermediate,
-        }  # fmt: skip
-    write_json(folder / "config.json", config)
-    return str(folder)
+def _attention_s(handle: Any, requests: int, context: int) -> float:
+    found = handle.decode_step_per_op(requests, context, 2)
+    return sum(float(each[1]) for each in found if _is_attention(each[0])) / 1e3
 
 
 def tables_version() -> str:
@@ -259,11 +298,11 @@ def tables_version() -> str:
 
 def _library() -> Any:
     try:
-        handle = import_module(f"{_PACKAGE}.sdk.engine").EngineHandle
+        handle = import_module(f"{PACKAGE}.sdk.engine").EngineHandle
     except ModuleNotFoundError as error:
         raise BadInputError(
             "needs the tables of measured kernels", source="kernels", value=error.name,
             remedy="pip install 'dspark-simulator[silicon]', or take a curve that is shipped",
         ) from error  # fmt: skip
-    logging.getLogger(_PACKAGE).setLevel(logging.CRITICAL)  # it tells of each table it falls back to
+    logging.getLogger(PACKAGE).setLevel(logging.CRITICAL)  # it tells of each table it falls back to
     return handle.compile

@@ -16,7 +16,8 @@ from simulator.hardware.drafters import parse_drafter
 from simulator.hardware.engines import HOSTS, as_served
 from simulator.hardware.formula import BANDS, FormulaTimes
 from simulator.hardware.gpus import load_gpu
-from simulator.hardware.kernels import GATE_ROWS, Gate, KernelTables, chosen, gate
+from simulator.hardware.kernel_modes import Engine, Setting, modes
+from simulator.hardware.kernels import GATE_ROWS, Gate, KernelTables, band, chosen, gate
 from simulator.hardware.memory import layout
 from simulator.hardware.models import WEIGHT_BYTES, load_model
 from tests.support.command_line import run
@@ -93,16 +94,72 @@ def test_an_engine_that_fails_is_replaced_and_said() -> None:
     gates = (Gate("vllm", 0.6, 0, 2, "it stands apart"), Gate("trtllm", -0.1, 0, 2, None))
     assert chosen(gates, "vllm") == "trtllm"
     with pytest.raises(BadInputError, match="fails the gates of every engine: vllm"):
-        chosen(gates[:1], None)
+        chosen((Gate("vllm", 0.1, 0.3, 2, "it falls by 30%"),), None)
+
+
+def test_engines_that_only_differ_from_each_other_are_used_with_a_wide_band(tables: KernelTables) -> None:
+    """Two tables, each 40% from what lies between them: neither can be called wrong."""
+    gates = (Gate("vllm", -0.4, 0, 2, "it stands apart"), Gate("sglang", 0.41, 0, 2, "it stands apart"))
+    assert chosen(gates, None) == "vllm"
+    assert chosen(gates, "sglang") == "sglang"
+    assert band(tables, gates) == 0.41
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "setting", "expected"),
+    [
+        ("llama-3.1-70b", "trtllm", Setting(), ("fp8_static", None, "fp8")),
+        ("llama-3.1-70b", "vllm", Setting(small_cache=True), ("fp8_static", None, "fp8")),
+        ("llama-3.1-70b", "vllm", Setting(scales="block"), ("fp8", None, "bfloat16")),
+        ("qwen3-235b-a22b", "sglang", Setting(scales="block"), ("fp8_block", "fp8_block", "bfloat16")),
+        ("deepseek-v3", "sglang", Setting(), ("fp8_block", "fp8_block", "bfloat16")),
+    ],
+)
+def test_weights_and_caches_have_the_modes_of_their_checkpoints(
+    model: str, engine: Engine, setting: Setting, expected: tuple[str, str | None, str]
+) -> None:
+    found = modes(load_model(model), H200, 8, engine, "fp8", setting)
+    named = ("gemm_quant_mode", "moe_quant_mode", "kvcache_quant_mode")
+    assert tuple(found.get(name) for name in named) == expected
+    assert found["tp_size"] == 8
+
+
+def test_experts_and_attention_are_split_as_asked() -> None:
+    found = modes(
+        load_model("deepseek-v3"), H200, 8, "sglang", "fp8", Setting(attention_over=4, experts_over=8)
+    )
+    assert (found["tp_size"], found["attention_dp_size"]) == (2, 4)
+    assert (found["moe_tp_size"], found["moe_ep_size"]) == (1, 8)
+
+
+def test_rows_multiply_the_heads_of_a_latent_and_nothing_of_grouped_queries(tables: KernelTables) -> None:
+    """64 requests at 16k on H200: a block of 64 heads took 342 us, its projections 52 of them; 128 heads 572
+    and 126 (the tables, read on 2026-11-25)."""
+    engine = next(iter(tables.handles))
+    grouped = [tables.attention_s(engine, 64, 16384, each) for each in (1, 8)]
+    assert grouped[0] == grouped[1]
+    latent = KernelTables(load_model("deepseek-v3"), H200, 2, "fp8", Setting(small_cache=False))
+    one, two, four = (latent.attention_s("trtllm", 64, 16384, each) for each in (1, 2, 4))
+    assert two / one == pytest.approx((572 - 126) / (342 - 52), rel=0.05)
+    assert four - two == pytest.approx(2 * (two - one), rel=0.01)  # beyond all heads their last slope goes on
+
+
+def test_attention_that_reads_the_cache_many_times_is_refused() -> None:
+    """SGLang's table of a latent in 8 bits on Hopper takes 16 reads where good kernels take 1 to 3."""
+    faulty = KernelTables(load_model("deepseek-v3"), H200, 8, "fp8", Setting(small_cache=True))
+    refused = {each.engine: each.refused for each in faulty.gates()}
+    assert "its attention takes 16 reads of the cache" in str(refused["sglang"])
+    assert faulty.reads("trtllm") < 3
+    assert "13 reads" in str(gate("sglang", np.ones(4), np.ones(4), np.full(4, 0.9), 13.0).refused)
 
 
 def test_what_has_no_kernels_says_so() -> None:
     with pytest.raises(BadInputError, match="has no tables of measured kernels"):
         KernelTables(QWEN8, load_gpu("mi300x"), 1, "bf16")
-    with pytest.raises(BadInputError, match="latent attention"):
-        KernelTables(load_model("deepseek-v3"), H200, 8, "fp8")
-    with pytest.raises(BadInputError, match="no published checkpoint in fp4"):
-        KernelTables(QWEN8, load_gpu("b200"), 1, "fp4")
+    with pytest.raises(BadInputError, match="has no matrix unit for fp4"):
+        KernelTables(QWEN8, H200, 1, "fp4")
+    with pytest.raises(BadInputError, match="must divide the 4 GPUs"):
+        KernelTables(load_model("qwen3-30b-a3b"), H200, 4, "bf16", Setting(experts_over=8))
     with pytest.raises(BadInputError, match="layers of several kinds"):
         KernelTables(load_model("gemma-3-27b-pt"), H200, 1, "bf16")
 

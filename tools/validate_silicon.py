@@ -3,21 +3,21 @@
     scripts/validate_silicon --out runs/silicon [--every N] [--workers N]
 
 Every usable row of aiconfigurator's ``silicon_sample.csv`` (model, GPU, engine, precision, parallelism,
-lengths, concurrency, with measured TTFT and TPOT) is simulated: as many requests at once, chunked prefill, no
-speculation. One number per engine, host time of a step, is fitted on half of the rows, chosen by a hash of
-their id; the other half is reported. Rows that cannot be simulated are refused beforehand and counted by
-reason.
+lengths, concurrency, with measured TTFT and TPOT) is simulated: as many clients, each of which sends its next
+request when the last one ends, chunked prefill, no speculation, room for keys and values as it is. One number
+per engine, host time of a step, is fitted on half of the rows, chosen by a hash of their id; the other half
+is reported. Rows that cannot be simulated are counted by reason. Rows whose engine's table fails the gates
+are simulated all the same and shown apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,127 +27,70 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.api.workbench import Workbench, deployment
-from simulator.core.errors import BadInputError, SimulatorError
+from simulator.core.arrays import Floats
+from simulator.core.errors import SimulatorError
 from simulator.core.files import write_csv
 from simulator.deployment.profile import Profile
 from simulator.hardware import gpus
-from simulator.hardware.curves import kernel_profile
+from simulator.hardware.curves import composed
+from simulator.hardware.kernel_modes import Setting
+from simulator.hardware.kernels import KernelTables
 from simulator.hardware.memory import layout
 from simulator.hardware.models import Precision, load_model
 from simulator.parallel.cells import run_cells
 from simulator.traffic.arrivals import PoissonArrivals
 from simulator.traffic.lengths import EmpiricalLengths
 from simulator.traffic.sources import SyntheticTraffic, TrafficClass
-
-CHUNK_TOKENS = 8192
-"""Rows of a step with prompts: the default of vLLM, SGLang and TensorRT-LLM on these GPUs."""
+from tools.silicon_rows import Row, judge
 
 SHORTEST = 0.8
 """InferenceX draws each length from this share of the nominal one up to it (random range ratio)."""
 
-WAVES = 6
-"""Requests of a slot. A benchmark sends all at once and the next as one ends, so that with equal lengths its
-requests run in waves: prompts come together, and a steady state is never reached."""
+WAVES = (2, 6)
+"""Fewest and most requests of a client; as many as make ``STEPS``. A benchmark sends all at once and the next
+as one ends, so that with equal lengths its requests run in waves and a steady state is never reached."""
+
+STEPS = 4096
 
 AT_ONCE_PER_S = 1e6
 """Arrival rate that stands for all at once."""
 
-MODELS = {
-    "meta-llama/Llama-3.1-8B-Instruct": "meta-llama/Llama-3.1-8B",
-    "nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B",
-    "Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B",
-}
-"""Packagings of one shape under other names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One measurement: what ran, and what came out, ms."""
-
-    id: str
-    model: str
-    gpu: str
-    engine: str
-    precision: Precision
-    tp: int
-    prompt_tokens: int
-    output_tokens: int
-    concurrency: int
-    ranged: bool
-    ttft_ms: float
-    tpot_ms: float
-
-    @property
-    def curve(self) -> tuple[str, str, str, str, int]:
-        """What its step cost depends on."""
-        return self.model, self.gpu, self.engine, self.precision, self.tp
-
-    @property
-    def reported(self) -> bool:
-        """Whether it is reported; the other half is fitted on."""
-        return sha256(self.id.encode()).digest()[0] % 2 == 0
-
-
-def usable(row: Mapping[str, str]) -> Row | str:
-    """Return a row as it is simulated, or why it is not."""
-    if row["mode"] != "agg":
-        return "prefill and decode on GPUs of their own"
-    if row["attention_dp_size"] not in ("", "1") or row["pp_size"] not in ("", "1"):
-        return "attention split over requests, or pipelined layers"
-    if row["moe_ep_size"] not in ("", "1"):
-        return "experts split over GPUs"
-    known = {gpu.kernel_tables: name for name, gpu in gpus.catalogue().items() if gpu.kernel_tables}
-    try:
-        model = load_model(MODELS.get(row["model_path"], row["model_path"]))
-    except BadInputError:
-        return f"{row['model_path']}: a shape that is not described"
-    precision = _precision(row, model.native)
-    if precision is None:
-        return f"weights in {row['gemm_quant_mode'] or row['precision']}"
-    said = re.search(r"silicon_concurrency=(\d+)", row["silicon_data_source"])
-    concurrency = int(said[1]) if said else int(row["batch_size"])
-    if concurrency != int(row["batch_size"]):
-        return "several replicas"
-    return Row(
-        row["id"], model.name, known[row["system"]], row["backend"], precision, int(row["tp_size"]),
-        int(row["isl"]), int(row["osl"]), concurrency, "2026-0" in row["silicon_data_source"][:25],
-        float(row["silicon_ttft_ms"]), float(row["silicon_tpot_ms"]),
-    )  # fmt: skip
-
-
-def _precision(row: Mapping[str, str], native: Precision) -> Precision | None:
-    """Weights as the tables describe them; None for a scheme that they do not."""
-    gemm = row["gemm_quant_mode"]
-    if native == "fp4":
-        return "fp4" if row["precision"] == "fp4" else None
-    if gemm == "fp8" and row["moe_quant_mode"] in ("", "fp8"):
-        return "fp8"
-    if not gemm and row["precision"] in ("", "bf16"):
-        return "fp8" if native == "fp8" else "bf16"
-    return None
+PASSES = "passes"
+"""What stands in the column ``gate`` of a row whose engine's table passes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """A row under simulation: its profile, and host time of a step, seconds."""
+    """A row under simulation, and its profile."""
 
     row: Row
     profile: Profile
-    host_s: float
 
     def __call__(self) -> dict[str, Any]:
-        """Return mean TTFT and TPOT, ms."""
+        """Return mean TTFT and TPOT, ms, without any host time."""
         row = self.row
-        bench: Workbench = deployment(self.profile, {"none": "length:1@1"}, overhead_s=self.host_s)
+        bench: Workbench = deployment(self.profile, {"none": "length:1@1"})
         drawn = (_lengths(row.prompt_tokens, row.ranged), _lengths(row.output_tokens, row.ranged))
         pairs = EmpiricalLengths(drawn[0], drawn[1])
         traffic = SyntheticTraffic(PoissonArrivals(AT_ONCE_PER_S), (TrafficClass("default", pairs),))
+        waves = int(np.clip(STEPS // row.output_tokens, *WAVES))
         done = bench.simulate(
-            "autoregressive", concurrency=row.concurrency, traffic=traffic, requests=WAVES * row.concurrency,
-            prefill="chunked", chunk_tokens=CHUNK_TOKENS,
+            "autoregressive", concurrency=row.concurrency, traffic=traffic, requests=waves * row.concurrency,
+            prefill="chunked", chunk_tokens=row.step_tokens,
         ).requests  # fmt: skip
-        first_s = done["first_token_s"] - done["admitted_s"]
-        return {"ttft_ms": 1e3 * float(first_s.mean()), "tpot_ms": 1e3 * float(done["tpot_s"].mean())}
+        first_s = done["first_token_s"].to_numpy()
+        sent_s = _sent_s(done["admitted_s"].to_numpy(), done["finished_s"].to_numpy(), row.concurrency)
+        return {
+            "ttft_ms": 1e3 * float((first_s - sent_s).mean()), "tpot_ms": 1e3 * float(done["tpot_s"].mean())
+        }  # fmt: skip
+
+
+def _sent_s(admitted_s: Floats, finished_s: Floats, clients: int) -> Floats:
+    """When each request was sent: the first of each client at once, the next as one ends; in any order."""
+    order = np.argsort(admitted_s, kind="stable")
+    sent_s = np.empty(len(order))
+    sent_s[order] = np.concatenate([np.zeros(clients), np.sort(finished_s)])[: len(order)]
+    return np.minimum(sent_s, admitted_s)
 
 
 def _lengths(tokens: int, ranged: bool) -> NDArray[np.int64]:
@@ -162,46 +105,70 @@ def simulated(cell: Simulated) -> dict[str, Any]:
     return cell()
 
 
-def curves(rows: Sequence[Row]) -> tuple[dict[tuple[Any, ...], Profile], dict[tuple[Any, ...], str]]:
-    """Profile of each distinct curve, and why others have none: the engine's own table or nothing."""
-    found: dict[tuple[Any, ...], Profile] = {}
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The profile of an engine's own table, and what its gate says."""
+
+    profile: Profile
+    gate: str
+
+
+def curves(rows: Sequence[Row]) -> tuple[dict[tuple[Any, ...], Curve], dict[tuple[Any, ...], str]]:
+    """Curve of each kind of row, and why others have none."""
+    found: dict[tuple[Any, ...], Curve] = {}
     refused: dict[tuple[Any, ...], str] = {}
+    tables_of = cache(_tables)
     for row in {row.curve: row for row in rows}.values():
         try:
-            laid_out = layout(load_model(row.model), gpus.load_gpu(row.gpu), row.tp, row.precision)
-            profile = kernel_profile(laid_out, engine=row.engine)  # type: ignore[arg-type]
+            laid_out = layout(load_model(row.model), gpus.load_gpu(row.gpu), row.gpus, row.precision)
+            tables = tables_of(row.model, row.gpu, row.gpus, row.precision, row.setting)
+            if row.engine not in tables.handles:
+                refused[row.curve] = f"no table of {row.engine}: {tables.missing[row.engine]}"
+                continue
+            gates = tables.gates()
+            gate = next(each for each in gates if each.engine == row.engine)
+            found[row.curve] = Curve(composed(laid_out, tables, gates, row.engine), gate.refused or PASSES)
         except SimulatorError as error:
             refused[row.curve] = str(error)
-            continue
-        if f", {row.engine}" not in profile.title:
-            gate = re.search(rf"{row.engine} [^;]*", str(profile.provenance.notes))
-            refused[row.curve] = f"gate: {gate[0] if gate else row.engine}"
-            continue
-        unlimited = profile.model_copy(update={"kv_tokens": None})
-        found[row.curve] = unlimited
     return found, refused
 
 
+def _tables(model: str, gpu: str, count: int, precision: Precision, setting: Setting) -> KernelTables:
+    return KernelTables(load_model(model), gpus.load_gpu(gpu), count, precision, setting)
+
+
 def compared(
-    rows: Sequence[Row], found: Mapping[tuple[Any, ...], Profile], host_s: Mapping[str, float], workers: int,
-    directory: Path,
-) -> pd.DataFrame:  # fmt: skip
-    """Simulate rows; columns of ``Row``, the two predictions and their relative errors."""
-    cells = [Simulated(row, found[row.curve], host_s.get(row.engine, 0.0)) for row in rows]
+    rows: Sequence[Row], found: Mapping[tuple[Any, ...], Curve], workers: int, directory: Path
+) -> pd.DataFrame:
+    """Simulate rows; columns of ``Row``, what the gate says and the two predictions, ms."""
+    cells = [Simulated(row, found[row.curve].profile) for row in rows]
     predicted = run_cells(simulated, cells, workers=workers, progress=True, label="Rows", directory=directory)
     table = pd.DataFrame([{name: getattr(row, name) for name in Row.__dataclass_fields__} for row in rows])
+    table["gate"] = [found[row.curve].gate for row in rows]
+    table["reported"] = [row.reported for row in rows]
     for name in ("ttft", "tpot"):
         table[f"predicted_{name}_ms"] = [each[f"{name}_ms"] for each in predicted]
-        table[f"{name}_error"] = table[f"predicted_{name}_ms"] / table[f"{name}_ms"] - 1
     return table
 
 
-def host_times(fitted: pd.DataFrame) -> dict[str, float]:
-    """Host time of a step by engine, seconds: the median of what the prediction lacks, not negative."""
+def host_times_ms(fitted: pd.DataFrame) -> dict[str, float]:
+    """Host time of a step by engine: the median of what predictions of TPOT lack, not negative."""
     lacking = fitted["tpot_ms"] - fitted["predicted_tpot_ms"]
-    return {
-        str(name): max(float(each.median()), 0.0) / 1e3 for name, each in lacking.groupby(fitted["engine"])
-    }
+    return {str(name): max(float(each.median()), 0.0) for name, each in lacking.groupby(fitted["engine"])}
+
+
+def with_hosts(table: pd.DataFrame, hosts_ms: Mapping[str, float]) -> pd.DataFrame:
+    """Add host time to each prediction, and the relative errors.
+
+    No request is sent at a time of its own, so that a step that takes longer changes no later step: TPOT
+    rises by the host time of one step exactly, TTFT by at least that.
+    """
+    host_ms = table["engine"].map(dict(hosts_ms)).fillna(0.0)
+    done = table.assign(**{f"predicted_{name}_ms": table[f"predicted_{name}_ms"] + host_ms
+                           for name in ("ttft", "tpot")})  # fmt: skip
+    return done.assign(**{
+        f"{name}_error": done[f"predicted_{name}_ms"] / done[f"{name}_ms"] - 1 for name in ("ttft", "tpot")
+    })  # fmt: skip
 
 
 def summary(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -267,35 +234,38 @@ def main() -> None:
     asked = parser.parse_args()
     source = Path(str(aiconfigurator_core.__file__)).parent / "systems" / "silicon_sample.csv"
     with source.open(newline="") as file:
-        judged = [usable(row) for row in csv.DictReader(file)]
-    rows = [each for each in judged if isinstance(each, Row)]
+        judged = judge(csv.DictReader(file))
+    usable = [each for each in judged if isinstance(each, Row)]
+    rows = [row for row in usable if row.bucket % asked.every == 0]
     found, refused = curves(rows)
     why = Counter(each for each in judged if isinstance(each, str))
-    why.update(
-        f"{' '.join(map(str, row.curve))}: {refused[row.curve]}" for row in rows if row.curve in refused
-    )
+    without = Counter(f"{' '.join(map(str, row.curve[:5]))}: {refused[row.curve]}" for row in rows
+                      if row.curve in refused)  # fmt: skip
     rows = [row for row in rows if row.curve in found]
-    rows = [row for row in rows if int(sha256(row.id.encode()).hexdigest()[2:8], 16) % asked.every == 0]
-    cells = asked.out / "cells"
-    plain = compared(rows, found, {}, asked.workers, cells / "plain")
-    is_reported = np.array([row.reported for row in rows])
-    hosts = host_times(plain[~is_reported])
-    with_host = [replace(row) for row, kept in zip(rows, is_reported, strict=True) if kept]
-    table = compared(with_host, found, hosts, asked.workers, cells / "host")
+    table = compared(rows, found, asked.workers, asked.out / "cells")
+    hosts = host_times_ms(table[~table["reported"] & (table["gate"] == PASSES)])
+    reported = table[table["reported"]]
     asked.out.mkdir(parents=True, exist_ok=True)
-    write_csv(asked.out / "rows.csv", table, "%.6g")
-    by = ["model", "gpu", "engine", "precision"]
-    found_summary = summary(table, by)
-    write_csv(asked.out / "summary.csv", found_summary, "%.4g")
-    write_csv(asked.out / "refused.csv", pd.DataFrame(why.most_common(), columns=["why", "rows"]))
-    plot(table, asked.out / "tpot.png")
-    said = f"{len(rows)} simulated, {len(table)} of them reported; {sum(why.values())} refused"
-    print(f"{len(judged)} rows; {said}")
-    print("host time of a step, ms: " + ", ".join(f"{name} {1e3 * each:.2f}" for name, each in hosts.items()))
-    print(
-        "nothing fitted, the same rows: " + markdown(summary(plain[is_reported], ["engine"])).splitlines()[-1]
-    )
-    print(markdown(found_summary))
+    _write(asked.out, with_hosts(table, hosts), why + without)
+    print(f"{len(judged)} rows, {len(usable)} of them usable: 1 in {asked.every} is taken, {len(rows)} have "
+          f"tables and are simulated, {len(reported)} of them reported")  # fmt: skip
+    print("host time of a step, ms: " + ", ".join(f"{name} {each:.2f}" for name, each in hosts.items()))
+    for title, part in (("passing", reported["gate"] == PASSES), ("failing", reported["gate"] != PASSES)):
+        if part.any():
+            plain = summary(with_hosts(reported[part], {}), ["engine"])
+            print(f"rows {title} the gates, nothing fitted:\n" + markdown(plain))
+            print(markdown(summary(with_hosts(reported[part], hosts), BY)))
+
+
+def _write(out: Path, table: pd.DataFrame, why: Counter[str]) -> None:
+    write_csv(out / "rows.csv", table.drop(columns="setting"), "%.6g")
+    write_csv(out / "refused.csv", pd.DataFrame(why.most_common(), columns=["why", "rows"]))
+    passing = table[table["reported"] & (table["gate"] == PASSES)]
+    plot(passing, out / "tpot.png")
+
+
+BY = ("model", "gpu", "engine", "precision")
+"""What rows are grouped by in the table of the page."""
 
 
 if __name__ == "__main__":

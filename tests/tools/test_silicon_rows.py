@@ -1,0 +1,92 @@
+"""What is read out of the published end-to-end table, and what is left out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.hardware.kernel_modes import Setting
+from tools.silicon_rows import Row, judge
+from tools.validate_silicon import _sent_s, host_times_ms, with_hosts
+
+PLAIN = {
+    "id": "a", "silicon_data_source": "db-dump/2026-04-27; silicon_concurrency=64; measured=2026-02-03",
+    "backend": "trtllm", "model_path": "deepseek-ai/DeepSeek-V3", "system": "b200_sxm", "precision": "fp4",
+    "mode": "agg", "isl": "1024", "osl": "1024", "gemm_quant_mode": "nvfp4", "moe_quant_mode": "nvfp4",
+    "batch_size": "64", "tp_size": "64", "pp_size": "1", "attention_dp_size": "1", "moe_tp_size": "8",
+    "moe_ep_size": "8", "silicon_ttft_ms": "136.58", "silicon_tpot_ms": "16.2597",
+}  # fmt: skip
+
+WIDTHS = ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+
+
+def only(**changed: str) -> Row | str:
+    return judge([PLAIN | changed])[0]
+
+
+def test_a_row_is_read_with_what_the_launch_script_says() -> None:
+    """``tp 8, ep 8`` of one node, which the table multiplies; keys and values in 8 bits, drawn lengths."""
+    row = only()
+    assert isinstance(row, Row)
+    assert (row.gpu, row.engine, row.precision, row.gpus) == ("b200", "trtllm", "fp4", 8)
+    assert row.setting == Setting(attention_over=1, experts_over=8, small_cache=True)
+    assert (row.concurrency, row.ranged, row.step_tokens) == (64, True, 8192)
+
+
+@pytest.mark.parametrize(
+    ("widths", "gpus", "setting"),
+    [
+        ("1 64 8 8", 8, Setting(8, 8, True)),
+        ("4 4 1 16", 4, Setting(1, 4, True)),
+        ("8 1 8 1", 8, Setting(1, 1, True)),
+        ("1 4 1 4", 4, Setting(4, 4, True)),
+    ],
+)
+def test_widths_by_hand(widths: str, gpus: int, setting: Setting) -> None:
+    row = only(**dict(zip(WIDTHS, widths.split(), strict=True)))
+    assert isinstance(row, Row)
+    assert (row.gpus, row.setting) == (gpus, setting)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"mode": "disagg"}, "GPUs of their own"),
+        ({"model_path": "nobody/nothing"}, "not described"),
+        ({"gemm_quant_mode": "int4_wo"}, "weights in int4_wo"),
+        ({"tp_size": "72", "moe_tp_size": "72", "moe_ep_size": "1"}, "no node has"),
+        (
+            {"silicon_data_source": "source_file=x.csv; silicon_concurrency=64; measured=2026-02-06"},
+            "MTP may",
+        ),
+    ],
+)
+def test_what_is_left_out(changed: dict[str, str], why: str) -> None:
+    assert why in str(only(**changed))
+
+
+def test_a_measurement_counts_once_and_the_stated_plain_one_is_kept() -> None:
+    again = PLAIN | {"id": "b", "silicon_data_source": "source_file=x.csv; measured=2026-02-03"}
+    first, second = judge([again, PLAIN])
+    assert isinstance(first, Row)
+    assert first.id == "a"
+    assert second == "the same measurement as another row"
+
+
+def test_a_client_sends_when_its_last_request_ends() -> None:
+    """Two clients: two requests at once, the next when the first of them ends (3 s), then at 5 s."""
+    admitted, finished = np.array([0.0, 0.5, 4.0, 5.0]), np.array([5.0, 3.0, 8.0, 9.0])
+    assert _sent_s(admitted, finished, clients=2).tolist() == [0.0, 0.0, 3.0, 5.0]
+
+
+def test_host_time_is_what_predictions_lack_and_is_added_once() -> None:
+    table = pd.DataFrame({
+        "engine": ["vllm"] * 3 + ["sglang"], "tpot_ms": [10.0, 12.0, 20.0, 5.0], "ttft_ms": [50.0] * 4,
+        "predicted_tpot_ms": [9.0, 10.0, 17.0, 6.0], "predicted_ttft_ms": [48.0] * 4,
+    })  # fmt: skip
+    hosts = host_times_ms(table)
+    assert hosts == {"vllm": 2.0, "sglang": 0.0}
+    done = with_hosts(table, hosts)
+    assert done["tpot_error"].tolist() == pytest.approx([0.1, 0.0, -0.05, 0.2])
+    assert done["ttft_error"].tolist() == pytest.approx([0.0, 0.0, 0.0, -0.04])

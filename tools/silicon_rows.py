@@ -1,0 +1,194 @@
+"""Rows of the published end-to-end table, as they are simulated, or why they are not.
+
+The table is aiconfigurator-core's ``systems/silicon_sample.csv``: runs of InferenceX and of NVIDIA. What it
+leaves out of InferenceX's runs stands in that project's launch scripts (SemiAnalysisAI/InferenceX,
+benchmarks/, read at 843c6254 of 2026-08-21 and, for Llama-70B, before 2582bce4 of 2025-10-29): caches in
+8 bits, rows of a step with prompts, lengths drawn from 80% of the nominal one up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from simulator.core.errors import BadInputError
+from simulator.hardware import gpus
+from simulator.hardware.kernel_modes import ENGINES, Engine, Scales, Setting
+from simulator.hardware.models import ModelShape, Precision, load_model
+
+MODELS = {
+    "meta-llama/Llama-3.1-8B-Instruct": "meta-llama/Llama-3.1-8B",
+    "nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B",
+    "Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B",
+    "nvidia/Qwen3-32B-NVFP4": "Qwen/Qwen3-32B",
+    "nvidia/DeepSeek-R1-NVFP4": "deepseek-ai/DeepSeek-R1",
+    "nvidia/DeepSeek-V3.1-NVFP4": "deepseek-ai/DeepSeek-V3",
+    "moonshotai/Kimi-K2.5": "moonshotai/Kimi-K2-Instruct",
+}
+"""Packagings of one shape under other names; the language part of Kimi K2.5 is shaped as K2."""
+
+NODE = 8
+"""GPUs of a node: what InferenceX's single-node scripts run on."""
+
+SPECULATED_FROM = "2026-01-14"
+"""Day on which InferenceX's scripts for DeepSeek with MTP first ran (its git history). From then on the table
+holds both kinds without saying which is which: rows that InferenceX-app's fixture
+(cypress/fixtures/api/benchmarks.json) marks ``mtp`` stand in it, with the same times. Of the rows that were
+looked up, those of the database dump of 2026-04-27 are plain ones."""
+
+_PLAIN_SOURCE = "db-dump"
+
+STEP_TOKENS: Mapping[tuple[str, Engine], int] = {
+    ("meta-llama/Llama-3.1-70B", "trtllm"): 16384,
+    ("openai/gpt-oss-120b", "trtllm"): 20000,
+    ("deepseek-ai/DeepSeek-R1", "sglang"): 16384,
+    ("deepseek-ai/DeepSeek-V3", "sglang"): 16384,
+}
+"""Rows of a step with prompts where the launch scripts ask for other than ``USUAL_STEP_TOKENS``."""
+
+USUAL_STEP_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement: what ran, and what came out, ms. gpus: of the replica. ranged: lengths were drawn."""
+
+    id: str
+    model: str
+    gpu: str
+    engine: Engine
+    precision: Precision
+    gpus: int
+    setting: Setting
+    prompt_tokens: int
+    output_tokens: int
+    concurrency: int
+    ranged: bool
+    ttft_ms: float
+    tpot_ms: float
+
+    @property
+    def curve(self) -> tuple[str, str, Engine, Precision, int, Setting]:
+        """What its step cost depends on."""
+        return self.model, self.gpu, self.engine, self.precision, self.gpus, self.setting
+
+    @property
+    def bucket(self) -> int:
+        """A number from 0 to 2^24 - 1 that only its id decides: for samples."""
+        return int(sha256(self.id.encode()).hexdigest()[2:8], 16)
+
+    @property
+    def reported(self) -> bool:
+        """Whether it is reported; the other half is fitted on."""
+        return sha256(self.id.encode()).digest()[0] % 2 == 0
+
+    @property
+    def step_tokens(self) -> int:
+        """Rows of a step with prompts."""
+        return STEP_TOKENS.get((self.model, self.engine), USUAL_STEP_TOKENS)
+
+
+def judge(table: Iterable[Mapping[str, str]]) -> list[Row | str]:
+    """Return each row as it is simulated, or why it is not; a row that stands there twice counts once."""
+    rows = list(table)
+    plain = {_measured(row) for row in rows if row["silicon_data_source"].startswith(_PLAIN_SOURCE)}
+    seen: set[tuple[str, ...]] = set()
+    judged: list[Row | str] = []
+    for row in sorted(rows, key=lambda row: not row["silicon_data_source"].startswith(_PLAIN_SOURCE)):
+        key = _measured(row)
+        if key in seen:
+            judged.append("the same measurement as another row")
+        elif _perhaps_speculated(row) and key not in plain:
+            judged.append("MTP may have run: the table does not say")
+        else:
+            judged.append(usable(row))
+        seen.add(key)
+    return judged
+
+
+def usable(row: Mapping[str, str]) -> Row | str:
+    """Return a row as it is simulated, or why it is not."""
+    if row["mode"] != "agg":
+        return "prefill and decode on GPUs of their own"
+    try:
+        model = load_model(MODELS.get(row["model_path"], row["model_path"]))
+    except BadInputError:
+        return f"{row['model_path']}: a shape that is not described"
+    weights = _weights(row, model)
+    if weights is None:
+        return f"weights in {row['gemm_quant_mode'] or row['precision']}"
+    widths = _widths(row)
+    if widths is None:
+        return "widths that no node has"
+    count, groups, experts = widths
+    said = re.search(r"silicon_concurrency=(\d+)", row["silicon_data_source"])
+    concurrency = int(said[1]) if said else int(row["batch_size"])
+    known = {gpu.kernel_tables: name for name, gpu in gpus.catalogue().items() if gpu.kernel_tables}
+    gpu, engine = known[row["system"]], next(each for each in ENGINES if each == row["backend"])
+    is_inferencex = "measured=" in row["silicon_data_source"]
+    small = _small_cache(model.name, gpu, engine) if is_inferencex else None
+    return Row(
+        row["id"], model.name, gpu, engine, weights[0], count, Setting(groups, experts, small, weights[1]),
+        int(row["isl"]), int(row["osl"]), concurrency, is_inferencex, float(row["silicon_ttft_ms"]),
+        float(row["silicon_tpot_ms"]),
+    )  # fmt: skip
+
+
+def _measured(row: Mapping[str, str]) -> tuple[str, ...]:
+    """Identify a measurement: two runs never agree to a nanosecond."""
+    times = (f"{float(row[name]):.6f}" for name in ("silicon_ttft_ms", "silicon_tpot_ms"))
+    return row["system"], row["backend"], row["isl"], row["osl"], *times
+
+
+def _perhaps_speculated(row: Mapping[str, str]) -> bool:
+    said = re.search(r"measured=(\d{4}-\d\d-\d\d)", row["silicon_data_source"])
+    return "DeepSeek" in row["model_path"] and said is not None and said[1] >= SPECULATED_FROM
+
+
+def _weights(row: Mapping[str, str], model: ModelShape) -> tuple[Precision, Scales | None] | None:
+    """How weights are kept; None for a scheme that the curves do not describe."""
+    matrices = row["gemm_quant_mode"]
+    if model.native == "fp4":
+        return ("fp4", None) if row["precision"] == "fp4" else None
+    if matrices == "nvfp4":
+        return "fp4", None
+    if matrices == "fp8_block" or row["model_path"].endswith("A22B-FP8"):
+        return "fp8", "block"
+    if matrices == "fp8":
+        return "fp8", None
+    if not matrices and row["precision"] in ("", "bf16"):
+        return "bf16", None
+    return None
+
+
+def _widths(row: Mapping[str, str]) -> tuple[int, int, int] | None:
+    """GPUs, groups with attention of their own and GPUs that experts are dealt over; None for no such node.
+
+    The table multiplies widths of InferenceX's that are the same GPUs: ``tp 8, ep 8`` is one node there and
+    64 GPUs here.
+    """
+    tensor, groups, experts_tensor, experts = (
+        max(int(row[name] or 1), 1) for name in ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+    )
+    if row["pp_size"] not in ("", "1"):
+        return None
+    count = tensor * groups
+    if experts > 1 and experts_tensor == experts and count == experts**2:
+        return experts, (experts if groups > 1 else 1), experts
+    if tensor == groups > 1 and experts == count:
+        return tensor, 1, tensor
+    return (count, groups, experts) if count <= NODE and count % experts == 0 else None
+
+
+def _small_cache(model: str, gpu: str, engine: Engine) -> bool:
+    """Whether InferenceX's scripts ask for keys and values in 8 bits."""
+    hopper = gpu in ("h100", "h200")
+    if "gpt-oss" in model:
+        return not hopper
+    if "DeepSeek" in model:
+        return engine == "trtllm" or not hopper
+    if "MiniMax" in model:
+        return gpu != "h100"
+    return "Llama-3.1-70B" in model or "Kimi" in model

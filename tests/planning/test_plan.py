@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from simulator.traffic.lengths import parse_lengths
 from simulator.traffic.parse import parse_traffic
 from simulator.traffic.sources import ReplayTraffic, SyntheticTraffic, TrafficClass
 from simulator.traffic.workload import Workload
+from tests.support.plans import rough_plans
 
 MOONCAKE = Path(__file__).parents[3] / "shared" / "data" / "mooncake_conversation.jsonl"
 
@@ -52,6 +54,12 @@ SMALL: dict[str, object] = {
     "replica": {"concurrency": 100, "prefill_tokens_per_s": 20_000},
     "search": {"precision": "5%", "requests": 400, "concurrency": [1, 20, 100]},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rough() -> Iterator[None]:
+    with rough_plans():
+        yield
 
 
 def scenario(**changes: object) -> Scenario:

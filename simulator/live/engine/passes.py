@@ -22,6 +22,7 @@ from simulator.live.engine.batch_state import BatchState
 from simulator.live.engine.graphs import Captured, Tiers
 from simulator.live.engine.prompt_rows import PromptPiece
 from simulator.live.engine.ragged import RaggedRows, RaggedTarget, side_by_side
+from simulator.live.families.architectures import LayerShape
 from simulator.live.models import checkpoints, sampling
 from simulator.live.models.draft import Draft
 from simulator.live.models.dspark import DSparkDraft
@@ -247,14 +248,13 @@ class Passes:
 
     def row_bytes(self, capacity: int) -> int:
         """Cache bytes of one request at this capacity, target and draft together."""
-        item, ragged = self.target.dtype.itemsize, self.ragged
-        of_target = cache_bytes(self.target.num_layers, 0, capacity, ragged.kv_heads, ragged.head_dim, item)
+        item = self.target.dtype.itemsize
+        of_target = cache_bytes(self.target.layer_shapes, 0, capacity, item)
         if self.draft_model is None:
             return of_target
         shape = self.draft_model.shape
-        return of_target + cache_bytes(
-            shape.num_hidden_layers, 0, capacity, shape.num_key_value_heads, shape.head_dim, item
-        )
+        layer = LayerShape(shape.num_key_value_heads, shape.head_dim)
+        return of_target + cache_bytes((layer,) * shape.num_hidden_layers, 0, capacity, item)
 
     @contextmanager
     def memory(self, what: str) -> Iterator[None]:

@@ -37,6 +37,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from simulator.core.errors import BadInputError
 from simulator.live.device import synchronise
+from simulator.live.families.latent import absorbed, expanded, latents_of
 from simulator.live.models.kv_cache import PAGE, KVCache
 from simulator.live.models.targets import Target, TargetOutput
 
@@ -142,10 +143,9 @@ class RaggedTarget:
 
     def __init__(self, target: Target, kernel: str = "auto") -> None:
         text = target.config.get_text_config()
-        self.target = target
-        self.kv_heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        self.target, self.shapes = target, target.layer_shapes
+        self.kv_heads, self.head_dim = self.shapes[0].kv_heads, self.shapes[0].head_dim
         self.heads: int = text.num_attention_heads
-        self.head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // self.heads
         self.cap: float | None = getattr(text, "attn_logit_softcapping", None)
         explicitly = self.cap is not None or text.model_type in _WITH_SINKS
         self.kernel_name = self._choose_explicit(kernel) if explicitly else self._choose(kernel)
@@ -162,10 +162,7 @@ class RaggedTarget:
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """Return an empty cache for ``rows`` requests of up to ``capacity`` positions."""
         target = self.target
-        return KVCache(
-            target.num_layers, rows, capacity, self.kv_heads, self.head_dim,
-            dtype=target.dtype, device=target.device,
-        )  # fmt: skip
+        return KVCache(self.shapes, rows, capacity, dtype=target.dtype, device=target.device)
 
     def forward(
         self,
@@ -185,8 +182,11 @@ class RaggedTarget:
         """
         rows = torch.cat([part.cache_rows(cache.trash) for part in parts])
         positions = torch.cat([part.positions for part in parts])
-        step = _Pass(tuple(parts), cache, rows, positions, self.kernel)
-        with torch.no_grad(), self._attention(), self.target.capture(layer_ids) as states:
+        with (
+            torch.no_grad(), self._attention(), self.target.capture(layer_ids) as states,
+            latents_of(self.target.layers, self.shapes) as latents,
+        ):  # fmt: skip
+            step = _Pass(tuple(parts), cache, rows, positions, self.kernel, latents)
             output = self.target.model(
                 input_ids=tokens[None],
                 position_ids=positions[None],
@@ -211,7 +211,7 @@ class RaggedTarget:
 
     def _choose(self, kernel: str) -> str:
         if kernel == "auto":
-            on_gpu = self.target.device.type == "cuda"
+            on_gpu = self.target.device.type == "cuda" and not self._has_odd_shapes
             return "varlen" if self._varlen_works() else "split" if on_gpu and self._split_works() else "sdpa"
         if kernel not in _SELECTABLE:
             raise BadInputError(
@@ -221,6 +221,11 @@ class RaggedTarget:
         return kernel
 
     def _require(self, kernel: str) -> None:
+        if kernel in ("varlen", "split") and self._has_odd_shapes:
+            raise BadInputError(
+                "is refused for keys of two widths and latent ones", source=self.target.name,
+                field="attention", value=kernel, remedy="auto",
+            )  # fmt: skip
         if kernel == "split" and not self._split_works():
             raise BadInputError(
                 f"does not run here, or not at the shapes of {self.target.name}: it needs a CUDA device and "
@@ -250,9 +255,16 @@ class RaggedTarget:
             )  # fmt: skip
         return "explicit"
 
+    @property
+    def _has_odd_shapes(self) -> bool:
+        """Whether layers differ in their heads, or keys are wider than values."""
+        return len(set(self.shapes)) > 1 or self.shapes[0].latent is not None
+
     def _varlen_works(self) -> bool:
         """Whether this PyTorch's paged flash attention runs here and agrees with the plain softmax."""
         device, dtype = self.target.device, self.target.dtype
+        if self._has_odd_shapes:
+            return False
         if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or not _has_paged_varlen():
             return False
         return self._agrees(varlen)
@@ -290,6 +302,7 @@ class _Pass:
     cache_rows: Tensor
     positions: Tensor
     kernel: Kernel
+    latents: dict[int, Tensor]
 
 
 def _attend(
@@ -313,15 +326,21 @@ def _attend(
     """
     layer, cache = module.layer_idx, ragged.cache
     kernel = _checked_kernel(module, ragged, s_aux, softcap, others)
-    cache.write(layer, ragged.cache_rows, ragged.positions, key[0].transpose(0, 1), value[0].transpose(0, 1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    keys, values = cache.keys[layer], cache.values[layer]
-    queries = torch.split(query[0].transpose(0, 1), [len(part.request) for part in ragged.parts])
-    mixed = [
-        kernel(rows, keys, values, part, scale, sliding_window)
-        for rows, part in zip(queries, ragged.parts, strict=True)
-    ]
-    return torch.cat(mixed)[None] if len(mixed) > 1 else mixed[0][None], None
+    rows, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
+    is_latent = cache.shapes[layer].latent is not None
+    if is_latent:
+        rows, key = absorbed(module, rows, key, ragged.latents[layer])
+    cache.write(layer, ragged.cache_rows, ragged.positions, key, value)
+    keys, values = cache.layer(layer)
+    queries = torch.split(rows, [len(part.request) for part in ragged.parts])
+    mixed = torch.cat(
+        [
+            kernel(of_part, keys, values, part, scale, sliding_window)
+            for of_part, part in zip(queries, ragged.parts, strict=True)
+        ]
+    )
+    return (expanded(module, mixed) if is_latent else mixed)[None], None
 
 
 def _checked_kernel(
@@ -470,7 +489,7 @@ def plain(
     query: Tensor, keys: Tensor, values: Tensor, rows: RaggedRows, scale: float, window: int | None
 ) -> Tensor:
     """See ``Kernel``. The definition, row by row."""
-    mixed = torch.zeros_like(query)
+    mixed = query.new_zeros((*query.shape[:2], values.shape[-1]))
     group = query.shape[1] // keys.shape[2]
     for row in torch.nonzero(rows.valid)[:, 0].tolist():
         request, end = int(rows.request[row]), int(rows.positions[row]) + 1

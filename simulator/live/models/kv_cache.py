@@ -7,11 +7,12 @@ row, once or less in its life. One row more than asked for takes what padding wr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from simulator.live.families.architectures import LayerShape
 from simulator.live.models.layers import DraftCache, KeysValues, Mask, OwnContext
 
 PAGE = 256
@@ -21,35 +22,47 @@ PAGE = 256
 class KVCache:
     """The target's keys and values.
 
-    keys, values: [layers, rows + 1, capacity, kv_heads, head_dim]; the last row is the trash of padding.
+    keys, values: [layers, rows + 1, capacity, width], as wide as the widest layer needs; the last row is the
+    trash of padding. ``layer`` gives the heads of one layer.
     """
 
     def __init__(
         self,
-        layers: int,
+        shapes: Sequence[LayerShape],
         rows: int,
         capacity: int,
-        kv_heads: int,
-        head_dim: int,
         *,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (layers, rows + 1, whole_pages(capacity), kv_heads, head_dim)
+        self.shapes, self.trash = tuple(shapes), rows
+        width, latent = max(shape.width for shape in shapes), shapes[0].latent
         # Zeros, not garbage: positions behind the mask still meet a weight of zero, and 0 * NaN is NaN.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.trash = rows
+        whole = (len(shapes), rows + 1, whole_pages(capacity), width)
+        self.keys = torch.zeros(whole, dtype=dtype, device=device)
+        shared = latent is not None
+        self.values = self.keys[..., :latent] if shared else torch.zeros(whole, dtype=dtype, device=device)
 
     @property
     def capacity(self) -> int:
         """Positions a row holds."""
         return self.keys.shape[2]
 
+    def layer(self, index: int) -> KeysValues:
+        """View one layer's keys and values, each [rows + 1, capacity, kv_heads, head_dim]."""
+        shape = self.shapes[index]
+        heads = shape.kv_heads, shape.head_dim
+        keys = torch.unflatten(self.keys[index, ..., : shape.width], -1, heads)
+        if shape.latent is not None:
+            return keys, keys[..., : shape.latent]
+        return keys, torch.unflatten(self.values[index, ..., : shape.width], -1, heads)
+
     def write(self, layer: int, rows: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [N, kv_heads, head_dim] at (rows, positions), each [N]."""
-        self.keys[layer][rows, positions] = keys
-        self.values[layer][rows, positions] = values
+        mine, theirs = self.layer(layer)
+        mine[rows, positions] = keys
+        if self.shapes[layer].latent is None:
+            theirs[rows, positions] = values
 
 
 def whole_pages(positions: int) -> int:
@@ -57,9 +70,10 @@ def whole_pages(positions: int) -> int:
     return -(-positions // PAGE) * PAGE
 
 
-def cache_bytes(layers: int, rows: int, capacity: int, kv_heads: int, head_dim: int, item: int) -> int:
+def cache_bytes(shapes: Sequence[LayerShape], rows: int, capacity: int, item: int) -> int:
     """Bytes of keys and values of a cache, trash row included; ``item`` is the size of one number."""
-    return 2 * layers * (rows + 1) * whole_pages(capacity) * kv_heads * head_dim * item
+    widest = max(shape.numbers for shape in shapes)
+    return len(shapes) * (rows + 1) * whole_pages(capacity) * widest * item
 
 
 class DraftStep:

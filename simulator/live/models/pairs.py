@@ -15,6 +15,7 @@ from simulator.live.models import checkpoints
 from simulator.live.models.checkpoints import Fields
 from simulator.live.models.draft import Draft
 from simulator.live.models.dspark import ARCHITECTURE, DSparkConfig, DSparkDraft, architecture
+from simulator.live.models.layers import ROPE_TYPES
 from simulator.live.models.mtp import MTPConfig, MTPDraft
 from simulator.live.models.targets import Target, load_target
 
@@ -88,14 +89,24 @@ def _shape_of(target: Target, num_layers: int) -> dict[str, Any]:
         "rope_scaling",
         "rope_parameters",
     )
-    fields = {name: getattr(described, name, None) for name in shared}
+    stated = described.to_dict()  # as attributes, what differs between layers would be refused
+    fields = {name: stated.get(name) for name in shared}
     fields["head_dim"] = fields["head_dim"] or target.hidden_size // described.num_attention_heads
+    fields["rope_parameters"] = _drafts_rope(fields["rope_parameters"])
     return fields | {
         "vocab_size": target.vocab_size,
         "hidden_size": target.hidden_size,
         "num_hidden_layers": num_layers,
         "num_target_layers": target.num_layers,
     }
+
+
+def _drafts_rope(rope: Any) -> Any:
+    """Return a target's rotary settings; where drafts have not their kind, the default with their base."""
+    inner = rope.get("full_attention", rope) if isinstance(rope, dict) else None
+    if not isinstance(inner, dict) or inner.get("rope_type", "default") in ROPE_TYPES:
+        return rope
+    return {"rope_type": "default", "rope_theta": inner.get("rope_theta", 10_000.0)}
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from simulator.core.errors import BadInputError
+from simulator.live.families.architectures import LayerShape, layer_shapes, refuse_older, refuse_untested
 from simulator.live.models import checkpoints
 from simulator.live.models.checkpoints import Fields
 
@@ -66,16 +67,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-SUPPORTED = frozenset(
-    (
-        "cohere2", "ernie4_5", "exaone4", "gemma2", "gemma3_text", "glm4", "glm4_moe", "gpt_oss", "granite",
-        "llama", "mistral", "mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
-        "starcoder2",
-    )
-)  # fmt: skip
-"""Model types whose ragged pass a test compares with the model's own forward pass, one by one. Others are
-refused: a model that keeps a state, shares a latent cache or positions its rows could run and be wrong."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TargetOutput:
@@ -97,7 +88,7 @@ class Target:
         self.name = name
         self.folder = folder
         self.config: Any = model.config
-        _refuse_untested(self.config, name)
+        refuse_untested(self.config, name)
         self._decoder: nn.Module = model.get_decoder()
         self._layers = _decoder_layers(self._decoder, name)
         parameters = inspect.signature(model.forward).parameters
@@ -116,6 +107,16 @@ class Target:
     def num_layers(self) -> int:
         """Decoder layers."""
         return len(self._layers)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Decoder layers, as modules."""
+        return self._layers
+
+    @property
+    def layer_shapes(self) -> tuple[LayerShape, ...]:
+        """What each layer keeps of a position in a key-value cache."""
+        return layer_shapes(self.config, self._layers)
 
     @property
     def embedding(self) -> Tensor:
@@ -149,21 +150,21 @@ class Target:
 
     @property
     def weights_read(self) -> int:
-        """Weights that a forward pass reads: all but the embedding, unless that is the head as well."""
-        tied = self.head.data_ptr() == self.embedding.data_ptr()
-        unread = 0 if tied else self.embedding.numel()
-        weights: int = sum(parameter.numel() for parameter in self.model.parameters())
-        return weights - unread
+        """Weights that a forward pass over text reads: the decoder without its tables, and the head.
+
+        Of a table of embeddings a pass reads single rows. What is there for images or sound is not read.
+        """
+        tables = [each.weight for each in self._decoder.modules() if isinstance(each, nn.Embedding)]
+        apart = {id(each) for each in (*tables, self.head)}
+        of_decoder = (each for each in self._decoder.parameters() if id(each) not in apart)
+        return self.head.numel() + sum(each.numel() for each in of_decoder)
 
     def bytes_read(self, context_tokens: int) -> int:
         """Bytes that a decode step reads at least: the weights once, and its contexts' keys and values.
 
         context_tokens: positions in the KV cache, summed over requests.
         """
-        text = self.config.get_text_config()
-        head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        kv_heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        cached = 2 * self.num_layers * kv_heads * head_dim * context_tokens
+        cached = context_tokens * sum(shape.numbers for shape in self.layer_shapes)
         return self.dtype.itemsize * (self.weights_read + cached)
 
     def new_cache(self) -> Any:
@@ -184,8 +185,10 @@ class Target:
     ) -> TargetOutput:
         """Run the target on tokens [R, T] that continue ``cache`` (grown in place) or start from nothing."""
         arguments: dict[str, Any] = {"use_cache": cache is not None, self._cache_argument: cache}
+        # As a tensor: of a number, Gemma 4 cuts the states of its last layers too.
+        kept = torch.tensor([tokens.shape[1] - 1], device=tokens.device) if last_logits_only else 0
         with torch.no_grad(), self.capture(layer_ids) as states:
-            output = self.model(input_ids=tokens, logits_to_keep=int(last_logits_only), **arguments)
+            output = self.model(input_ids=tokens, logits_to_keep=kept, **arguments)
         features = [states[layer] for layer in layer_ids]
         nothing = output.logits.new_empty((*tokens.shape, 0))
         return TargetOutput(output.logits, torch.cat(features, dim=-1) if features else nothing)
@@ -262,6 +265,7 @@ def load_target(
 
 
 def _read_config(folder: Path, fields: Fields) -> Any:
+    refuse_older(fields.raw.get("model_type"), fields.source)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a config's mistakes come out as whatever its class trips over
@@ -271,7 +275,7 @@ def _read_config(folder: Path, fields: Fields) -> Any:
             field="model_type",
             remedy="update transformers, or choose another target",
         ) from error
-    _refuse_untested(config, fields.source)
+    refuse_untested(config, fields.source)
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):
         # Older transformers run these through SDPA, which silently leaves the cap out.
         config._attn_implementation = "eager"
@@ -281,16 +285,6 @@ def _read_config(folder: Path, fields: Fields) -> Any:
     if rope and not _READS_ROPE_PARAMETERS:
         _spell_rope_as_before(config, rope)
     return config
-
-
-def _refuse_untested(config: Any, source: str) -> None:
-    kind = getattr(config.get_text_config(), "model_type", None)
-    if kind not in SUPPORTED:
-        raise BadInputError(
-            "is a kind of target whose verification pass is not tested here; it could run and be wrong",
-            source=source, field="model_type", value=kind,
-            remedy=f"supported: {', '.join(sorted(SUPPORTED))}",
-        )  # fmt: skip
 
 
 def _spell_rope_as_before(config: Any, rope: dict[str, Any]) -> None:

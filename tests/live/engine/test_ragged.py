@@ -15,7 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from simulator.core.errors import BadInputError
 from simulator.live.engine.ragged import RaggedRows, RaggedTarget, _Pass, side_by_side
-from simulator.live.models.targets import SUPPORTED, load_target
+from simulator.live.families.architectures import SUPPORTED
+from simulator.live.models.targets import load_target
 from tests.live.conftest import MakeTarget
 from tests.live.tracing.test_lossless import ARCHITECTURES
 
@@ -79,6 +80,29 @@ def test_ragged_rows_are_the_plain_forward_of_each_request(
 
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 WINDOW = {"sliding_window": 6}
+LATENT = EXPERTS | {
+    "num_key_value_heads": 4, "head_dim": 8, "kv_lora_rank": 20, "q_lora_rank": 24, "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1,
+    "topk_group": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+GEMMA4 = WINDOW | {
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "global_head_dim": 24,
+    "num_global_key_value_heads": 1, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 30.0,
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {
+    "qwen3 sliding": ARCHITECTURES["qwen3 sliding"],
+    "gemma4_text shared": GEMMA4 | {
+        "attention_k_eq_v": False, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": 64, "use_double_wide_mlp": True,
+    },
+    "gemma4_text experts": GEMMA4 | {
+        "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16,
+    },
+    "deepseek_v3 interleaved": LATENT | {"rope_interleave": False, "n_group": 2, "topk_group": 1},
+}  # fmt: skip
+"""Members of a kind that run other code than the first."""
+
 KINDS: dict[str, dict[str, Any]] = dict.fromkeys(
     ("cohere2", "exaone4", "ernie4_5", "glm4", "granite", "llama", "mistral", "olmo2", "olmo3", "phi3",
      "qwen2", "qwen3", "smollm3", "starcoder2"), WINDOW
@@ -91,6 +115,14 @@ KINDS: dict[str, dict[str, Any]] = dict.fromkeys(
     },
     "mixtral": EXPERTS | {"num_local_experts": 4},
     "qwen3_moe": EXPERTS | {"num_experts": 4, "norm_topk_prob": True},
+    "deepseek_v2": LATENT | {"topk_method": "greedy", "q_lora_rank": None},
+    "deepseek_v3": LATENT | {
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "mscale": 1.0,
+                            "mscale_all_dim": 0.8, "original_max_position_embeddings": 64}
+    },
+    "glm4_moe_lite": LATENT,
+    "gemma4_text": GEMMA4,
+    "gemma4_unified_text": GEMMA4,
 }  # fmt: skip
 """What each supported kind needs to be tiny, with windows shorter than the contexts where it has any."""
 
@@ -99,14 +131,14 @@ def test_every_supported_kind_is_tested() -> None:
     assert set(KINDS) == SUPPORTED
 
 
-@pytest.mark.parametrize("kind", [*sorted(KINDS), "qwen3 sliding"])
+@pytest.mark.parametrize("kind", [*sorted(KINDS), *VARIANTS])
 def test_the_ragged_pass_of_every_supported_kind_is_the_models_own(
     make_target: MakeTarget, kind: str
 ) -> None:
     name = kind.split()[0]
     if name not in CONFIG_MAPPING:
         pytest.skip(f"this transformers does not know {name}; torch targets of other kinds are tested")
-    target = make_target(name, **ARCHITECTURES.get(kind, KINDS[name]))
+    target = make_target(name, **(VARIANTS.get(kind) or ARCHITECTURES.get(kind) or KINDS[name]))
     tokens = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(1))
     ragged = RaggedTarget(target)
     cache = fill(ragged, tokens, [12, 3])
@@ -117,7 +149,7 @@ def test_the_ragged_pass_of_every_supported_kind_is_the_models_own(
     torch.testing.assert_close(output.logits, expected, atol=5e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "minimax", "qwen3_next", "mamba2", "gpt_neox", "deepseek_v3"])
+@pytest.mark.parametrize("kind", ["gpt2", "minimax", "qwen3_next", "mamba2", "gpt_neox", "deepseek_v4"])
 def test_other_kinds_are_refused_by_name(tmp_path: Path, kind: str) -> None:
     (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     with pytest.raises(
@@ -131,7 +163,7 @@ def test_an_attention_argument_that_is_not_computed_is_refused(target: Any) -> N
     attend = ALL_ATTENTION_FUNCTIONS["dspark_ragged"]
     rows = RaggedRows.of(torch.tensor([1]), torch.tensor([0]), 1, block=1, context=1)
     cache = ragged.new_cache(1, CAPACITY)
-    step = _Pass((rows,), cache, rows.cache_rows(cache.trash), rows.positions, ragged.kernel)
+    step = _Pass((rows,), cache, rows.cache_rows(cache.trash), rows.positions, ragged.kernel, {})
     module = SimpleNamespace(layer_idx=0)
     query, key = torch.zeros(1, 4, 1, 16), torch.zeros(1, 2, 1, 16)
     attend(module, query, key, key, None, ragged=step, dropout=0.0, position_ids=None)

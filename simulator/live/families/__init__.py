@@ -1,0 +1,1 @@
+"""Which kinds of targets run here, and what each needs of a key-value cache."""

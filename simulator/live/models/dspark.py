@@ -8,7 +8,6 @@ DeepSpec's config fields and state-dict keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +17,18 @@ from torch import Tensor, nn
 from simulator.live.models import sampling
 from simulator.live.models.checkpoints import Fields, content_digest
 from simulator.live.models.draft import PackedBlocks, Proposal
+from simulator.live.models.drafts.gemma4 import GemmaBlock, GemmaTraits, read_gemma
+from simulator.live.models.drafts.heads import HEADS, ConfidenceHead, MarkovHead
 from simulator.live.models.kv_cache import DraftContext
 from simulator.live.models.layers import BackboneConfig, Block, DraftCache, KeysValues, Rotary
 
-ARCHITECTURE = "Qwen3DSparkModel"
+ARCHITECTURE, GEMMA4 = "Qwen3DSparkModel", "Gemma4DSparkModel"
 """As DeepSpec names DSpark and DFlash drafts in config.json."""
-
-_PACKAGINGS = {
-    "Eagle": "an Eagle drafter",
-    "DFlash": "z-lab's DFlash packaging",
-    "Deepseek": "DeepSeek's own packaging of MTP or V4 drafts",
-    "DeepSeek": "DeepSeek's own packaging of MTP or V4 drafts",
-    "Gemma4DSpark": "DeepSpec's DSpark draft for Gemma 4",
-    "ForCausalLM": "a whole language model, not a draft",
-}
-"""What an architecture's name gives away about checkpoints that share DeepSpec's field names."""
 
 
 @dataclass(frozen=True, slots=True)
 class DSparkConfig:
-    """A DSpark (or DFlash) draft, in the field names of its config.json."""
+    """A DSpark (or DFlash) draft, in the field names of its config.json. gemma: of one for Gemma 4."""
 
     shape: BackboneConfig
     block_size: int
@@ -49,11 +40,13 @@ class DSparkConfig:
     enable_confidence_head: bool
     confidence_head_with_markov: bool
     num_anchors: int
+    gemma: GemmaTraits | None = None
 
     @classmethod
     def from_fields(cls, fields: Fields) -> DSparkConfig:
         """Read and check a config.json; raises ``BadInputError`` that names the field."""
-        shape = BackboneConfig.from_fields(fields)
+        is_gemma = GEMMA4 in (fields.raw.get("architectures") or ())
+        shape, gemma = read_gemma(fields) if is_gemma else (BackboneConfig.from_fields(fields), None)
         rank = fields.integer("markov_rank", 0)
         confidence = fields.flag("enable_confidence_head", False)
         config = cls(
@@ -67,6 +60,7 @@ class DSparkConfig:
             enable_confidence_head=confidence,
             confidence_head_with_markov=confidence and fields.flag("confidence_head_with_markov", False),
             num_anchors=fields.integer("num_anchors", 512, minimum=1),
+            gemma=gemma,
         )
         if config.mask_token_id >= shape.vocab_size:
             raise fields.error("mask_token_id", f"must be below the vocabulary size {shape.vocab_size}")
@@ -90,8 +84,9 @@ class DSparkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config.json that DeepSpec would write for this draft."""
-        fields: dict[str, Any] = self.shape.to_dict() | {
-            "architectures": [ARCHITECTURE],
+        layers = self.shape.to_dict() if self.gemma is None else self.gemma.to_dict(self.shape)
+        fields: dict[str, Any] = layers | {
+            "architectures": [ARCHITECTURE if self.gemma is None else GEMMA4],
             "block_size": self.block_size,
             "enable_confidence_head": self.enable_confidence_head,
             "markov_rank": self.markov_rank,
@@ -117,7 +112,7 @@ class DSparkDraft(nn.Module):
         self.config = config
         self.source: str | None = None
         self.embed_tokens = nn.Embedding(shape.vocab_size, d)
-        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_hidden_layers))
+        self.layers = nn.ModuleList(self._new_block() for _ in range(shape.num_hidden_layers))
         self.norm = nn.RMSNorm(d, eps=shape.rms_norm_eps)
         self.fc = nn.Linear(width, d, bias=False)
         self.hidden_norm = nn.RMSNorm(d, eps=shape.rms_norm_eps)
@@ -131,6 +126,10 @@ class DSparkDraft(nn.Module):
             if config.enable_confidence_head
             else None
         )
+
+    def _new_block(self) -> Block:
+        shape, gemma = self.config.shape, self.config.gemma
+        return Block(shape) if gemma is None else GemmaBlock(shape, gemma)
 
     @property
     def gamma(self) -> int:
@@ -195,7 +194,7 @@ class DSparkDraft(nn.Module):
     ) -> Proposal:
         """Propose without the heads, each position by itself: what ``propose`` takes longer is theirs."""
         context, _, hidden = self._parallel_stage(features, tokens, counts, cache)
-        logits = self.lm_head(hidden)
+        logits = self.base_logits(hidden)
         drafted = sampling.choose(logits, temperature, uniforms)
         q_draft = None if sampling.is_greedy(temperature) else sampling.distribution(logits, temperature)
         return Proposal(drafted, logits, None, q_draft, hidden, context)
@@ -285,6 +284,11 @@ class DSparkDraft(nn.Module):
             previous = torch.cat((anchored[..., None], drafted[..., :-1]), dim=-1)
         return PackedBlocks(drafted, logits, self.confidence_logits(hidden, previous))
 
+    def base_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of the backbone's output [..., d], before the sequential head."""
+        logits: Tensor = self.lm_head(hidden)
+        return logits if self.config.gemma is None else self.config.gemma.capped(logits)
+
     def draw(
         self, hidden: Tensor, anchors: Tensor, *, temperature: float = 0.0, uniforms: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -293,7 +297,7 @@ class DSparkDraft(nn.Module):
         hidden: [..., gamma, d]; anchors: [...]; uniforms: [..., gamma]. Returns the tokens [..., gamma],
         the corrected logits [..., gamma, V] and, unless greedy, q_draft [..., gamma, V].
         """
-        logits: Tensor = self.lm_head(hidden)
+        logits = self.base_logits(hidden)
         greedy = sampling.is_greedy(temperature)
         previous, state, tokens = anchors, None, []
         for k in range(self.gamma):
@@ -309,7 +313,7 @@ class DSparkDraft(nn.Module):
 
     def teacher_forced_logits(self, hidden: Tensor, previous: Tensor) -> Tensor:
         """Corrected logits [..., gamma, V] of known tokens: hidden [..., gamma, d], previous [..., gamma]."""
-        logits: Tensor = self.lm_head(hidden)
+        logits = self.base_logits(hidden)
         return logits if self.markov_head is None else logits + self.markov_head(previous, hidden)
 
     def confidence_logits(self, hidden: Tensor, previous: Tensor) -> Tensor | None:
@@ -326,7 +330,8 @@ class DSparkDraft(nn.Module):
         blocks = anchor_tokens.new_full((*anchor_tokens.shape, self.gamma), self.config.mask_token_id)
         blocks[..., 0] = anchor_tokens
         embedded: Tensor = self.embed_tokens(blocks)
-        return embedded
+        gemma = self.config.gemma
+        return embedded if gemma is None else embedded * gemma.embed_scale(self.shape, embedded.dtype)
 
     def _blocks(self) -> list[Block]:
         return [layer for layer in self.layers if isinstance(layer, Block)]
@@ -343,89 +348,3 @@ def packed_mask(anchors: Tensor, length: int, gamma: int) -> Tensor:
     owner = torch.arange(blocks, device=anchors.device).repeat_interleave(gamma)
     own = (owner[:, None] == owner).expand(sequences, -1, -1)
     return torch.cat((context.repeat_interleave(gamma, dim=1), own), dim=2)
-
-
-def architecture(fields: Fields, known: Sequence[str]) -> str:
-    """Tell the architecture that a draft's config names; packagings share field names and differ inside."""
-    named = fields.raw.get("architectures")
-    if isinstance(named, list) and len(named) == 1 and named[0] in known:
-        return str(named[0])
-    text = str(named[0]) if isinstance(named, list) and named else ""
-    packaging = next((what for mark, what in _PACKAGINGS.items() if mark in text), None)
-    if "speculators_config" in fields.raw or "speculators_model_type" in fields.raw:
-        packaging = "vLLM's speculators format"
-    problem = f"is {packaging}, which is not read here" if packaging else "names no draft that is read here"
-    raise fields.error("architectures", problem, f"convert it to DeepSpec's {' or '.join(known)}")
-
-
-class MarkovHead(nn.Module):
-    """First-order head: bias = W2 W1[previous token] (equation 5)."""
-
-    def __init__(self, vocab_size: int, hidden_size: int, rank: int) -> None:
-        super().__init__()
-        self.markov_w1 = nn.Embedding(vocab_size, rank)
-        self.markov_w2 = nn.Linear(rank, vocab_size, bias=False)
-
-    def step(self, embedding: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """One position: W1[previous] [..., r] and hidden [..., d] -> (input of W2 [..., r], next state).
-
-        The state is None at the first position of a block.
-        """
-        return embedding, None
-
-    def forward(self, previous: Tensor, hidden: Tensor) -> Tensor:
-        """Biases of whole blocks: previous tokens [..., gamma], hidden [..., gamma, d] -> [..., gamma, V]."""
-        embeddings = self.markov_w1(previous)
-        state, rows = None, []
-        for k in range(previous.shape[-1]):
-            row, state = self.step(embeddings[..., k, :], hidden[..., k, :], state)
-            rows.append(row)
-        biases: Tensor = self.markov_w2(torch.stack(rows, dim=-2))
-        return biases
-
-
-class GatedMarkovHead(MarkovHead):
-    """First-order head whose embedding is gated by the hidden state."""
-
-    def __init__(self, vocab_size: int, hidden_size: int, rank: int) -> None:
-        super().__init__(vocab_size, hidden_size, rank)
-        self.gate_proj = nn.Linear(hidden_size + rank, rank)
-
-    def step(self, embedding: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See ``MarkovHead.step``."""
-        gate = torch.sigmoid(self.gate_proj(torch.cat((hidden, embedding), dim=-1)))
-        return gate * embedding, None
-
-
-class RecurrentHead(MarkovHead):
-    """Head with a gated recurrent state over the whole block prefix (equation 6)."""
-
-    def __init__(self, vocab_size: int, hidden_size: int, rank: int) -> None:
-        super().__init__(vocab_size, hidden_size, rank)
-        self.joint_proj = nn.Linear(2 * rank + hidden_size, 3 * rank)
-
-    def step(self, embedding: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See ``MarkovHead.step``; the output reads the state before its update."""
-        state = torch.zeros_like(embedding) if state is None else state
-        gate, candidate, output = self.joint_proj(torch.cat((state, embedding, hidden), dim=-1)).chunk(
-            3, dim=-1
-        )
-        gate = torch.sigmoid(gate)
-        return torch.tanh(output), gate * state + (1 - gate) * torch.tanh(candidate)
-
-
-HEADS: dict[str, type[MarkovHead]] = {"vanilla": MarkovHead, "gated": GatedMarkovHead, "rnn": RecurrentHead}
-
-
-class ConfidenceHead(nn.Module):
-    """Logit of P(token k is accepted | those before are), from h_k and the token before (equation 7)."""
-
-    def __init__(self, hidden_size: int, markov_rank: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(hidden_size + markov_rank, 1)
-
-    def forward(self, hidden: Tensor, embedding: Tensor | None) -> Tensor:
-        """Hidden [..., d] and W1[previous] [..., r] (None without Markov input) -> logits [...]."""
-        inputs = hidden if embedding is None else torch.cat((hidden, embedding), dim=-1)
-        logits: Tensor = self.proj(inputs)[..., 0]
-        return logits

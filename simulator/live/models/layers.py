@@ -22,6 +22,9 @@ ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 
 KeysValues = tuple[Tensor, Tensor]
 
+Reach = Callable[[Tensor, Tensor], KeysValues]
+"""Turns own keys and values [R, Q, kv_heads, head_dim] into all that is seen, [R, kv_heads, K, head_dim]."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OwnContext:
@@ -125,8 +128,8 @@ class BackboneConfig:
         }
 
 
-def read_rope(fields: Fields) -> dict[str, Any]:
-    """Rotary parameters in one form, from either spelling.
+def read_rope(fields: Fields, also: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Rotary parameters in one form, from either spelling; ``also``: further kinds that the model has.
 
     transformers 5 writes ``rope_parameters`` (per layer type, for some models); before it there were a
     top-level ``rope_theta`` and a ``rope_scaling`` whose kind was ``type`` before it was ``rope_type``.
@@ -138,8 +141,8 @@ def read_rope(fields: Fields) -> dict[str, Any]:
     rope = dict(inner)
     rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
     rope.setdefault("rope_theta", fields.number("rope_theta", 10_000.0))
-    if rope["rope_type"] not in ROPE_TYPES:
-        raise fields.error("rope_parameters", f"rope_type must be one of {', '.join(ROPE_TYPES)}")
+    if rope["rope_type"] not in ROPE_TYPES + also:
+        raise fields.error("rope_parameters", f"rope_type must be one of {', '.join(ROPE_TYPES + also)}")
     theta = rope["rope_theta"]
     if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
         raise fields.error("rope_parameters", "rope_theta must be a positive number")
@@ -176,9 +179,13 @@ class Rotary(nn.Module):
 
 def _rotary_frequencies(config: BackboneConfig) -> tuple[Tensor, float]:
     rope = config.rope
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     if rope["rope_type"] == "default":
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         return float(rope["rope_theta"]) ** -exponents, 1.0
+    if rope["rope_type"] == "proportional":  # Gemma 4: a share of the head turns, the rest stands still
+        turning = torch.arange(len(exponents)) < int(rope.get("partial_rotary_factor", 1.0) * len(exponents))
+        frequencies = float(rope["rope_theta"]) ** -exponents / float(rope.get("factor", 1.0))
+        return torch.where(turning, frequencies, 0.0), 1.0
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -202,7 +209,8 @@ def _rotary_frequencies(config: BackboneConfig) -> tuple[Tensor, float]:
     return frequencies.float(), float(magnitude)
 
 
-def _rotate(x: Tensor, rope: KeysValues) -> Tensor:
+def rotate(x: Tensor, rope: KeysValues) -> Tensor:
+    """Turn [..., heads, head_dim] by the cosines and sines of ``Rotary``."""
     cos, sin = rope
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
@@ -211,14 +219,15 @@ def _rotate(x: Tensor, rope: KeysValues) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention with per-head RMS norms on queries and keys (Qwen3)."""
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, width: int | None = None) -> None:
         super().__init__()
         d, head_dim, bias = config.hidden_size, config.head_dim, config.attention_bias
+        read = width or d  # Eagle3's attention reads more than the residual
         self.head_dim = head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads
-        self.q_proj = nn.Linear(d, config.num_attention_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(d, config.num_key_value_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(d, config.num_key_value_heads * head_dim, bias=bias)
+        self.q_proj = nn.Linear(read, config.num_attention_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(read, config.num_key_value_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(read, config.num_key_value_heads * head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * head_dim, d, bias=bias)
         self.q_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
@@ -227,7 +236,7 @@ class Attention(nn.Module):
         """[..., d] -> keys (normed and rotated) and values, each [..., kv_heads, head_dim]."""
         heads = (*hidden.shape[:-1], -1, self.head_dim)
         keys = self.k_norm(self.k_proj(hidden).view(heads))
-        return _rotate(keys, rope), self.v_proj(hidden).view(heads)
+        return rotate(keys, rope), self.v_proj(hidden).view(heads)
 
     def forward(self, hidden: Tensor, rope: KeysValues, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
         """Attend from ``hidden`` [R, Q, d] to ``keys`` and ``values`` [R, kv_heads, K, head_dim].
@@ -236,7 +245,7 @@ class Attention(nn.Module):
         keys and values are never repeated and every attention kernel can be used.
         """
         queries = self.q_norm(self.q_proj(hidden).view(*hidden.shape[:-1], -1, self.head_dim))
-        queries = _rotate(queries, rope)
+        queries = rotate(queries, rope)
         if isinstance(mask, OwnContext):
             own: Tensor = self.o_proj(mask.mix(queries, keys, values).flatten(2))
             return own
@@ -278,7 +287,7 @@ class Block(nn.Module):
         self,
         hidden: Tensor,
         rope: KeysValues,
-        reach: Callable[[Tensor, Tensor], KeysValues],
+        reach: Reach,
         mask: Mask,
     ) -> Tensor:
         """[R, Q, d] -> [R, Q, d].
@@ -286,9 +295,12 @@ class Block(nn.Module):
         ``reach`` turns this block's own keys and values [R, Q, kv_heads, head_dim] into everything it
         attends to, [R, kv_heads, K, head_dim]; ``mask`` [R, Q or 1, K] as in ``Attention``.
         """
-        normed = self.input_layernorm(hidden)
-        keys, values = reach(*self.self_attn.keys_values(normed, rope))
-        hidden = hidden + self.self_attn(normed, rope, keys, values, mask)
+        return self.run(hidden, self.input_layernorm(hidden), rope, reach, mask)
+
+    def run(self, residual: Tensor, inputs: Tensor, rope: KeysValues, reach: Reach, mask: Mask) -> Tensor:
+        """Run the block where attention reads ``inputs`` [R, Q, width], which need not be the residual."""
+        keys, values = reach(*self.self_attn.keys_values(inputs, rope))
+        hidden = residual + self.self_attn(inputs, rope, keys, values, mask)
         updated: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return updated
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from simulator.core.reading import read_json
 from simulator.live.models import checkpoints
 from simulator.live.models.checkpoints import Fields
 from simulator.live.models.draft import Draft
-from simulator.live.models.dspark import ARCHITECTURE, DSparkConfig, DSparkDraft, architecture
+from simulator.live.models.drafts import mtp
+from simulator.live.models.drafts.eagle3 import ARCHITECTURES as EAGLE3
+from simulator.live.models.drafts.eagle3 import Eagle3Config, Eagle3Draft
+from simulator.live.models.drafts.mtp import MTPConfig, MTPDraft
+from simulator.live.models.drafts.packaging import architecture
+from simulator.live.models.dspark import ARCHITECTURE, GEMMA4, DSparkConfig, DSparkDraft
 from simulator.live.models.layers import ROPE_TYPES
-from simulator.live.models.mtp import MTPConfig, MTPDraft
 from simulator.live.models.targets import Target, load_target
 
 _TOKENIZER_FILE = "tokenizer.json"
@@ -59,8 +64,19 @@ def new_dspark(
 
 
 def new_mtp(target: Target, *, seed: int = 0, **shape: Any) -> MTPDraft:
-    """Make an untrained MTP-1 module for a target; arguments as for ``new_dspark``."""
+    """Make an untrained MTP module for a target; arguments as for ``new_dspark``. block_size: K, else 1."""
     draft = MTPDraft(MTPConfig.from_fields(Fields(_shape_of(target, 1) | shape, "new draft")))
+    _initialise(draft, target, seed)
+    return draft.to(device=target.device, dtype=target.dtype)
+
+
+def new_eagle3(target: Target, *, ttt_length: int = 7, seed: int = 0, **shape: Any) -> Eagle3Draft:
+    """Make an untrained Eagle3 drafter for a target; arguments as for ``new_dspark``."""
+    settings = _shape_of(target, 1) | {
+        "ttt_length": ttt_length,
+        "target_layer_ids": [each for each in spread_layer_ids(target.num_layers) if each >= 0],
+    }
+    draft = Eagle3Draft(Eagle3Config.from_fields(Fields(settings | shape, "new draft")))
     _initialise(draft, target, seed)
     return draft.to(device=target.device, dtype=target.dtype)
 
@@ -110,7 +126,7 @@ def _drafts_rope(rope: Any) -> Any:
 
 
 @torch.no_grad()
-def _initialise(draft: DSparkDraft | MTPDraft, target: Target, seed: int) -> None:
+def _initialise(draft: DSparkDraft | MTPDraft | Eagle3Draft, target: Target, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for module in draft.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -189,24 +205,16 @@ def load_draft(
     device: str | torch.device = "cpu",
     gamma: int | None = None,
 ) -> Draft:
-    """Load a DSpark, DFlash or MTP-1 draft from a folder or a hub repository.
+    """Load a DSpark, DFlash, Eagle3 or MTP draft from a folder or a hub repository.
 
-    ``dtype`` None keeps the checkpoint's. ``gamma``, where given, must be the block size that the
-    draft was trained with. Raises ``BadInputError`` for a config, keys, shapes, dtypes or a file
-    that are not what they should be, and before loading when memory does not suffice.
+    ``dtype`` None keeps the checkpoint's. ``gamma``: the block size; what was trained, but for drafters of
+    one layer (Eagle3, MTP), which run as often as is asked. Raises ``BadInputError`` for a config, keys,
+    shapes, dtypes or a file that are not what they should be, and before loading when memory is too little.
     """
-    from simulator.live.models.mtp import ARCHITECTURE as MTP_ARCHITECTURE
-    from simulator.live.models.mtp import MTPConfig, MTPDraft
-
     folder = checkpoints.model_folder(path)
     fields = checkpoints.read_fields(folder)
-    is_mtp = architecture(fields, (ARCHITECTURE, MTP_ARCHITECTURE)) == MTP_ARCHITECTURE
     with torch.device("meta"):  # no storage and no random numbers spent: every weight comes from the file
-        draft: DSparkDraft | MTPDraft = (
-            MTPDraft(MTPConfig.from_fields(fields))
-            if is_mtp
-            else DSparkDraft(DSparkConfig.from_fields(fields))
-        )
+        draft = _empty_draft(fields, gamma)
     if gamma is not None and gamma != draft.gamma:
         raise BadInputError(
             f"the draft was trained for block size {draft.gamma}, not {gamma}",
@@ -224,11 +232,21 @@ def load_draft(
     return draft.to(device).eval().requires_grad_(False)
 
 
+def _empty_draft(fields: Fields, gamma: int | None) -> DSparkDraft | MTPDraft | Eagle3Draft:
+    """Return the draft of a config without its weights, run as often as asked where it is one layer."""
+    named = architecture(fields, (ARCHITECTURE, GEMMA4, *EAGLE3, mtp.ARCHITECTURE))
+    if named == mtp.ARCHITECTURE:
+        of_mtp = MTPConfig.from_fields(fields)
+        return MTPDraft(replace(of_mtp, block_size=gamma or of_mtp.block_size))
+    if named in EAGLE3:
+        of_eagle = Eagle3Config.from_fields(fields)
+        return Eagle3Draft(replace(of_eagle, ttt_length=gamma or of_eagle.ttt_length))
+    return DSparkDraft(DSparkConfig.from_fields(fields))
+
+
 def save_draft(draft: Draft, path: str | Path) -> None:
     """Write model.safetensors and config.json into a folder, each atomically, for ``load_draft``."""
-    from simulator.live.models.mtp import MTPDraft
-
-    if not isinstance(draft, (DSparkDraft, MTPDraft)):
+    if not isinstance(draft, (DSparkDraft, MTPDraft, Eagle3Draft)):
         raise TypeError(f"cannot save a {type(draft).__name__}")
     dtype = str(draft.embed_tokens.weight.dtype).removeprefix("torch.")
     checkpoints.save_model(Path(path), draft.config.to_dict() | {"dtype": dtype}, draft.state_dict())
@@ -255,12 +273,13 @@ def load_pair(
     for text in drafts:
         name, _, source = text.partition("=")
         made, _, gamma = source.partition(":")
-        if made == "new" and name == "mtp1":
-            loaded[name] = new_mtp(model)
+        steps = int(name[3:]) if name.startswith("mtp") and name[3:].isdigit() else None
+        if made == "new" and steps:
+            loaded[name] = new_mtp(model, block_size=steps)
         elif made == "new":
             loaded[name] = new_dspark(model, mask_token_id=0, block_size=int(gamma or 7))
         elif source:
-            loaded[name] = load_draft(source, dtype=kind, device=device)
+            loaded[name] = load_draft(source, dtype=kind, device=device, gamma=steps)
         else:
             raise BadInputError("names no draft", field="draft", value=text, remedy="as in dspark=FOLDER")
     return model, loaded

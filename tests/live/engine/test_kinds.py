@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -96,7 +96,8 @@ def test_the_states_of_layers_that_share_keys_are_whole(make_target: MakeTarget)
 
 def test_an_older_transformers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma4"}')
-    monkeypatch.setattr(transformers, "__version__", "5.17.0")
+    older = SimpleNamespace(__version__="5.17.0")
+    monkeypatch.setattr("simulator.live.families.architectures.transformers", older)
     with pytest.raises(BadInputError, match=r"tested with transformers 5\.24, and this is 5\.17\.0"):
         load_target(tmp_path)
 

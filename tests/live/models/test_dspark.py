@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simulator.core.errors import BadInputError
+from simulator.live.models.drafts.mtp import MTPDraft
 from simulator.live.models.dspark import DSparkDraft
-from simulator.live.models.mtp import MTPDraft
 from simulator.live.models.pairs import (
     check_pair,
     load_draft,
@@ -267,7 +267,7 @@ def edit_config(folder: Path, **fields: Any) -> None:
         ({"architectures": None}, "architectures", "names no draft"),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "architectures", "an Eagle drafter"),
         ({"architectures": ["DFlashDraftModel"]}, "architectures", "z-lab's DFlash"),
-        ({"architectures": ["Gemma4DSparkModel"]}, "architectures", "draft for Gemma 4, which is not read"),
+        ({"architectures": ["Gemma4DSparkModel"]}, "model_type", "must be gemma4_text"),
         ({"architectures": ["X"], "speculators_config": {}}, "architectures", "vLLM's speculators format"),
         ({"architectures": ["DeepseekV4NextN"]}, "architectures", "DeepSeek's own packaging"),
         ({"attention_bias": 1}, "attention_bias", "true or false"),

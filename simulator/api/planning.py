@@ -29,7 +29,7 @@ class Plan(CapacityPlan):
         Returns the page's path. ``cluster/``: see ``api.handover.write_handover``.
         """
         from simulator.report.page import write_report
-        from simulator.report.plan_figures import write_figures
+        from simulator.report.plan.figures import write_figures
 
         folder = Path(out)
         write_tables(self, folder, tables)

@@ -84,7 +84,7 @@ def plan(
     from simulator.planning.plan import plan as make_plan
     from simulator.planning.plan import summary, write_tables
     from simulator.report.page import INFEASIBLE, check_library, write_infeasible, write_report
-    from simulator.report.plan_figures import write_figures
+    from simulator.report.plan.figures import write_figures
     from simulator.report.terminal import print_plan
 
     loaded = checked_scenario(scenario)
@@ -102,8 +102,6 @@ def plan(
     write_report(result, out / "report.html")
     write_handover(result, out / "cluster", tables)
     (out / INFEASIBLE).unlink(missing_ok=True)
-    for warning in result.warnings:
-        typer.echo(f"warning: {warning}", err=True)
     print_plan(result)
     typer.echo(f"wrote {out / 'report.html'} and the tables beside it")
     return {**summary(result), "tables": result.tables(), "directory": out}

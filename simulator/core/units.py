@@ -1,9 +1,10 @@
-"""Numbers with units, as people write them on a command line or in a scenario file, and units of columns."""
+"""Numbers as people write them, with units; the unit of every column; numbers as people read them."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from simulator.core.errors import BadInputError
@@ -206,3 +207,79 @@ def unit_of(column: str) -> str | None:
     for end in ("_at_peak", "_at_limit"):
         column = column.removesuffix(end)
     return _UNIT_OF.get(column)
+
+
+# --- as people read them ------------------------------------------------------------------------------------
+
+UNKNOWN = "–"
+"""What stands in place of a number that is not known."""
+
+_LARGEST = 3
+"""Significant digits of the largest number of a column: a choice; rates are known to about 1%."""
+
+_SMALLEST = 2
+"""Significant digits of the smallest one where the largest allows it: a choice."""
+
+_TOTAL = 5
+"""Most digits that the smallest number may give the largest: a choice."""
+
+
+def decimals_of(values: Iterable[float]) -> int:
+    """Digits behind the point that all numbers of a column get.
+
+    Whole numbers get none. Otherwise the largest has three significant digits at least and the smallest two,
+    unless the largest would need more than five for that.
+    """
+    sizes = [abs(value) for value in values if math.isfinite(value) and value]
+    if all(size == math.floor(size) for size in sizes):
+        return 0
+    largest, smallest = (math.floor(math.log10(size)) for size in (max(sizes), min(sizes)))
+    wanted = max(_LARGEST - 1 - largest, _SMALLEST - 1 - smallest)
+    return max(0, min(wanted, _TOTAL - 1 - largest) if largest >= 0 else wanted)
+
+
+def in_digits(value: float, decimals: int) -> str:
+    """Write a number with so many decimals and commas between thousands; a dash where it is not known."""
+    return _without_minus_zero(f"{value:,.{decimals}f}") if math.isfinite(value) else UNKNOWN
+
+
+def readable(value: float) -> str:
+    """Write a number that stands alone."""
+    return in_digits(value, decimals_of([value]))
+
+
+def readable_column(values: Sequence[float]) -> list[str]:
+    """Write the numbers of a column, all with the same decimals."""
+    decimals = decimals_of(values)
+    return [in_digits(value, decimals) for value in values]
+
+
+def ranged(value: float, low: float = math.nan, high: float = math.nan, decimals: int | None = None) -> str:
+    """Write a value with its interval where that is known and looks different: ``9 (9 to 10)``."""
+    if decimals is None:
+        decimals = decimals_of([value, low, high])
+    shown, *ends = (in_digits(each, decimals) for each in (value, low, high))
+    return shown if UNKNOWN in ends or ends == [shown, shown] else f"{shown} ({ends[0]} to {ends[1]})"
+
+
+def ranged_column(values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> list[str]:
+    """Write the values of a column with their intervals, all with the same decimals."""
+    decimals = decimals_of([*values, *lows, *highs])
+    return [ranged(*each, decimals) for each in zip(values, lows, highs, strict=True)]
+
+
+def share(value: float, decimals: int = 1) -> str:
+    """Write a share in percent; a dash where it is not known."""
+    return f"{value:.{decimals}%}" if math.isfinite(value) else UNKNOWN
+
+
+def signed_share(value: float, decimals: int = 1) -> str:
+    """Write a change in percent with its sign; none looks like a loss: ``+0.0%`` and never ``-0.0%``."""
+    if not math.isfinite(value):
+        return UNKNOWN
+    text = _without_minus_zero(f"{value:.{decimals}%}")
+    return text if text.startswith("-") else f"+{text}"
+
+
+def _without_minus_zero(text: str) -> str:
+    return text if text.strip("-0.,%") else text.removeprefix("-")

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from simulator.capacity.server import Server
+from simulator.core.units import ranged
 from simulator.planning.scenario import Scenario
 from simulator.planning.sizing import NO_SPEED, Sizing
 from simulator.schedulers.early_stop import early_stop_note
@@ -74,25 +75,17 @@ def answer_line(recommendation: Recommendation, row: Mapping[Any, Any], currency
 
     row: of the recommended policy, in ``tables.plan_table``.
     """
-    fleet = f"{recommendation}: {ranged(row, 'replicas')} replicas on {row['decode_gpus']:,.0f} decode GPUs"
+    replicas = ranged(*ends_of(row, "replicas"))
+    fleet = f"{recommendation}: {replicas} replicas on {row['decode_gpus']:,.0f} decode GPUs"
     if math.isnan(row["prefill_gpus"]):
         return f"{fleet}; prefill GPUs are not known, so no cost is stated"
-    cost = ranged(row, "cost_per_million_output_tokens")
+    cost = ranged(*ends_of(row, "cost_per_million_output_tokens"))
     return f"{fleet} and {row['prefill_gpus']:,.0f} prefill GPUs, {cost} {currency} per million output tokens"
 
 
-def ranged(row: Mapping[Any, Any], name: str) -> str:
-    """Write a value with its 95% interval where there is one and it is not the value: ``9 (9 to 10)``."""
-    value, low, high = row[name], row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
-    if math.isnan(low) or math.isnan(high) or low == high == value:
-        return _plain_number(value)
-    return f"{_plain_number(value)} ({_plain_number(low)} to {_plain_number(high)})"
-
-
-def _plain_number(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def ends_of(row: Mapping[Any, Any], name: str) -> tuple[float, float, float]:
+    """Return a value of a row and the ends of its 95% interval; NaN where there is none."""
+    return row[name], row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
 
 
 def list_assumptions(
@@ -104,14 +97,7 @@ def list_assumptions(
     if profile.step_time_band is not None:
         kind = f"{profile.provenance.kind}: step times may be off by {profile.step_time_band:.0%} either way"
         facts.append(("Error of that cost", f"{kind}; the sensitivity shows what it means"))
-    seen: dict[str, str] = {}
-    for model in (plan.acceptance for server in servers for plan in server.plans):
-        if model is not None:
-            seen.setdefault(model.name, model.provenance.line())
-    if not scenario.acceptance:  # the profile says more of its own models than their parts do
-        own = {spec.build().name: spec.provenance.line() for spec in profile.acceptance.values()}
-        seen |= {name: own[name] for name in seen if name in own}
-    facts += [(f"Acceptance {name}", line) for name, line in seen.items()]
+    facts += _acceptance(scenario, servers)
     if isinstance(traffic, ReplayTraffic) and traffic.report is not None:
         facts.append(("Traffic", traffic.report.summary()))
     else:
@@ -127,6 +113,23 @@ def list_assumptions(
          f"seed {scenario.search.seed}"),
         ("Price", f"{sizing.gpu_hour:g} {scenario.price.currency} per GPU hour"),
     ]  # fmt: skip
+    return facts
+
+
+def _acceptance(scenario: Scenario, servers: Sequence[Server]) -> list[tuple[str, str]]:
+    """Say for each drafter where its acceptance comes from, and which model that is."""
+    profile, own = scenario.loaded_profile(), {}
+    if not scenario.acceptance:  # the profile says more of its own models than their parts do
+        own = {spec.build().name: spec.provenance.line() for spec in profile.acceptance.values()}
+    models: dict[str, dict[str, str]] = {}
+    for model, drafter in ((plan.acceptance, plan.drafter) for server in servers for plan in server.plans):
+        if model is not None:
+            models.setdefault(drafter, {})[model.name] = own.get(model.name, model.provenance.line())
+    facts = []
+    for drafter, lines in models.items():
+        for place, (name, line) in enumerate(lines.items(), 1):
+            which = f"{drafter} drafts" + (f", model {place}" if len(lines) > 1 else "")
+            facts += [(f"Acceptance of {which}", line), (f"Model of {which}", name)]
     return facts
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from importlib.util import find_spec
@@ -23,6 +24,8 @@ from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.files import without_nan, write_json, write_text
 from simulator.planning.plan import CapacityPlan
 from simulator.planning.scenario import Scenario
+from simulator.report.plan.decision import decision
+from simulator.report.plan.tables import at_sla_heads, cost_head, plan_tables
 
 INFEASIBLE = "infeasible.json"
 """What a plan that cannot be made leaves in place of ``plan.json``."""
@@ -122,10 +125,12 @@ def page_data(result: CapacityPlan) -> dict[str, Any]:
         "sla": list(scenario.sla),
         "sla_tps": speeds[0] if speeds else None,
         "recommended": result.recommended,
-        "answer": result.answer,
+        "decision": {question: list(lines) for question, lines in decision(result).items()},
+        "shown": {name: table.plain() for name, table in plan_tables(result).items()},
+        "at_sla_heads": [asdict(head) for head in at_sla_heads(result)],
+        "cost_head": cost_head(result).text,
         "currency": scenario.price.currency,
         "money": dict(result.money),
-        "confirmation": result.confirmation.sentence,
         "assumptions": [list(pair) for pair in result.assumptions],
         "warnings": list(result.warnings),
     }

@@ -13,13 +13,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from simulator.core.files import write_table
+from simulator.core.units import readable
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile
 from simulator.engine.run import SATURATED, Run, write_run
 from simulator.paper.claims_check import check_against
-from simulator.planning.notes import ranged
 from simulator.planning.plan import CapacityPlan
 from simulator.report.frontier import plot_frontier, plot_load
+from simulator.report.plan.decision import decision
+from simulator.report.plan.tables import COST, LOADS, ShownTable, fared, fleets
 from simulator.report.style import save
 from simulator.schedulers.early_stop import early_stop_note
 from simulator.sla.terms import Term
@@ -120,59 +122,67 @@ def print_hardware(table: pd.DataFrame, refused: Mapping[str, str]) -> None:
         _say(console, f"{gpu}: {why}")
 
 
+_FLEET = ("policy", "rate_per_replica_per_s", "replicas", "gpus", COST)
+
+_FARED = ("policy", "load", "rate_per_s", "tps_mean", "tps_p10", "attained", "kept_share")
+
+
 def print_plan(result: CapacityPlan) -> None:
-    """Print what a plan answers: fleets with their intervals, what users get of each term, and what binds."""
+    """Print what a plan decides, then its warnings (on standard error), then its tables."""
     console = Console()
-    console.print(_fleet_table(result))
-    console.print("\n[bold]What users get[/bold]")
-    fleets = result.plans.set_index("policy")
-    loads = {"run": ("peak", "will be run"), "limit": ("limit", "its limit")}
-    for (name, load), rows in result.terms.groupby(["policy", "load"], sort=False):
-        policy = str(name)
-        (column, meaning), rate = loads[str(load)], rows["rate_per_s"].iloc[0]
-        mean, p10 = (float(fleets[f"tps_{statistic}_at_{column}"][policy]) for statistic in ("mean", "p10"))
-        speed = f"{mean:.4g} tokens/s per user on average, p10 {p10:.4g}"
-        _say(console, f"{policy}, {rate:.3g} requests/s per replica ({meaning}): {speed}")
+    console.print(_decision_table(result))
+    for warning in result.warnings:
+        _say(Console(stderr=True), f"warning: {warning}")
+    _print_table(console, "\nFleet at the peak, with 95% intervals", fleets(result).only(*_FLEET))
+    _print_table(console, "\nWhat users get", fared(result).only(*_FARED))
+    _print_terms(console, result)
+
+
+def _decision_table(result: CapacityPlan) -> Table:
+    """Answer a question in each row, the sentences of an answer below each other."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_row("Plan", escape(result.scenario.name))
+    table.add_row("SLA", escape(str(result.sla)))
+    for question, lines in decision(result).items():
+        for place, line in enumerate(lines):
+            bold = question in ("Run", "On") and not place
+            table.add_row("" if place else question, escape(line), style="bold" if bold else None)
+    return table
+
+
+def _print_terms(console: Console, result: CapacityPlan) -> None:
+    """Print what users of the recommended policy get of each term; the report has all policies."""
+    mine = result.terms[result.terms["policy"] == result.recommended]
+    console.print(f"\n[bold]{escape(result.recommended)}, term by term[/bold]")
+    for load, rows in mine.groupby("load", sort=False):
+        _say(console, f"A replica at {readable(rows['rate_per_s'].iloc[0])} requests/s ({LOADS[str(load)]}):")
         width = rows["term"].str.len().max()
         for term, shown, holds in rows[["term", "shown", "holds"]].itertuples(index=False):
             _say(console, f"  {'kept  ' if holds else 'MISSED'} {term:{width}}  {shown}")
-    console.print("\n[bold]What stops a replica from carrying more[/bold]")
-    for policy, why in result.plans[["policy", "binding"]].itertuples(index=False):
-        _say(console, f"{policy}: {why}")
-    _say(console, f"\nrecommended: {result.answer}\nsimulated whole: {result.confirmation.sentence}")
+
+
+def _print_table(console: Console, title: str, shown: ShownTable) -> None:
+    """Print a table of the report, its best row in bold."""
+    first, *heads = shown.heads
+    table = _table(title, escape(first.text.lower()))
+    for head in heads:
+        table.add_column(escape(_lower(head.text)), justify="left" if head.is_text else "right")
+    table.columns[0].no_wrap = True
+    for place, row in enumerate(shown.rows):
+        table.add_row(*map(escape, row), style="bold" if place == shown.best else None)
+    console.print(table)
+
+
+def _lower(text: str) -> str:
+    """Begin with a small letter, unless the word is an abbreviation such as GPU or USD."""
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def _say(console: Console, line: str) -> None:
     """Print a line as it is: what a scenario says may look like markup."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _fleet_table(result: CapacityPlan) -> Table:
-    table = _table(
-        "Fleet at the peak, with 95% intervals", "policy", "requests/s per replica", "replicas",
-        "GPUs: decode + prefill", f"{escape(result.scenario.price.currency)} per M output tokens",
-    )  # fmt: skip
-    table.columns[0].no_wrap = True
-    for row in result.plans.to_dict("records"):
-        name = escape(str(row["policy"])) + (" (tie)" if row["tied"] else "")
-        if not row["feasible"]:
-            table.add_row(name, "keeps the SLA at no rate", *["-"] * 3)
-            continue
-        rate = {f"rate{end}": row[f"rate{column}_per_s"] for end, column in _RATE_ENDS.items()}
-        known = not math.isnan(row["prefill_gpus"])
-        prefill = f"{row['prefill_gpus']:,.0f}" if known else "?"
-        table.add_row(
-            name,
-            ranged(rate, "rate"),
-            ranged(row, "replicas"),
-            f"{row['decode_gpus']:,.0f} + {prefill}",
-            ranged(row, "cost_per_million_output_tokens") if known else "not stated",
-            style="bold" if row["policy"] == result.recommended else None,
-        )
-    return table
-
-
-_RATE_ENDS = {"": "_per_replica", "_low": "_low", "_high": "_high"}
 
 
 def _sla_table(answers: pd.DataFrame, sla: Term) -> Table:

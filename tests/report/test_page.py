@@ -4,44 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.webdriver.common.keys import Keys
 
-from simulator.planning.notes import answer_line, ranged
-from simulator.planning.plan import CapacityPlan, plan
-from simulator.planning.scenario import Scenario
+from simulator.planning.plan import CapacityPlan
+from simulator.report.columns import definition
 from simulator.report.page import write_report
-from simulator.report.plan_figures import plan_figures, write_figures
+from simulator.report.plan.decision import decision
+from simulator.report.plan.figures import plan_figures, write_figures
+from simulator.report.plan.tables import plan_tables
 from simulator.report.terminal import print_plan
 from simulator.sweeps.leads import Recommendation
+from tests.report.conftest import EVIL
 
-EVIL = 'Plan </script><script>document.title="owned"</script><img src=x onerror="document.title=1">'
 FIGURES = ("frontier", "throughput", "budget", "attainment", "cost", "day")
-
-
-@pytest.fixture(scope="module")
-def result() -> CapacityPlan:
-    return plan(
-        Scenario.model_validate(
-            {
-                "name": EVIL,
-                "profile": "deepseek-v4-flash",
-                "policies": ["mtp1", "dspark-async"],
-                "traffic": {
-                    "arrivals": "diurnal:60/s,peak=1.5",
-                    "classes": {"<b>chat</b>": {"lengths": "fixed:100/100"}},
-                },
-                "sla": ["tps_p10>=90"],
-                "replica": {"concurrency": 40, "prefill_tokens_per_s": 10_000},
-                "price": {"gpu_hour": 2.0, "currency": "<i>$</i>"},
-                "search": {"precision": "20%", "requests": 200, "concurrency": [1, 10, 40]},
-            }
-        )
-    )
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +184,9 @@ def test_light_and_dark_are_both_legible(shown: Any) -> None:
 def test_the_decision_comes_first_then_warnings_then_tables(result: CapacityPlan, shown: Any) -> None:
     text = shown.find_element("tag name", "body").text
     assert result.warnings
-    assert text.index(result.answer) < text.index(result.warnings[0]) < text.index("Plan\n")
+    places = [text.index(line) for lines in decision(result).values() for line in lines]
+    assert places == sorted(places)
+    assert places[-1] < text.index(result.warnings[0]) < text.index("Plan\n")
 
 
 def test_steps_beyond_the_table_are_said_once_for_all_policies(result: CapacityPlan) -> None:
@@ -213,40 +197,55 @@ def test_steps_beyond_the_table_are_said_once_for_all_policies(result: CapacityP
         assert f"{policy} {share:.1%}" in said
 
 
-def test_page_and_terminal_say_the_same_answer(
-    shown: Any, result: CapacityPlan, capsys: pytest.CaptureFixture[str]
+def test_page_and_terminal_say_the_same_decision(
+    shown: Any, result: CapacityPlan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One recommendation, with the intervals of replicas and money, and prefill GPUs; tags are text."""
-    row = result.plans.set_index("policy").loc[result.recommended]
-    for part in (f"{row['prefill_gpus']:.0f} prefill GPUs", " <i>$</i> per million output tokens"):
-        assert part in result.answer
-    assert shown.find_element("id", "answer").text == result.answer + "."
+    """What to run, on what, for how much, how sure, on which grounds, what if; then tables. Tags are text."""
+    monkeypatch.setenv("COLUMNS", "400")
     print_plan(result)
-    said = capsys.readouterr().out
-    assert f"recommended: {result.answer}" in said
-    table = shown.find_element("id", "fared").text
-    for each in result.terms.to_dict("records"):
-        assert each["shown"] in said
-        assert each["shown"] in table
-    assert "will be run" in said
-    assert "its limit" in said
-    assert f"p10 {row['tps_p10_at_peak']:.4g}" in said
+    printed, warned = capsys.readouterr()
+    said = decision(result)
+    assert list(said) == ["Run", "On", "Costs", "How sure", "Rests on", "Would change it"]
+    page = shown.find_element("id", "decision").text
+    lines = [line for each in said.values() for line in each]
+    places = [printed.index(line) for line in lines]
+    assert places == sorted(places)
+    assert all(line in page for line in lines)
+    assert places[-1] < printed.index("Fleet at the peak")
+    assert all(f"warning: {each}" in warned for each in result.warnings)
+    mine = result.terms[result.terms["policy"] == result.recommended]
+    assert all(each in printed for each in mine["shown"])
 
 
-def test_values_come_with_their_intervals() -> None:
-    row = {"replicas": 9, "replicas_low": 9, "replicas_high": 10, "gpus": 5, "gpus_low": 5, "gpus_high": 5}
-    assert ranged(row, "replicas") == "9 (9 to 10)"
-    assert ranged(row, "gpus") == "5"
-    assert ranged({"cost": 0.0456}, "cost") == "0.0456"
-    assert ranged({"cost": math.nan}, "cost") == "-"
-    tie = answer_line(
-        Recommendation("a", ("b", "c")),
-        row | {"decode_gpus": 9, "prefill_gpus": math.nan}, "EUR",
-    )  # fmt: skip
-    assert tie == (
-        "a (a tie with b and c); the lead is within what chance explains: 9 (9 to 10) replicas on 9 decode "
-        "GPUs; prefill GPUs are not known, so no cost is stated"
-    )
+def test_every_column_is_defined_on_hover_and_on_focus(shown: Any, result: CapacityPlan) -> None:
+    """The definition is that of the documentation; a keyboard reaches it, Escape hides it."""
+    for name, table in plan_tables(result).items():
+        names = shown.find_elements("css selector", f"#{name} th .defined")
+        assert [each.text for each in names] == [head.text for head in table.heads]
+        for head in table.heads:
+            assert head.definition == definition(head.column) or head.column.startswith(("term ", "gpus "))
+    box = shown.find_element("id", "definition")
+    assert not box.is_displayed()
+    shown.execute_script("document.querySelector('#plans th:nth-child(3) .defined').focus()")
+    assert box.is_displayed()
+    assert box.text == definition("replicas")
+    shown.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not box.is_displayed()
+
+
+def test_a_column_of_the_page_has_the_same_decimals_throughout(shown: Any) -> None:
+    """Also in the table that the page works out by itself."""
+    for name in ("plans", "sensitivity", "at-sla"):
+        cells = shown.execute_script(
+            "return [...document.querySelectorAll(arguments[0])].map(row => "
+            "[...row.cells].map(cell => cell.textContent))",
+            f"#{name} tr:not(:first-child)",
+        )
+        assert cells
+        for column in zip(*cells, strict=True):
+            numbers = [re.match(r"[\d,]+(?:\.(\d+))?(?= |$)", text) for text in column]
+            if all(text == "–" or found for text, found in zip(column, numbers, strict=True)):
+                assert len({len(found[1] or "") for found in numbers if found}) <= 1, column
 
 
 def test_a_tie_of_the_day_is_in_the_legend(result: CapacityPlan, page: Path) -> None:
@@ -294,6 +293,6 @@ def test_figures_say_of_which_plan_and_sla_they_are_in_which_units(result: Capac
 def test_gpu_hours_have_a_period_and_costs_their_unit(shown: Any, result: CapacityPlan) -> None:
     heads = [cell.text for cell in shown.find_elements("css selector", "#plans th")]
     assert "GPU hours per day" in heads  # the traffic is a day's
-    assert heads[8:9] == ["<i>$</i> per M output tokens, fleet following demand"]
+    assert heads[7:9] == ["<i>$</i> per M output tokens", "<i>$</i> per M, following demand"]
     row = result.plans.set_index("policy").loc[result.recommended]
     assert row["gpu_hours"] == pytest.approx(24 * row["gpus"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from simulator.acceptance.fitted import catalogue
@@ -55,7 +58,7 @@ def print_listing() -> None:
     """Print every profile, policy and acceptance model, each with its kind, its date and its source."""
     console, sources = Console(), _Sources()
     console.print(_profiles(sources))
-    console.print(_policies())
+    console.print(_policies(console.width))
     console.print(_acceptance(sources))
     console.print(
         "Also: a trace FILE.parquet, an engine's log FILE or FILE@BLOCK, conditional:0.9,0.88, "
@@ -140,11 +143,37 @@ def _profiles(sources: _Sources) -> Table:
     return table
 
 
-def _policies() -> Table:
-    table = _table("Policies (POLICY or POLICY@DRAFTER)", "policy", "what it does")
+_LONGEST_NAME = 16
+"""Characters of a policy's form that leave room for what it does on 80 columns: a choice."""
+
+
+def _policies(width: int) -> Table:
+    """Tabulate policies in two lines each at most: their options stand behind what they do."""
+    table = _table(
+        "Policies (POLICY or POLICY@DRAFTER; in brackets what may be added)", "policy", "what it does"
+    )
+    names = {form: _name(form) for form in policy_help()}
+    room = width - max(map(len, names.values())) - 4  # two blanks behind each column
     for form, text in policy_help().items():
-        table.add_row(form, text)
+        said = _wrapped(f"{text} {form.removeprefix(names[form])}".strip(), room)
+        table.add_row(escape(names[form]), escape("\n".join(said)))
     return table
+
+
+def _name(form: str) -> str:
+    """Return a policy's form without what may be added, and without arguments where it is long even so."""
+    needed = form.partition("[")[0]
+    return needed if len(needed) <= _LONGEST_NAME else needed.partition(":")[0]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Break a line behind blanks and commas: options are one long word otherwise."""
+    lines = [""]
+    for piece in re.findall(r"[^ ,]*(?:[ ,]|$)", text):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
 
 
 def _acceptance(sources: _Sources) -> Table:

@@ -55,6 +55,7 @@ def run_cells(
     backend: Backend = "loky",
     address: str | None = None,
     directory: Path | None = None,
+    study: object = None,
 ) -> list[Result]:
     """``[function(cell) for cell in cells]`` on ``workers`` processes, however many.
 
@@ -63,7 +64,8 @@ def run_cells(
     None. directory: where finished cells are kept as parquet, so that the same sweep resumes; results
     must then be dicts of numbers, text, and lists or dicts of these, and come back as such. It is for one
     process at a time. Cells that other code computed are not used; a cell that cannot be identified by its
-    content runs every time; both are warned about.
+    content runs every time; both are warned about. study: what all cells have in common. A directory of the
+    same study takes further cells and keeps those it holds; without it, only the very same cells resume.
 
     A worker that dies is reported as a warning and its unfinished cells run again, ``RETRIES`` times in a
     row at most without a finished cell. Raises ``BadInputError`` for a directory that is not writable,
@@ -73,7 +75,7 @@ def run_cells(
     with ExitStack() as stack:
         plan = _Plan(function, [None] * len(cells), None)
         if directory is not None:
-            plan = _Plan.kept(function, cells, Path(directory), stack)
+            plan = _Plan.kept(function, cells, Path(directory), stack, study)
         found = plan.finished()
         pending = [(i, (plan.keys[i], cell)) for i, cell in enumerate(cells) if i not in found]
         if pending:
@@ -109,7 +111,12 @@ class _Plan:
 
     @classmethod
     def kept(
-        cls, function: Callable[[Any], Any], cells: Sequence[Any], directory: Path, stack: ExitStack
+        cls,
+        function: Callable[[Any], Any],
+        cells: Sequence[Any],
+        directory: Path,
+        stack: ExitStack,
+        study: object,
     ) -> _Plan:
         """Return the plan with keys, and its run directory, which is locked until ``stack`` closes."""
         identities: list[str | None] = []
@@ -126,6 +133,8 @@ class _Plan:
                 stacklevel=4,
             )
         sweep = content_hash([each or f"cell {place}" for place, each in enumerate(identities)])
+        if study is not None:
+            sweep = content_hash("study", function, study)
         store = stack.enter_context(open_store(directory, sweep, len(cells)))
         return cls(function, [each and content_hash(code_digest(), each) for each in identities], store)
 
@@ -201,13 +210,17 @@ def _kept(finished: int, total: int, directory: Path | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sweeping:
-    """How the cells of a plan run, and the directory that keeps them."""
+    """How the cells of a plan run, and the directory that keeps them.
+
+    study: what all cells of the directory have in common; see ``run_cells``.
+    """
 
     directory: Path | None = None
     workers: int = 1
     backend: Backend = "loky"
     address: str | None = None
     progress: bool = False
+    study: object = None
 
     def run(self, function: Any, cells: Sequence[Any], label: str) -> list[dict[str, Any]]:
         """Run one sweep, or resume it."""
@@ -220,4 +233,5 @@ class Sweeping:
             backend=self.backend,
             address=self.address,
             directory=None if self.directory is None else self.directory / label.lower().replace(" ", "-"),
+            study=self.study,
         )

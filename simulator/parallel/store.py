@@ -78,8 +78,9 @@ class CellStore:
 def open_store(directory: Path, sweep: str, cells: int) -> Iterator[CellStore]:
     """Open a new run directory, or the one that holds this very sweep, for this process alone.
 
-    sweep: hash of function and cells, whatever code computes them. Results of other code stay where they
-    are and are not used, which is said. Raises ``BadInputError`` for a directory of another sweep, for one
+    sweep: hash of function and cells, or of what a study's cells have in common, whatever code computes
+    them. cells: how many there are this time. Results of other code stay where they are and are not used,
+    which is said. Raises ``BadInputError`` for a directory of another sweep, for one
     that holds something else, and for one that another process works in; ``UnwritableError``.
     """
     _check_owner(directory)
@@ -126,10 +127,11 @@ def _found(directory: Path, described: Mapping[str, Any]) -> Any:
             f"({ours})",
             stacklevel=5,
         )
-    elif found != described:
+    elif found["sweep"] != described["sweep"]:
         raise BadInputError(
             "holds another sweep, or functions of yours that cells use have changed", source=str(directory),
-            remedy="choose another directory, or delete this one to start over",
+            remedy="choose another directory, or delete this one to start over; a plan or a frontier may add "
+            "policies, loads and precision to its own directory, nothing else",
         )  # fmt: skip
     return found
 

@@ -37,7 +37,7 @@ from simulator.planning.tables import (
     term_table,
     trial_table,
 )
-from simulator.planning.variants import servers_of, variants_of
+from simulator.planning.variants import servers_of, study_of, variants_of
 from simulator.sla.terms import Sla, Term
 from simulator.sla.verdict import TermResult
 from simulator.sweeps.frontier import MixCell, run_mix, steps_for
@@ -119,6 +119,7 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     if sizing.pool is not None:
         sizing.pool.check()
     servers = servers_of(scenario, traffic, sla)
+    sweep = replace(sweep, study=study_of(scenario, servers[0]))
     precision = parse_percent(scenario.search.precision, "search.precision")
     searches = [Search(each, precision, replications=REPLICATIONS) for each in servers]
     found = _searched(sweep, searches, "Sustainable rates")

@@ -99,3 +99,15 @@ def servers_of(scenario: Scenario, traffic: Traffic, sla: Sla) -> list[Server]:
         )
         for policy in scenario.parsed_policies()
     ]  # fmt: skip
+
+
+def study_of(scenario: Scenario, server: Server) -> tuple[object, ...]:
+    """Return what all cells of a plan have in common, so that its directory may take more of them.
+
+    Policies, precision and numbers of requests are left out: these may be added. All else is another study.
+    """
+    acceptance = {name: each.acceptance for name, each in scenario.traffic.classes.items()}
+    return (
+        scenario.deployment(), acceptance, server.limits, server.sla, server.traffic, server.seed,
+        server.prefix_cache_tokens,
+    )  # fmt: skip

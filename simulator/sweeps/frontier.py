@@ -127,7 +127,7 @@ def sweep_frontier(
         ]
         rows = run_cells(
             run_cell, cells, workers=workers, progress=progress, label=label,
-            backend=backend, address=address, directory=place,
+            backend=backend, address=address, directory=place, study=(deployment, drawn),
         )  # fmt: skip
         return pd.DataFrame(rows)
 

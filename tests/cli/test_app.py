@@ -20,6 +20,7 @@ from simulator.acceptance.fitted import catalogue
 from simulator.cli import explore
 from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import shipped_profiles
+from simulator.schedulers.parse import policy_help
 from tests.support.command_line import command_names, run
 from tests.sweeps.test_frontier import COLUMNS
 
@@ -43,7 +44,7 @@ def test_list_shows_everything_with_its_provenance(capsys: pytest.CaptureFixture
     assert run("list") == 0
     shown = capsys.readouterr().out
     for text in (
-        FLASH, "deepseek-v4-pro", "published on DeepSeek production serving", "dspark-async[:LAG]", "oracle",
+        FLASH, "deepseek-v4-pro", "published on DeepSeek production serving", "[:LAG]", "oracle",
         "qwen3-4b/dspark/chat", "gemma4-12b/eagle3/alpaca", "fitted, ",
     ):  # fmt: skip
         assert text in shown
@@ -58,12 +59,21 @@ def test_list_keeps_a_row_within_two_lines_on_80_columns(
     assert max(map(len, lines)) <= 80
     profiles = {name for name in shipped_profiles() if not name.startswith("kernels/")} | {"--model"}
     models = {model.name for model in catalogue()} | production_acceptance().keys()
-    for title, names, end in (("Profiles", profiles, "Policies"), ("Acceptance models", models, "Also:")):
+    policies = {re.split(r"[:\[]", form)[0] for form in policy_help()}
+    for title, names, end in (
+        ("Profiles", profiles, "Policies"), ("Policies", policies, "Acceptance models"),
+        ("Acceptance models", models, "Also:"),
+    ):  # fmt: skip
         first = next(number for number, line in enumerate(lines) if line.startswith(title))
         last = next(number for number, line in enumerate(lines) if line.startswith(end))
-        begins = [number for number in range(first, last) if lines[number].split(" ")[0] in names]
-        assert {lines[number].split(" ")[0] for number in begins} == names
+        words = {number: re.split(r"[ :]", lines[number])[0] for number in range(first + 2, last)}
+        begins = [number for number, word in words.items() if word in names]
+        assert {words[number] for number in begins} == names
         assert max(below - above for above, below in pairwise([*begins, last])) <= 2
+    written = "".join("".join(lines).split())
+    for form, text in policy_help().items():  # what may be added stands whole, behind what a policy does
+        assert "".join(text.split()) in written
+        assert form.partition("[")[1] + form.partition("[")[2] in written
     assert " ".join(" ".join(lines).split()).count("arXiv 2607.05147, table 1 and figures 2, 6") == 1
 
 

@@ -268,6 +268,24 @@ def test_equal_code_has_equal_hashes_in_other_processes() -> None:
     assert len(found) == 1
 
 
+def test_a_study_takes_more_cells_and_keeps_those_it_holds(tmp_path: Path, log: Path) -> None:
+    """Another study is refused, and finds nothing changed; so is the same sweep without its study."""
+    run, cells = tmp_path / "run", cells_of(log, 5)
+    first = run_cells(draw, cells[:2], directory=run, study="flash")
+    kept = files_of(run)
+    more = run_cells(draw, cells, directory=run, study="flash")
+    assert repr(more[:2]) == repr(first)  # NaN is no number, not even itself
+    assert sum(times_computed(log, number) for number in range(5)) == 5
+    assert repr(run_cells(draw, cells[4:], directory=run, study="flash")) == repr(more[4:])
+    assert kept.items() <= files_of(run).items()
+    before = files_of(run)
+    for other in ("pro", None):
+        with pytest.raises(BadInputError, match=r"holds another sweep.*add policies, loads and precision"):
+            run_cells(draw, cells, directory=run, study=other)
+    assert files_of(run) == before
+    assert sum(times_computed(log, number) for number in range(5)) == 5
+
+
 def test_a_changed_function_of_the_user_is_refused_not_taken(tmp_path: Path) -> None:
     old, new = made("def f(x):\n    return {'x': x}"), made("def f(x):\n    return {'x': 2 * x}")
     assert run_cells(old, [1, 2], directory=tmp_path / "run") == [{"x": 1}, {"x": 2}]

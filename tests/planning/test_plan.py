@@ -476,6 +476,23 @@ def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "plan.json").exists()
 
 
+def test_a_policy_is_added_to_the_plan_in_the_same_directory(tmp_path: Path) -> None:
+    """The finished searches of the other policies are used; another SLA is another study."""
+    sweeping = Sweeping(tmp_path)
+    quick = {"search": QUICK, "replica": {"concurrency": 8}}
+    first = plan(scenario(policies=["mtp1"], **quick), sweeping=sweeping)
+    rates = {path: path.stat().st_mtime_ns for path in (tmp_path / "sustainable-rates").rglob("*.parquet")}
+    both = plan(scenario(policies=["mtp1", "fixed:2"], **quick), sweeping=sweeping)
+    assert list(both.plans["policy"]) == ["mtp1", "fixed:2"]
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "sustainable-rates").rglob("*.parquet")}
+    assert (len(rates), len(after)) == (1, 2)
+    assert rates.items() <= after.items()
+    name = "rate_per_replica_per_s"
+    assert both.plans[name][0] == first.plans[name][0]
+    with pytest.raises(BadInputError, match="holds another sweep"):
+        plan(scenario(policies=["mtp1"], sla=["tps_p10>=80"], **quick), sweeping=sweeping)
+
+
 def test_without_a_prefill_speed_no_cost_is_stated_only_what_is_missing() -> None:
     result = plan(scenario(replica={"concurrency": 20}, policies=["mtp1"], search=QUICK))
     row = result.plans.iloc[0]

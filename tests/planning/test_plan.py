@@ -27,11 +27,12 @@ from simulator.deployment.profile import load_profile
 from simulator.deployment.setup import Setup
 from simulator.engine.limits import EngineLimits
 from simulator.parallel.cells import Sweeping
+from simulator.parallel.hashing import content_hash
 from simulator.planning.demand import demand_profile
 from simulator.planning.plan import frontier_loads, plan, write_tables
 from simulator.planning.scenario import EXAMPLE, KvMemory, Scenario, load_scenario
 from simulator.planning.sizing import Sizing
-from simulator.planning.variants import DIFFICULTY, Variant, servers_of
+from simulator.planning.variants import DIFFICULTY, Variant, servers_of, study_of
 from simulator.schedulers.parse import parse_policy
 from simulator.sla.terms import parse_sla
 from simulator.traffic.arrivals import PoissonArrivals
@@ -476,21 +477,23 @@ def test_a_plan_adds_up_and_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "plan.json").exists()
 
 
-def test_a_policy_is_added_to_the_plan_in_the_same_directory(tmp_path: Path) -> None:
-    """The finished searches of the other policies are used; another SLA is another study."""
-    sweeping = Sweeping(tmp_path)
-    quick = {"search": QUICK, "replica": {"concurrency": 8}}
-    first = plan(scenario(policies=["mtp1"], **quick), sweeping=sweeping)
-    rates = {path: path.stat().st_mtime_ns for path in (tmp_path / "sustainable-rates").rglob("*.parquet")}
-    both = plan(scenario(policies=["mtp1", "fixed:2"], **quick), sweeping=sweeping)
-    assert list(both.plans["policy"]) == ["mtp1", "fixed:2"]
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "sustainable-rates").rglob("*.parquet")}
-    assert (len(rates), len(after)) == (1, 2)
-    assert rates.items() <= after.items()
-    name = "rate_per_replica_per_s"
-    assert both.plans[name][0] == first.plans[name][0]
-    with pytest.raises(BadInputError, match="holds another sweep"):
-        plan(scenario(policies=["mtp1"], sla=["tps_p10>=80"], **quick), sweeping=sweeping)
+def test_policies_and_precision_may_be_added_to_a_plan_nothing_else() -> None:
+    """One study is one directory: ``run_cells`` takes further cells of the same study only."""
+
+    def study(**changes: object) -> str:
+        asked = scenario(**changes)
+        (server, *_) = servers_of(asked, asked.demand(), asked.parsed_sla())
+        return content_hash(study_of(asked, server))
+
+    own = study()
+    assert study(policies=["fixed:2", "mtp1"]) == own
+    assert study(search={"precision": "1%", "requests": 900}) == own
+    others = [
+        study(sla=["tps_p10>=80"]), study(replica={"concurrency": 8}), study(search={"seed": 1}),
+        study(profile="deepseek-v4-pro"), study(acceptance=["dspark=qwen3-4b/dspark/chat"]),
+        study(traffic={"arrivals": "poisson:4/s", "lengths": "fixed:100/30"}),
+    ]  # fmt: skip
+    assert len({own, *others}) == len(others) + 1
 
 
 def test_without_a_prefill_speed_no_cost_is_stated_only_what_is_missing() -> None:

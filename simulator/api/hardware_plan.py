@@ -33,14 +33,21 @@ CONTEXT_TOKENS = 2048
 class HardwareAnswer:
     """One GPU's answer: its plan, or why there is none.
 
-    notes: which curve it rests on. scenario: the one to refine, as YAML.
+    why: the reason where there is none. notes: which curve it rests on. asked: what was planned. scenario:
+    the one to refine, as YAML; empty where the model does not fit on the GPU.
     """
 
     gpu: str
     plan: Plan | None
-    why_not: str | None
+    why: InfeasibleError | None
     notes: tuple[str, ...]
+    asked: Scenario
     scenario: str
+
+    @property
+    def why_not(self) -> str | None:
+        """Say why there is no plan."""
+        return None if self.why is None else str(self.why)
 
 
 def plan_hardware(
@@ -70,7 +77,10 @@ def plan_hardware(
         try:
             chosen = profile_for(here)
         except InfeasibleError as error:
-            yield HardwareAnswer(gpu, None, str(error), (), "")
+            words = _words(
+                here, MOST_CONCURRENT * CONTEXT_TOKENS, traffic, lengths, sla, acceptance, policies
+            )
+            yield HardwareAnswer(gpu, None, error, (), Scenario.model_validate(words), "")
             continue
         words = _words(here, chosen.layout.kv_tokens, traffic, lengths, sla, acceptance, policies)
         text = yaml.safe_dump(words, sort_keys=False, allow_unicode=True, width=110)
@@ -79,9 +89,9 @@ def plan_hardware(
         notes = (*chosen.notes, _price_line(gpu))
         try:
             found = make_plan(coarse, workers=workers, directory=kept, progress=True)
-            yield HardwareAnswer(gpu, found, None, notes, text)
+            yield HardwareAnswer(gpu, found, None, notes, coarse, text)
         except InfeasibleError as error:
-            yield HardwareAnswer(gpu, None, str(error), notes, text)
+            yield HardwareAnswer(gpu, None, error, notes, coarse, text)
 
 
 def comparison(answers: Sequence[HardwareAnswer]) -> pd.DataFrame:

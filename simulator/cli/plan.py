@@ -114,6 +114,7 @@ def _plan_hardware(
     """Plan the same traffic on each GPU, and compare."""
     from simulator.api.hardware_plan import POLICIES, comparison, plan_hardware, write_scenarios
     from simulator.core.files import check_writable_directory, write_table
+    from simulator.report.page import INFEASIBLE, check_library, write_infeasible
     from simulator.report.terminal import print_hardware
 
     if on.model is None or on.gpu is None or traffic is None or out is None or scenario is not None:
@@ -122,6 +123,7 @@ def _plan_hardware(
             remedy="as in --model qwen3-8b --gpu h100,h200 --traffic poisson:50/s --sla 'tps_p10>=60'",
         )  # fmt: skip
     check_writable_directory(out)
+    check_library()
     answers = []
     for answer in plan_hardware(
         on.hardware(on.gpu), on.gpu.split(","), traffic=traffic, lengths=lengths, sla=sla,
@@ -132,6 +134,10 @@ def _plan_hardware(
             typer.echo(note, err=True)
         if answer.plan is not None:
             answer.plan.report(out / answer.gpu, form)
+            (out / answer.gpu / INFEASIBLE).unlink(missing_ok=True)
+        elif answer.why is not None:
+            page = write_infeasible(answer.asked, answer.why, out / answer.gpu)
+            typer.echo(f"wrote {page} and {INFEASIBLE} beside it", err=True)
     table = comparison(answers)
     if not table.empty:
         write_table(out / f"hardware.{form}", table)

@@ -25,7 +25,9 @@ from simulator.core.files import without_nan, write_json, write_text
 from simulator.planning.plan import CapacityPlan
 from simulator.planning.scenario import Scenario
 from simulator.report.plan.decision import decision
+from simulator.report.plan.figures import lane_floor
 from simulator.report.plan.tables import at_sla_heads, cost_head, plan_tables
+from simulator.sweeps.lines import SPEEDS
 
 INFEASIBLE = "infeasible.json"
 """What a plan that cannot be made leaves in place of ``plan.json``."""
@@ -118,12 +120,19 @@ def _sha256(text: str) -> str:
 def page_data(result: CapacityPlan) -> dict[str, Any]:
     """Return what the page shows, as JSON values."""
     scenario = result.scenario
-    speeds = [term.bound for term in result.sla.terms if term.metric == "tps"]
+    speeds = {
+        term.statistic: term.bound
+        for term in result.sla.terms
+        if term.key in SPEEDS and term.key in result.frontier
+    }
+    statistic = next(iter(speeds), "mean")
     tables = {name: table.to_dict(orient="records") for name, table in result.tables().items()}
     return tables | {
         "name": scenario.name,
         "sla": list(scenario.sla),
-        "sla_tps": speeds[0] if speeds else None,
+        "speeds": speeds,
+        "statistic": statistic,
+        "lane_floor": lane_floor(result.trials),
         "recommended": result.recommended,
         "decision": {question: list(lines) for question, lines in decision(result).items()},
         "shown": {name: table.plain() for name, table in plan_tables(result).items()},

@@ -20,6 +20,11 @@ FORMATS = (".png", ".svg", ".pdf")
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours: distinguishable in print and with colour-blind eyes."""
 
+DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
+"""Lines of policies in the order of a table, as in the report."""
+
+MARKS = ("o", "s", "D", "^", "*", "p", "h", "X")
+
 _FIXED_COLOURS = {"mtp1": "#6b6b6b", "oracle": "#b5b5b5"}
 
 
@@ -56,9 +61,12 @@ def draw_line(
     axes: Axes, x: pd.Series[float], y: pd.Series[float], policy: str, frontier: pd.DataFrame
 ) -> str:
     """Draw one policy's line; returns its colour."""
-    colour = policy_colour(policy, frontier)
-    style = "--" if policy == "oracle" else "-"
-    axes.plot(x, y, style, color=colour, label=policy, marker="o", markersize=2.5, linewidth=1.6)
+    colour, place = policy_colour(policy, frontier), list(frontier["policy"].unique()).index(policy)
+    # Lines that lie on each other are told apart: the dashes of later ones let earlier ones through.
+    axes.plot(
+        x, y, linestyle=DASHES[place % len(DASHES)], marker=MARKS[place % len(MARKS)], color=colour,
+        label=policy, markersize=3.5, linewidth=1.6,
+    )  # fmt: skip
     return colour
 
 

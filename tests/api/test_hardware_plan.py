@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,18 @@ def test_a_model_that_does_not_fit_is_said_beside_those_that_do() -> None:
     (answer,) = plan_hardware(tight, ["h100"], **TRAFFIC)  # type: ignore[arg-type]
     assert "does not fit" in str(answer.why_not)
     assert comparison([answer]).empty
+
+
+def test_a_gpu_without_a_plan_leaves_a_report_of_why(tmp_path: Path) -> None:
+    """As a scenario does: infeasible.json and report.html in the GPU's folder, exit 1."""
+    words = ("--model", "llama-3.1-405b", "--gpu", "h100", "--precision", "bf16", "--tp", "4")
+    load = ("--traffic", "poisson:4/s", "--lengths", "fixed:100/30", "--sla", "tps_p10>=20")
+    assert run("plan", *words, *load, "--acceptance", "length:3@7", "--out", tmp_path) == 1
+    said = json.loads((tmp_path / "h100" / "infeasible.json").read_text())
+    assert "does not fit" in said["answer"]
+    assert said["scenario"]["hardware"]["model"] == "llama-3.1-405b"
+    assert "does not fit" in (tmp_path / "h100" / "report.html").read_text()
+    assert not (tmp_path / "h100.yaml").exists()  # nothing to refine where nothing fits
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from simulator.report.plan.decision import decision
 from simulator.report.plan.figures import plan_figures, write_figures
 from simulator.report.plan.tables import plan_tables
 from simulator.report.terminal import print_plan
+from simulator.sla.terms import parse_sla
+from simulator.sweeps.comparison import parse_speed
 from simulator.sweeps.leads import Recommendation
+from simulator.sweeps.lines import lines
 from tests.report.conftest import EVIL
 
 FIGURES = ("frontier", "throughput", "budget", "attainment", "cost", "day")
@@ -74,9 +78,29 @@ def test_nothing_is_loaded_from_a_network(shown: Any) -> None:
     assert shown.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
 
 
+def test_the_frontier_has_the_axis_of_the_speed_that_is_promised(shown: Any, result: CapacityPlan) -> None:
+    """A bound on p10 lies on the axis of p10, and is read there: not on that of the mean."""
+    read = """const plot = document.getElementById('frontier');
+      return [document.getElementById('statistic').value, plot.layout.shapes[0].x0,
+        plot.layout.xaxis.title.text, document.getElementById('at-sla').innerText, plot.data[0].x]"""
+    statistic, bound, axis, answers, drawn = shown.execute_script(read)
+    assert (statistic, bound, axis) == ("p10", 90, "speed per user (p10), tokens/s")
+    first = result.frontier[result.frontier["policy"] == result.plans["policy"][0]]
+    assert drawn == pytest.approx(first.sort_values("concurrency")["tps_p10"].tolist())
+    for policy, each in lines(result.frontier).items():
+        throughput = each.at_sla(parse_speed("p10>=90")).throughput
+        row = next(row for row in answers.splitlines() if row.startswith(policy)).split("\t")
+        if math.isnan(throughput):
+            assert row[1] == "cannot"
+        else:
+            assert float(row[1].replace(",", "")) == pytest.approx(throughput, rel=2e-3)
+
+
 def test_selecting_an_sla_changes_the_numbers(shown: Any, result: CapacityPlan) -> None:
     select = (
-        "const s = document.getElementById('sla'); s.value = arguments[0];"
+        "const s = document.getElementById('sla'), which = document.getElementById('statistic');"
+        "if (which.value != 'mean') { which.value = 'mean'; which.dispatchEvent(new Event('change')); }"
+        "s.value = arguments[0];"
         "s.dispatchEvent(new Event('input'));"
         "return [document.getElementById('at-sla').innerText,"
         " document.getElementById('frontier').layout.shapes[0].x0]"
@@ -85,9 +109,6 @@ def test_selecting_an_sla_changes_the_numbers(shown: Any, result: CapacityPlan) 
     after, line = shown.execute_script(select, 120)
     assert before != after
     assert float(line) == 120
-    from simulator.sweeps.comparison import parse_speed
-    from simulator.sweeps.lines import lines
-
     head = after.splitlines()[0].split("\t")
     assert head[-1] == "<i>$</i> per M output tokens"
     for policy, each in lines(result.frontier).items():
@@ -275,10 +296,15 @@ def test_figures_say_of_which_plan_and_sla_they_are_in_which_units(result: Capac
 
     figures = plan_figures(result)
     for name, figure in figures.items():
-        (axes,) = figure.axes
         title = figure.get_suptitle()
         assert EVIL in title, name
         assert "SLA: tps_p10>=90" in title, name
+        if name == "attainment":  # a lane for each policy
+            assert [axes.get_title("left") for axes in figure.axes] == list(result.plans["policy"])
+            drawn = [{line.get_color() for line in axes.lines} for axes in figure.axes]
+            assert drawn == [{policy_colour(policy, result.plans)} for policy in result.plans["policy"]]
+            continue
+        (axes,) = figure.axes
         colours = {line.get_label(): line.get_color() for line in axes.lines}
         for policy in result.plans["policy"]:
             assert colours[policy] == policy_colour(policy, result.plans), name
@@ -288,6 +314,32 @@ def test_figures_say_of_which_plan_and_sla_they_are_in_which_units(result: Capac
     assert figures["frontier"].axes[0].get_xlabel() == "tokens/s per user, p10"
     assert figures["frontier"].axes[0].get_ylabel() == "throughput, tokens/s per replica"
     assert figures["cost"].axes[0].get_xlabel() == "bound of tps_p10, tokens/s"
+
+
+def test_each_speed_of_the_sla_has_a_panel_with_its_bound(result: CapacityPlan) -> None:
+    both = replace(result, sla=parse_sla(["tps_mean>=80", "ttft_p99<=2s", "tps_p10>=60"]))
+    panels = plan_figures(both)["frontier"].axes
+    assert [axes.get_xlabel().split(", ")[1] for axes in panels] == ["mean", "p10"]
+    marks = [
+        line.get_xdata()[0]
+        for axes in panels
+        for line in axes.lines
+        if str(line.get_label()).startswith("SLA")
+    ]
+    assert marks == [80, 60]
+    for axes, statistic in zip(panels, ("mean", "p10"), strict=True):
+        drawn = next(line for line in axes.lines if line.get_label() == result.plans["policy"][0])
+        mine = result.frontier[result.frontier["policy"] == result.plans["policy"][0]]
+        assert sorted(drawn.get_xdata()) == sorted(mine[f"tps_{statistic}"])
+
+
+def test_lines_that_lie_on_each_other_are_told_apart(result: CapacityPlan) -> None:
+    kinds = {
+        (line.get_linestyle(), line.get_marker(), line.get_color())
+        for line in plan_figures(result)["budget"].axes[0].lines
+    }
+    assert len(kinds) == len(result.plans)
+    assert len({kind[0] for kind in kinds}) == len({kind[1] for kind in kinds}) == len(result.plans)
 
 
 def test_gpu_hours_have_a_period_and_costs_their_unit(shown: Any, result: CapacityPlan) -> None:

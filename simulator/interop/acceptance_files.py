@@ -295,6 +295,36 @@ def _speculation_profile(file: _File) -> Rates:
     return file.measured(conditional_rates(rates), origin)
 
 
+def _deepspec_metrics(file: _File) -> Rates:
+    spec = file.json.record("spec")
+    name = "accept_rates_by_position"
+    rates, drafts = spec.numbers(name), spec.number("draft_tokens_per_proposal")
+    return _deepspec(file, rates, drafts, name, spec.text("dataset"))
+
+
+_DEEPSPEC_ROW = re.compile(rf"\|\s*(\S+)\s*\|.*\|\s*({_FLOAT})\+1\s*\|\s*{_FLOAT}\s*\|\s*{_FLOAT}\s*\|(.*)\|")
+
+
+def _deepspec_table(file: _File) -> Rates:
+    """Read the table that eval.py prints; a dataset's row comes twice, the second time among all."""
+    rows = filter(None, map(_DEEPSPEC_ROW.fullmatch, map(str.strip, file.text.splitlines())))
+    found = {row[1]: row for row in rows}
+    if len(found) != 1:
+        problem = f"has rows of {len(found)} datasets" if found else "has no row"
+        raise file.error(problem, "dataset", list(found), "keep the header and the row of one dataset")
+    row = next(iter(found.values()))
+    name = "accept_rate@"
+    rates = [_float(cell, file, name) for cell in map(str.strip, row[3].split("|")) if cell not in ("", "-")]
+    return _deepspec(file, rates, float(row[2]), name, row[1])
+
+
+def _deepspec(file: _File, rates: list[float], drafts: float, field: str, dataset: str) -> Rates:
+    """Rate k is of rounds that proposed more than k drafts: it may rise where stop tokens cut blocks."""
+    vllm.refuse_shortened(drafts, 1.0, len(rates), file.source)
+    falling = np.minimum.accumulate(rates).tolist() if rates else rates
+    return file.measured(file.from_marginals(falling, field), f"dataset {dataset}")
+
+
 _READERS: dict[Form, Callable[[_File], Rates]] = {
     forms.VLLM_LOG: _vllm_log,
     forms.VLLM_V0_LOG: _vllm_v0_log,
@@ -305,6 +335,8 @@ _READERS: dict[Form, Callable[[_File], Rates]] = {
     forms.SGLANG_DUMP: _sglang_dump,
     forms.LLAMA_CPP_LOG: _llama_cpp_log,
     forms.SPECULATION_PROFILE: _speculation_profile,
+    forms.DEEPSPEC_METRICS: _deepspec_metrics,
+    forms.DEEPSPEC_TABLE: _deepspec_table,
 }
 
 

@@ -47,12 +47,17 @@ LLAMA_CPP_LOG = Form("a log of llama.cpp", _READ)
 
 SPECULATION_PROFILE = Form("a speculation profile with acceptance rates", _READ)
 
+DEEPSPEC_TABLE = Form("a table of DeepSpec's evaluation", _READ)
+
+DEEPSPEC_METRICS = Form("metrics.json of DeepSpec's evaluation", _READ)
+
 _TEXT_MARKS = (
     ("SpecDecoding metrics:", VLLM_LOG),
     ("Speculative metrics:", VLLM_V0_LOG),
     ("vllm:spec_decode_", VLLM_METRICS),
     ("accept len:", SGLANG_LOG),
     ("draft acceptance", LLAMA_CPP_LOG),
+    ("accept_rate@0", DEEPSPEC_TABLE),
 )
 
 _SGLANG_TABLE = Form("a cost table of SGLang", _TABLE)
@@ -65,6 +70,7 @@ _KEY_MARKS = (
     ("internal_states", SGLANG_DUMP),
     ("records", SGLANG_DUMP),
     ("accept_length", SGLANG_BENCH),
+    ("confidence_summary", DEEPSPEC_METRICS),
     ("conditional_accept_rates", SPECULATION_PROFILE),
     ("sample_batch_tokens", _SGLANG_TABLE),
     ("bias_seconds", _SGLANG_TABLE),

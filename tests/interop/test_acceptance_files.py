@@ -90,7 +90,22 @@ def rates_of(path: Path | str) -> Rates:
     return model
 
 
-@pytest.mark.parametrize("content", [VLLM, LLAMA, COUNTERS, BENCH], ids=["log", "llama", "counters", "bench"])
+DEEPSPEC_HEADER = "| dataset | target_model | draft_model | #propose | accept_len | accept_rate@0 |\n"
+DEEPSPEC_ROW = "|  gsm8k  | Qwen3-4B | dspark | 3.00+1 |  2.20  |  0.5500  | 0.6000 | 0.4000 | 0.2000 |\n"
+DEEPSPEC = "+----+\n" + DEEPSPEC_ROW + DEEPSPEC_HEADER + DEEPSPEC_ROW
+DEEPSPEC_METRICS = {
+    "config": {"args": {"temperature": 1.0}, "tasks": []},
+    "spec": {"dataset": "gsm8k", "num_samples": 5, "draft_tokens_per_proposal": 3.0, "acceptance_length": 2.2,
+             "verify_rate": 0.55, "accept_rates_by_position": [0.6, 0.4, 0.2]},
+    "confidence": {"per_position": []}, "confidence_summary": {"ece_mean": 0.1},
+}  # fmt: skip
+"""As DeepSpec's evaluation prints and writes them, shortened: 100 rounds of 3 drafts."""
+
+
+@pytest.mark.parametrize(
+    "content", [VLLM, LLAMA, COUNTERS, BENCH, DEEPSPEC, DEEPSPEC_METRICS],
+    ids=["log", "llama", "counters", "bench", "deepspec table", "deepspec metrics"],
+)  # fmt: skip
 def test_per_position_rates_of_a_hundred_drafts(write: Write, content: object) -> None:
     """100 drafts of 3 of which 60, 40 and 20 survived each position: P(2 | 1) = 2/3, P(3 | 2) = 1/2."""
     rates = rates_of(write(content))
@@ -249,6 +264,19 @@ def test_a_file_that_is_not_there() -> None:
         parse_acceptance("server.log")
 
 
+def test_evaluations_of_deepspec_are_read_one_dataset_at_a_time(write: Write) -> None:
+    with pytest.raises(BadInputError, match=r"has rows of 2 datasets.*keep the header"):
+        rates_of(write(DEEPSPEC + DEEPSPEC_ROW.replace("gsm8k", "mbpp")))
+    with pytest.raises(BadInputError, match="has no row"):
+        rates_of(write(DEEPSPEC_HEADER))
+    cut = DEEPSPEC.replace("3.00+1", "2.10+1")
+    with pytest.raises(BadInputError, match=r"shortened to 2\.10 on average"):
+        rates_of(write(cut))
+    rising = DEEPSPEC.replace("0.2000", "0.4010")
+    assert rates_of(write(rising)).conditional == pytest.approx((0.6, 2 / 3, 1.0))
+    assert "dataset gsm8k" in rates_of(write(DEEPSPEC)).provenance.source
+
+
 def test_a_container_log_holds_lines_of_the_log(write: Write) -> None:
     lines = [json.dumps({"log": line, "stream": "stderr"}) for line in (VLLM, IDLE)]
     assert rates_of(write("\n".join(lines) + "\n")).accepted_length == pytest.approx(2.2)
@@ -274,6 +302,8 @@ FUZZED: list[tuple[Callable[[Path], object], dict[str, Any]]] = [
     (load_step_dump, DUMP),
     (load_rounds, PROFILER_ROUND),
     (load_acceptance, BENCH),
+    (load_acceptance, {"confidence_summary": 0, "spec": {"dataset": "x", "draft_tokens_per_proposal": 2.0,
+                                                         "accept_rates_by_position": [0.6, 0.4]}}),
     (load_acceptance, {"accept_length": 2.2, "request_throughput": 1.0}),
 ]  # fmt: skip
 WRONG = [None, True, -1, 0, 1.5, 10**400, float("nan"), "", "x", [], [None], [-1.0, 2.0], {}, {"a": 1}]

@@ -35,7 +35,7 @@ _COMMANDS = {
     "Simulate": {
         "simulator.cli.explore": {
             "compare": "compare", "frontier": "frontier", "simulate": "simulate", "list": "list_everything",
-            "acceptance show": "acceptance_show",
+            "acceptance show": "acceptance_show", "ui": "ui",
         },
     },
     "Plan": {"simulator.cli.plan": {"plan": "plan", "fleet": "fleet", "regret": "regret"}},

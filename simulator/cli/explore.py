@@ -1,4 +1,4 @@
-"""Commands that simulate: list, frontier, compare, simulate, acceptance show."""
+"""Commands that simulate: list, frontier, compare, simulate, acceptance show; and ui, the app."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from simulator.cli.options import (
     completing,
     say_how_read,
 )
-from simulator.core.errors import refuse_repeats
+from simulator.core.errors import BadInputError, Interrupted, refuse_repeats
 from simulator.core.units import numbers
 
 if TYPE_CHECKING:
@@ -201,6 +201,41 @@ def acceptance_show(
         "acceptance": parsed.name, "provenance": parsed.provenance.line(), "tables": {"thresholds": table},
         "files": [path for path in (out, figure) if path is not None],
     }  # fmt: skip
+
+
+def ui(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes a free one.")
+    ] = 8050,
+    opened: Annotated[
+        bool, typer.Option("--open/--no-browser", help="Open the page in the browser once it is served.")
+    ] = True,
+) -> None:
+    """Explore, plan and check in a browser: an app on this machine that needs no network."""
+    from contextlib import suppress
+    from importlib.util import find_spec
+
+    if find_spec("dash") is None:
+        raise BadInputError(
+            "needs the package dash", source="ui", remedy="pip install 'dspark-simulator[ui]'"
+        )
+    from simulator.ui.jobs import Jobs
+
+    jobs = Jobs()  # first: its imports go on beside those of the app
+
+    from simulator.ui.app import Served
+
+    served = Served(port, jobs)
+    typer.echo(f"serving {served.address}\nCtrl-C ends it, and every run", err=True)
+    if opened:
+        import webbrowser
+
+        webbrowser.open(served.address)
+    with suppress(Interrupted):  # which is how it ends
+        try:
+            served.run()
+        finally:
+            served.close()
 
 
 def _sweep(

@@ -40,8 +40,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 LIVE = {"live", "validate"}
 """Commands that serve on a device: their limits are tested in ``live/checks/test_validation``."""
 
-NO_ENGINE = {"list", "profile", "train", "trace", "acceptance", "import", "export", "replay"}
-"""Commands, and groups of them, that run no engine under limits."""
+NO_ENGINE = {"list", "profile", "train", "trace", "acceptance", "import", "export", "replay", "ui"}
+"""Commands, and groups of them, that run no engine under limits; the app does in its workers, by the API."""
 
 
 @pytest.fixture

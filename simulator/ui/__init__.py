@@ -1,0 +1,1 @@
+"""The app that ``dspark-sim ui`` serves on this machine: explore, plan, check."""

@@ -1,0 +1,156 @@
+"""Parts that the pages share: labelled fields with room for an error, tables, figures with their exports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dash import dcc, html
+
+from simulator.core.errors import BadInputError
+from simulator.report.columns import COLUMNS
+
+Children = Any  # what Dash takes as content: text, a component, or a list of those
+
+CLOCK_MS = 300
+"""Milliseconds between two looks at a run: often enough to follow, seldom enough to cost nothing."""
+
+
+def aria(**words: str) -> dict[str, Any]:
+    """Return attributes for screen readers.
+
+    >>> aria(live="polite")
+    {'aria-live': 'polite'}
+    """
+    return {f"aria-{name}": value for name, value in words.items()}
+
+
+def field(name: str, label: str, control: Any, hint: str = "") -> html.Div:
+    """Return a control under its label, with room for the error of what was given."""
+    return html.Div(
+        [
+            html.Label(label, htmlFor=name, id=f"{name}-label"),
+            control,
+            html.P(hint, className="soft hint") if hint else None,
+            html.P(id=f"{name}-error", className="error", role="alert"),
+        ],
+        className="field",
+        id=f"{name}-field",
+    )
+
+
+def dropdown(name: str, options: Sequence[str] | Mapping[str, str], value: Any, **more: Any) -> dcc.Dropdown:
+    """Return a list to choose from. options: names, or value to what is shown."""
+    shown = options if isinstance(options, Mapping) else {each: each for each in options}
+    listed = [{"value": value, "label": label} for value, label in shown.items()]
+    return dcc.Dropdown(id=name, options=listed, value=value, clearable=False, **more)
+
+
+def choices(name: str, options: Mapping[str, str], value: str) -> dcc.RadioItems:
+    """Return a few options of which one holds. options: value to what is shown."""
+    listed = [{"value": value, "label": label} for value, label in options.items()]
+    return dcc.RadioItems(id=name, options=listed, value=value, inline=True)
+
+
+def answer(page: str) -> html.Div:
+    """Return the card that says the answer first, then what it rests on, then how far a run is.
+
+    page: letter that the names of its parts begin with.
+    """
+    run = [
+        html.Span(id=f"{page}-progress", role="status"),
+        html.Button("Cancel", id=f"{page}-cancel", type="button", className="small", hidden=True),
+        html.Button("Run again", id=f"{page}-again", type="button", className="small", hidden=True),
+    ]
+    said = html.Div(id=f"{page}-answer", className="answer", **aria(live="polite"))
+    return html.Div(
+        [said, html.Div(id=f"{page}-curve", className="soft"), html.Div(run, className="progress")],
+        className="card",
+    )
+
+
+def exports(buttons: Mapping[str, str]) -> html.Div:
+    """Return buttons that save the view; buttons: name to what stands on it."""
+    return html.Div(
+        [html.Button(shown, id=name, type="button") for name, shown in buttons.items()], className="exports"
+    )
+
+
+def said_of(error: Exception) -> str:
+    """Say an error without the place, which is where it is shown."""
+    if isinstance(error, BadInputError):
+        return str(BadInputError(error.problem, value=error.value, remedy=error.remedy))
+    return str(error)
+
+
+def figure(name: str, title: str, what: str) -> html.Figure:
+    """Return an empty figure with its title, a sentence on how to read it, and a button for a PNG."""
+    config: Any = {"displayModeBar": False, "responsive": True}
+    button = html.Button("PNG", type="button", className="small", title=f"Save {title} as PNG")
+    return html.Figure(
+        [
+            html.Figcaption([html.Strong(title), html.Span(f" {what}", className="soft"), button]),
+            html.Div(
+                dcc.Graph(id=name, config=config, className="plot"), role="img",
+                **aria(label=f"{title}. {what}"),
+            ),
+        ]
+    )  # fmt: skip
+
+
+def table(heads: Mapping[str, str], rows: Sequence[Mapping[str, Any]], best: Sequence[bool] = ()) -> html.Div:
+    """Return a table; heads: column to what stands above it. best: which rows are in bold."""
+    head = html.Tr(
+        [html.Th(shown, scope="col", title=COLUMNS.get(name, "")) for name, shown in heads.items()]
+    )
+    body = []
+    for index, row in enumerate(rows):
+        cells = [_cell(row[name], first=position == 0) for position, name in enumerate(heads)]
+        body.append(html.Tr(cells, className="best" if index < len(best) and best[index] else ""))
+    return html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="table", tabIndex="0")
+
+
+def _cell(value: object, *, first: bool) -> Any:
+    if first:
+        return html.Th(str(value), scope="row")
+    text = value if isinstance(value, str) else number(value)
+    return html.Td(text, className="text" if isinstance(value, str) and len(value) > 12 else "")
+
+
+def number(value: object) -> str:
+    """Write a number as people read it; a dash for what is not known."""
+    if isinstance(value, bool | None):
+        return {True: "yes", False: "no", None: "-"}[value]
+    if not isinstance(value, int | float):
+        return str(value)
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
+
+
+def percent(value: float) -> str:
+    """Write a change as a signed percentage."""
+    return "-" if math.isnan(value) else "+0%" if abs(value) < 0.005 else f"{value:+.0%}"
+
+
+def code(text: str, name: str) -> html.Div:
+    """Return text to be copied, with a button that does it."""
+    return html.Div(
+        [
+            html.Pre(text, id=name, tabIndex="0"),
+            dcc.Clipboard(target_id=name, title="Copy", className="copy"),
+        ],
+        className="code",
+    )
+
+
+def badge(kind: str, band: float | None) -> html.Span:
+    """Return what a curve rests on, and by how much it may be off."""
+    off = "" if band is None else f", step times within {band:.0%}"
+    return html.Span(f"{kind}{off}", className=f"badge {kind}", title="What the curve rests on")
+
+
+def bullets(items: Sequence[str], name: str = "warnings") -> html.Ul | None:
+    """Return sentences as a list, or nothing."""
+    return html.Ul([html.Li(each) for each in items], className=name) if items else None

@@ -1,0 +1,130 @@
+"""A state of the page Explore: through its address and back, and as what can be run elsewhere."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import typer.main
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.cli import app as cli
+from simulator.cli.explore import DEFAULT_LOADS
+from simulator.core.errors import BadInputError
+from simulator.sweeps.comparison import parse_speed
+from simulator.ui.explore.asked import Deployed, Explored, as_commands, as_python, from_query, to_query
+from simulator.ui.explore.form import BY_POSITION, POLICIES, acceptance_of, state_of
+from simulator.ui.explore.work import COARSE_STEPS, LOADS, bench_of, conditional_rates, tasks_of
+
+ON_HARDWARE = Explored(
+    Deployed("", "Qwen/Qwen3-32B", "h100", "vllm", "fp8", "qwen3-14b/dspark/mt-bench"), ("mtp1", "dspark"),
+    sla=25, statistic="p10",
+)  # fmt: skip
+
+WORDS = st.text(max_size=12).map(str.strip)
+
+
+@given(
+    st.builds(
+        Explored,
+        st.builds(Deployed, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS),
+        st.lists(WORDS.filter(bool), max_size=12, unique=True).map(tuple),
+        st.sampled_from(["usual", "full"]),
+        st.integers(1, 10**5).map(lambda tenths: tenths / 10),
+        st.sampled_from(["mean", "p10"]),
+    )
+)
+def test_a_state_survives_its_address(state: Explored) -> None:
+    assert from_query("?" + to_query(state)) == state
+
+
+def test_the_usual_state_has_a_short_address() -> None:
+    assert to_query(Explored()) == ""
+    assert from_query("") == Explored()
+    assert from_query("?unknown=1&sla=90") == replace(Explored(), sla=90.0)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("sla=fast", "sla: "),
+        ("sla=0", "must be a speed"),
+        ("statistic=p90", "mean, p10"),
+        ("effort=x", "usual, full"),
+    ],
+)
+def test_a_wrong_address_names_its_word(query: str, said: str) -> None:
+    with pytest.raises(BadInputError, match=said):
+        from_query(query)
+
+
+@pytest.mark.parametrize(
+    "state", [Explored(), ON_HARDWARE, replace(Explored(), on=Deployed(acceptance="conditional:0.9,0.8"))]
+)
+def test_commands_are_read_by_the_command_line(state: Explored) -> None:
+    """What the parser reads is what the state says."""
+    root: Any = typer.main.get_command(cli.commands())
+    for text, name in zip(as_commands(state, (1, 10), 1), ("frontier", "compare"), strict=True):
+        program, command, *options = shlex.split(text)
+        assert (program, command) == ("dspark-sim", name)
+        read = root.commands[command].make_context(command, options).params
+        on = state.on
+        assert (read["profile"] or "") == on.profile
+        assert (read["model"] or "", read["gpu"] or "") == (on.model, on.gpu)
+        assert (read["engine"] or "", read["precision"] or "") == (on.engine, on.precision)
+        assert list(read["acceptance"] or []) == ([on.acceptance] if on.acceptance else [])
+        assert tuple(read["policy"]) == state.policies
+        assert (read["concurrency"], read["seeds"]) == ("1,10", 1)
+    assert [parse_speed(each) for each in read["sla"]] == [parse_speed(state.term)]
+
+
+def test_python_gives_the_table_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """The text is run as it stands, with loads that take no time, beside what a worker computes."""
+    state = replace(Explored(), policies=("autoregressive",), sla=50.0)
+    names: dict[str, Any] = {}
+    exec(as_python(state, (2, 200), 1), names)
+    bench, _ = bench_of(state.on)
+    mine = bench.frontier("autoregressive", (2, 200), seeds=1).table
+    assert names["line"].table.equals(mine)
+    assert "tps_mean>=50" in capsys.readouterr().out
+
+
+def test_python_on_hardware_compiles_and_names_all() -> None:
+    text = as_python(ON_HARDWARE, (1,), 1)
+    compile(text, "shown", "exec")
+    assert "sim.hardware('Qwen/Qwen3-32B', 'h100', engine='vllm', precision='fp8')" in text
+
+
+def test_the_stages_are_what_the_page_says() -> None:
+    assert ",".join(map(str, LOADS["full"])) == DEFAULT_LOADS
+    assert len(COARSE_STEPS) == len(LOADS["coarse"])
+    coarse, refined = (
+        [getattr(task, "stage", None) for task in tasks_of(Explored())].index(stage)
+        for stage in ("coarse", "usual")
+    )
+    assert coarse < refined  # a first look of every policy comes before any line is refined
+
+
+def test_rates_are_edited_up_to_the_first_gap() -> None:
+    assert acceptance_of(BY_POSITION, [0.9, 0.85, None, 0.5]) == "conditional:0.9,0.85"
+    assert acceptance_of("qwen3-4b-chat", [0.9]) == "qwen3-4b-chat"
+    with pytest.raises(BadInputError, match="names no rate"):
+        acceptance_of(BY_POSITION, [None, 0.5])
+
+
+def test_rates_of_a_model_are_those_that_it_was_given() -> None:
+    """Conditional rates of plain rates: known by construction, within what chance allows."""
+    from simulator.deployment.acceptance_text import parse_acceptance
+
+    found = conditional_rates(parse_acceptance("conditional:0.9,0.6,0.3"))
+    assert found == pytest.approx((0.9, 0.6, 0.3), abs=0.01)
+
+
+def test_every_policy_to_choose_from_can_be_read() -> None:
+    state = state_of("profile", "deepseek-v4-flash", None, None, "", "", "", POLICIES, "usual")
+    assert state.policies == POLICIES
+    for policy in set(POLICIES) - {"fixed:7"}:  # longer than the blocks of this profile, not than others'
+        bench_of(Deployed())[0].plan(policy)

@@ -298,6 +298,7 @@ def _warn_outside(table: pd.DataFrame) -> None:
     if share > 0:
         typer.echo(
             f"warning: up to {share:.0%} of the steps ({worst['policy']} at {worst['concurrency']} requests) "
-            "ran beyond the batch sizes of the profile, where step time is clamped or extrapolated",
+            "ran beyond the batch sizes of the profile, where step time is clamped or extrapolated; measure "
+            "larger batches, or leave such loads out",
             err=True,
         )

@@ -268,7 +268,7 @@ def _warn_of_replicas(policy: str, replicas: Sequence[ReplicaRun]) -> None:
     if outside > 0:
         typer.echo(
             f"warning: up to {outside:.1%} of a replica's steps ran beyond the batch sizes of the profile, "
-            "where step time is clamped or extrapolated",
+            "where step time is clamped or extrapolated; measure larger batches, or lower --concurrency",
             err=True,
         )
 

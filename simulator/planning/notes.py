@@ -199,6 +199,6 @@ def _extrapolated(plans: pd.DataFrame) -> list[str]:
         for policy, share in outside[["policy", "steps_outside_fraction"]].itertuples(index=False)
     )
     return [
-        f"steps beyond the measured cost table (times are extrapolated) at each policy's rate: {shares}: "
+        f"steps beyond the measured cost table at each policy's rate: {shares}; times are extrapolated: "
         "measure larger batches, or lower replica.concurrency"
     ]

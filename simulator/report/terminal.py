@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from simulator.core.files import write_table
-from simulator.core.units import readable
+from simulator.core.units import readable, readable_column, share
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile
 from simulator.engine.run import SATURATED, Run, write_run
@@ -109,13 +109,15 @@ def print_hardware(table: pd.DataFrame, refused: Mapping[str, str]) -> None:
             "By hardware, cheapest first", "GPU", "policy", "GPUs", "replicas", "cost per 1M output tokens",
             "requests/s a replica", "curve",
         )  # fmt: skip
-        for row in table.to_dict("records"):
-            band = "" if row["step_time_band"] is None else f" ± {row['step_time_band']:.0%}"
-            cost = float(row["cost_per_million_output_tokens"])
+        columns = {
+            name: readable_column(table[name].astype(float).tolist())
+            for name in ("gpus", "replicas", "cost_per_million_output_tokens", "rate_per_replica_per_s")
+        }
+        for row, *numbers in zip(table.to_dict("records"), *columns.values(), strict=True):
+            band = "" if pd.isna(row["step_time_band"]) else f" ± {row['step_time_band']:.0%}"
             shown.add_row(
-                str(row["gpu"]), str(row["policy"]), f"{row['gpus']:,.0f}", f"{row['replicas']:,.0f}",
-                "not known" if math.isnan(cost) else f"{cost:.3f}", f"{row['rate_per_replica_per_s']:.3g}",
-                f"{row['curve']}{band}", style="bold" if row["recommended"] else None,
+                str(row["gpu"]), str(row["policy"]), *numbers, f"{row['curve']}{band}",
+                style="bold" if row["recommended"] else None,
             )  # fmt: skip
         console.print(shown)
     for gpu, why in refused.items():
@@ -221,7 +223,7 @@ def _bands_table(bands: pd.DataFrame) -> Table:
     table = _table("Winning policy by load", "concurrent requests", "policy", "least lead", "over")
     for row in bands.to_dict("records"):
         margin, runner_up = float(row["margin"]), row["runner_up"]
-        lead = "" if math.isnan(margin) else f"{margin:.1%}" + ("" if row["clear"] else ", within noise")
+        lead = "" if math.isnan(margin) else share(margin) if row["clear"] else f"a tie, {share(margin)}"
         loads = f"{row['from_concurrency']:.0f} to {row['to_concurrency']:.0f}"
         table.add_row(loads, str(row["policy"]), lead, runner_up or "")
     return table

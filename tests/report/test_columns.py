@@ -48,6 +48,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     )  # fmt: skip
     with rough_plans() as patch:
         patch.setattr("simulator.api.hardware_plan.MOST_CONCURRENT", 16)
+        patch.setattr("simulator.planning.plan.GRID", (0.4, 1.0, 1.25))
         for words in commands:
             assert run(*words) == 0
     found: dict[str, set[str]] = {}

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -125,8 +125,35 @@ def judge(
     whose blocks are judged at ``temperature``. Memory is bounded whatever T is, but for the features: the
     target reads some hundred positions at a time, and anchors are packed, some dozens to a pass.
     """
+    first = None if tuple(kinds) == ("greedy",) else int(anchors[0])
+    reading = _Reading(target, draft, tokens, first)
+    return judge_read(reading, draft, tokens, anchors, kinds, temperature=temperature)
+
+
+class Reading(Protocol):
+    """Where a target's states and logits come from: from the target itself, or from what it left."""
+
+    def features_to(self, end: int) -> Tensor:
+        """Features [S, end, width] of the positions before ``end``."""
+        ...
+
+    def logits_at(self, slots: Tensor) -> Tensor:
+        """Logits [S, A, gamma, V] at positions [S, A, gamma]."""
+        ...
+
+
+@torch.no_grad()
+def judge_read(
+    reading: Reading,
+    draft: Draft,
+    tokens: Tensor,
+    anchors: Tensor,
+    kinds: Sequence[Kind],
+    *,
+    temperature: float = 1.0,
+) -> Judged:
+    """Do what ``judge`` does with states and logits that are read elsewhere."""
     greedy = tuple(kinds) == ("greedy",)
-    reading = _Reading(target, draft, tokens, None if greedy else int(anchors[0]))
     found: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
     confidences: list[Tensor] = []
     for some in torch.split(anchors, _ANCHORS_PER_PASS):

@@ -15,8 +15,8 @@ from simulator.capacity.server import Server, share_at_rate
 from simulator.core.statistics import mean_interval
 from simulator.engine.batch import WAITS
 from simulator.engine.limits import EngineLimits
-from simulator.engine.metrics import Metrics
-from simulator.engine.saturation import MATERIAL_GROWTH
+from simulator.engine.measures.metrics import Metrics
+from simulator.engine.measures.saturation import MATERIAL_GROWTH
 from simulator.fleet.fleet import FleetRun, simulate_fleet
 from simulator.fleet.layout import Fleet
 from simulator.sla.verdict import TermResult, saturated_assessment, unseen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Step(NamedTuple):
     """One engine step as recorded. Times in seconds; the rest counts requests or tokens.
 
     gap_s is the time since the batch last received tokens: the duration, and any prefill in between. A
-    newcomer's own gap differs (``engine.metrics.first_gaps``). A step of nothing but prefill has
+    newcomer's own gap differs (``engine.measures.metrics.first_gaps``). A step of nothing but prefill has
     ``requests`` 0. waiting: requests that have arrived and are not being served, be it in the pool's line,
     for a slot, for KV cache, or admitted with their prefill not begun. Three sums since the step before, in
     request-seconds: decoding_s is time in the batch, queued_s is time spent so ``waiting``, handover_s is
@@ -40,39 +40,71 @@ class Step(NamedTuple):
 
 
 class StepLog:
-    """Recorded steps in one array of float64, 96 bytes a step; counts are exact below 2^53."""
+    """Recorded steps in one array of float64, 96 bytes a step; counts are exact below 2^53.
 
-    __slots__ = ("_numbers",)
+    A log that is ``fold``ed now and then takes 52 bytes a step: all but the ends in float32.
+    """
+
+    __slots__ = ("_folded", "_numbers")
 
     def __init__(self) -> None:
         self._numbers = array("d")
+        self._folded: list[tuple[Floats, NDArray[np.float32]]] = []
 
     def __len__(self) -> int:
-        return len(self._numbers) // len(Step._fields)
+        folded = sum(ends.size for ends, _ in self._folded)
+        return folded + len(self._numbers) // len(Step._fields)
 
     def __iter__(self) -> Iterator[Step]:
-        return (self[index] for index in range(len(self)))
+        return (_step(row) for row in self.table().tolist())
 
     def __getitem__(self, index: int) -> Step:
         """Return one step, counted from the end where ``index`` is negative."""
+        if self._folded:
+            return _step(self.table()[index].tolist())
         first = range(len(self))[index] * len(Step._fields)
-        end, took, gap, r, drafts, accepted, committed, prefill, waiting, decoding, queued, handover = (
-            self._numbers[first : first + len(Step._fields)]
-        )
-        counts = (int(r), int(drafts), int(accepted), int(committed), int(prefill), int(waiting))
-        return Step(end, took, gap, *counts, decoding, queued, handover)
+        return _step(self._numbers[first : first + len(Step._fields)])
 
     def append(self, *numbers: float) -> None:
         """Record a step, given by its fields in order."""
         self._numbers.extend(numbers)
 
+    def extend(self, rows: Floats) -> None:
+        """Record steps, [n, fields of ``Step``] in float64."""
+        self._numbers.frombytes(rows.tobytes())
+
+    def fold(self) -> None:
+        """Pack the steps recorded so far: all but their ends are rounded to float32."""
+        if self._numbers:
+            table = self._recent()
+            self._folded.append((table[:, 0].copy(), table[:, 1:].astype(np.float32)))
+            del self._numbers[:]
+
     def clear(self) -> None:
         """Forget all steps."""
-        del self._numbers[:]
+        del self._numbers[:], self._folded[:]
 
     def table(self) -> Floats:
         """Copy the log into float64 [steps, fields of ``Step``]."""
+        if not self._folded:
+            return self._recent()
+        packed = [np.column_stack([ends, rest]) for ends, rest in self._folded]
+        return np.concatenate([*packed, self._recent()])
+
+    def _recent(self) -> Floats:
         return np.array(self._numbers, dtype=np.float64).reshape(-1, len(Step._fields))
+
+    def delivery_s(self) -> Floats:
+        """When each decode step delivered its tokens, [decode steps]."""
+        table = self.table()
+        ends: Floats = table[table[:, Step._fields.index("requests")] > 0, Step._fields.index("end_s")]
+        return ends
+
+
+def _step(row: Sequence[float]) -> Step:
+    end, took, gap, r, drafts, accepted, committed, prefill, waiting, decoding, queued, handover = row
+    counts = (int(r), int(drafts), int(accepted), int(committed), int(prefill), int(waiting))
+    return Step(end, took, gap, *counts, decoding, queued, handover)
 
 
 WAITS = ("waited_pool_s", "waited_slot_s", "waited_kv_s", "waited_step_s", "waited_prefill_s")

@@ -48,6 +48,15 @@ class TraceCursors:
         self._class_index = workload.class_index
         self._replays = replays
 
+    def arrays(self) -> tuple[NDArray[np.float32], Rows, Rows, Rows]:
+        """Return what is walked, for a loop that keeps cursors of its own.
+
+        Survival [rows, gamma] and accepted lengths [rows], traces end to end; the row at which each request
+        starts [n]; first row and length of each class's trace [2, classes].
+        """
+        rows = np.array([replay.rows for replay in self._replays])
+        return self._survival, self._accepted, self._first_row, np.stack([np.cumsum(rows) - rows, rows])
+
     def reuse(self, requests: Rows, tokens: Rows) -> float:
         """Design effect of reading the same outcomes again: 1 where each was read once.
 

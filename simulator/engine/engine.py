@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
 import simpy
 
 from simulator.core.arrays import Floats, Rows
-from simulator.core.errors import BadInputError
 from simulator.core.random import random_stream
 from simulator.cost.models import CostModel
 from simulator.engine.batch import (
@@ -31,7 +30,6 @@ from simulator.engine.batch import (
     BatchRows,
     History,
     Prompt,
-    Step,
     StepLog,
 )
 from simulator.engine.executor import (
@@ -43,7 +41,12 @@ from simulator.engine.executor import (
     Verified,
     learner_of,
 )
-from simulator.engine.limits import EngineLimits, PrefillPool
+from simulator.engine.limits import (
+    EngineLimits,
+    PrefillPool,
+    check_closed_loop_advances,
+    check_every_request_fits,
+)
 from simulator.schedulers.beyond.memory import Seen
 from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.traffic.workload import Workload
@@ -70,9 +73,15 @@ class Engine:
         *,
         seed: int = 0,
         pool: PrefillPool | None = None,
+        on_leave: Callable[[int], None] | None = None,
     ) -> None:
-        """pool: a prefill pool shared with other engines, by default one of its own by ``limits``."""
+        """Set up one replica.
+
+        pool: a prefill pool shared with other engines, by default one of its own by ``limits``. on_leave: is
+        told how many requests have just finished.
+        """
         self.environment, self.workload, self.executor = environment, workload, executor
+        self._on_leave = on_leave
         self.believed, self.limits = believed, limits
         self.learner = learner_of(scheduler, executor, workload, limits)
         self.scheduler = self.learner or scheduler
@@ -83,8 +92,8 @@ class Engine:
         self.completed = 0
         self.kv_reserved = 0
         self._kv_need = workload.prompt_tokens + workload.output_tokens + executor.gamma
-        self._check_every_request_fits()
-        self._check_closed_loop_advances()
+        check_every_request_fits(workload, limits, executor.gamma)
+        check_closed_loop_advances(workload, limits)
         self._waiting: deque[Prompt] = deque()
         self._prefilling: deque[Prompt] = deque()
         self._completing: list[Prompt] = []  # prompts whose prefill ends with the step under way
@@ -108,6 +117,14 @@ class Engine:
             self._phase = random_stream(seed, "closed-loop phase").random(limits.concurrency).tolist()
         self._wake: simpy.Event | None = None
         self.process = environment.process(self._run())
+
+    @property
+    def now_s(self) -> float:
+        """The clock."""
+        return float(self.environment.now)
+
+    def expect(self, least_steps: int | None, finish: int, most_steps: int) -> None:
+        """Take note of how far it will be run; this loop goes step by step and need not know."""
 
     @property
     def load(self) -> int:
@@ -186,9 +203,7 @@ class Engine:
 
     def delivery_s(self) -> Floats:
         """When each decode step so far delivered its tokens, [decode steps]."""
-        table = self.steps.table()
-        ends: Floats = table[table[:, Step._fields.index("requests")] > 0, Step._fields.index("end_s")]
-        return ends
+        return self.steps.delivery_s()
 
     def finished(self) -> dict[str, Floats]:
         """Finished requests, in that order: ``ADMITTED``, ``remaining``, ``finished_s``, ``last_step``."""
@@ -202,7 +217,7 @@ class Engine:
         """Of each request that has arrived, [n]: when, and when all that it waited for was over.
 
         As if all of it had come in one piece: arrival plus the sum of ``WAITS``; infinite for those who wait
-        now. This is what ``engine.saturation.is_saturated`` reads.
+        now. This is what ``engine.measures.saturation.is_saturated`` reads.
         """
         joined = np.array(self._joined).reshape(-1, len(ADMITTED))
         waits = [ADMITTED.index(name) for name in WAITS]
@@ -316,6 +331,8 @@ class Engine:
         needed = int(np.add.reduce(self._kv_need[left[REQUEST].astype(np.int64)]))
         self.kv_reserved -= needed
         self._context_tokens -= needed - left.shape[1] * self.executor.gamma
+        if self._on_leave is not None:
+            self._on_leave(left.shape[1])
 
     # ---------------------------------------------------------------- admission
 
@@ -412,20 +429,3 @@ class Engine:
         if self.learner is not None:
             self.learner.place(rows, self.workload.class_index[table[REQUEST].astype(np.int64)])
         self.executor.place(rows, table[REQUEST].astype(np.int64), np.array(context))
-
-    def _check_closed_loop_advances(self) -> None:
-        workload, prefilled = self.workload, self.limits.prefill == "elsewhere"
-        if workload.is_closed_loop and prefilled and np.all(workload.output_tokens == 1):
-            raise BadInputError(
-                "of 1 everywhere leave nothing to decode, and a closed loop no reason to advance",
-                field="output_tokens", remedy="give longer outputs, or prefill on the engine",
-            )  # fmt: skip
-
-    def _check_every_request_fits(self) -> None:
-        capacity = self.limits.kv_tokens
-        if capacity is not None and self._kv_need.max(initial=0) > capacity:
-            request = int(np.argmax(self._kv_need))
-            raise BadInputError(
-                f"request {request} needs {self._kv_need[request]} tokens of KV cache and could never run",
-                field="kv_tokens", value=capacity, remedy="raise the capacity or drop the request",
-            )  # fmt: skip

@@ -7,7 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from simulator.core.errors import BadInputError
+from simulator.traffic.workload import Workload
 
 Prefill = Literal["elsewhere", "chunked", "whole"]
 
@@ -94,3 +97,23 @@ class PrefillPool:
         end_s = start_s + tokens / self.tokens_per_s
         heapq.heapreplace(self._free_s, end_s)
         return start_s, end_s
+
+
+def check_closed_loop_advances(workload: Workload, limits: EngineLimits) -> None:
+    """Refuse a closed loop in which no request has anything to decode or to prefill."""
+    if workload.is_closed_loop and limits.prefill == "elsewhere" and np.all(workload.output_tokens == 1):
+        raise BadInputError(
+            "of 1 everywhere leave nothing to decode, and a closed loop no reason to advance",
+            field="output_tokens", remedy="give longer outputs, or prefill on the engine",
+        )  # fmt: skip
+
+
+def check_every_request_fits(workload: Workload, limits: EngineLimits, gamma: int) -> None:
+    """Refuse a request that needs more KV cache than there is; it reserves a block of ``gamma`` too."""
+    need = workload.prompt_tokens + workload.output_tokens + gamma
+    if limits.kv_tokens is not None and need.max(initial=0) > limits.kv_tokens:
+        request = int(np.argmax(need))
+        raise BadInputError(
+            f"request {request} needs {need[request]} tokens of KV cache and could never run",
+            field="kv_tokens", value=limits.kv_tokens, remedy="raise the capacity or drop the request",
+        )  # fmt: skip

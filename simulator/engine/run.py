@@ -15,12 +15,12 @@ from simulator.acceptance.trace import Replay
 from simulator.core.errors import BadInputError
 from simulator.core.files import write_json, write_table
 from simulator.cost.models import CostModel
-from simulator.engine.engine import Engine
 from simulator.engine.executor import Executor
 from simulator.engine.limits import EngineLimits
-from simulator.engine.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame, walks
-from simulator.engine.saturation import is_saturated
+from simulator.engine.measures.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame, walks
+from simulator.engine.measures.saturation import is_saturated
 from simulator.engine.simulated import SimulatedExecutor
+from simulator.engine.strides.serving import ServingEngine, serving_engine
 from simulator.schedulers.early_stop import early_stop_loss, watched
 from simulator.schedulers.protocol import Scheduler
 from simulator.traffic.workload import Workload
@@ -44,7 +44,7 @@ def write_run(run: Run, directory: Path, description: Mapping[str, object], **mo
     write_json(directory / "run.json", {"schema": 1, **description, **outcome})
 
 
-def write_unfinished(engine: Engine, directory: Path, reason: str) -> None:
+def write_unfinished(engine: ServingEngine, directory: Path, reason: str) -> None:
     """Keep what a run had done when it broke off: both frames, and ``unfinished.json`` with the reason.
 
     There is no ``run.json``, and so no metrics: whatever reads run directories passes this one over.
@@ -140,13 +140,13 @@ def run_engine(
     seed: int = 0,
     steps: int | None = None,
     finish: int = 0,
-) -> Engine:
+) -> ServingEngine:
     """Drive one engine over a workload with any executor, simulated or live, and return it for measuring."""
     if workload.is_closed_loop and steps is None:
         raise BadInputError(
             "is needed: a closed loop never ends", field="steps", remedy="give a number of steps"
         )
-    engine = Engine(simpy.Environment(), workload, executor, scheduler, believed, limits, seed=seed)
+    engine = serving_engine(simpy.Environment(), workload, executor, scheduler, believed, limits, seed=seed)
     advance(engine, steps, finish)
     return engine
 
@@ -175,9 +175,10 @@ def enough_requests(concurrency: int) -> int:
     return max(TURNOVERS * concurrency, FEWEST_FINISHED)
 
 
-def advance(engine: Engine, steps: int | None, finish: int = 0) -> None:
+def advance(engine: ServingEngine, steps: int | None, finish: int = 0) -> None:
     """Let a new engine serve its workload, or so many steps of it; a closed loop may need to go on."""
     environment, workload, wanted = engine.environment, engine.workload, len(engine.workload)
+    engine.expect(steps, finish if workload.is_closed_loop else 0, MOST_STEPS)
     if not workload.is_closed_loop:
         environment.process(arrivals(environment, workload, engine))
     try:
@@ -195,7 +196,7 @@ def advance(engine: Engine, steps: int | None, finish: int = 0) -> None:
         ) from error
 
 
-def summarise(engine: Engine, *, warmup: float = 0.2, steps_outside: int = 0) -> Run:
+def summarise(engine: ServingEngine, *, warmup: float = 0.2, steps_outside: int = 0) -> Run:
     """Frames and metrics of an engine that has run."""
     requests, steps = requests_frame(engine), steps_frame(engine)
     metrics = measure(
@@ -208,17 +209,17 @@ def summarise(engine: Engine, *, warmup: float = 0.2, steps_outside: int = 0) ->
     return Run(requests, steps, metrics, saturated=True)
 
 
-def is_overloaded(engine: Engine, *, warmup: float = 0.2) -> bool:
+def is_overloaded(engine: ServingEngine, *, warmup: float = 0.2) -> bool:
     """Whether more and more requests wait while they arrive, after a share of that time as warm-up."""
     arrival_s = engine.workload.arrival_s
     if arrival_s is None or not arrival_s.size:
         return False
-    start_s, end_s = float(arrival_s[0]), min(float(arrival_s[-1]), float(engine.environment.now))
+    start_s, end_s = float(arrival_s[0]), min(float(arrival_s[-1]), engine.now_s)
     return is_saturated(*engine.served_s(), start_s + warmup * (end_s - start_s), end_s)
 
 
 def arrivals(
-    environment: simpy.Environment, workload: Workload, engine: Engine
+    environment: simpy.Environment, workload: Workload, engine: ServingEngine
 ) -> Generator[simpy.Event, Any, None]:
     """Submit each request to one engine at its arrival time."""
     assert workload.arrival_s is not None

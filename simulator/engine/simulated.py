@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.acceptance.trace import Replay
-from simulator.core.arrays import Rows
+from simulator.core.arrays import Floats, Rows
 from simulator.core.random import random_stream
 from simulator.cost.asked import Asked, AskedCost
 from simulator.cost.models import CostModel, StepTime
@@ -37,6 +38,16 @@ class SimulatedExecutor:
         self._asked: Asked | None = None
         self._buffer = np.zeros((capacity, self.gamma), dtype=np.float32)
         self._drafted = self._buffer[:0]
+
+    @property
+    def scatters(self) -> bool:
+        """Whether single steps scatter about their mean."""
+        return self._jitter is not None
+
+    def scatter(self, steps: int) -> Floats:
+        """Multiples of the mean time of the next ``steps`` steps, for a loop that times steps itself."""
+        assert self._jitter is not None
+        return np.fromiter(islice(self._jitter, steps), dtype=np.float64, count=steps)
 
     def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
         """Start walking each request's sequence."""

@@ -21,7 +21,7 @@ import pandas as pd
 
 from simulator.core.errors import BadInputError
 from simulator.deployment.setup import Setup
-from simulator.engine.metrics import Metrics
+from simulator.engine.measures.metrics import Metrics
 from simulator.fleet.layout import COOLDOWN, WARMUP, Fleet
 from simulator.fleet.pod import Pod, PodRun, ReplicaRun, run_pod_row
 from simulator.parallel.backends import Backend

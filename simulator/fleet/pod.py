@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import simpy
-from numpy.typing import NDArray
 
 from simulator.acceptance.trace import Replay
-from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
 from simulator.core.random import random_stream
 from simulator.deployment.setup import Setup
-from simulator.engine.batch import WAITS, Step
-from simulator.engine.engine import Engine
+from simulator.engine.batch import WAITS
 from simulator.engine.limits import PrefillPool
-from simulator.engine.metrics import Metrics, first_gaps, measure, requests_frame
-from simulator.engine.saturation import Trend, queue_trend
+from simulator.engine.measures.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame
+from simulator.engine.measures.saturation import Trend, queue_trend
 from simulator.engine.simulated import SimulatedExecutor
+from simulator.engine.strides.serving import ServingEngine, serving_engine
 from simulator.fleet.layout import WARMUP, Fleet
 from simulator.fleet.prefix_cache import PrefixCache
 from simulator.fleet.routers import Board, LeastLoaded, PowerOfTwo, PrefixAware, RoundRobin, Router
@@ -133,59 +131,30 @@ def run_pod(pod: Pod) -> PodRun:
     prefill = pod.fleet.pod_pool()
     replicas = [_replica(environment, pod, replays, board, index, prefill) for index in range(pod.replicas)]
     router = _router(pod, board)
-    environment.process(_arrivals(environment, pod.workload, replicas, router))
+    environment.process(_arrivals(environment, pod.workload, replicas, router, board))
     environment.process(_fold(environment, replicas))
     while board.served < len(pod.workload):
         environment.step()
     return _finish(pod, replicas)
 
 
-class Replica(Engine):
-    """An engine that updates the board of its pod, packs its steps, and may reuse prefixes."""
+@dataclass(slots=True)
+class Replica:
+    """An engine of a pod: it may reuse prefixes, and the board says how many requests it has."""
 
-    def __init__(
-        self, board: Board, index: int, cache: PrefixCache | None, *engine: Any, pool: PrefillPool | None
-    ) -> None:
-        super().__init__(*engine, pool=pool)
-        self.board, self.index, self.cache = board, index, cache
-        self.packed: list[tuple[Floats, NDArray[np.float32]]] = []
-        self.submitted = 0
+    index: int
+    board: Board
+    engine: ServingEngine
+    executor: SimulatedExecutor
+    cache: PrefixCache | None
+    submitted: int = 0
 
-    def submit(self, request: int, *, cached_tokens: int = 0) -> None:
+    def submit(self, request: int) -> None:
         """Take a request; the cached part of its prompt is not prefilled again."""
-        if self.cache is not None:
-            cached_tokens = self.cache.take(request)
+        cached_tokens = 0 if self.cache is None else self.cache.take(request)
         self.board.loads[self.index] += 1
         self.submitted += 1
-        super().submit(request, cached_tokens=cached_tokens)
-
-    def _leave(self, left: Floats) -> None:
-        super()._leave(left)
-        self.board.loads[self.index] -= left.shape[1]
-        self.board.served += left.shape[1]
-
-    def fold(self) -> None:
-        """Pack the finished steps: 52 bytes a step instead of 96."""
-        if self.steps:
-            table = self.steps.table()
-            self.packed.append((table[:, 0].copy(), table[:, 1:].astype(np.float32)))
-            self.steps.clear()
-
-    def delivery_s(self) -> Floats:
-        """Return the time of delivery of each finished decode step, [decode steps]."""
-        self.fold()
-        requests = Step._fields.index("requests") - 1
-        return np.concatenate([np.empty(0), *(ends[rest[:, requests] > 0] for ends, rest in self.packed)])
-
-    def steps_frame(self) -> pd.DataFrame:
-        """Return all steps with the columns of ``engine.batch.Step``."""
-        self.fold()
-        ends = [end_s for end_s, _ in self.packed] or [np.empty(0)]
-        rests = [rest for _, rest in self.packed] or [np.empty((0, len(Step._fields) - 1), np.float32)]
-        frame = pd.DataFrame(np.concatenate(rests).astype(np.float64), columns=list(Step._fields[1:]))
-        frame.insert(0, "end_s", np.concatenate(ends))
-        counts = [name for name in Step._fields if not name.endswith("_s")]
-        return frame.astype(dict.fromkeys(counts, np.int64))
+        self.engine.submit(request, cached_tokens=cached_tokens)
 
 
 def _router(pod: Pod, board: Board) -> Router:
@@ -216,8 +185,11 @@ def _replica(
     executor = SimulatedExecutor(
         replays, pod.workload, plan.cost, capacity=limits.concurrency, seed=pod.seed + pod.index
     )
-    engine = (environment, pod.workload, executor, watched(plan.scheduler), plan.believed, limits)
-    return Replica(board, index, cache, *engine, pool=prefill)
+    engine = serving_engine(
+        environment, pod.workload, executor, watched(plan.scheduler), plan.believed, limits,
+        pool=prefill, horizon=lambda: board.next_arrival_s, on_leave=lambda count: board.leave(index, count),
+    )  # fmt: skip
+    return Replica(index, board, engine, executor, cache)
 
 
 def _prefix(pod: Pod) -> PrefixBlocks:
@@ -230,35 +202,43 @@ def _prefix(pod: Pod) -> PrefixBlocks:
 
 
 def _arrivals(
-    environment: simpy.Environment, workload: Workload, replicas: Sequence[Replica], router: Router
+    environment: simpy.Environment,
+    workload: Workload,
+    replicas: Sequence[Replica],
+    router: Router,
+    board: Board,
 ) -> Generator[simpy.Event, Any, None]:
     assert workload.arrival_s is not None
     reached_s = environment.now
     for request, arrival_s in enumerate(workload.arrival_s.tolist()):
         if arrival_s > reached_s:  # see ``engine.run.arrivals``
-            yield environment.timeout(max(0.0, arrival_s - environment.now))
+            delay_s = max(0.0, arrival_s - environment.now)
+            board.next_arrival_s = environment.now + delay_s
+            yield environment.timeout(delay_s)
             reached_s = arrival_s
         replicas[router.choose(request)].submit(request)
+    board.next_arrival_s = math.inf
 
 
 def _fold(environment: simpy.Environment, replicas: Sequence[Replica]) -> Generator[simpy.Event, Any, None]:
     while True:
         yield environment.timeout(FOLD_S)
         for replica in replicas:
-            replica.fold()
+            replica.engine.steps.fold()
 
 
 def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
     """Measure every replica; free its steps before the next replica is measured."""
-    served = [requests_frame(replica) for replica in replicas]
+    served = [requests_frame(replica.engine) for replica in replicas]
     trend = queue_trend_of(pod, served)
     saturated = trend.grows
     observed, measured, runs = [], [], []
     from_s, to_s = pod.measured_s
     for replica, requests in zip(replicas, served, strict=True):
-        steps, first, delivery_s = replica.steps_frame(), first_gaps(replica), replica.delivery_s()
-        replica.packed.clear()
-        outside = replica.executor.steps_outside if isinstance(replica.executor, SimulatedExecutor) else 0
+        engine, outside = replica.engine, replica.executor.steps_outside
+        engine.steps.fold()  # all steps are rounded alike, wherever the clock stood at the last fold
+        steps, first, delivery_s = steps_frame(engine), first_gaps(engine), engine.delivery_s()
+        engine.steps.clear()
         # Requests wait in one queue of the pod; each replica gets an equal share of its trend.
         share = (trend.slope_per_s / len(replicas), trend.ci95 / len(replicas))
         runs.append(_replica_run(pod, replica, steps, requests, outside, share))
@@ -302,7 +282,7 @@ def _replica_run(
         steps=len(steps),
         rows_mean=float((decode["requests"] + decode["draft_tokens"]).mean()) if len(decode) else 0.0,
         steps_outside_fraction=outside / max(len(steps), 1),
-        early_stop_loss=early_stop_loss(replica.scheduler) or 0.0,
+        early_stop_loss=early_stop_loss(replica.engine.scheduler) or 0.0,
         waits={name: float(requests[name].mean()) if len(requests) else 0.0 for name in WAITS},
         prefix_hit_share=replica.cache.hit_share if replica.cache else 0.0,
         queue_trend_per_s=trend[0],

@@ -18,13 +18,19 @@ SPILL = 1.25
 class Board:
     """State of a pod that routers read.
 
-    Requests on each replica, [replicas]; the replicas that hold each prefix block; and the number of requests
-    served in all.
+    Requests on each replica, [replicas]; the replicas that hold each prefix block; the number of requests
+    served in all; and when the next request arrives, seconds, before which no router reads any of this.
     """
 
     loads: NDArray[np.int64]
     holders: dict[int, set[int]] = field(default_factory=dict)
     served: int = 0
+    next_arrival_s: float = 0.0
+
+    def leave(self, replica: int, count: int) -> None:
+        """Note that so many requests have left a replica."""
+        self.loads[replica] -= count
+        self.served += count
 
 
 class Router(Protocol):

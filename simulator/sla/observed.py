@@ -24,8 +24,9 @@ ROUNDING = 1e-9
 class Observed:
     """The part of a run that an SLA judges: measured requests in order of arrival, and their deliveries.
 
-    requests: columns of ``engine.metrics.requests_frame``, ``e2e_s`` and ``deliveries``. gaps: classes of
-    the time between two deliveries, [n] in seconds, and how often each occurred, [n], by traffic class name.
+    requests: columns of ``engine.measures.metrics.requests_frame``, ``e2e_s`` and ``deliveries``. gaps:
+    classes of the time between two deliveries, [n] in seconds, and how often each occurred, [n], by the
+    name of a traffic class.
     on_time: by bound of an itl term in seconds, the deliveries of each request within it, [requests].
     """
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from simulator.core.errors import BadInputError
 from simulator.core.units import parse_duration_s, parse_number
-from simulator.engine.metrics import Metrics
+from simulator.engine.measures.metrics import Metrics
 from simulator.sla.metric_names import in_terms
 
 Comparison = Literal[">=", "<="]
@@ -39,7 +39,7 @@ SUMMABLE = ("ttft", "tpot", "e2e")
 """Times of a request that a term may add up with weights, as in ttft+16*tpot."""
 
 SYSTEM_METRICS = tuple(field.name for field in fields(Metrics))
-"""Metrics of the whole system, with the names of ``engine.metrics.Metrics``."""
+"""Metrics of the whole system, with the names of ``engine.measures.metrics.Metrics``."""
 
 LONGEST_TERM = 200
 """Most characters of a term: the time to match many blanks grows with their cube. A choice."""

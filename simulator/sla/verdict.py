@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.core.statistics import ratio_interval, weighted_quantile
-from simulator.engine.metrics import Metrics
+from simulator.engine.measures.metrics import Metrics
 from simulator.sla.observed import Observed
 from simulator.sla.terms import REQUEST_METRICS, SYSTEM_METRICS, Sla, Term
 
@@ -166,7 +166,7 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
 
 
 def _mean_parts(metric: str, requests: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return a mean as two sums over requests, defined as in ``engine.metrics``."""
+    """Return a mean as two sums over requests, defined as in ``engine.measures.metrics``."""
     decode_s = (requests["finished_s"] - requests["first_token_s"]).to_numpy()
     tokens, steps = requests["decode_tokens"].to_numpy(), requests["decode_steps"].to_numpy()
     if metric == "tps":

@@ -21,7 +21,7 @@ from simulator.engine.batch import WAITS
 from simulator.engine.cursors import LONG_TRACE
 from simulator.engine.executor import SchedulerError
 from simulator.engine.limits import EngineLimits
-from simulator.engine.metrics import requests_frame, steps_frame
+from simulator.engine.measures.metrics import requests_frame, steps_frame
 from simulator.engine.run import Run, run_engine, simulate
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered

@@ -66,6 +66,17 @@ def test_results_do_not_depend_on_workers() -> None:
     assert one.replicas.equals(two.replicas)
 
 
+@pytest.mark.parametrize("router", ["least-loaded", "power-of-two"])
+def test_a_pod_is_the_same_whichever_loop_runs_it(router: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled engines run ahead of the clock, up to the next arrival; no router may notice."""
+    cluster = Fleet(3, EngineLimits(6, prefill_tokens_per_s=4e3), router=router)  # type: ignore[arg-type]
+    compiled = simulate_fleet(traffic(30, 300), [plan("dspark")], cluster, SLA)
+    monkeypatch.setattr("simulator.engine.strides.serving._striding", lambda: None)
+    plain = simulate_fleet(traffic(30, 300), [plan("dspark")], cluster, SLA)
+    assert compiled.assessment == plain.assessment
+    pd.testing.assert_frame_equal(compiled.replicas, plain.replicas, check_exact=True)
+
+
 def test_balancing_shortens_the_tail() -> None:
     """Uneven requests pile up behind a blind router; knowing the loads avoids it."""
     uneven = traffic(20, 500, "fixed:50/lognormal:150,cv=2.5,max=4000")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from simulator.core.errors import BadInputError
-from simulator.engine.metrics import Metrics
+from simulator.engine.measures.metrics import Metrics
 from simulator.sla.observed import Observed, observe, pool
 from simulator.sla.terms import Sla, parse_sla, parse_term
 from simulator.sla.verdict import Assessment, TermResult, assess, metric_values, saturated_assessment, unseen

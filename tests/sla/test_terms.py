@@ -10,8 +10,8 @@ import pytest
 
 from simulator.core.errors import BadInputError
 from simulator.core.statistics import ratio_interval
-from simulator.engine.metrics import Metrics
-from simulator.engine.saturation import is_saturated, queue_trend
+from simulator.engine.measures.metrics import Metrics
+from simulator.engine.measures.saturation import is_saturated, queue_trend
 from simulator.sla import observed
 from simulator.sla.observed import Observed, pool, tally
 from simulator.sla.terms import Sla, parse_sla, parse_term

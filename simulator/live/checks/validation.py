@@ -27,7 +27,7 @@ from simulator.deployment.profile import Profile
 from simulator.deployment.setup import Setup
 from simulator.engine.engine import Engine
 from simulator.engine.limits import EngineLimits
-from simulator.engine.metrics import Metrics
+from simulator.engine.measures.metrics import Metrics
 from simulator.engine.run import Run, advance, simulate, summarise, write_run
 from simulator.live.device import device_name, long_lived_objects_set_aside
 from simulator.live.engine.executor import LiveExecutor

@@ -29,7 +29,7 @@ from simulator.core.errors import BadInputError
 from simulator.core.statistics import BATCHES, divide, divide_each, quantile, rate_interval, weighted_quantile
 from simulator.engine.batch import WAITS, Step
 from simulator.engine.cursors import TraceCursors
-from simulator.engine.engine import Engine
+from simulator.engine.strides.serving import ServingEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Metrics:
         return replace(self, **unknown)
 
 
-def steps_frame(engine: Engine) -> pd.DataFrame:
+def steps_frame(engine: ServingEngine) -> pd.DataFrame:
     """One row per engine step, columns as in ``engine.batch.Step``."""
     columns = list(Step._fields)
     table = engine.steps.table()
@@ -87,7 +87,7 @@ def steps_frame(engine: Engine) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(counts, np.int64))
 
 
-def requests_frame(engine: Engine) -> pd.DataFrame:
+def requests_frame(engine: ServingEngine) -> pd.DataFrame:
     """One row per finished request in order of completion: its times, tokens, waits and derived speeds.
 
     first_gap_s: from its first token to its next delivery, NaN where there was none. waited_*_s: see
@@ -130,7 +130,7 @@ def requests_frame(engine: Engine) -> pd.DataFrame:
     )
 
 
-def first_gaps(engine: Engine) -> tuple[NDArray[np.int64], Floats]:
+def first_gaps(engine: ServingEngine) -> tuple[NDArray[np.int64], Floats]:
     """Every request's first delivery so far: the number of its decode step and the gap before it, [n] each.
 
     Requests that are still under way count, unlike in ``requests_frame``: a run cut short would otherwise
@@ -179,7 +179,7 @@ class Walks:
         return summed
 
 
-def walks(engine: Engine) -> Walks:
+def walks(engine: ServingEngine) -> Walks:
     """Who read how much of the recorded acceptance, in a run so far."""
     finished, under_way = engine.finished(), engine.decoding()
     decode_steps = engine.delivery_s().size

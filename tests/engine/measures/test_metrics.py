@@ -18,7 +18,7 @@ from simulator.core.errors import BadInputError
 from simulator.core.statistics import BATCHES, mean_interval, weighted_quantile
 from simulator.engine.batch import Step, StepLog
 from simulator.engine.limits import EngineLimits
-from simulator.engine.metrics import Metrics, Walks, measure, requests_frame, steps_frame
+from simulator.engine.measures.metrics import Metrics, Walks, measure, requests_frame, steps_frame
 from simulator.engine.run import simulate
 from simulator.schedulers.policies import DSpark, Fixed
 from simulator.traffic.arrivals import ClosedLoop

@@ -1,0 +1,1 @@
+"""What a run measures, and whether a line of requests grows."""

@@ -1,0 +1,61 @@
+"""How functions of the step loop are compiled, and where the compiled code is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numba
+
+from simulator.engine import batch
+from simulator.schedulers import search
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def compiled(function: _Function) -> _Function:
+    """Compile a function on its first call, without reassociating floats; keep the code on disk.
+
+    Numba notices a change of the function's own file only. The folder is named after all files of this
+    package, so a change of a function that another one calls is noticed as well.
+    """
+    previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE)
+    try:
+        made: _Function = numba.njit(cache=KEPT, error_model="numpy")(function)
+        return made
+    finally:
+        numba.config.CACHE_DIR = previous
+
+
+def inner(function: _Function) -> _Function:
+    """Compile what only compiled functions call: without a wrapper for Python, and not kept alone."""
+    made: _Function = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(
+        function
+    )
+    return made
+
+
+def _cache() -> Path:
+    """Folder of the compiled code: of the user, or the one that ``NUMBA_CACHE_DIR`` names."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    constants = [Path(str(module.__file__)) for module in (batch, search)]  # compiled in as well
+    sources = [*sorted(Path(__file__).parent.glob("*.py")), *constants]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    return (Path(named) if named else home / "dspark-simulator") / f"strides-{digest}"
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+CACHE = _cache()
+KEPT = _writable(CACHE)
+"""Whether compiled code can be kept there."""

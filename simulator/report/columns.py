@@ -180,7 +180,7 @@ COLUMNS: Mapping[str, str] = {
     "share_kept": "Share of the requests that keep it.",
     "share_kept_ci95": "Half-width of the 95% interval of that share.",
     "holds": "Whether the term holds.",
-    "shown": "The same in words.",
+    "shown": "What users get of the term, in words, with its 95% interval.",
     "met": "Whether every term holds.",
     "saturated": "Whether the queue grows without bound.",
     "attainment": "Share of the requests that keep every term that promises something to each.",

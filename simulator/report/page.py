@@ -22,11 +22,12 @@ from typing import Any
 
 from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.files import without_nan, write_json, write_text
+from simulator.core.units import readable_column
 from simulator.planning.plan import CapacityPlan
 from simulator.planning.scenario import Scenario
 from simulator.report.plan.decision import decision
 from simulator.report.plan.figures import lane_floor
-from simulator.report.plan.tables import at_sla_heads, cost_head, plan_tables
+from simulator.report.plan.tables import Head, at_sla_heads, cost_head, plan_tables
 from simulator.sweeps.lines import SPEEDS
 
 INFEASIBLE = "infeasible.json"
@@ -61,18 +62,30 @@ def write_infeasible(scenario: Scenario, why: InfeasibleError, out: Path) -> Pat
     return out / "report.html"
 
 
+_ATTAINED_HEADS = (
+    Head.of("Policy", "policy", is_text=True),
+    Head.of("Term", "term", is_text=True),
+    Head.of("Attained", "shown", is_text=True),
+    Head.of("Kept", "holds", is_text=True),
+    Head.of("Requests/s per replica", "rate_per_s"),
+)
+
+
 def _infeasible_page(scenario: Scenario, why: InfeasibleError) -> str:
     """One page without a script, in the style of the plan's; every text is escaped."""
     page = files("simulator.report").joinpath("page.html").read_text(encoding="utf-8")
     style = page[page.index("<style>") : page.index("</style>") + len("</style>")]
+    rates = readable_column([each["rate_per_s"] for each in why.attained])
     rows = "".join(
         f"<tr><td>{escape(each['policy'])}</td><td class=text>{escape(each['term'])}</td>"
         f"<td class=text>{escape('queue grows without bound' if each['saturated'] else each['shown'])}</td>"
-        f"<td class=text>{'yes' if each['holds'] else 'no'}</td><td>{each['rate_per_s']:.3g}</td></tr>"
-        for each in why.attained
+        f"<td class=text>{'yes' if each['holds'] else 'no'}</td><td>{rate}</td></tr>"
+        for each, rate in zip(why.attained, rates, strict=True)
     )
-    heads = (
-        "<th>Policy<th class=text>Term<th class=text>Attained<th class=text>Kept<th>Requests/s per replica"
+    heads = "".join(
+        f"<th scope=col{' class=text' if head.is_text else ''}>"
+        f'<abbr class=defined tabindex=0 title="{escape(head.definition)}">{head.text}</abbr></th>'
+        for head in _ATTAINED_HEADS
     )
     table = f"<div class=table><table><tr>{heads}</tr>{rows}</table></div>"
     return (

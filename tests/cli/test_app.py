@@ -20,6 +20,7 @@ from simulator.acceptance.fitted import catalogue
 from simulator.cli import explore
 from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import shipped_profiles
+from simulator.report.columns import definition
 from simulator.schedulers.parse import policy_help
 from tests.support.command_line import command_names, run
 from tests.sweeps.test_frontier import COLUMNS
@@ -369,6 +370,7 @@ def test_an_infeasible_plan_leaves_what_binds_and_what_is_nearest(
     for text in ("What binds", "tps_p10&gt;=900", escape(nearest), escape(said["changes"][0])):
         assert text in page
     assert "&lt;b&gt;Small" in page
+    assert f'tabindex=0 title="{definition("holds")}">Kept<' in page
     assert not re.search(r"<b>|<script|https?:|src=", page)
     assert planned(nearest) == 0
     assert {"plan.json", "report.html"} <= files(out)

@@ -11,11 +11,13 @@ import torch
 from simulator.cost.models import ThroughputCurve
 from simulator.engine.limits import EngineLimits
 from simulator.engine.run import run_engine
+from simulator.live.engine.attention.kernels import KERNELS, plain, sdpa, split, varlen
+from simulator.live.engine.attention.ragged import RaggedTarget
+from simulator.live.engine.attention.rows import RaggedRows
 from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.graphs import Tiers
 from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import random_prompts
-from simulator.live.engine.ragged import KERNELS, RaggedRows, RaggedTarget, plain, sdpa, split, varlen
 from simulator.live.models.pairs import new_dspark
 from simulator.live.models.targets import Target
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed

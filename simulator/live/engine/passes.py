@@ -18,10 +18,11 @@ from torch import Tensor
 
 from simulator.core.errors import BadInputError
 from simulator.live.device import OutOfMemoryError, is_out_of_memory
+from simulator.live.engine.attention.ragged import RaggedTarget
+from simulator.live.engine.attention.rows import RaggedRows, side_by_side
 from simulator.live.engine.batch_state import BatchState
 from simulator.live.engine.graphs import Captured, Tiers
 from simulator.live.engine.prompt_rows import PromptPiece
-from simulator.live.engine.ragged import RaggedRows, RaggedTarget, side_by_side
 from simulator.live.families.architectures import LayerShape
 from simulator.live.models import checkpoints, sampling
 from simulator.live.models.draft import Draft

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from simulator.engine.executor import Chunk
 from simulator.engine.limits import EngineLimits
-from simulator.live.engine.ragged import RaggedRows
+from simulator.live.engine.attention.rows import RaggedRows
 from simulator.traffic.workload import Workload
 
 PREFILL_ROWS = 2048

@@ -30,7 +30,7 @@ Reach = Callable[[Tensor, Tensor], KeysValues]
 class OwnContext:
     """In place of a mask: request r sees its first ``ends[r]`` entries, and nothing behind them is read.
 
-    ends: int64 [R]. attend: ``live.engine.split.attend``, given by whoever knows that it runs here.
+    ends: int64 [R]. attend: ``live.engine.attention.split.attend``, given by whoever knows that it runs here.
     """
 
     ends: Tensor

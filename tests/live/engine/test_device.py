@@ -23,7 +23,7 @@ from simulator.schedulers.policies import DSparkAsync, Fixed, Threshold, Tiered
 from simulator.schedulers.protocol import Batch
 from simulator.traffic.workload import Workload
 from tests.live.conftest import MakeTarget
-from tests.live.engine.test_ragged import KINDS
+from tests.live.engine.attention.test_ragged import KINDS
 
 
 class StaysOnTheDevice(TorchDispatchMode):

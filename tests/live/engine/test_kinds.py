@@ -13,16 +13,17 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from simulator.core.errors import BadInputError
 from simulator.engine.limits import EngineLimits
+from simulator.live.engine.attention.ragged import RaggedTarget
+from simulator.live.engine.attention.rows import RaggedRows
 from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompt_rows import prompt_rows_for
-from simulator.live.engine.ragged import RaggedRows, RaggedTarget
 from simulator.live.models.pairs import new_dspark
 from simulator.live.models.targets import load_target
 from simulator.schedulers.policies import Fixed
 from tests.live.conftest import _TINY, MakeTarget, randomise
+from tests.live.engine.attention.test_ragged import GEMMA4, KINDS, VARIANTS, fill
 from tests.live.engine.test_executor import Prophet, own_greedy, prompts, serve, workload
-from tests.live.engine.test_ragged import GEMMA4, KINDS, VARIANTS, fill
 
 REQUESTS = 9
 

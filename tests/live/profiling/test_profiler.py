@@ -15,8 +15,8 @@ import torch
 from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.deployment.profile import load_profile
 from simulator.live.device import OutOfMemoryError
+from simulator.live.engine.attention.ragged import RaggedTarget
 from simulator.live.engine.graphs import Captured
-from simulator.live.engine.ragged import RaggedTarget
 from simulator.live.models import sampling
 from simulator.live.models.pairs import load_draft, new_dspark, new_mtp, save_draft
 from simulator.live.profiling import profile_fit, profiler

@@ -235,7 +235,7 @@ def test_the_layer_of_gemma_4_is_transformers_own(make_target: MakeTarget) -> No
         pytest.skip("this transformers does not know gemma4_text")
     from simulator.live.models.drafts.gemma4 import GemmaBlock, read_gemma
     from simulator.live.models.layers import Rotary
-    from tests.live.engine.test_ragged import GEMMA4
+    from tests.live.engine.attention.test_ragged import GEMMA4
 
     target = make_target("gemma4_text", **GEMMA4)
     theirs = target.model.get_decoder().layers[1]

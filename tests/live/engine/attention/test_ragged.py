@@ -14,7 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from simulator.core.errors import BadInputError
-from simulator.live.engine.ragged import RaggedRows, RaggedTarget, _Pass, side_by_side
+from simulator.live.engine.attention.ragged import RaggedTarget, _Pass
+from simulator.live.engine.attention.rows import RaggedRows, side_by_side
 from simulator.live.families.architectures import SUPPORTED
 from simulator.live.models.targets import load_target
 from tests.live.conftest import MakeTarget

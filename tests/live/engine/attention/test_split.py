@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from simulator.live.engine.ragged import RaggedRows, RaggedTarget, explicit, plain
+from simulator.live.engine.attention.kernels import explicit, plain
+from simulator.live.engine.attention.ragged import RaggedTarget
+from simulator.live.engine.attention.rows import RaggedRows
 from simulator.live.models.kv_cache import DraftStep
 from simulator.live.models.layers import DraftCache, OwnContext
 from simulator.live.models.pairs import new_dspark, new_mtp
@@ -27,7 +29,7 @@ EXACT: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 
 @pytest.fixture(scope="module")
 def split() -> Iterator[ModuleType]:
-    with kernels("simulator.live.engine.split") as module:
+    with kernels("simulator.live.engine.attention.split") as module:
         yield module
 
 

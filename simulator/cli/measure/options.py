@@ -32,7 +32,7 @@ class Pair:
     draft: Annotated[
         list[str],
         typer.Option(
-            help="NAME=FOLDER, or untrained: dspark=new:GAMMA, mtpK=new. The first takes part in steps."
+            help="NAME=FOLDER, or untrained: dspark=new:GAMMA, mtp=new:K. The first takes part in steps."
         ),
     ] = ("dspark=new:7", "mtp1=new")  # type: ignore[assignment]  # a tuple: dataclasses refuse lists
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1.")] = "cuda"

@@ -260,6 +260,15 @@ def asked_dtype(name: str | None, device: str) -> torch.dtype:
     return kind
 
 
+def _steps(name: str, source: str) -> tuple[str, int | None]:
+    """Return a source without K, and K: of MTP it stands behind the source (mtp=FOLDER:3) or in the name."""
+    place, _, last = source.rpartition(":")
+    if name.startswith("mtp") and place and last.isdigit():
+        return place, int(last)
+    in_name = name.removeprefix("mtp")
+    return source, int(in_name) if name.startswith("mtp") and in_name.isdigit() else None
+
+
 def load_pair(
     target: str, drafts: list[str], device: str, dtype: str | None, threads: int
 ) -> tuple[Target, dict[str, Draft]]:
@@ -272,10 +281,10 @@ def load_pair(
     loaded: dict[str, Draft] = {}
     for text in drafts:
         name, _, source = text.partition("=")
+        source, steps = _steps(name, source)
         made, _, gamma = source.partition(":")
-        steps = int(name[3:]) if name.startswith("mtp") and name[3:].isdigit() else None
-        if made == "new" and steps:
-            loaded[name] = new_mtp(model, block_size=steps)
+        if made == "new" and name.startswith("mtp"):
+            loaded[name] = new_mtp(model, block_size=steps or 1)
         elif made == "new":
             loaded[name] = new_dspark(model, mask_token_id=0, block_size=int(gamma or 7))
         elif source:

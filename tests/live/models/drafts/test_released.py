@@ -223,9 +223,11 @@ def test_configs_that_are_no_eagle3_are_refused(change: dict[str, Any], field: s
 def test_a_pair_asks_for_mtp_k_by_its_name(target: Any, tmp_path: Path) -> None:
     mtp3(target, tmp_path)
     _, drafts = pairs.load_pair(
-        str(target.folder), ["mtp2=new", f"mtp4={tmp_path}", f"mtp={tmp_path}"], "cpu", None, 1
-    )
-    assert {name: draft.gamma for name, draft in drafts.items()} == {"mtp2": 2, "mtp4": 4, "mtp": 1}
+        str(target.folder), ["mtp2=new", "mtpx=new:3", f"mtp4={tmp_path}", f"mtp={tmp_path}:5", "mtp1=new"],
+        "cpu", None, 1,
+    )  # fmt: skip
+    found = {name: draft.gamma for name, draft in drafts.items()}
+    assert found == {"mtp2": 2, "mtpx": 3, "mtp4": 4, "mtp": 5, "mtp1": 1}
     assert all(isinstance(draft, MTPDraft) for draft in drafts.values())
 
 

@@ -126,7 +126,7 @@ def print_hardware(table: pd.DataFrame, refused: Mapping[str, str]) -> None:
 
 _FLEET = ("policy", "rate_per_replica_per_s", "replicas", "gpus", COST)
 
-_FARED = ("policy", "load", "rate_per_s", "tps_mean", "tps_p10", "attained", "kept_share")
+_FARED = ("policy", "load", "rate_per_s", "tps_mean", "tps_p10", "attained")
 
 
 def print_plan(result: CapacityPlan) -> None:

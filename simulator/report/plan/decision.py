@@ -101,6 +101,8 @@ def _changes(result: CapacityPlan) -> Iterator[str]:
     moved.sort(key=lambda each: -abs(each[gpus] - row[gpus]) if each[gpus] == each[gpus] else -math.inf)
     for each in moved[:_MOST_CHANGES]:
         yield f"{each['variant']}: {_moved(each, row[gpus], gpus, result.scenario.price.currency)}"
+    if rest := [each["variant"] for each in moved[_MOST_CHANGES:]]:
+        yield f"No larger change of the number of GPUs with {', '.join(rest)}"
     if len(mine) > len(moved):
         same = ", ".join(each["variant"] for each in mine if each[gpus] == row[gpus])
         yield f"The same number of GPUs with {same}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
+
 from simulator.core.units import readable
 from simulator.planning.notes import answer_line
 from simulator.planning.plan import CapacityPlan
@@ -27,6 +29,16 @@ def test_the_decision_says_what_the_tables_say(result: CapacityPlan) -> None:
         assert line.startswith("The same number") == (gpus == row["gpus"])
         assert gpus == row["gpus"] or f"{gpus:.0f} GPUs ({gpus - row['gpus']:+.0f})" in line
     assert said["Would change it"][-1].endswith(row["binding"])
+
+
+def test_the_largest_changes_come_first_and_no_input_is_left_out(result: CapacityPlan) -> None:
+    """Every input gets another number of GPUs, the later the more; four are named with their numbers."""
+    gpus = result.plans.set_index("policy")["gpus"].max()
+    moved = result.sensitivity.assign(gpus=gpus + 1 + np.arange(len(result.sensitivity)))
+    mine = moved.loc[moved["policy"] == result.recommended, "variant"].tolist()
+    said = decision(replace(result, sensitivity=moved))["Would change it"]
+    assert [line.partition(":")[0] for line in said[:4]] == mine[::-1][:4]
+    assert said[4] == f"No larger change of the number of GPUs with {', '.join(mine[::-1][4:])}"
 
 
 def test_a_decision_names_ties_and_what_is_not_known(result: CapacityPlan) -> None:

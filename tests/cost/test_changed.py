@@ -42,6 +42,9 @@ def test_a_padded_step_is_outside_where_it_runs() -> None:
     assert not cost.outside(1, 4)
     assert cost.outside(1, 90)
     assert cost.outside(1, 130)
+    few = PaddedCost(AdditiveCost(1.0, [1, 4], [0, 1], [1, 64], [0, 1]), (4,))
+    assert not few.outside(4, 4)
+    assert few.outside(5, 4)
 
 
 def test_a_change_passes_on_context_and_prompts() -> None:

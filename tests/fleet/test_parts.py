@@ -182,6 +182,7 @@ def test_pods_of_a_fleet(options: dict[str, Any], pods: int) -> None:
 
 def test_the_ends_of_what_a_fleet_may_be() -> None:
     assert Fleet(1, POOLED).replicas == 1
+    assert Fleet(4, POOLED, pods=1, prefill_workers=1).pod_count == 1
     assert Fleet(1_000_000, POOLED).pod_count == 1_000_000
     assert Fleet(4, POOLED, router="prefix-aware", prefix_cache_tokens=1).prefix_cache_tokens == 1
 

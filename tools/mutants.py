@@ -47,6 +47,10 @@ _EXECUTOR = ("tests/live/engine/test_sampling.py", "tests/live/engine/test_execu
 
 _PASSES = "simulator/live/engine/passes.py"
 
+_RELEASED = ("tests/live/models/drafts/test_released.py",)
+
+_PAIR_RUN = ("tests/live/tracing/test_pair_run.py",)
+
 MUTANTS = (
     Mutant(
         "draft-probabilities-not-stored", _PASSES,
@@ -80,6 +84,35 @@ MUTANTS = (
         "acceptance-lenient-by-2%", "simulator/live/models/sampling.py",
         "(accept_uniforms < ratio)", "(accept_uniforms < 1.02 * ratio)",
         (*_SAMPLING, "tests/live/models/test_sampling.py"),
+    ),
+    Mutant(
+        "chained-steps-shifted-by-one", "simulator/live/models/drafts/chain.py",
+        "positions = cache.lengths.to(inputs.device)[:, None] + k",
+        "positions = cache.lengths.to(inputs.device)[:, None] + k + 1", _RELEASED,
+    ),
+    Mutant(
+        "packed-steps-shifted-by-one", "simulator/live/models/drafts/chain.py",
+        "rope = self.rotary(anchors + k, inputs.dtype)", "rope = self.rotary(anchors + k + 1, inputs.dtype)",
+        _RELEASED,
+    ),
+    Mutant(
+        "values-of-gemma-4-not-normed", "simulator/live/models/drafts/gemma4.py",
+        "rms_norm(values, (self.head_dim,), eps=self.eps)", "values", _RELEASED,
+    ),
+    Mutant(
+        "latents-off-by-1%", "simulator/live/families/latent.py",
+        "latents[index] = normed[0]", "latents[index] = normed[0] * 1.01",
+        ("tests/live/engine/attention/test_ragged.py",),
+    ),
+    Mutant(
+        "traced-at-temperature-1-whatever-is-asked", "simulator/live/tracing/record.py",
+        "p_target = sampling.distribution(reading.logits_at(slots), temperature)",
+        "p_target = sampling.distribution(reading.logits_at(slots), 1.0)", _PAIR_RUN,
+    ),
+    Mutant(
+        "anchors-behind-the-stop-token", "simulator/live/tracing/prompt_trace.py",
+        "range(len(prompt_ids), min(limit, end) if stopped else limit)", "range(len(prompt_ids), limit)",
+        _PAIR_RUN,
     ),
     Mutant(
         "router-spills-late", "simulator/fleet/routers.py", "SPILL = 1.25", "SPILL = 5.0",

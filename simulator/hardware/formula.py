@@ -88,9 +88,9 @@ class FormulaTimes:
     def attention_s(self, requests: int, context: int, each: int = 1) -> float:
         """Seconds of reading keys and values, each request's once, however many rows it has."""
         model = self.layout.model
-        kept = model.kv_bytes_per_token(ELEMENT_BYTES, shards=self.layout.gpus, context=max(context, 1))
+        read = model.kv_bytes_read(ELEMENT_BYTES, shards=self.layout.gpus, context=max(context, 1))
         rate = self.fitted.cache * self.layout.gpu.bandwidth_bytes_per_s
-        return requests * context * kept / rate + model.layers * self.fitted.attention_s
+        return requests * read / rate + model.layers * self.fitted.attention_s
 
     def prefill_s(self, tokens: int) -> float:
         """Seconds of a prompt: its rows, and attention of each row to those before it."""
@@ -104,8 +104,7 @@ class FormulaTimes:
     def _weights(self, rows: int) -> float:
         """Bytes of the layers' weights that so many rows meet."""
         model, each = self.layout.model, WEIGHT_BYTES[self.layout.precision]
-        dense = WEIGHT_BYTES["bf16"] if self.layout.precision == "fp4" and model.experts else each
-        read = model.dense_parameters * dense
+        read = model.dense_parameters * WEIGHT_BYTES[model.dense_precision(self.layout.precision)]
         if model.experts is not None:
             read += model.routed_parameters * each * model.experts.touched(rows) / model.experts.count
         return read

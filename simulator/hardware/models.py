@@ -6,7 +6,8 @@ rounding error of the whole; each model of the catalogue is checked against its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -17,21 +18,12 @@ from pydantic import Field, ValidationError, model_validator
 from simulator.core.errors import BadInputError
 from simulator.core.files import data_directory
 from simulator.core.reading import Strict, complain, is_file, read_json, strictly
+from simulator.hardware.attention import CompressedAttention, LatentAttention
 
 Precision = Literal["bf16", "fp8", "fp4"]
 
 WEIGHT_BYTES: Mapping[Precision, float] = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.53125}
 """Bytes of one weight. fp4 is MXFP4: 4 bits and a shared scale of 8 bits for 32 weights (OCP MX 1.0)."""
-
-
-class LatentAttention(Strict):
-    """Ranks and head widths of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
-
-    kv_rank: int = Field(gt=0)
-    rope_width: int = Field(gt=0)
-    nope_width: int = Field(gt=0)
-    value_width: int = Field(gt=0)
-    query_rank: int | None = Field(default=None, gt=0)
 
 
 class Experts(Strict):
@@ -62,7 +54,8 @@ class ModelShape(Strict):
     """Sizes of a decoder; widths in elements.
 
     windowed_layers: those whose attention sees ``window`` tokens at most. native: precision of the published
-    weights. parameters_published: total, as its makers state it; source: where the shape comes from.
+    weights, of the experts alone where it is fp4; beside_fp4: of the rest then. parameters_published: total,
+    as its makers state it; source: where the shape comes from.
     """
 
     name: str
@@ -75,26 +68,23 @@ class ModelShape(Strict):
     intermediate: int = Field(default=0, ge=0)
     tied: bool = False
     latent: LatentAttention | None = None
+    compressed: CompressedAttention | None = None
     experts: Experts | None = None
     windowed_layers: int = Field(default=0, ge=0)
     window: int | None = Field(default=None, gt=0)
     mtp_layers: int = Field(default=0, ge=0)
     native: Precision = "bf16"
+    beside_fp4: Precision = "bf16"
     parameters_published: float | None = Field(default=None, gt=0)
     source: str
 
     @property
     def attention_parameters(self) -> int:
         """Weights of one layer's attention."""
-        if self.latent is None:
-            return self.hidden * self.head_width * (2 * self.heads + 2 * self.kv_heads)
-        part = self.latent
-        query = self.heads * (part.nope_width + part.rope_width)
-        down = 0 if part.query_rank is None else self.hidden * part.query_rank
-        queries = down + (part.query_rank or self.hidden) * query
-        keys = self.hidden * (part.kv_rank + part.rope_width)
-        values = part.kv_rank * self.heads * (part.nope_width + part.value_width)
-        return queries + keys + values + self.heads * part.value_width * self.hidden
+        kind = self.latent or self.compressed
+        if kind is not None:
+            return kind.parameters(self.hidden, self.heads)
+        return self.hidden * self.head_width * (2 * self.heads + 2 * self.kv_heads)
 
     @property
     def expert_parameters(self) -> int:
@@ -105,6 +95,8 @@ class ModelShape(Strict):
     def dense_parameters(self) -> int:
         """Weights that every row meets: attention, dense feed-forwards, routers and shared experts."""
         attention = self.layers * self.attention_parameters
+        if self.compressed is not None:
+            attention += self.compressed.joining_parameters(self.hidden)
         if self.experts is None:
             return attention + self.layers * 3 * self.hidden * self.intermediate
         sparse = self.layers - self.experts.dense_layers
@@ -139,14 +131,14 @@ class ModelShape(Strict):
         return self.dense_parameters + visited + self.head_parameters
 
     def weight_bytes(self, precision: Precision) -> float:
-        """Bytes of all weights; tables stay at 2 bytes, and with fp4 so does what is no expert."""
+        """Bytes of all weights; tables stay at 2 bytes, and with fp4 what is no expert is ``beside_fp4``."""
         tables = 2.0 * self.head_parameters * (1 if self.tied else 2)
-        dense = "bf16" if precision == "fp4" and self.experts is not None else precision
-        return (
-            tables
-            + self.dense_parameters * WEIGHT_BYTES[dense]
-            + self.routed_parameters * WEIGHT_BYTES[precision]
-        )
+        dense = self.dense_parameters * WEIGHT_BYTES[self.dense_precision(precision)]
+        return tables + dense + self.routed_parameters * WEIGHT_BYTES[precision]
+
+    def dense_precision(self, precision: Precision) -> Precision:
+        """Precision of what is no expert, where the model is in ``precision``."""
+        return self.beside_fp4 if precision == "fp4" and self.experts is not None else precision
 
     def kv_bytes_per_token(
         self, element_bytes: float = 2.0, *, shards: int = 1, context: int = 8192
@@ -156,6 +148,8 @@ class ModelShape(Strict):
         Heads are split over the GPUs as far as there are any, and repeated beyond; a latent is on every GPU.
         A windowed layer keeps its window alone: of a request of ``context`` tokens that is its share.
         """
+        if self.compressed is not None:
+            return self.compressed.kept(context, self.layers, self.window or 0) / context * element_bytes
         if self.latent is not None:
             width = float(self.latent.kv_rank + self.latent.rope_width)
         else:
@@ -163,6 +157,12 @@ class ModelShape(Strict):
         kept = 1.0 if self.window is None else min(1.0, self.window / context)
         whole = self.layers - self.windowed_layers
         return width * element_bytes * (whole + self.windowed_layers * kept)
+
+    def kv_bytes_read(self, element_bytes: float = 2.0, *, shards: int = 1, context: int = 8192) -> float:
+        """Bytes that a step reads of a request's keys and values on each GPU: all that it keeps, or fewer."""
+        if self.compressed is not None:
+            return self.compressed.read(context, self.layers, self.window or 0) * element_bytes
+        return context * self.kv_bytes_per_token(element_bytes, shards=shards, context=context)
 
 
 def load_model(name: str) -> ModelShape:
@@ -209,7 +209,7 @@ def _listed(content: object, path: Path) -> list[Any]:
 _UNLIKE = {
     "linear attention": ("linear_num_value_heads", "layer_types_linear"),
     "state-space layers": ("mamba_num_heads", "ssm_state_size"),
-    "compressed attention": ("compress_rope_theta", "index_topk"),
+    "sparse attention": ("index_topk",),
     "blocks of their own": ("block_configs",),
 }
 """Kinds of layers whose cost is not described here, and the fields that give them away."""
@@ -226,11 +226,49 @@ def read_config(path: Path) -> ModelShape:
         raise BadInputError("is not a JSON object", source=str(path), field="config")
     config: dict[str, Any] = content.get("text_config") or content
     for kind, marks in _UNLIKE.items():
-        if any(config.get(mark) for mark in marks):
+        if any(config.get(mark) for mark in marks) and not _is_compressed(config):
             raise BadInputError(
                 f"has {kind}, whose cost is not described", source=str(path), field="config",
                 remedy="measure it: `dspark-sim profile`",
             )  # fmt: skip
+
+    whole = _reader(config, path)
+    hidden, heads, layers = whole("hidden_size"), whole("num_attention_heads"), whole("num_hidden_layers")
+    if min(hidden, heads, layers) < 1:
+        raise BadInputError("must be positive", source=str(path), field="hidden_size, heads, layers")
+    experts = whole("n_routed_experts", "num_experts", "num_local_experts", default=0)
+    types = config.get("layer_types")
+    window = whole("sliding_window", default=0) if config.get("use_sliding_window", True) else 0
+    windowed = layers if window else 0
+    if _is_compressed(config):
+        windowed = 0  # every layer has a window beside what it compresses
+    elif isinstance(types, list):
+        windowed = sum(str(each) == "sliding_attention" for each in types) if window else 0
+    try:
+        return ModelShape(
+            name=str(content.get("_name_or_path") or path.parent.name or path.stem),
+            layers=layers, hidden=hidden, vocabulary=whole("vocab_size"), heads=heads,
+            kv_heads=max(whole("num_key_value_heads", default=heads), 1),
+            head_width=whole("head_dim", default=hidden // heads),
+            intermediate=whole("intermediate_size", default=0),
+            tied=bool(config.get("tie_word_embeddings", content.get("tie_word_embeddings", False))),
+            latent=_latent(config, whole), compressed=_compressed(config, whole),
+            experts=None if not experts else Experts(
+                count=experts, per_token=whole("num_experts_per_tok", "experts_per_token"),
+                intermediate=whole("moe_intermediate_size", "intermediate_size"),
+                shared=whole("n_shared_experts", "num_shared_experts", default=0),
+                dense_layers=whole("first_k_dense_replace", default=0),
+            ),
+            windowed_layers=windowed, window=window or None,
+            mtp_layers=whole("num_nextn_predict_layers", "num_mtp_modules", default=0),
+            native=_native(config), beside_fp4="fp8" if _is_compressed(config) else "bf16", source=str(path),
+        )  # fmt: skip
+    except ValidationError as error:
+        raise complain(error, str(path)) from error
+
+
+def _reader(config: Mapping[str, Any], path: Path) -> Callable[..., int]:
+    """Return what reads a whole number of the first of several names, and complains of it by that name."""
 
     def whole(*names: str, default: int | None = None) -> int:
         for name in names:
@@ -245,39 +283,27 @@ def read_config(path: Path) -> ModelShape:
             )
         return default
 
-    hidden, heads, layers = whole("hidden_size"), whole("num_attention_heads"), whole("num_hidden_layers")
-    if min(hidden, heads, layers) < 1:
-        raise BadInputError("must be positive", source=str(path), field="hidden_size, heads, layers")
-    experts = whole("n_routed_experts", "num_experts", "num_local_experts", default=0)
-    types = config.get("layer_types")
-    window = whole("sliding_window", default=0) if config.get("use_sliding_window", True) else 0
-    windowed = layers if window else 0
-    if isinstance(types, list):
-        windowed = sum(str(each) == "sliding_attention" for each in types) if window else 0
-    try:
-        return ModelShape(
-            name=str(content.get("_name_or_path") or path.parent.name or path.stem),
-            layers=layers, hidden=hidden, vocabulary=whole("vocab_size"), heads=heads,
-            kv_heads=max(whole("num_key_value_heads", default=heads), 1),
-            head_width=whole("head_dim", default=hidden // heads),
-            intermediate=whole("intermediate_size", default=0),
-            tied=bool(config.get("tie_word_embeddings", content.get("tie_word_embeddings", False))),
-            latent=_latent(config, whole),
-            experts=None if not experts else Experts(
-                count=experts, per_token=whole("num_experts_per_tok", "experts_per_token"),
-                intermediate=whole("moe_intermediate_size", "intermediate_size"),
-                shared=whole("n_shared_experts", "num_shared_experts", default=0),
-                dense_layers=whole("first_k_dense_replace", default=0),
-            ),
-            windowed_layers=windowed, window=window or None,
-            mtp_layers=whole("num_nextn_predict_layers", "num_mtp_modules", default=0),
-            native=_native(config), source=str(path),
-        )  # fmt: skip
-    except ValidationError as error:
-        raise complain(error, str(path)) from error
+    return whole
 
 
-def _latent(config: Mapping[str, Any], whole: Any) -> LatentAttention | None:
+def _is_compressed(config: Mapping[str, Any]) -> bool:
+    """Whether attention is DeepSeek-V4's: its layers join 4 tokens, 128 or none."""
+    ratios = config.get("compress_ratios")
+    return isinstance(ratios, list) and set(ratios) <= {0, 4, 128}
+
+
+def _compressed(config: Mapping[str, Any], whole: Callable[..., int]) -> CompressedAttention | None:
+    if not _is_compressed(config):
+        return None
+    ratios = Counter(config["compress_ratios"][: whole("num_hidden_layers")])
+    return CompressedAttention(
+        width=whole("head_dim"), query_rank=whole("q_lora_rank"), output_rank=whole("o_lora_rank"),
+        output_groups=whole("o_groups"), sparse_layers=ratios[4], heavy_layers=ratios[128],
+        index_heads=whole("index_n_heads"), index_width=whole("index_head_dim"), top=whole("index_topk"),
+    )  # fmt: skip
+
+
+def _latent(config: Mapping[str, Any], whole: Callable[..., int]) -> LatentAttention | None:
     if not config.get("kv_lora_rank"):
         return None
     return LatentAttention(
@@ -291,5 +317,7 @@ def _native(config: Mapping[str, Any]) -> Precision:
     quantised = config.get("quantization_config")
     method = str(quantised.get("quant_method", "")) if isinstance(quantised, Mapping) else ""
     if "fp4" in method:
+        return "fp4"
+    if config.get("expert_dtype") == "fp4":
         return "fp4"
     return "fp8" if "fp8" in method else "bf16"

@@ -35,6 +35,10 @@ def test_weights_by_hand() -> None:
     """gpt-oss-120b: experts in MXFP4, the rest in 16 bits: its checkpoint has about 61 GiB."""
     assert load_model("gpt-oss-120b").weight_bytes("fp4") / 2**30 == pytest.approx(60.8, rel=0.02)
     assert load_model("deepseek-v3").weight_bytes("fp8") / 1e9 == pytest.approx(671, rel=0.01)
+    flash = load_model("deepseek-v4-flash")  # experts in MXFP4, attention in 8 bits, tables in 16
+    experts, tables = 43 * 256 * 3 * 4096 * 2048, 2 * 129280 * 4096
+    rest = flash.parameters - experts - tables
+    assert flash.weight_bytes("fp4") == pytest.approx(experts * 17 / 32 + rest + 2 * tables, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class LatentAttention(Strict):
 
 
 class CompressedAttention(Strict):
-    """Attention of DeepSeek-V4: one vector of ``width`` is key and value at once, and most layers join tokens.
+    """Attention of DeepSeek-V4: one vector of ``width`` is key and value, and most layers join tokens.
 
     ``sparse_layers`` keep one vector for ``sparse_ratio`` tokens, with an index key beside it, and read the
     ``top`` that their index chooses; ``heavy_layers`` keep one for ``heavy_ratio`` and read all. Every layer

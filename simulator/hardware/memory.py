@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.core.errors import BadInputError, InfeasibleError
-from simulator.hardware.gpus import Gpu
-from simulator.hardware.models import ModelShape, Precision
+from simulator.hardware.gpus import Gpu, catalogue
+from simulator.hardware.models import WEIGHT_BYTES, ModelShape, Precision
 
 USABLE = 0.9
 """Share of a GPU's memory that an engine takes: the default of vLLM's ``--gpu-memory-utilization``."""
@@ -88,11 +88,28 @@ def smallest_layout(
     fitting = layouts(model, gpu, precision, drafter_bytes=drafter_bytes)
     if not fitting:
         needed = model.weight_bytes(precision) / 2**30
+        would = what_holds(model, gpu, precision)
         raise InfeasibleError(
-            f"{model.name} in {precision} has {needed:,.0f} GiB of weights and does not fit on 16 x "
-            f"{gpu.title}; a lower precision or a larger GPU would hold it"
+            f"{model.name} in {precision} has {needed:,.0f} GiB of weights and does not fit on "
+            f"{WIDTHS[-1]} x {gpu.title}; {', or '.join(would) if would else 'nothing in the catalogue'} "
+            "would hold it",
+            changes=would,
         )
     return fitting[0]
+
+
+def what_holds(model: ModelShape, gpu: Gpu, precision: Precision) -> list[str]:
+    """List what would hold a model that does not fit: fewer bits here, then the fewest of other GPUs."""
+    fewer = [each for each in WEIGHT_BYTES if WEIGHT_BYTES[each] < WEIGHT_BYTES[precision]]
+    found = [_held(model, gpu, each, f" in {each}") for each in fewer]
+    others = [_held(model, each, precision, "") for each in catalogue().values() if each != gpu]
+    ordered = sorted(filter(None, others), key=lambda held: held[0])
+    return [text for _, text in [*filter(None, found), *ordered[:3]]]
+
+
+def _held(model: ModelShape, gpu: Gpu, precision: Precision, more: str) -> tuple[int, str] | None:
+    fitting = layouts(model, gpu, precision)
+    return (fitting[0].gpus, f"{fitting[0].gpus} x {gpu.name}{more}") if fitting else None
 
 
 def required_layout(

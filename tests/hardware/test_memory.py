@@ -65,8 +65,10 @@ def test_more_gpus_hold_more(gpus: int, precision: str) -> None:
 def test_what_does_not_fit_says_what_would() -> None:
     with pytest.raises(InfeasibleError, match=r"does not fit; 2 of them hold it \(`tp` 2\)"):
         required_layout(load_model("llama-3.1-70b"), H100, 1, "bf16")
-    with pytest.raises(InfeasibleError, match="does not fit on 16 x NVIDIA L40S"):
+    with pytest.raises(InfeasibleError, match="does not fit on 16 x NVIDIA L40S") as caught:
         smallest_layout(load_model("deepseek-v3"), load_gpu("l40s"), "bf16")
+    # Weights of 671e9: 332 GiB in fp4, of 16 x 37 usable ones; 1,250 GiB in bf16, of 8 x 158.5 on B200.
+    assert caught.value.changes[:2] == ("16 x l40s in fp4", "8 x b200")
     with pytest.raises(BadInputError, match="power of two"):
         layout(QWEN32, H100, 3, "bf16")
     with pytest.raises(BadInputError, match="does not divide the 40 attention heads"):

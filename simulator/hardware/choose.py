@@ -115,7 +115,7 @@ def profile_for(asked: Hardware) -> Chosen:
     if shipped and find_spec(TABLES) is None:
         return _chosen(asked, load_profile(name), layout, _WITHOUT_TABLES.format(engine))
     try:
-        return _chosen(asked, kernel_profile(layout, drafters, engine=engine), layout)
+        return _chosen(asked, _kernels(layout, drafters, engine), layout)
     except BadInputError as error:
         profile = formula_profile(layout, drafters)
         return _chosen(
@@ -131,7 +131,7 @@ def derive(asked: Hardware, *, command: str | None = None) -> Chosen:
     """
     layout = asked.layout()
     try:
-        made = kernel_profile(layout, asked.parsed_drafters(), engine=asked.parsed_engine())
+        made = _kernels(layout, asked.parsed_drafters(), asked.parsed_engine())
     except BadInputError as error:
         raise BadInputError(
             error.problem, source=error.source, value=error.value,
@@ -144,6 +144,17 @@ def derive(asked: Hardware, *, command: str | None = None) -> Chosen:
         }
     )  # fmt: skip
     return _chosen(asked, made.model_copy(update={"provenance": origin}), layout)
+
+
+def _kernels(layout: Layout, drafters: Sequence[Drafter], engine: Engine | None) -> Profile:
+    """Compose kernels, except for attention whose tables are of another shape."""
+    if layout.model.compressed is not None:
+        published = slug(layout.model.name.split("/")[-1])
+        raise BadInputError(
+            "has compressed attention, whose kernels are not composed", source="model",
+            value=layout.model.name, remedy=f"profile {published} has its makers' published step times",
+        )  # fmt: skip
+    return kernel_profile(layout, drafters, engine=engine)
 
 
 _OF_CONVERSATION = ("chat", "mt-bench")

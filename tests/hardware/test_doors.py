@@ -106,3 +106,12 @@ def test_weights_without_a_matrix_unit_are_read_small_and_multiplied_in_16_bits(
     assert eight.operations_s(8192) == pytest.approx(sixteen.operations_s(8192), rel=0.02)
     met = 2 * 8192 * small.layout.model.active_parameters
     assert small.operations_s(8192) > met / small.layout.gpu.flop_per_s["bf16"]
+
+
+def test_deepseek_v4_answers_by_the_formula_and_names_what_is_published() -> None:
+    found = profile_for(Hardware(model="deepseek-v4-flash", gpu="h200"))
+    assert found.profile.provenance.kind == "modelled"
+    assert "has compressed attention, whose kernels are not composed" in found.notes[-1]
+    assert "profile deepseek-v4-flash has its makers' published step times" in found.notes[-1]
+    with pytest.raises(BadInputError, match="has compressed attention"):
+        derive(Hardware(model="deepseek-v4-flash", gpu="h200"))

@@ -1,11 +1,13 @@
 """Fit the formula of step times on one model and GPU, and show its error on others.
 
     python -m tools.fit_formula [--out docs-table.md] [--models NAME ...]
+    python -m tools.fit_formula --shipped [--out docs-table.md]      # needs no tables, seconds
 
 Truth is the median of the engines whose kernel tables pass the gates (``simulator.hardware.kernels``): passes
 of 1 to 2,048 rows over 1 to 256 requests of 1k to 16k tokens. Seven coefficients are fitted to Qwen3-8B on
 H200. A dense model says nothing of experts: the eighth, how fast their products are, is fitted to
-Qwen3-30B-A3B on H200 with the seven held. Everything else that is reported is predicted.
+Qwen3-30B-A3B on H200 with the seven held. Everything else that is reported is predicted. ``--shipped`` holds
+the coefficients in the product against every curve under profiles/kernels instead.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -23,7 +26,8 @@ from scipy.optimize import least_squares
 from simulator.core.arrays import Floats
 from simulator.core.errors import SimulatorError
 from simulator.core.files import write_text
-from simulator.hardware.formula import Coefficients, FormulaTimes
+from simulator.deployment.profile import load_profile, shipped_profiles
+from simulator.hardware.formula import FITTED, Coefficients, FormulaTimes
 from simulator.hardware.gpus import Gpu, load_gpu
 from simulator.hardware.kernels import KernelTables
 from simulator.hardware.memory import WIDTHS, Layout, layout
@@ -135,19 +139,47 @@ def errors(fitted: Coefficients, models: Sequence[str] = MODELS) -> pd.DataFrame
             for precision in precisions(load_model(name), load_gpu(gpu)):
                 found = _errors_of(name, gpu, precision, fitted)
                 if found.size:
-                    rows.append(
-                        {
-                            "model": name, "gpu": gpu, "precision": precision,
-                            "median": float(np.median(np.abs(found))),
-                            "p90": float(np.quantile(np.abs(found), 0.9)), "bias": float(np.median(found)),
-                        }
-                    )  # fmt: skip
+                    rows.append(_row(load_model(name), gpu, precision, found))
     return pd.DataFrame(rows)
+
+
+def _row(model: ModelShape, gpu: str, precision: Precision, found: Floats) -> dict[str, object]:
+    size = np.abs(found)
+    return {
+        "model": model.name, "gpu": gpu, "precision": precision, "median": float(np.median(size)),
+        "p90": float(np.quantile(size, 0.9)), "bias": float(np.median(found)),
+        "experts": model.experts is not None,
+    }  # fmt: skip
 
 
 def precisions(model: ModelShape, gpu: Gpu) -> list[Precision]:
     """Precisions that the GPU multiplies in, and the model's own."""
     return list(dict.fromkeys([*gpu.flop_per_s, model.native]))
+
+
+def errors_of_shipped(fitted: Coefficients) -> pd.DataFrame:
+    """Error on every curve under ``profiles/kernels``, by model, GPU and precision; needs no tables."""
+    rows = []
+    for name in shipped_profiles():
+        if not name.startswith("kernels/"):
+            continue
+        gpu, precision = name.split("/")[1], cast(Precision, name.rsplit("-", 1)[1])
+        profile = load_profile(name)
+        laid_out = layout(
+            load_model(str(profile.provenance.model)), load_gpu(gpu), profile.replica_gpus or 1, precision
+        )
+        cost = profile.target_cost()
+        truth = np.array([cost.step_time_s(count, size, count * at) for size, count, at in passes()])
+        rows.append(_row(laid_out.model, gpu, precision, predicted(laid_out, fitted) / truth - 1))
+    return pd.DataFrame(rows)
+
+
+def _summary(found: Floats) -> dict[str, float]:
+    size = np.abs(found)
+    return {
+        "median": float(np.median(size)), "p90": float(np.quantile(size, 0.9)),
+        "bias": float(np.median(found)),
+    }  # fmt: skip
 
 
 def _errors_of(name: str, gpu: str, precision: Precision, fitted: Coefficients) -> Floats:
@@ -170,26 +202,26 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="Markdown table to write.")
     parser.add_argument("--models", nargs="*", default=MODELS, help="Show the error on these alone.")
+    parser.add_argument("--shipped", action="store_true", help="Hold it against the curves that ship.")
     asked = parser.parse_args()
-    fitted = fit()
-    print(fitted)
-    table = errors(fitted, asked.models)
-    shown = table.copy()
+    if asked.shipped:
+        table = errors_of_shipped(FITTED)
+    else:
+        fitted = fit()
+        print(fitted)
+        table = errors(fitted, asked.models)
+    for title, rows in (("dense", table[~table["experts"]]), ("experts", table[table["experts"]])):
+        if len(rows):
+            middle, worst = rows["median"].median(), rows["median"].max()
+            print(f"{title}: {len(rows)} rows, median {middle:.1%}, worst {worst:.1%}")
+    shown = table.drop(columns="experts")
     for column in ("median", "p90", "bias"):
         shown[column] = [f"{value:+.1%}" if column == "bias" else f"{value:.1%}" for value in table[column]]
     print(shown.to_string(index=False))
-    dense = table[~table["model"].str.contains("A3B|A22B|8x|gpt-oss")]
-    for title, rows in (
-        ("all", table),
-        ("dense", dense),
-        ("dense bf16", dense[dense["precision"] == "bf16"]),
-    ):
-        print(f"{title}: median {rows['median'].median():.1%}, worst {rows['median'].max():.1%}")
     if asked.out is not None:
         head = "| model | GPU | precision | median | p90 | bias |\n| --- | --- | --- | --- | --- | --- |\n"
-        write_text(
-            asked.out, head + "".join(f"| {' | '.join(row)} |\n" for row in shown.itertuples(index=False))
-        )
+        body = "".join(f"| {' | '.join(map(str, row))} |\n" for row in shown.itertuples(index=False))
+        write_text(asked.out, head + body)
 
 
 if __name__ == "__main__":

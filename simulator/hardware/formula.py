@@ -51,7 +51,7 @@ FITTED = Coefficients(
 ``grouped`` to Qwen3-30B-A3B on H200, the others held, 2026-11-30: a dense model says nothing of experts."""
 
 
-BANDS = {"dense": 0.20, "experts": 0.45}
+BANDS = {"dense": 0.21, "experts": 0.30, "latent": 0.60}
 """Share by which a pass may be off: nine in ten passes of such models lie within (docs/validation.md)."""
 
 
@@ -68,7 +68,10 @@ class FormulaTimes:
     @property
     def band(self) -> float:
         """Share by which a pass may be off, up or down."""
-        return BANDS["dense" if self.layout.model.experts is None else "experts"]
+        model = self.layout.model
+        if model.latent is not None or model.compressed is not None:
+            return BANDS["latent"]
+        return BANDS["dense" if model.experts is None else "experts"]
 
     def operations_s(self, rows: int) -> float:
         """Seconds of everything but attention at so many rows."""
@@ -126,8 +129,14 @@ class FormulaTimes:
         return states * (model.layers - experts.dense_layers) / self._bandwidth
 
     def _matrix_rate(self, precision: Precision) -> float:
-        """Operations per second that large products reach; in 16 bits without a unit for the precision."""
+        """Operations per second that large products reach; in 16 bits without a unit for the precision.
+
+        A checkpoint in MXFP4 keeps activations in more bits: its products run at the rate of 8 (of 8 and 16
+        that which is nearer to gpt-oss on B200).
+        """
         rates = self.layout.gpu.flop_per_s
+        if precision == "fp4" and self.layout.model.native == "fp4":
+            precision = "fp8"
         if precision == "bf16" or precision not in rates:
             return self.fitted.matrices * rates["bf16"]
         return self.fitted.matrices_fp8 * rates[precision]
@@ -137,12 +146,17 @@ class FormulaTimes:
         return self.fitted.bandwidth * self.layout.gpu.bandwidth_bytes_per_s
 
     def _all_reduce_s(self, rows: int) -> float:
-        """Two all-reduces a layer, ring-wise: 2 (n - 1) / n of the rows' states cross each link."""
+        """Two all-reduces a layer, ring-wise: 2 (n - 1) / n of the rows' states cross each link.
+
+        Beyond a node the slowest link is the network.
+        """
         gpus, model = self.layout.gpus, self.layout.model
         if gpus == 1:
             return 0.0
         moved = 2 * model.layers * ELEMENT_BYTES * rows * model.hidden
-        rate = self.fitted.links * self.layout.gpu.link_bytes_per_s
+        gpu = self.layout.gpu
+        beyond = gpus > gpu.gpus_per_node and gpu.network_bytes_per_s
+        rate = self.fitted.links * (beyond or gpu.link_bytes_per_s)
         return moved * 2 * (gpus - 1) / gpus / rate
 
     @staticmethod

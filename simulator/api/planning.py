@@ -52,15 +52,18 @@ class Plan(CapacityPlan):
         return intervals if hours is None else hours
 
 
-def plan(scenario: str | Path | Scenario, *, workers: int = 1, **how: Any) -> Plan:
+def plan(
+    scenario: str | Path | Scenario, *, workers: int = 1, sweeping: Sweeping | None = None, **how: Any
+) -> Plan:
     """Plan GPUs and cost for a scenario: a file, or one that is loaded.
 
     workers: processes. how: further fields of ``Sweeping``, such as the directory of a resumable run.
+    sweeping: how cells run, in place of both.
     Raises ``InfeasibleError`` where no policy keeps the SLA, and ``BadInputError`` that names the file.
     """
     base = Path()
     if not isinstance(scenario, Scenario):
         base = Path(scenario).parent
         scenario = checked_scenario(Path(scenario))
-    made = make_plan(scenario, base=base, sweeping=Sweeping(workers=workers, **how))
+    made = make_plan(scenario, base=base, sweeping=sweeping or Sweeping(workers=workers, **how))
     return Plan(**{field.name: getattr(made, field.name) for field in fields(CapacityPlan) if field.init})

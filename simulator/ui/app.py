@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import secrets
 import socket
+from collections.abc import Mapping
 from importlib.resources import files
+from types import ModuleType
 from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
 from simulator.core.errors import BadInputError
+from simulator.ui.check import page as check
+from simulator.ui.check.work import Uploads
 from simulator.ui.explore import page as explore
 from simulator.ui.jobs import Jobs
+from simulator.ui.plan import page as plan
 from simulator.ui.security import HOST, protect
 from simulator.ui.widgets import aria
 
-PAGES = {"/": explore}
+PAGES: Mapping[str, ModuleType] = {"/": explore, "/plan": plan, "/check": check}
+"""Address to page: each has a title and a layout."""
 
 _INDEX = """<!doctype html>
 <html lang="en">
@@ -32,8 +38,8 @@ _INDEX = """<!doctype html>
 </html>"""
 
 
-def build(jobs: Jobs) -> Dash:
-    """Return the app. jobs: where its long work runs."""
+def build(jobs: Jobs, uploads: Uploads) -> Dash:
+    """Return the app. jobs: where its long work runs. uploads: where dropped files are kept."""
     app = Dash(
         "simulator.ui", title="DSpark simulator", update_title="", serve_locally=True, index_string=_INDEX,
         assets_folder=str(files("simulator.ui").joinpath("assets")), suppress_callback_exceptions=True,
@@ -44,17 +50,14 @@ def build(jobs: Jobs) -> Dash:
     app.clientside_callback(  # type: ignore[no-untyped-call]
         ClientsideFunction("ui", "scheme"), Output("theme", "data"), Input("session", "data")
     )
-    app.clientside_callback(  # type: ignore[no-untyped-call]
-        ClientsideFunction("ui", "address"), Output("address", "data"), Input("e-address", "data"),
-        prevent_initial_call=True,
-    )  # fmt: skip
 
     @app.callback(Output("page", "children"), Input("url", "pathname"), State("url", "search"))
     def show(path: str, query: str | None) -> Any:
         return PAGES.get(path, explore).layout(query or "")
 
-    for page in PAGES.values():
-        page.register(app, jobs)
+    explore.register(app, jobs)
+    plan.register(app, jobs)
+    check.register(app, jobs, uploads)
     return app
 
 
@@ -68,7 +71,7 @@ def _shell() -> html.Div:
             html.Div(id="page"),
             dcc.Location(id="url", refresh=False),
             dcc.Store(id="session", data=secrets.token_urlsafe(12)),
-            dcc.Store(id="theme", data="light"), dcc.Store(id="address"),
+            dcc.Store(id="theme", data="light"),
         ]
     )  # fmt: skip
 
@@ -93,7 +96,8 @@ class Served:
                 f"cannot be listened on: {error}", source="port", value=port, remedy="0 takes a free one"
             ) from error
         self.jobs = jobs
-        app = build(jobs)
+        self._uploads = Uploads()
+        app = build(jobs, self._uploads)
         self.port = int(bound.getsockname()[1])
         with bound:  # the server listens on a copy
             self._server = make_server(
@@ -115,3 +119,4 @@ class Served:
         self._server.shutdown()
         self._server.server_close()
         self.jobs.close()
+        self._uploads.close()

@@ -32,6 +32,9 @@ THEMES: Mapping[Scheme, Theme] = {
     "dark": Theme("#e6edf3", "#9da7b1", "#30363d", "#161b22"),
 }
 
+_LESS, _MORE = "#009E73", "#D55E00"
+"""Of Okabe and Ito's colours: a number that falls, and one that rises."""
+
 _BLACK = "#000000"
 
 
@@ -95,6 +98,100 @@ def _marks(policy: str, published: Points | None, colour: str, theme: Theme) -> 
             "hovertemplate": "published: %{y:,.4g} at %{x:,.4g}",
         }
     ]  # fmt: skip
+
+
+def day_figure(day: pd.DataFrame, plans: pd.DataFrame, scheme: Scheme) -> Figure:
+    """Draw each policy's replicas over the day, in steps. day, plans: tables of a plan."""
+    theme = THEMES[scheme]
+    hours = [*(day["start_s"] / 3600), day["end_s"].iloc[-1] / 3600]
+    traces = []
+    for policy in plans["policy"]:
+        if f"replicas {policy}" in day:
+            replicas = day[f"replicas {policy}"].tolist()
+            line = {"color": colour_of(policy, plans, theme), "width": 2, "shape": "hv"}
+            traces.append(
+                {
+                    "type": "scatter", "mode": "lines", "name": policy, "line": line, "x": hours,
+                    "y": [*replicas, replicas[-1]], "hovertemplate": "%{y} replicas at %{x:.4g} h",
+                }
+            )  # fmt: skip
+    return {"data": traces, "layout": layout(("hour", "replicas"), theme)}
+
+
+def tornado_figure(
+    names: Sequence[str], values: Sequence[float], planned: float, unit: str, scheme: Scheme
+) -> Figure:
+    """Draw what each input that is off does to a number; the largest change is on top."""
+    theme = THEMES[scheme]
+    rows = sorted(zip(names, values, strict=True), key=lambda row: abs(row[1] - planned))
+    colours = [_MORE if value > planned else _LESS for _, value in rows]
+    bars = {
+        "type": "bar", "orientation": "h", "y": [name for name, _ in rows], "base": planned,
+        "x": [value - planned for _, value in rows], "marker": {"color": colours},
+        "customdata": [value for _, value in rows],
+        "hovertemplate": "%{y}: %{customdata:,.4g}<extra></extra>",
+    }  # fmt: skip
+    shown = layout((unit, ""), theme)
+    shown["xaxis"] |= {"rangemode": "normal"}
+    shown["shapes"] = [
+        {"type": "line", "x0": planned, "x1": planned, "yref": "paper", "y0": 0, "y1": 1,
+         "line": {"color": theme.soft, "width": 1.5}}
+    ]  # fmt: skip
+    return {"data": [bars], "layout": shown}
+
+
+LONGEST = 40
+"""Letters of a name beside its bar; the whole name is shown on hover and in the table."""
+
+MOST_MISSES = 20
+"""Misses that are drawn: more names than that cannot be read beside their bars."""
+
+
+def misses_figure(
+    names: Sequence[str], published: Sequence[float], predicted: Sequence[float], scheme: Scheme
+) -> Figure:
+    """Draw by how much predictions are off, as a share of what was published; the largest is on top."""
+    theme = THEMES[scheme]
+    errors = [now / then - 1 for then, now in zip(published, predicted, strict=True)]
+    rows = sorted(zip(names, errors, strict=True), key=lambda row: abs(row[1]))[-MOST_MISSES:]
+    places = list(range(len(rows)))
+    bars = {
+        "type": "bar", "orientation": "h", "y": places, "x": [error for _, error in rows],
+        "marker": {"color": [_MORE if error > 0 else _LESS for _, error in rows]},
+        "text": [name for name, _ in rows], "textposition": "none",
+        "hovertemplate": "%{text}: %{x:+.1%}<extra></extra>",
+    }  # fmt: skip
+    shown = layout(("predicted over published", ""), theme)
+    shown["xaxis"] |= {"tickformat": "+.0%", "rangemode": "normal", "zerolinecolor": theme.soft}
+    labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name, _ in rows]
+    shown["yaxis"] |= {"tickvals": places, "ticktext": labels, "rangemode": "normal"}
+    return {"data": [bars], "layout": shown}
+
+
+def steps_figure(steps: pd.DataFrame, scheme: Scheme) -> Figure:
+    """Draw how many drafts the engine verified in each recorded step, and how many are decided again."""
+    theme = THEMES[scheme]
+    kinds = (("engine_drafts", "as recorded", theme.soft), ("decided_drafts", "decided again", _MORE))
+    traces = [
+        {"type": "scatter", "mode": "lines", "name": name, "x": steps["forward_ct"].tolist(),
+         "y": steps[column].tolist(), "line": {"color": colour, "width": 1.5}, "text": steps["why"].tolist(),
+         "hovertemplate": "%{y} drafts in step %{x}<br>%{text}"}
+        for column, name, colour in kinds
+    ]  # fmt: skip
+    shown = layout(("engine step", "drafts verified in the batch"), theme)
+    shown["xaxis"] |= {"rangemode": "normal"}
+    return {"data": traces, "layout": shown}
+
+
+def bars_figure(table: pd.DataFrame, at: str, value: str, unit: str, scheme: Scheme) -> Figure:
+    """Draw a bar for each policy at each value of a column, as GPUs side by side."""
+    theme = THEMES[scheme]
+    traces = [
+        {"type": "bar", "name": str(policy), "x": rows[at].tolist(), "y": rows[value].tolist(),
+         "marker": {"color": colour_of(str(policy), table, theme)}, "hovertemplate": "%{x}: %{y:,.3g}"}
+        for policy, rows in table.groupby("policy", sort=False)
+    ]  # fmt: skip
+    return {"data": traces, "layout": layout(("", unit), theme)}
 
 
 def layout(axes: tuple[str, str], theme: Theme) -> dict[str, Any]:

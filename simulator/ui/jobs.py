@@ -30,7 +30,7 @@ MOST_RESULTS = 512
 ABANDONED_S = 60.0
 """Seconds after which a worker that no page looks at may be ended: a page looks several times a second."""
 
-PRELOADED = ("simulator.ui.explore.work",)
+PRELOADED = ("simulator.ui.explore.work", "simulator.ui.plan.work", "simulator.ui.check.work")
 """What workers do, with all that it imports: imported once, in the process that workers are forked from."""
 
 Say = Callable[[str], None]
@@ -175,7 +175,7 @@ class Jobs:
                     self._receive(worker, *worker.connection.recv())
             except (EOFError, OSError):
                 if worker.pending:
-                    self._keep(worker.pending[0], FaultError("the worker died; ask for less at once"))
+                    self.keep(worker.pending[0], FaultError("the worker died; ask for less at once"))
                 self._workers.pop(session).end()
 
     def _receive(self, worker: _Worker, task: Task | None, value: object) -> None:
@@ -183,12 +183,14 @@ class Jobs:
             worker.said = str(value)
             return
         worker.pending.remove(task)
-        self._keep(task, value)
+        self.keep(task, value)
 
-    def _keep(self, task: Task, value: object) -> None:
-        self._results[task] = value
-        if len(self._results) > MOST_RESULTS:
-            self._results.popitem(last=False)
+    def keep(self, task: Task, value: object) -> None:
+        """Keep what a task found, as if a worker had."""
+        with self._lock:
+            self._results[task] = value
+            if len(self._results) > MOST_RESULTS:
+                self._results.popitem(last=False)
 
 
 def _serve(connection: Connection) -> None:

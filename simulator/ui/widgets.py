@@ -6,15 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from dash import dcc, html
 
 from simulator.core.errors import BadInputError
 from simulator.report.columns import COLUMNS
 
 Children = Any  # what Dash takes as content: text, a component, or a list of those
-
-CLOCK_MS = 300
-"""Milliseconds between two looks at a run: often enough to follow, seldom enough to cost nothing."""
 
 
 def aria(**words: str) -> dict[str, Any]:
@@ -53,21 +51,13 @@ def choices(name: str, options: Mapping[str, str], value: str) -> dcc.RadioItems
     return dcc.RadioItems(id=name, options=listed, value=value, inline=True)
 
 
-def answer(page: str) -> html.Div:
+def answer(page: str, run: html.Div) -> html.Div:
     """Return the card that says the answer first, then what it rests on, then how far a run is.
 
-    page: letter that the names of its parts begin with.
+    page: letter that the names of its parts begin with. run: ``runs.bar``.
     """
-    run = [
-        html.Span(id=f"{page}-progress", role="status"),
-        html.Button("Cancel", id=f"{page}-cancel", type="button", className="small", hidden=True),
-        html.Button("Run again", id=f"{page}-again", type="button", className="small", hidden=True),
-    ]
     said = html.Div(id=f"{page}-answer", className="answer", **aria(live="polite"))
-    return html.Div(
-        [said, html.Div(id=f"{page}-curve", className="soft"), html.Div(run, className="progress")],
-        className="card",
-    )
+    return html.Div([said, html.Div(id=f"{page}-curve", className="soft"), run], className="card")
 
 
 def exports(buttons: Mapping[str, str]) -> html.Div:
@@ -92,7 +82,7 @@ def figure(name: str, title: str, what: str) -> html.Figure:
         [
             html.Figcaption([html.Strong(title), html.Span(f" {what}", className="soft"), button]),
             html.Div(
-                dcc.Graph(id=name, config=config, className="plot"), role="img",
+                dcc.Graph(id=name, config=config, className="plot", style={"height": "340px"}), role="img",
                 **aria(label=f"{title}. {what}"),
             ),
         ]
@@ -109,6 +99,11 @@ def table(heads: Mapping[str, str], rows: Sequence[Mapping[str, Any]], best: Seq
         cells = [_cell(row[name], first=position == 0) for position, name in enumerate(heads)]
         body.append(html.Tr(cells, className="best" if index < len(best) and best[index] else ""))
     return html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="table", tabIndex="0")
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table by column."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _cell(value: object, *, first: bool) -> Any:

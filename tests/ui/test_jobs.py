@@ -104,5 +104,5 @@ def test_few_results_are_kept_and_the_oldest_goes(jobs: Jobs, monkeypatch: pytes
     monkeypatch.setattr(jobs_module, "MOST_RESULTS", 2)
     small = Jobs()
     for number in (1, 2, 3):
-        small._keep(Double(number), number)
+        small.keep(Double(number), number)
     assert small.look("any", [Double(n) for n in (1, 2, 3)]).found == {Double(2): 2, Double(3): 3}

@@ -11,6 +11,7 @@ from flask import Flask
 
 from simulator.core.errors import BadInputError
 from simulator.ui.app import build
+from simulator.ui.check.work import Uploads
 from simulator.ui.jobs import Jobs
 from simulator.ui.security import (
     MOST_BODY_BYTES,
@@ -29,12 +30,14 @@ OWN = {"Host": "127.0.0.1:8050"}
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     jobs = Jobs()
-    app = build(jobs)
+    uploads = Uploads()
+    app = build(jobs, uploads)
     server: Flask = app.server
     protect(server, 8050, app.csp_hashes())
     with server.test_client() as made:
         yield made
     jobs.close()
+    uploads.close()
 
 
 def test_the_page_is_given_to_this_machine_alone(client: Any) -> None:

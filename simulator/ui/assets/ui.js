@@ -7,6 +7,18 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
       dark.onchange = () => window.dash_clientside.set_props("theme", { data: dark.matches ? "dark" : "light" });
       return dark.matches ? "dark" : "light";
     },
+    // The slider and the number beside it are one value; what is being moved is left alone.
+    follow: function (slid, typed) {
+      const still = window.dash_clientside.no_update;
+      const moved = window.dash_clientside.callback_context.triggered_id;
+      return moved === "e-sla-number" && typed ? [typed, still] : [still, Number(slid)];
+    },
+    // A file that the server would refuse is not sent to it.
+    bounded: function (contents, limits) {
+      const still = window.dash_clientside.no_update;
+      if (!contents) return [still, still];
+      return contents.length > limits.letters ? [null, limits.said] : [contents, ""];
+    },
     // The state lives in the address: a reload, a bookmark or a link shows the same.
     address: function (query) {
       if (query === undefined || query === null) return window.dash_clientside.no_update;

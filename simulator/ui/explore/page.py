@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
 
 from simulator.core.errors import BadInputError, InfeasibleError, SimulatorError
-from simulator.ui import widgets
+from simulator.ui import runs, widgets
 from simulator.ui.explore import view
 from simulator.ui.explore.asked import Explored, from_query, to_query
+from simulator.ui.explore.exports import one_file
 from simulator.ui.explore.form import BY_POSITION, MOST_EDITED, check, controls, state_of
 from simulator.ui.explore.view import view_of
 from simulator.ui.explore.work import tasks_of
-from simulator.ui.exports import one_file
 from simulator.ui.figures import Scheme
 from simulator.ui.jobs import Jobs
 from simulator.ui.security import check_policies
@@ -40,9 +40,7 @@ def layout(query: str) -> html.Div:
             if problem
             else None,
             html.Div([controls(state), _results()], className="page"),
-            *(dcc.Store(id=name) for name in ("e-asked", "e-seen", "e-problem", "e-address")),
-            dcc.Interval(id="e-clock", interval=widgets.CLOCK_MS, disabled=True),
-            dcc.Download(id="e-file"),
+            *runs.parts("e"),
         ]
     )
 
@@ -56,7 +54,7 @@ def _results() -> html.Main:
     ]
     return html.Main(
         [
-            widgets.answer("e"),
+            widgets.answer("e", runs.bar("e")),
             html.Div(id="e-notes"),
             html.Div(id="e-table"),
             html.Div(figures, className="grid"),
@@ -71,12 +69,19 @@ def register(app: Dash, jobs: Jobs) -> None:
     """Connect the page: controls ask, the clock looks, results are drawn."""
     _register_controls(app)
     _register_asking(app, jobs)
+    runs.register(app, jobs, "e", lambda asked: tasks_of(from_query(asked)))
     _register_errors(app, jobs)
     _register_drawing(app, jobs)
     _register_exports(app, jobs)
 
 
 def _register_controls(app: Dash) -> None:
+    app.clientside_callback(  # type: ignore[no-untyped-call]
+        ClientsideFunction("ui", "follow"),
+        Output("e-sla", "value"), Output("e-sla-number", "value"),
+        Input("e-sla", "value"), Input("e-sla-number", "value"), prevent_initial_call=True,
+    )  # fmt: skip
+
     @app.callback(Output("e-profile-field", "hidden"), Output("e-hardware", "hidden"), Input("e-on", "value"))
     def choose(on: str) -> tuple[bool, bool]:
         return on != "profile", on == "profile"
@@ -119,28 +124,6 @@ def _register_asking(app: Dash, jobs: Jobs) -> None:
         except BadInputError as error:
             return no_update, {"source": error.source, "said": widgets.said_of(error)}
         return to_query(state), None
-
-    @app.callback(
-        Output("e-seen", "data"), Output("e-progress", "children"), Output("e-clock", "disabled"),
-        Output("e-cancel", "hidden"), Output("e-again", "hidden"),
-        Input("e-clock", "n_intervals"), Input("e-asked", "data"), Input("e-cancel", "n_clicks"),
-        State("session", "data"), State("e-seen", "data"),
-        prevent_initial_call=True,
-    )  # fmt: skip
-    def look(
-        _ticks: int, asked: str | None, _cancelled: int, session: str, before: str | None
-    ) -> tuple[Any, ...]:
-        if asked is None:
-            return no_update, "", True, True, True
-        if ctx.triggered_id == "e-cancel":
-            jobs.cancel(session)
-        seen = view_of(jobs, session, from_query(asked))
-        token = f"{asked}|{seen.done}|{seen.running}"
-        still = not seen.running
-        return (
-            no_update if token == before else token, view.progress(seen), still, still,
-            seen.running or seen.done == seen.total,
-        )  # fmt: skip
 
 
 def _register_errors(app: Dash, jobs: Jobs) -> None:
@@ -186,23 +169,23 @@ def _register_drawing(app: Dash, jobs: Jobs) -> None:
     @app.callback(
         Output("e-speed", "figure"), Output("e-answer", "children"), Output("e-table", "children"),
         Output("e-same", "children"), Output("e-address", "data"),
-        Output("e-sla", "value"), Output("e-sla-number", "value"),
-        Input("e-seen", "data"), Input("e-sla", "value"), Input("e-sla-number", "value"),
+        Input("e-seen", "data"), Input("e-sla", "value"),
         Input("e-statistic", "value"), Input("theme", "data"),
         State("e-asked", "data"), State("session", "data"),
         prevent_initial_call=True,
     )  # fmt: skip
     def judge(
-        _seen: str | None, slid: float | str, typed: float | None, statistic: str, scheme: Scheme,
+        _seen: str | None, sla: float | str, statistic: str, scheme: Scheme,
         asked: str | None, session: str,
     ) -> Any:  # fmt: skip
-        sla = float(typed if ctx.triggered_id == "e-sla-number" and typed else slid)
-        state = replace(from_query(asked or ""), sla=sla, statistic="p10" if statistic == "p10" else "mean")
+        state = replace(
+            from_query(asked or ""), sla=float(sla), statistic="p10" if statistic == "p10" else "mean"
+        )
         seen = view_of(jobs, session, state)
         said, table = view.answered(seen, state)
         figure = view.speed_figure(seen, state, scheme)
         address = no_update if asked is None else to_query(state)
-        return figure, said, table, view.same(state), address, sla, sla
+        return figure, said, table, view.same(state), address
 
 
 def _register_exports(app: Dash, jobs: Jobs) -> None:

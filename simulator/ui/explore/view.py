@@ -14,9 +14,9 @@ from simulator.deployment.profile_parts import PublishedClaims
 from simulator.sweeps.comparison import at_slas, parse_speed, promise
 from simulator.ui import widgets
 from simulator.ui.explore.asked import Explored, as_commands, as_python
+from simulator.ui.explore.exports import Page
 from simulator.ui.explore.form import STATISTICS
 from simulator.ui.explore.work import LOADS, SEEDS, Curve, Line, LineTask, tasks_of
-from simulator.ui.exports import Page
 from simulator.ui.figures import Figure, Scheme, empty_figure, line_figure
 from simulator.ui.jobs import Jobs
 
@@ -32,17 +32,13 @@ LOAD = "requests running at once"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What there is to show by now. coarse: policies whose line is a first look. done, total: tasks."""
+    """What there is to show by now. coarse: policies whose line is a first look."""
 
     curve: Curve | None
     table: pd.DataFrame
     coarse: tuple[str, ...]
     notes: tuple[str, ...]
     errors: tuple[SimulatorError, ...]
-    running: bool
-    said: str
-    done: int
-    total: int
 
     @property
     def published(self) -> PublishedClaims | None:
@@ -74,17 +70,7 @@ def view_of(jobs: Jobs, session: str, state: Explored) -> View:
         curve if isinstance(curve, Curve) else None,
         pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
         tuple(coarse), tuple(dict.fromkeys(notes)), tuple(errors.values()),
-        seen.running, seen.said, len(seen.found), len(tasks),
     )  # fmt: skip
-
-
-def progress(seen: View) -> str:
-    """Say how far the run is, or that it was stopped."""
-    if not seen.running:
-        stopped = f"Stopped after {seen.done} of {seen.total} parts; what is there is shown."
-        return stopped if seen.done < seen.total else ""
-    rough = f" A first look so far: {', '.join(seen.coarse)}." if seen.coarse else ""
-    return f"{seen.done} of {seen.total} parts; now {seen.said or 'starting'}.{rough}"
 
 
 def curve_line(curve: Curve | None) -> Any:

@@ -1,0 +1,101 @@
+"""What the page Check shows: misses first, and what an engine's file says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from dash import dcc, html
+
+from simulator.dumps.outcomes import Replayed
+from simulator.ui import widgets
+from simulator.ui.check.work import ACCEPTANCE, Read
+from simulator.ui.figures import Figure, Scheme, empty_figure, misses_figure, steps_figure
+
+MISSES, STEPS = "Predicted against published", "Drafts of each step"
+
+MOST_ROWS = 60
+"""Rows of a table that are shown: the largest misses. The CSV has all."""
+
+
+def compared(table: pd.DataFrame, subject: str) -> Any:
+    """Say how far predictions are off, and tabulate them with the largest miss first."""
+    if subject == ACCEPTANCE:
+        columns = {
+            "source": "source", "model": "model", "quantity": "quantity", "fitted": "fitted to it",
+            "published": "published", "simulated": "predicted", "off": "off by",
+        }  # fmt: skip
+    else:
+        columns = {
+            "quantity": "quantity",
+            "published": "published",
+            "predicted": "predicted",
+            "off": "off by",
+        }
+    return _misses(table, columns, f"{len(table)} published numbers")
+
+
+def measured(table: pd.DataFrame) -> Any:
+    """Tabulate shipped live validations, the largest miss first."""
+    columns = {
+        "validation": "validation", "policy": "policy", "concurrency": "requests", "metric": "metric",
+        "measured": "measured", "predicted": "predicted", "off": "off by",
+    }  # fmt: skip
+    return _misses(table, columns, f"{len(table)} measured numbers")
+
+
+def _misses(table: pd.DataFrame, columns: dict[str, str], what: str) -> Any:
+    median, worst = table["miss"].median(), table["miss"].max()
+    said = f"{what}: half of the predictions are within {median:.1%}, the worst is off by {worst:.0%}."
+    shown = table.head(MOST_ROWS).assign(off=[f"{miss:.1%}" for miss in table["miss"].head(MOST_ROWS)])
+    more = f" The {MOST_ROWS} largest misses are shown; the CSV has all." if len(table) > MOST_ROWS else ""
+    return [html.P(said + more), widgets.table(columns, widgets.records(shown))]
+
+
+def misses(table: pd.DataFrame | None, subject: str, scheme: Scheme) -> Figure:
+    """Draw by how much predictions are off."""
+    if table is None:
+        return empty_figure("being compared", scheme)
+    predicted = "simulated" if subject == ACCEPTANCE else "predicted"
+    names = table["model"] + ", " + table["quantity"] if subject == ACCEPTANCE else table["quantity"]
+    return misses_figure(names.tolist(), table["published"].tolist(), table[predicted].tolist(), scheme)
+
+
+def explained(found: Replayed | Read, scheme: Scheme) -> list[Any]:
+    """Say what a dropped file tells."""
+    return _replayed(found, scheme) if isinstance(found, Replayed) else _read(found)
+
+
+def _replayed(found: Replayed, scheme: Scheme) -> list[Any]:
+    first, *others = found.summary().splitlines()
+    policies = found.policies.assign(table=found.policies["table"].replace("", "-"))
+    heads = {
+        "policy": "policy", "table": "table", "differing_share": "differs",
+        "verification_budget_mean": "rows a request", "throughput_least_tok_per_s": "tokens/s, at least",
+        "throughput_most_tok_per_s": "at most", "gain_least": "gain, at least", "gain_most": "at most",
+    }  # fmt: skip
+    for name in ("differing_share", "gain_least", "gain_most"):
+        policies[name] = [f"{value:.1%}" for value in policies[name]]
+    graph = dcc.Graph(
+        figure=steps_figure(found.steps, scheme), config={"displayModeBar": False, "responsive": True}
+    )
+    return [
+        html.P([html.Strong(f"{first}.")]), html.P(f"{others[0].strip()}."),
+        html.H3("What explains the differences"),
+        widgets.table({"why": "why", "steps": "steps"}, widgets.records(found.reasons())),
+        html.H3("What others would have given"), widgets.table(heads, widgets.records(policies)),
+        html.H3(STEPS), html.Div(graph, className="plot"),
+    ]  # fmt: skip
+
+
+def _read(found: Read) -> list[Any]:
+    rows = [{"position": k, "rate": rate} for k, rate in enumerate(found.rates, 1)]
+    text = "conditional:" + ",".join(f"{rate:g}" for rate in found.rates)
+    heads = {"position": "position", "rate": "P(accepted, given those before)"}
+    return [
+        html.P([html.Strong(found.model.name), f": {found.model.provenance.line()}"]),
+        html.P(found.model.provenance.notes or ""),
+        widgets.table(heads, rows),
+        html.P(["As acceptance elsewhere: ", html.Code(text), ". ",
+                dcc.Link("Explore with it", href=f"/?acceptance={text}")]),
+    ]  # fmt: skip

@@ -1,0 +1,70 @@
+"""How long the app takes to its first chart and for a change, and how much memory two browsers cost it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.browsers import chromium
+from tests.support.pages import opened, put, text, wait
+
+pytestmark = pytest.mark.benchmark
+
+DRAWN = "return document.querySelectorAll('#e-speed .trace').length"
+
+
+@pytest.fixture(scope="module")
+def browsers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
+    made = [chromium(tmp_path_factory.mktemp(name)) for name in ("one", "other")]
+    yield made
+    for each in made:
+        each.quit()
+
+
+def megabytes(pid: int) -> float:
+    """Memory of a process and all below it; what several share is counted once."""
+    server = psutil.Process(pid)
+    return sum(each.memory_full_info().pss for each in (server, *server.children(recursive=True))) / 1e6
+
+
+def test_first_chart_changes_and_memory(browsers: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds from the command to the first line of the default page, of changes, and the memory of both."""
+    one, other = browsers
+    found: dict[str, float] = {}
+    start = time.monotonic()
+    words = [sys.executable, "-m", "simulator", "ui", "--no-browser", "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = process.stderr.readline().removeprefix("serving ").strip()
+        found["command to served"] = time.monotonic() - start
+        opened(one, address)
+        wait(one, lambda b: b.execute_script(DRAWN) > 0)
+        found["command to first line"] = time.monotonic() - start
+        wait(one, lambda b: "dspark-async" in text(b, "e-table"))
+        found["command to all lines, coarse"] = time.monotonic() - start
+        wait(one, lambda b: "carries" in text(b, "e-answer") and not text(b, "e-progress"))
+        found["command to all lines, refined"] = time.monotonic() - start
+        found["another SLA"] = _changed(one, "e-sla", 60, "e-answer", "At least 60")
+        found["another policy"] = _changed(one, "e-own", "fixed:2", "e-table", "fixed:2")
+        opened(other, f"{address}?profile=deepseek-v4-pro&sla=40")
+        wait(other, lambda b: "dspark-async" in text(b, "e-table"))
+        found["memory with two browsers, MB"] = megabytes(process.pid)
+        process.terminate()
+        process.wait(60)
+    with capsys.disabled():
+        print()
+        for name, value in found.items():
+            print(f"{name:32} {value:8.2f}")
+
+
+def _changed(browser: Any, control: str, value: object, at: str, said: str) -> float:
+    start = time.monotonic()
+    put(browser, control, value)
+    wait(browser, lambda b: said in text(b, at))
+    return time.monotonic() - start

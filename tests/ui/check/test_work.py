@@ -1,0 +1,107 @@
+"""Predictions beside results with the misses first; what a dropped file says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from simulator.core.errors import BadInputError
+from simulator.deployment.profile import load_profile
+from simulator.dumps.outcomes import Replayed
+from simulator.paper.claims_check import check_against
+from simulator.ui.check import work
+from simulator.ui.check.work import FileTask, Read, Uploads, claims, measured, subjects
+from simulator.ui.explore.work import Line
+from tests.dumps.test_redecide import written_dump
+
+
+def test_subjects_have_something_published() -> None:
+    assert subjects()[0] == "deepseek-v4-flash"
+    assert subjects()[-1] == work.ACCEPTANCE
+    assert all(load_profile(name).published for name in subjects()[:-1])
+
+
+def test_the_largest_miss_comes_first() -> None:
+    """Lines that are the published points scaled: mtp1 right, dspark-async's throughput 20% too high."""
+    published = load_profile("deepseek-v4-flash").published
+    assert published is not None
+    lines = []
+    for policy, factor in (("mtp1", 1.0), ("dspark-async", 1.2)):
+        line = published.throughput[policy]
+        points = [(load, value * factor) for load, value in line if 10 <= load <= 200]
+        budget = dict(published.budget).get(policy, points)
+        table = pd.DataFrame(points, columns=["concurrency", "throughput_tok_per_s"])
+        table = table.assign(
+            policy=policy, tps_mean=table["throughput_tok_per_s"] / table["concurrency"],
+            tps_p10=1.0, tps_p50=1.0, throughput_ci95=0.0,
+            verification_budget_mean=float(budget[0][1]),
+        )  # fmt: skip
+        lines.append(Line(table, ()))
+    found = claims("deepseek-v4-flash", lines)
+    assert list(found["miss"]) == sorted(found["miss"], reverse=True)
+    by_quantity = found.set_index("quantity")["miss"]
+    throughput = {
+        str(name).split()[0]: miss for name, miss in by_quantity.items() if "throughput, mean" in str(name)
+    }
+    assert throughput == pytest.approx({"mtp1": 0.0, "dspark-async": 0.2}, abs=1e-9)
+    both = check_against(pd.concat([line.table for line in lines]), published)
+    assert set(both["quantity"]) == set(found["quantity"])
+
+
+def test_shipped_validations_are_read_misses_first() -> None:
+    table = measured()
+    assert {"validation", "policy", "metric", "measured", "predicted"} <= set(table)
+    assert list(table["miss"]) == sorted(table["miss"], reverse=True)
+
+
+def test_recorded_steps_are_replayed_and_explained(tmp_path: Path) -> None:
+    path = written_dump(tmp_path / "dump.json")
+    found = FileTask(str(path), "my dump.json", ("sglang", "fixed:2")).run(str)
+    assert isinstance(found, Replayed)
+    assert found.differing == 0  # the recorder follows sglang's own rule
+    assert list(found.policies["policy"]) == ["as recorded", "sglang", "fixed:2"]
+
+
+def test_a_log_tells_its_acceptance(tmp_path: Path) -> None:
+    """Conditional rates 0.8 and 0.6: marginals 0.8 and 0.48."""
+    log = (
+        "INFO 11-02 10:00:00 [metrics.py:100] SpecDecoding metrics: Mean acceptance length: "
+        "2.28, Accepted throughput: 12.80 tokens/s, Drafted throughput: 20.00 tokens/s, "
+        "Accepted: 1280 tokens, Drafted: 2000 tokens, Per-position acceptance rate: 0.800, 0.480, "
+        "Avg Draft acceptance rate: 64.0%"
+    )
+    path = tmp_path / "kept.json"
+    path.write_text(log)
+    found = FileTask(str(path), "engine.log", ("sglang",)).run(str)
+    assert isinstance(found, Read)
+    assert found.rates == pytest.approx((0.8, 0.6), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "content", [b"no log at all", b"\x00\x01", b"[1, 2]", b'{"records": 1, "mode": "x"}', b"{"]
+)
+def test_a_bad_file_is_refused_by_the_users_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "kept.json"
+    path.write_bytes(content)
+    with pytest.raises(BadInputError) as caught:
+        FileTask(str(path), "mine.json", ("sglang",)).run(str)
+    assert str(caught.value).startswith("mine.json: ")
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_uploads_are_known_by_content_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "MOST_UPLOADS", 2)
+    uploads = Uploads()
+    digests = [uploads.keep(json.dumps(number).encode()) for number in (1, 2, 1, 3)]
+    assert digests[0] == digests[2]
+    first = uploads.task(f"dump={digests[0]}&name=a.json&policy=sglang&policy=fixed:1")
+    assert Path(first.path).read_bytes() == b"1"
+    assert (first.name, first.policies) == ("a.json", ("sglang", "fixed:1"))
+    for gone in (digests[1], "../../etc/passwd", ""):
+        with pytest.raises(BadInputError, match="drop it again"):
+            uploads.task(f"dump={gone}")
+    uploads.close()
+    assert not Path(first.path).exists()

@@ -76,15 +76,15 @@ def decoded_upload(contents: str, name: str) -> bytes:
     contents: as the page sends it, ``data:...;base64,...``.
     """
     _, comma, packed = contents.partition(";base64,")
-    if len(packed) * 3 // 4 > MOST_UPLOAD_BYTES + 2:
-        raise BadInputError(
-            f"is larger than {MOST_UPLOAD_BYTES >> 20} MiB", source=name,
-            remedy="record fewer steps, or read it with `dspark-sim replay`",
-        )  # fmt: skip
     try:
         content = base64.b64decode(packed, validate=True)
     except binascii.Error as error:
         raise BadInputError("did not arrive whole", source=name, remedy="drop it again") from error
+    if len(content) > MOST_UPLOAD_BYTES:
+        raise BadInputError(
+            f"is larger than {MOST_UPLOAD_BYTES >> 20} MiB", source=name,
+            remedy="record fewer steps, or read it with `dspark-sim replay`",
+        )  # fmt: skip
     if not comma or not content:
         raise BadInputError("is empty", source=name, remedy="drop the file itself")
     return content

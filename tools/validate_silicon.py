@@ -17,7 +17,6 @@ import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,9 @@ from simulator.core.files import write_csv
 from simulator.deployment.profile import Profile
 from simulator.hardware import gpus
 from simulator.hardware.curves import composed
-from simulator.hardware.kernel_modes import Setting
 from simulator.hardware.kernels import KernelTables
 from simulator.hardware.memory import layout
-from simulator.hardware.models import Precision, load_model
+from simulator.hardware.models import load_model
 from simulator.parallel.cells import run_cells
 from simulator.traffic.arrivals import PoissonArrivals
 from simulator.traffic.lengths import EmpiricalLengths
@@ -60,29 +58,54 @@ PASSES = "passes"
 
 
 @dataclass(frozen=True, slots=True)
-class Simulated:
-    """A row under simulation, and its profile."""
+class Group:
+    """Rows that share a curve."""
 
-    row: Row
-    profile: Profile
+    rows: tuple[Row, ...]
 
     def __call__(self) -> dict[str, Any]:
-        """Return mean TTFT and TPOT, ms, without any host time."""
-        row = self.row
-        bench: Workbench = deployment(self.profile, {"none": "length:1@1"})
-        drawn = (_lengths(row.prompt_tokens, row.ranged), _lengths(row.output_tokens, row.ranged))
-        pairs = EmpiricalLengths(drawn[0], drawn[1])
-        traffic = SyntheticTraffic(PoissonArrivals(AT_ONCE_PER_S), (TrafficClass("default", pairs),))
-        waves = int(np.clip(STEPS // row.output_tokens, *WAVES))
-        done = bench.simulate(
-            "autoregressive", concurrency=row.concurrency, traffic=traffic, requests=waves * row.concurrency,
-            prefill="chunked", chunk_tokens=row.step_tokens,
-        ).requests  # fmt: skip
-        first_s = done["first_token_s"].to_numpy()
-        sent_s = _sent_s(done["admitted_s"].to_numpy(), done["finished_s"].to_numpy(), row.concurrency)
+        """Return what the gate says and mean TTFT and TPOT of each row, ms; or why there is no curve."""
+        first = self.rows[0]
+        try:
+            laid_out = layout(load_model(first.model), gpus.load_gpu(first.gpu), first.gpus, first.precision)
+            if not laid_out.fits:
+                return {"refused": "its weights leave no room for keys and values"}
+            tables = KernelTables(
+                laid_out.model, laid_out.gpu, first.gpus, first.precision, first.setting
+            )  # fmt: skip
+            if first.engine not in tables.handles:
+                return {"refused": f"no table of {first.engine}: {tables.missing[first.engine]}"}
+            gates = tables.gates()
+            profile = composed(laid_out, tables, gates, first.engine)
+        except SimulatorError as error:
+            return {"refused": str(error)}
+        gate = next(each for each in gates if each.engine == first.engine)
+        times = [_simulated_ms(row, profile) for row in self.rows]
         return {
-            "ttft_ms": 1e3 * float((first_s - sent_s).mean()), "tpot_ms": 1e3 * float(done["tpot_s"].mean())
+            "gate": gate.refused or PASSES, "ttft_ms": [each[0] for each in times],
+            "tpot_ms": [each[1] for each in times],
         }  # fmt: skip
+
+
+def simulated(group: Group) -> dict[str, Any]:
+    """Run a group."""
+    return group()
+
+
+def _simulated_ms(row: Row, profile: Profile) -> tuple[float, float]:
+    """Return mean TTFT and TPOT, ms, without any host time."""
+    bench: Workbench = deployment(profile, {"none": "length:1@1"})
+    drawn = (_lengths(row.prompt_tokens, row.ranged), _lengths(row.output_tokens, row.ranged))
+    pairs = EmpiricalLengths(drawn[0], drawn[1])
+    traffic = SyntheticTraffic(PoissonArrivals(AT_ONCE_PER_S), (TrafficClass("default", pairs),))
+    waves = int(np.clip(STEPS // row.output_tokens, *WAVES))
+    done = bench.simulate(
+        "autoregressive", concurrency=row.concurrency, traffic=traffic, requests=waves * row.concurrency,
+        prefill="chunked", chunk_tokens=row.step_tokens,
+    ).requests  # fmt: skip
+    first_s = done["first_token_s"].to_numpy()
+    sent_s = _sent_s(done["admitted_s"].to_numpy(), done["finished_s"].to_numpy(), row.concurrency)
+    return 1e3 * float((first_s - sent_s).mean()), 1e3 * float(done["tpot_s"].mean())
 
 
 def _sent_s(admitted_s: Floats, finished_s: Floats, clients: int) -> Floats:
@@ -100,55 +123,27 @@ def _lengths(tokens: int, ranged: bool) -> NDArray[np.int64]:
     return np.maximum(drawn, 1).astype(np.int64)
 
 
-def simulated(cell: Simulated) -> dict[str, Any]:
-    """Run a cell."""
-    return cell()
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """The profile of an engine's own table, and what its gate says."""
-
-    profile: Profile
-    gate: str
-
-
-def curves(rows: Sequence[Row]) -> tuple[dict[tuple[Any, ...], Curve], dict[tuple[Any, ...], str]]:
-    """Curve of each kind of row, and why others have none."""
-    found: dict[tuple[Any, ...], Curve] = {}
-    refused: dict[tuple[Any, ...], str] = {}
-    tables_of = cache(_tables)
-    for row in {row.curve: row for row in rows}.values():
-        try:
-            laid_out = layout(load_model(row.model), gpus.load_gpu(row.gpu), row.gpus, row.precision)
-            tables = tables_of(row.model, row.gpu, row.gpus, row.precision, row.setting)
-            if row.engine not in tables.handles:
-                refused[row.curve] = f"no table of {row.engine}: {tables.missing[row.engine]}"
-                continue
-            gates = tables.gates()
-            gate = next(each for each in gates if each.engine == row.engine)
-            found[row.curve] = Curve(composed(laid_out, tables, gates, row.engine), gate.refused or PASSES)
-        except SimulatorError as error:
-            refused[row.curve] = str(error)
-    return found, refused
-
-
-def _tables(model: str, gpu: str, count: int, precision: Precision, setting: Setting) -> KernelTables:
-    return KernelTables(load_model(model), gpus.load_gpu(gpu), count, precision, setting)
-
-
 def compared(
-    rows: Sequence[Row], found: Mapping[tuple[Any, ...], Curve], workers: int, directory: Path
-) -> pd.DataFrame:
-    """Simulate rows; columns of ``Row``, what the gate says and the two predictions, ms."""
-    cells = [Simulated(row, found[row.curve].profile) for row in rows]
-    predicted = run_cells(simulated, cells, workers=workers, progress=True, label="Rows", directory=directory)
-    table = pd.DataFrame([{name: getattr(row, name) for name in Row.__dataclass_fields__} for row in rows])
-    table["gate"] = [found[row.curve].gate for row in rows]
-    table["reported"] = [row.reported for row in rows]
-    for name in ("ttft", "tpot"):
-        table[f"predicted_{name}_ms"] = [each[f"{name}_ms"] for each in predicted]
-    return table
+    rows: Sequence[Row], workers: int, directory: Path
+) -> tuple[pd.DataFrame, Counter[str]]:  # fmt: skip
+    """Simulate rows; columns of ``Row``, what the gate says and predictions, ms; and why others have none."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.curve, []).append(row)
+    cells = [Group(tuple(each)) for each in groups.values()]
+    found = run_cells(simulated, cells, workers=workers, progress=True, label="Curves", directory=directory)
+    records, why = [], Counter[str]()
+    for cell, result in zip(cells, found, strict=True):
+        if "refused" in result:
+            why[f"{' '.join(map(str, cell.rows[0].curve[:5]))}: {result['refused']}"] += len(cell.rows)
+            continue
+        for row, ttft_ms, tpot_ms in zip(cell.rows, result["ttft_ms"], result["tpot_ms"], strict=True):
+            fields = {name: getattr(row, name) for name in Row.__dataclass_fields__}
+            records.append(fields | {
+                "gate": result["gate"], "reported": row.reported, "predicted_ttft_ms": ttft_ms,
+                "predicted_tpot_ms": tpot_ms,
+            })  # fmt: skip
+    return pd.DataFrame(records), why
 
 
 def host_times_ms(fitted: pd.DataFrame) -> dict[str, float]:
@@ -237,17 +232,13 @@ def main() -> None:
         judged = judge(csv.DictReader(file))
     usable = [each for each in judged if isinstance(each, Row)]
     rows = [row for row in usable if row.bucket % asked.every == 0]
-    found, refused = curves(rows)
-    why = Counter(each for each in judged if isinstance(each, str))
-    without = Counter(f"{' '.join(map(str, row.curve[:5]))}: {refused[row.curve]}" for row in rows
-                      if row.curve in refused)  # fmt: skip
-    rows = [row for row in rows if row.curve in found]
-    table = compared(rows, found, asked.workers, asked.out / "cells")
+    table, without = compared(rows, asked.workers, asked.out / "cells")
+    why = Counter(each for each in judged if isinstance(each, str)) + without
     hosts = host_times_ms(table[~table["reported"] & (table["gate"] == PASSES)])
     reported = table[table["reported"]]
     asked.out.mkdir(parents=True, exist_ok=True)
-    _write(asked.out, with_hosts(table, hosts), why + without)
-    print(f"{len(judged)} rows, {len(usable)} of them usable: 1 in {asked.every} is taken, {len(rows)} have "
+    _write(asked.out, with_hosts(table, hosts), why)
+    print(f"{len(judged)} rows, {len(usable)} of them usable: 1 in {asked.every} is taken, {len(table)} have "
           f"tables and are simulated, {len(reported)} of them reported")  # fmt: skip
     print("host time of a step, ms: " + ", ".join(f"{name} {each:.2f}" for name, each in hosts.items()))
     for title, part in (("passing", reported["gate"] == PASSES), ("failing", reported["gate"] != PASSES)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.hardware.memory import Layout
-from simulator.hardware.models import WEIGHT_BYTES
+from simulator.hardware.models import WEIGHT_BYTES, Precision
 
 POWER = 3.0
 """Of the norm that joins memory and matrix time: at equal times the sum is 1.26 of either."""
@@ -28,8 +28,9 @@ class Coefficients:
 
     bandwidth, matrices, matrices_fp8, cache, links: shares of the data sheet's rates that are reached by
     weights, matrix products in 16 and in fewer bits, keys and values, and the all-reduce. layer_s,
-    attention_s: fixed time of a layer and of its attention, seconds. A share above 1 is no fault: the norm
-    counts some time twice.
+    attention_s: fixed time of a layer and of its attention, seconds. grouped: share of the matrix products'
+    rate that experts reach, whose products are many and small. A share above 1 is no fault: the norm counts
+    some time twice.
     """
 
     bandwidth: float
@@ -39,16 +40,18 @@ class Coefficients:
     links: float
     layer_s: float
     attention_s: float
+    grouped: float
 
 
 FITTED = Coefficients(
     bandwidth=1.022, matrices=0.798, matrices_fp8=0.542, cache=0.895, links=0.516, layer_s=50.7e-6,
-    attention_s=8.97e-6,
+    attention_s=8.97e-6, grouped=0.326,
 )  # fmt: skip
-"""Fitted to Qwen3-8B on H200, 1 to 8 GPUs, bf16 and fp8: ``python -m tools.fit_formula``, 2026-11-25."""
+"""Fitted to Qwen3-8B on H200, 1 to 8 GPUs, bf16 and fp8: ``python -m tools.fit_formula``, 2026-11-25.
+``grouped`` to Qwen3-30B-A3B on H200, the others held, 2026-11-30: a dense model says nothing of experts."""
 
 
-BANDS = {"dense": 0.20, "experts": 0.45}
+BANDS = {"dense": 0.21, "experts": 0.30, "latent": 0.60}
 """Share by which a pass may be off: nine in ten passes of such models lie within (docs/validation.md)."""
 
 
@@ -65,18 +68,16 @@ class FormulaTimes:
     @property
     def band(self) -> float:
         """Share by which a pass may be off, up or down."""
-        return BANDS["dense" if self.layout.model.experts is None else "experts"]
+        model = self.layout.model
+        if model.latent is not None or model.compressed is not None:
+            return BANDS["latent"]
+        return BANDS["dense" if model.experts is None else "experts"]
 
     def operations_s(self, rows: int) -> float:
         """Seconds of everything but attention at so many rows."""
-        model = self.layout.model
-        met = float(rows) * model.dense_parameters
-        if model.experts is not None:
-            padded = rows * model.experts.per_token + model.experts.touched(rows) * TILE_ROWS / 2
-            met += (model.layers - model.experts.dense_layers) * padded * model.expert_parameters
-        products_s = 2.0 * met / self._matrix_rate
-        layers = self._norm(self._weights(rows) / self._bandwidth, products_s) / self.layout.gpus
-        return layers + model.layers * self.fitted.layer_s + self._all_reduce_s(rows) + self.table_s(rows)
+        split = (self._dense_s(rows) + self._experts_s(rows)) / self.layout.gpus
+        fixed = self.layout.model.layers * self.fitted.layer_s
+        return split + fixed + self._visits_s(rows) + self._all_reduce_s(rows) + self.table_s(rows)
 
     def table_s(self, rows: int) -> float:
         """Of the operations, the output matrix, in 16 bits."""
@@ -101,32 +102,61 @@ class FormulaTimes:
         peak = self.fitted.matrices * self.layout.gpu.flop_per_s["bf16"]
         return self.operations_s(tokens) + products / peak / self.layout.gpus
 
-    def _weights(self, rows: int) -> float:
-        """Bytes of the layers' weights that so many rows meet."""
-        model, each = self.layout.model, WEIGHT_BYTES[self.layout.precision]
-        read = model.dense_parameters * WEIGHT_BYTES[model.dense_precision(self.layout.precision)]
-        if model.experts is not None:
-            read += model.routed_parameters * each * model.experts.touched(rows) / model.experts.count
-        return read
+    def _dense_s(self, rows: int) -> float:
+        """Seconds of the weights that every row meets, on one GPU."""
+        model = self.layout.model
+        kept = model.dense_precision(self.layout.precision)
+        read_s = model.dense_parameters * WEIGHT_BYTES[kept] / self._bandwidth
+        return self._norm(read_s, 2.0 * rows * model.dense_parameters / self._matrix_rate(kept))
 
-    @property
-    def _matrix_rate(self) -> float:
+    def _experts_s(self, rows: int) -> float:
+        """Seconds of the experts that so many rows choose, on one GPU: each is read once, its rows padded."""
+        model, experts, kept = self.layout.model, self.layout.model.experts, self.layout.precision
+        if experts is None:
+            return 0.0
+        touched = experts.touched(rows)
+        visits = rows * experts.per_token + touched * TILE_ROWS / 2
+        products = 2.0 * visits * (model.layers - experts.dense_layers) * model.expert_parameters
+        read = model.routed_parameters * WEIGHT_BYTES[kept] * touched / experts.count
+        return self._norm(read / self._bandwidth, products / (self.fitted.grouped * self._matrix_rate(kept)))
+
+    def _visits_s(self, rows: int) -> float:
+        """Seconds in which states go to experts and back, whole on each GPU: two writes and two reads."""
+        model, experts = self.layout.model, self.layout.model.experts
+        if experts is None:
+            return 0.0
+        states = 4.0 * ELEMENT_BYTES * rows * experts.per_token * model.hidden
+        return states * (model.layers - experts.dense_layers) / self._bandwidth
+
+    def _matrix_rate(self, precision: Precision) -> float:
+        """Operations per second that large products reach; in 16 bits without a unit for the precision.
+
+        A checkpoint in MXFP4 keeps activations in more bits: its products run at the rate of 8 (of 8 and 16
+        that which is nearer to gpt-oss on B200).
+        """
         rates = self.layout.gpu.flop_per_s
-        if self.layout.precision == "bf16" or self.layout.precision not in rates:
+        if precision == "fp4" and self.layout.model.native == "fp4":
+            precision = "fp8"
+        if precision == "bf16" or precision not in rates:
             return self.fitted.matrices * rates["bf16"]
-        return self.fitted.matrices_fp8 * rates[self.layout.precision]
+        return self.fitted.matrices_fp8 * rates[precision]
 
     @property
     def _bandwidth(self) -> float:
         return self.fitted.bandwidth * self.layout.gpu.bandwidth_bytes_per_s
 
     def _all_reduce_s(self, rows: int) -> float:
-        """Two all-reduces a layer, ring-wise: 2 (n - 1) / n of the rows' states cross each link."""
+        """Two all-reduces a layer, ring-wise: 2 (n - 1) / n of the rows' states cross each link.
+
+        Beyond a node the slowest link is the network.
+        """
         gpus, model = self.layout.gpus, self.layout.model
         if gpus == 1:
             return 0.0
         moved = 2 * model.layers * ELEMENT_BYTES * rows * model.hidden
-        rate = self.fitted.links * self.layout.gpu.link_bytes_per_s
+        gpu = self.layout.gpu
+        beyond = gpus > gpu.gpus_per_node and gpu.network_bytes_per_s
+        rate = self.fitted.links * (beyond or gpu.link_bytes_per_s)
         return moved * 2 * (gpus - 1) / gpus / rate
 
     @staticmethod

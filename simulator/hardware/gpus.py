@@ -18,7 +18,9 @@ class Gpu(Strict):
     """One GPU. Rates are peaks of the data sheet: no kernel reaches them.
 
     memory_bytes; bandwidth_bytes_per_s of that memory; flop_per_s: dense matrix rate by precision, which is
-    absent where the GPU has none; link_bytes_per_s: to the other GPUs of its node, one direction.
+    absent where the GPU has none; link_bytes_per_s: to the other GPUs of its node, one direction;
+    network_bytes_per_s: to other nodes, an adapter for each GPU as in the makers' servers (200 Gb/s beside
+    A100, 800 beside B300, else 400); None where a rack is linked as a node is.
     price_per_hour: a typical cloud price in USD, with where and when it was seen; None where nobody said.
     kernel_tables: what the tables of measured kernels call it; None where there are none.
     """
@@ -29,6 +31,7 @@ class Gpu(Strict):
     bandwidth_bytes_per_s: float = Field(gt=0)
     flop_per_s: Mapping[Precision, float]
     link_bytes_per_s: float = Field(gt=0)
+    network_bytes_per_s: float | None = Field(default=None, gt=0)
     gpus_per_node: int = Field(gt=0)
     kernel_tables: str | None = None
     source: str

@@ -99,7 +99,7 @@ def test_tables_of_which_none_can_be_called_wrong_answer_with_their_distance_as_
 
 def test_weights_without_a_matrix_unit_are_read_small_and_multiplied_in_16_bits() -> None:
     """gpt-oss in MXFP4 on H100: its weights, 4 bits each, at few rows; the rate of bf16 at many."""
-    small = FormulaTimes(layout(load_model("gpt-oss-120b"), load_gpu("h100"), 1, "fp4"))
+    small = FormulaTimes(layout(load_model("gpt-oss-120b"), load_gpu("a100"), 1, "fp4"))
     eight = FormulaTimes(layout(load_model("qwen3-8b"), load_gpu("a100"), 1, "fp8"))
     sixteen = FormulaTimes(layout(load_model("qwen3-8b"), load_gpu("a100"), 1, "bf16"))
     assert eight.operations_s(1) < 0.75 * sixteen.operations_s(1)
@@ -115,3 +115,14 @@ def test_deepseek_v4_answers_by_the_formula_and_names_what_is_published() -> Non
     assert "profile deepseek-v4-flash has its makers' published step times" in found.notes[-1]
     with pytest.raises(BadInputError, match="has compressed attention"):
         derive(Hardware(model="deepseek-v4-flash", gpu="h200"))
+
+
+def test_experts_are_read_once_and_padded() -> None:
+    """Qwen3-30B-A3B on H200: no faster than reading the experts that rows choose, nor than their products."""
+    times = FormulaTimes(layout(load_model("qwen3-30b-a3b"), load_gpu("h200"), 1, "bf16"))
+    model, gpu = times.layout.model, times.layout.gpu
+    assert model.experts is not None
+    for rows in (1, 64, 4096):
+        touched = model.experts.touched(rows) * model.layers * model.expert_parameters
+        assert times.operations_s(rows) > 2 * touched / gpu.bandwidth_bytes_per_s
+        assert times.operations_s(rows) > 2 * rows * model.active_parameters / gpu.flop_per_s["bf16"]

@@ -88,7 +88,7 @@ MUTANTS = (
     Mutant(
         "chained-steps-shifted-by-one", "simulator/live/models/drafts/chain.py",
         "positions = cache.lengths.to(inputs.device)[:, None] + k",
-        "positions = cache.lengths.to(inputs.device)[:, None] + k + 1", _RELEASED,
+        "positions = 1 + cache.lengths.to(inputs.device)[:, None] + k", _RELEASED,
     ),
     Mutant(
         "packed-steps-shifted-by-one", "simulator/live/models/drafts/chain.py",
@@ -101,7 +101,7 @@ MUTANTS = (
     ),
     Mutant(
         "latents-off-by-1%", "simulator/live/families/latent.py",
-        "latents[index] = normed[0]", "latents[index] = normed[0] * 1.01",
+        "latents[index] = normed[0]", "latents[index] = 1.01 * normed[0]",
         ("tests/live/engine/attention/test_ragged.py",),
     ),
     Mutant(

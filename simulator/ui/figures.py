@@ -140,7 +140,7 @@ def tornado_figure(
     return {"data": [bars], "layout": shown}
 
 
-LONGEST = 40
+LONGEST = 28
 """Letters of a name beside its bar; the whole name is shown on hover and in the table."""
 
 MOST_MISSES = 20

@@ -17,14 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simpy
 
 from simulator.acceptance.trace import Replay
 from simulator.cost.models import ThroughputCurve
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import load_profile
+from simulator.engine.batch import Step
+from simulator.engine.engine import Engine
 from simulator.engine.limits import EngineLimits
-from simulator.engine.run import run_engine, simulate
+from simulator.engine.run import advance, simulate
 from simulator.engine.simulated import SimulatedExecutor
+from simulator.engine.strides.serving import serving_engine
 from simulator.schedulers.parse import parse_policy
 from simulator.schedulers.policies import DSpark, DSparkAsync
 from simulator.schedulers.protocol import Batch, Scheduler
@@ -70,24 +74,42 @@ def best_of_three(run: Callable[[], object]) -> float:
     return min(taken)
 
 
-@pytest.mark.parametrize(("concurrency", "steps"), [(1, 20_000), (64, 20_000), (200, 20_000)])
-def test_engine(concurrency: int, steps: int, replay: Replay, report: list[str]) -> None:
-    """Simulated output tokens and engine steps per second, ``dspark-async``, blocks of five."""
-    load, limits = workload(), EngineLimits(concurrency)
+@pytest.mark.parametrize(
+    ("concurrency", "gamma", "steps", "aim_us"),
+    [(1, 5, 200_000, 2.0), (64, 5, 40_000, 5.0), (200, 5, 20_000, 8.0), (1024, 7, 4_000, 40.0),
+     (4096, 15, 400, 300.0)],
+)  # fmt: skip
+def test_engine(concurrency: int, gamma: int, steps: int, aim_us: float, report: list[str]) -> None:
+    """Microseconds a step, output tokens a second under ``dspark-async``: both loops, the aim, its ratio."""
+    load, limits = workload(max(4096, 2 * concurrency)), EngineLimits(concurrency)
+    replay = random_replay(gamma, rows=TRACE_ROWS, sequences=256)
+    line = f"engine      {concurrency:>4} x {gamma:<2}"
+    for compiled, share in ((True, 1), (False, 20)):
+        taken_us, tokens = _step_us(load, replay, limits, max(steps // share, 50), compiled)
+        name = "compiled" if compiled else "Python"
+        line += f"  {name} {taken_us:8.2f} us/step, {tokens / 1e6:7.2f} M tokens/s"
+        line += f", aim {aim_us:g} us: {taken_us / aim_us:5.2f}" if compiled else ""
+    report.append(line)
+
+
+def _step_us(
+    load: Workload, replay: Replay, limits: EngineLimits, steps: int, compiled: bool
+) -> tuple[float, float]:
+    """Microseconds a step, and output tokens a second, of one loop."""
     tokens = 0
 
     def run() -> None:
         nonlocal tokens
-        executor = SimulatedExecutor([replay], load, COST, capacity=concurrency, seed=0)
-        engine = run_engine(load, executor, DSparkAsync(), COST, limits, steps=steps)
-        tokens = sum(step.committed_tokens for step in engine.steps)
-        assert {step.requests for step in engine.steps} == {concurrency}
+        executor = SimulatedExecutor([replay], load, COST, capacity=limits.concurrency, seed=0)
+        engine = serving_engine(
+            simpy.Environment(), load, executor, DSparkAsync(), COST, limits, compiled=compiled
+        )
+        advance(engine, steps)
+        tokens = int(engine.steps.table()[:, Step._fields.index("committed_tokens")].sum())
 
+    run()  # compiles, where that has not been done
     seconds = best_of_three(run)
-    report.append(
-        f"engine      {concurrency:>4} concurrent  {tokens / seconds / 1e6:8.2f} M output tokens/s"
-        f"  {steps / seconds:8,.0f} steps/s  {1e6 * seconds / steps:6.1f} us/step"
-    )
+    return 1e6 * seconds / steps, tokens / seconds
 
 
 @pytest.mark.parametrize(("requests", "gamma"), [(64, 5), (200, 5), (256, 7)])
@@ -132,11 +154,12 @@ def test_one_simulated_hour(report: list[str]) -> None:
 
 
 def test_where_a_step_goes(replay: Replay, report: list[str]) -> None:
-    """Shares of the step loop's time at 200 concurrent requests, by cProfile, which slows small calls."""
+    """Shares of the Python loop's time at 200 concurrent requests, by cProfile, which slows small calls."""
     load, steps = workload(), 20_000
     executor = SimulatedExecutor([replay], load, COST, capacity=200, seed=0)
+    engine = Engine(simpy.Environment(), load, executor, DSparkAsync(), COST, EngineLimits(200))
     profiler = cProfile.Profile()
-    profiler.runcall(run_engine, load, executor, DSparkAsync(), COST, EngineLimits(200), steps=steps)
+    profiler.runcall(advance, engine, steps)
     spent = {
         (Path(file).name, function): cumulative
         for (file, _, function), (_, _, _, cumulative, _) in pstats.Stats(profiler).stats.items()  # type: ignore[attr-defined]
@@ -151,4 +174,6 @@ def test_where_a_step_goes(replay: Replay, report: list[str]) -> None:
     whole = spent["engine.py", "_run"]
     shares = {name: spent[place] / whole for name, place in parts.items()}
     assert 0.5 < sum(shares.values()) < 1
-    report.append("of a step     " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    report.append(
+        "of a step in Python: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    )

@@ -179,9 +179,14 @@ def step_times(
     table, base = cost.table, cost.chain[0]
     fixed = base.a + table[base.t + requests] + base.b * context + base.d * prefill
     per_row = base.c * context / max(requests, 1)
-    for index in range(size):
-        rows = _padded(cost, 0, first + index)
-        out[index] = table[base.u + rows] + fixed + per_row * (rows - prefill)
+    if cost.padded < 0 and per_row == 0.0:  # as a rule: then the table is read in one go
+        begin = base.u + first
+        for index in range(size):
+            out[index] = table[begin + index] + fixed
+    else:
+        for index in range(size):
+            rows = _padded(cost, 0, first + index)
+            out[index] = table[base.u + rows] + fixed + per_row * (rows - prefill)
     for operation in range(1, cost.chain.size):
         change = cost.chain[operation]
         if change.kind == EXTRA:

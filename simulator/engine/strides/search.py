@@ -18,7 +18,7 @@ from simulator.schedulers.search import GRID, TIE
 FEW = 48
 """Candidates up to which a sort by insertion is faster than counting (measured)."""
 
-A_BUCKET = 4
+A_BUCKET = 2
 """Candidates for each bucket, were they spread evenly (measured: 2 to 8 cost the same)."""
 
 MOST_BUCKETS = 2**13
@@ -72,8 +72,7 @@ def best_budget(grid: Grid, requests: int, memory: Scratch) -> int:
     _count(grid, bits, memory.tally, memory.total)
     best = _best_end(requests, bits, memory)
     top, bottom, before, held = _likely(requests, bits, best * (1 - TIE), memory)
-    likely = _gather(grid, top, bottom, bits, ordered)
-    sort_falling(ordered, 0, likely)
+    likely = _order_buckets(grid, top, bottom, bits, memory)
     return first_best(ordered, likely, held, memory.time_s, before, best)
 
 
@@ -112,8 +111,8 @@ def _best_end(requests: int, bits: int, memory: Scratch) -> float:
 def _likely(requests: int, bits: int, enough: float, memory: Scratch) -> tuple[int, int, int, int]:
     """First and last bucket that may hold a throughput of ``enough``; candidates and tokens before these.
 
-    Within a bucket no budget has more tokens than at its end, nor takes less than its shortest step.
-    The budget just before a bucket counts as the bucket's own.
+    Within a bucket no budget has more tokens than at its end, nor takes less than its shortest step. The end
+    of a bucket belongs to it; a budget of none belongs to the first one.
     """
     time_s = memory.time_s
     held, taken = requests * GRID, 0
@@ -122,8 +121,8 @@ def _likely(requests: int, bits: int, enough: float, memory: Scratch) -> tuple[i
         many = memory.tally[bucket]
         if many == 0:
             continue
-        shortest = time_s[taken]
-        for budget in range(taken + 1, taken + many + 1):
+        shortest = time_s[taken + 1] if taken else min(time_s[0], time_s[1])
+        for budget in range(taken + 2, taken + many + 1):
             shortest = min(shortest, time_s[budget])
         if (held + memory.total[bucket]) / shortest >= enough:
             if top < 0:
@@ -233,13 +232,9 @@ def admit(grid: Grid, requests: int, budget: int, lengths: Rows, memory: Scratch
             lengths[request] = gamma if budget > 0 else 0
         return
     threshold = _nth(grid, budget, memory)
-    room = budget
-    for request in range(requests):
-        length = 0
-        for place in range(request * gamma, (request + 1) * gamma):
-            length += grid[place] > threshold
-        lengths[request] = length
-        room -= length
+    if _reaching(grid, requests, threshold, lengths) == budget:
+        return  # no tie to break
+    room = budget - _reaching(grid, requests, threshold + 1, lengths)
     for position in range(gamma):
         for request in range(requests):
             if room == 0:
@@ -247,6 +242,19 @@ def admit(grid: Grid, requests: int, budget: int, lengths: Rows, memory: Scratch
             if grid[request * gamma + position] == threshold:
                 lengths[request] += 1
                 room -= 1
+
+
+@inner
+def _reaching(grid: Grid, requests: int, threshold: int, lengths: Rows) -> int:
+    """Count the candidates of each request that reach a threshold, into ``lengths``; returns their sum."""
+    gamma, together = grid.size // requests, 0
+    for request in range(requests):
+        length = 0
+        for place in range(request * gamma, (request + 1) * gamma):
+            length += grid[place] >= threshold
+        lengths[request] = length
+        together += length
+    return together
 
 
 @inner
@@ -273,22 +281,33 @@ def _nth(grid: Grid, budget: int, memory: Scratch) -> int:
 
 @inner
 def order(grid: Grid, memory: Scratch) -> None:
-    """Put all candidates into ``memory.ordered``, falling: by bucket, then within each."""
-    ordered = memory.ordered
+    """Put all candidates into ``memory.ordered``, falling."""
     if grid.size <= FEW:
-        _copy(grid, ordered)
-        sort_falling(ordered, 0, grid.size)
+        _copy(grid, memory.ordered)
+        sort_falling(memory.ordered, 0, grid.size)
         return
     bits = bucket_bits(grid.size)
     _count(grid, bits, memory.tally, memory.total)
-    place, begins = 0, memory.total
-    for bucket in range(GRID >> bits, -1, -1):
-        begins[bucket] = place
-        place += memory.tally[bucket]
+    _order_buckets(grid, GRID >> bits, 0, bits, memory)
+
+
+@inner
+def _order_buckets(grid: Grid, top: int, bottom: int, bits: int, memory: Scratch) -> int:
+    """Put the candidates of some counted buckets into ``memory.ordered``, falling; returns how many.
+
+    Where a bucket ends takes the place of its ``memory.total``.
+    """
+    ordered, tally, ends, size = memory.ordered, memory.tally, memory.total, 0
+    for bucket in range(top, bottom - 1, -1):
+        ends[bucket] = size
+        size += tally[bucket]
+    least, most = bottom << bits, ((top + 1) << bits) - 1
     for index in range(grid.size):
-        bucket = grid[index] >> bits
-        ordered[begins[bucket]] = grid[index]
-        begins[bucket] += 1
-    for bucket in range(GRID >> bits, -1, -1):
-        if memory.tally[bucket] > 1:
-            sort_falling(ordered, begins[bucket] - memory.tally[bucket], begins[bucket])
+        value = grid[index]
+        if least <= value <= most:
+            ordered[ends[value >> bits]] = value
+            ends[value >> bits] += 1
+    for bucket in range(top, bottom - 1, -1):
+        if tally[bucket] > 1:
+            sort_falling(ordered, ends[bucket] - tally[bucket], ends[bucket])
+    return size

@@ -3,8 +3,8 @@
     python -m tools.fit_formula [--out docs-table.md] [--models NAME ...]
     python -m tools.fit_formula --shipped [--out docs-table.md]      # needs no tables, seconds
 
-Truth is the median of the engines whose kernel tables pass the gates (``simulator.hardware.kernels``): passes
-of 1 to 2,048 rows over 1 to 256 requests of 1k to 16k tokens. Seven coefficients are fitted to Qwen3-8B on
+Truth is the median of the engines whose kernel tables pass the gates (``simulator.hardware.steps.kernels``):
+passes of 1 to 2,048 rows over 1 to 256 requests of 1k to 16k tokens. Seven coefficients are fitted to Qwen3-8B on
 H200. A dense model says nothing of experts: the eighth, how fast their products are, is fitted to
 Qwen3-30B-A3B on H200 with the seven held. Everything else that is reported is predicted. ``--shipped`` holds
 the coefficients in the product against every curve under profiles/kernels instead.
@@ -27,11 +27,11 @@ from simulator.core.arrays import Floats
 from simulator.core.errors import SimulatorError
 from simulator.core.files import write_text
 from simulator.deployment.profile import load_profile, shipped_profiles
-from simulator.hardware.formula import FITTED, Coefficients, FormulaTimes
 from simulator.hardware.gpus import Gpu, load_gpu
-from simulator.hardware.kernels import KernelTables
 from simulator.hardware.memory import WIDTHS, Layout, layout
 from simulator.hardware.models import ModelShape, Precision, load_model
+from simulator.hardware.steps.formula import FITTED, Coefficients, FormulaTimes
+from simulator.hardware.steps.kernels import KernelTables
 
 ROWS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048)
 

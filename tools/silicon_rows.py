@@ -15,8 +15,8 @@ from hashlib import sha256
 
 from simulator.core.errors import BadInputError
 from simulator.hardware import gpus
-from simulator.hardware.kernel_modes import ENGINES, Engine, Scales, Setting
 from simulator.hardware.models import ModelShape, Precision, load_model
+from simulator.hardware.steps.kernel_modes import ENGINES, Engine, Scales, Setting
 
 MODELS = {
     "meta-llama/Llama-3.1-8B-Instruct": "meta-llama/Llama-3.1-8B",

@@ -19,10 +19,10 @@ from simulator.core.reading import read_json
 from simulator.hardware.curves import composed
 from simulator.hardware.drafters import parse_drafter
 from simulator.hardware.gpus import load_gpu
-from simulator.hardware.kernel_modes import Engine, Setting
-from simulator.hardware.kernels import KernelTables
 from simulator.hardware.memory import layout
 from simulator.hardware.models import load_model
+from simulator.hardware.steps.kernel_modes import Engine, Setting
+from simulator.hardware.steps.kernels import KernelTables
 
 ENGINE: Engine = "trtllm"
 

@@ -32,9 +32,9 @@ from simulator.core.files import write_csv
 from simulator.deployment.profile import Profile
 from simulator.hardware import gpus
 from simulator.hardware.curves import composed
-from simulator.hardware.kernels import KernelTables
 from simulator.hardware.memory import layout
 from simulator.hardware.models import load_model
+from simulator.hardware.steps.kernels import KernelTables
 from simulator.parallel.cells import run_cells
 from simulator.traffic.arrivals import PoissonArrivals
 from simulator.traffic.lengths import EmpiricalLengths

@@ -19,10 +19,10 @@ from simulator.hardware.curves import formula_profile, kernel_profile
 from simulator.hardware.drafters import Drafter, parse_drafter
 from simulator.hardware.engines import FORMULA_ENGINE, HOSTS, Host, as_served, parse_host, runs_on
 from simulator.hardware.gpus import Gpu, load_gpu
-from simulator.hardware.kernel_modes import ENGINES, Engine
-from simulator.hardware.kernels import tables_version
 from simulator.hardware.memory import Layout, required_layout
 from simulator.hardware.models import WEIGHT_BYTES, ModelShape, Precision, load_model
+from simulator.hardware.steps.kernel_modes import ENGINES, Engine
+from simulator.hardware.steps.kernels import tables_version
 
 TABLES = "aiconfigurator_core"
 """Package of the kernel tables: the extra ``silicon``."""

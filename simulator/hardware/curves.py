@@ -15,10 +15,10 @@ from simulator.cost.fit import AdditiveFit, Term, fit_additive
 from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
 from simulator.hardware.drafters import SEQUENTIAL_TURN_S, Drafter
-from simulator.hardware.formula import FormulaTimes
-from simulator.hardware.kernel_modes import Engine, Setting
-from simulator.hardware.kernels import Gate, KernelTables, band, chosen, tables_version
 from simulator.hardware.memory import Layout
+from simulator.hardware.steps.formula import FormulaTimes
+from simulator.hardware.steps.kernel_modes import Engine, Setting
+from simulator.hardware.steps.kernels import Gate, KernelTables, band, chosen, tables_version
 
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 

@@ -10,7 +10,7 @@ from simulator.core.units import parse_duration_s
 from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
 from simulator.hardware.gpus import Gpu
-from simulator.hardware.kernel_modes import Engine
+from simulator.hardware.steps.kernel_modes import Engine
 
 
 @dataclass(frozen=True, slots=True)

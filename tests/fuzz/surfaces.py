@@ -20,10 +20,10 @@ from simulator.deployment.engine_files import profile_of_rounds, profile_of_tabl
 from simulator.deployment.measured_steps import fitted_profile
 from simulator.deployment.profile import load_profile
 from simulator.hardware.drafters import parse_drafter
-from simulator.hardware.formula import FormulaTimes
 from simulator.hardware.gpus import load_gpu
 from simulator.hardware.memory import smallest_layout
 from simulator.hardware.models import load_model, read_config
+from simulator.hardware.steps.formula import FormulaTimes
 from simulator.interop.acceptance_files import load_acceptance
 from simulator.interop.sglang_dump import load_step_dump
 from simulator.interop.sglang_profiler import load_rounds

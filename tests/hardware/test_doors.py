@@ -11,10 +11,10 @@ import pytest
 from simulator.core.errors import BadInputError
 from simulator.deployment.profile import load_profile
 from simulator.hardware.choose import Hardware, derive, profile_for
-from simulator.hardware.formula import FormulaTimes
 from simulator.hardware.gpus import load_gpu
 from simulator.hardware.memory import layout
 from simulator.hardware.models import load_model
+from simulator.hardware.steps.formula import FormulaTimes
 from tests.support.command_line import run
 
 EAGLE = ("eagle3",)

@@ -10,7 +10,7 @@ from simulator.deployment.profile import load_profile
 from simulator.hardware.choose import Hardware, profile_for
 from simulator.hardware.engines import HOSTS, Host, as_served, chunk_tokens, parse_host
 from simulator.hardware.gpus import load_gpu
-from simulator.hardware.kernel_modes import ENGINES
+from simulator.hardware.steps.kernel_modes import ENGINES
 
 KERNELS = load_profile("kernels/h100/qwen3-8b-tp1-bf16")
 H100 = load_gpu("h100")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.hardware.kernel_modes import Setting
+from simulator.hardware.steps.kernel_modes import Setting
 from tools.silicon_rows import Row, judge
 from tools.validate_silicon import _sent_s, host_times_ms, with_hosts
 

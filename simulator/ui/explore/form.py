@@ -13,8 +13,8 @@ from simulator.core.errors import BadInputError
 from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import shipped_profiles
 from simulator.hardware import gpus, models
-from simulator.hardware.kernel_modes import ENGINES
 from simulator.hardware.models import WEIGHT_BYTES
+from simulator.hardware.steps.kernel_modes import ENGINES
 from simulator.ui.explore.asked import Deployed, Explored
 from simulator.ui.security import check_acceptance, check_hardware, check_policies, check_profile
 from simulator.ui.widgets import aria, choices, dropdown, field

@@ -14,12 +14,12 @@ from simulator.hardware.choose import Hardware, kernel_name, profile_for, requir
 from simulator.hardware.curves import draft_spec, fit_cells, formula_profile, kernel_profile
 from simulator.hardware.drafters import parse_drafter
 from simulator.hardware.engines import HOSTS, as_served
-from simulator.hardware.formula import BANDS, FormulaTimes
 from simulator.hardware.gpus import load_gpu
-from simulator.hardware.kernel_modes import Engine, Setting, modes
-from simulator.hardware.kernels import GATE_ROWS, Gate, KernelTables, band, chosen, gate
 from simulator.hardware.memory import layout
 from simulator.hardware.models import WEIGHT_BYTES, load_model
+from simulator.hardware.steps.formula import BANDS, FormulaTimes
+from simulator.hardware.steps.kernel_modes import Engine, Setting, modes
+from simulator.hardware.steps.kernels import GATE_ROWS, Gate, KernelTables, band, chosen, gate
 from tests.support.command_line import run
 
 QWEN8, H200 = load_model("qwen3-8b"), load_gpu("h200")

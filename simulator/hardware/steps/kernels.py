@@ -26,8 +26,8 @@ import numpy as np
 from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
 from simulator.hardware.gpus import Gpu
-from simulator.hardware.kernel_modes import ENGINES, PACKAGE, Engine, Setting, described, modes
 from simulator.hardware.models import WEIGHT_BYTES, ModelShape, Precision
+from simulator.hardware.steps.kernel_modes import ENGINES, PACKAGE, Engine, Setting, described, modes
 
 GATE_ROWS = tuple(2**power for power in range(12))
 """Rows at which engines are compared: 1 to 2,048."""

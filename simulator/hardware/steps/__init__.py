@@ -1,0 +1,1 @@
+"""How long a step of a model takes on a GPU: composed of measured kernels, or by a formula."""

@@ -3,11 +3,12 @@
     python -m tools.fit_formula [--out docs-table.md] [--models NAME ...]
     python -m tools.fit_formula --shipped [--out docs-table.md]      # needs no tables, seconds
 
-Truth is the median of the engines whose kernel tables pass the gates (``simulator.hardware.steps.kernels``):
-passes of 1 to 2,048 rows over 1 to 256 requests of 1k to 16k tokens. Seven coefficients are fitted to Qwen3-8B on
-H200. A dense model says nothing of experts: the eighth, how fast their products are, is fitted to
-Qwen3-30B-A3B on H200 with the seven held. Everything else that is reported is predicted. ``--shipped`` holds
-the coefficients in the product against every curve under profiles/kernels instead.
+Truth is the median of the engines whose kernel tables pass the gates
+(``simulator.hardware.steps.kernels``): passes of 1 to 2,048 rows over 1 to 256 requests of 1k to 16k tokens.
+Seven coefficients are fitted to Qwen3-8B on H200. A dense model says nothing of experts: the eighth, how fast
+their products are, is fitted to Qwen3-30B-A3B on H200 with the seven held. Everything else that is reported
+is predicted. ``--shipped`` holds the coefficients in the product against every curve under profiles/kernels
+instead.
 """
 
 from __future__ import annotations

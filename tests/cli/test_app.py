@@ -404,6 +404,7 @@ WRITING = {
     "replay": ("dump.json", "--table", FLASH),
     "export sglang": (FLASH,),
     "export trtllm": (FLASH,),
+    "export launch": ("vllm", "--profile", FLASH, "--policy", "fixed:3@dspark", "--concurrency", "64"),
     "live": ("--target", "none", "--policy", "dspark", "--profile", FLASH, "--concurrency", "4"),
     "validate": ("--target", "none", "--profile", FLASH),
 }  # fmt: skip

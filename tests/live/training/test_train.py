@@ -185,4 +185,4 @@ def test_bad_tracing_requests_are_refused(run: Path, text: Path, tmp_path: Path)
     with pytest.raises(BadInputError):
         trace_run(tmp_path, text, tmp_path)
     with pytest.raises(BadInputError, match="device"):
-        commands.trace(run, device="nonsense")
+        commands.trace(run=run, device="nonsense")

@@ -23,7 +23,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
 """Lines of policies in the order of a table, as in the report."""
 
-MARKS = ("o", "s", "D", "^", "*", "p", "h", "X")
+MARKS = ("o", "s", "v", "^", "*", "p", "h", "X")
+"""Marks of policies. None is a diamond: diamonds are published points."""
 
 _FIXED_COLOURS = {"mtp1": "#6b6b6b", "oracle": "#b5b5b5"}
 

@@ -7,6 +7,8 @@ the drafter's own: the output of one step is the state of the next, joined with 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from simulator.live.models.kv_cache import DraftContext
 from simulator.live.models.layers import BackboneConfig, DraftCache, KeysValues, Mask, Reach, Rotary
 
 
-class ChainedDraft(nn.Module):
+class ChainedDraft(nn.Module, ABC):
     """What MTP-K and Eagle3 share; ``gamma`` steps of one layer make a block."""
 
     has_confidence = False
@@ -26,31 +28,31 @@ class ChainedDraft(nn.Module):
     rotary: Rotary
 
     @property
+    @abstractmethod
     def shape(self) -> BackboneConfig:
         """Shape of the one layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def enter(self, features: Tensor) -> Tensor:
         """Turn the target's states [..., width] into states of this drafter, [..., d]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Pair states [..., d] with the tokens behind them [...]: the residual, and what attention reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keys_values(self, inputs: Tensor, rope: KeysValues) -> KeysValues:
         """Keys and values [..., kv_heads, head_dim] of what attention reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run_layer(
         self, residual: Tensor, inputs: Tensor, rope: KeysValues, reach: Reach, mask: Mask
     ) -> Tensor:
         """One step of the layer: [R, Q, d]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leave(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the state of the next step and the logits of this one: [..., d], [..., V]."""
-        raise NotImplementedError
 
     def new_cache(self, rows: int, capacity: int) -> DraftCache:
         """See ``Draft.new_cache``."""

@@ -155,9 +155,7 @@ class StridingEngine:
             return
         memory, state = self._memory, self._state
         prompt.admitted_s = state["now_s"] = now
-        state["kv_reserved"] += memory.load[prompt.request][
-            "kv_need"
-        ]  # given back at once: it has no place here
+        state["kv_reserved"] += memory.load["kv_need"][prompt.request]  # given back at once by ``join``
         memory.completing[0] = _record(prompt)
         join(memory, 1, 0)
         self._take_over()

@@ -28,7 +28,7 @@ STEPS_KEPT = 1024
 
 _TIMES = (
     "now_s", "ends_s", "duration_s", "delivered_s", "joined_late_s", "handover_s", "queued_s", "seen_s",
-    "lost", "horizon_s",
+    "lost",
 )  # fmt: skip
 _COUNTS = (
     # limits
@@ -175,7 +175,6 @@ def _state(limits: EngineLimits, workload: Workload, gamma: int, phases: int) ->
     state = np.zeros(1, dtype=STATE)
     first = state[0]
     first["delivered_s"] = np.nan
-    first["horizon_s"] = np.inf
     first["concurrency"], first["gamma"], first["phases"] = limits.concurrency, gamma, phases
     first["kv_tokens"] = -1 if limits.kv_tokens is None else limits.kv_tokens
     first["prefill"], first["chunk_tokens"] = PREFILL[limits.prefill], limits.chunk_tokens

@@ -78,11 +78,40 @@ class AcceptanceModel(Protocol):
         """Origin of the model's numbers."""
 
     def replay(self, seed: int, *, raw: bool = False) -> Replay:
-        """Realise outcomes; the same seed gives the same bytes. ``raw`` leaves confidences uncalibrated."""
+        """Realise outcomes: the same seed gives the same bytes.
+
+        Parameters
+        ----------
+        seed
+            Of the draws; each traffic class of a run gets its own.
+        raw
+            Whether confidences stay as the head gave them, uncalibrated.
+
+        Returns
+        -------
+        Replay
+            Survival and accepted length of every block.
+        """
         ...
 
     def truncated(self, gamma: int) -> AcceptanceModel:
-        """Cut the drafter's blocks to ``gamma``; ``BadInputError`` when asked to lengthen them."""
+        """Cut the drafter's blocks.
+
+        Parameters
+        ----------
+        gamma
+            Draft tokens that remain of each block.
+
+        Returns
+        -------
+        AcceptanceModel
+            The same model with blocks of ``gamma``.
+
+        Raises
+        ------
+        BadInputError
+            If ``gamma`` is below 1 or more than was drafted.
+        """
         ...
 
 
@@ -173,10 +202,23 @@ class AcceptanceTrace:
         return self.confidence_logits is not None
 
     def replay(self, seed: int, *, raw: bool = False) -> Replay:
-        """Realise outcomes; ``seed`` matters only to the sampled kind.
+        """Realise outcomes: the same seed gives the same bytes.
 
-        Survival is calibrated where the trace has temperatures, unless ``raw``. Without a head every row has
-        the mean survival of the trace, which is right for fixed lengths and does not tell blocks apart.
+        Without a head every row has the mean survival of the trace. That is right for fixed lengths, and does
+        not tell blocks apart.
+
+        Parameters
+        ----------
+        seed
+            Of the draws. It matters only to the sampled kind.
+        raw
+            Whether confidences stay as the head gave them. Otherwise they are calibrated where the trace has
+            temperatures.
+
+        Returns
+        -------
+        Replay
+            Survival [N, gamma] and accepted length [N] of every block.
         """
         accepted = self._outcomes(seed)
         if self.confidence_logits is None:
@@ -187,7 +229,23 @@ class AcceptanceTrace:
         return Replay(survival, accepted, self.sequence_start, drawn=self.accepted is None)
 
     def truncated(self, gamma: int) -> AcceptanceTrace:
-        """Cut the trace's blocks to ``gamma``; ``BadInputError`` if that is more than was drafted."""
+        """Cut the trace's blocks.
+
+        Parameters
+        ----------
+        gamma
+            Draft tokens that remain of each block.
+
+        Returns
+        -------
+        AcceptanceTrace
+            The same rows with blocks of ``gamma``.
+
+        Raises
+        ------
+        BadInputError
+            If ``gamma`` is below 1 or more than was drafted.
+        """
         check_truncation(self.name, self.gamma, gamma)
         return replace(
             self,

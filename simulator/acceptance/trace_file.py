@@ -59,7 +59,15 @@ class _Header(BaseModel):
 
 
 def save_trace(trace: AcceptanceTrace, path: Path) -> None:
-    """Write ``trace`` to ``path``; an existing file is replaced only by a whole new one."""
+    """Write a trace, atomically.
+
+    Parameters
+    ----------
+    trace
+        What is written.
+    path
+        File; one that exists is replaced only by a whole new one.
+    """
     columns: dict[str, pa.Array] = {"sequence": pa.array(_sequence_of_row(trace.sequence_start))}
     for name, values in (
         ("confidence_logit", trace.confidence_logits),
@@ -89,7 +97,23 @@ def save_trace(trace: AcceptanceTrace, path: Path) -> None:
 
 
 def load_trace(path: Path) -> AcceptanceTrace:
-    """Read and check a trace; every fault is a ``BadInputError`` that names ``path``."""
+    """Read and check a trace.
+
+    Parameters
+    ----------
+    path
+        File that ``save_trace`` or a recording wrote.
+
+    Returns
+    -------
+    AcceptanceTrace
+        The trace.
+
+    Raises
+    ------
+    BadInputError
+        For every fault; it names ``path``.
+    """
     table = _read_table(path)
     header = _read_header(path, table)
     columns = _arrays(path, table, header.gamma)

@@ -24,18 +24,50 @@ class Frontier:
     profile: Profile
 
     def at_sla(self, *slas: Bound) -> pd.DataFrame:
-        """Return each policy's best throughput under speed SLAs (80, ``"p10>=80"``); see ``at_slas``.
+        """Find each policy's best throughput under speed SLAs.
 
-        Raises ``InfeasibleError`` that names the nearest feasible value where no policy meets one.
+        Parameters
+        ----------
+        *slas
+            Speeds per user in tokens/s: a number bounds the mean, ``"p10>=80"`` the slowest tenth.
+
+        Returns
+        -------
+        DataFrame
+            A row per SLA and policy, with the columns of ``at_slas``.
+
+        Raises
+        ------
+        InfeasibleError
+            If no policy meets an SLA; it names the nearest feasible value.
         """
         return at_slas(self.table, slas)
 
     def bands(self) -> pd.DataFrame:
-        """Return which policy wins at which load, with its lead; see ``load_bands``."""
+        """Find which policy wins at which load.
+
+        Returns
+        -------
+        DataFrame
+            A row per band of concurrency, with the columns of ``load_bands``.
+        """
         return load_bands(self.table)
 
     def plot(self, *, slas: Sequence[Bound] = (), published: bool = False) -> Figure:
-        """Draw throughput over speed, with what was published as marks where ``published`` is true."""
+        """Draw throughput over speed per user.
+
+        Parameters
+        ----------
+        slas
+            Speed SLAs to mark, tokens/s.
+        published
+            Whether to mark what was published for the profile.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The figure, not shown and not saved.
+        """
         from simulator.report.frontier import plot_frontier
 
         claims = self.profile.published if published else None

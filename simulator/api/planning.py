@@ -24,9 +24,21 @@ class Plan(CapacityPlan):
     __slots__ = ()
 
     def report(self, out: str | Path, tables: str = "csv") -> Path:
-        """Write report.html, tables (csv or parquet), PNG figures, plan.json and ``cluster/``.
+        """Write report.html, tables, PNG figures, plan.json and ``cluster/``.
 
-        Returns the page's path. ``cluster/``: see ``api.handover.write_handover``.
+        See ``api.handover.write_handover`` for ``cluster/``.
+
+        Parameters
+        ----------
+        out
+            Folder, made where it is missing.
+        tables
+            Format of the tables: ``csv`` or ``parquet``.
+
+        Returns
+        -------
+        Path
+            The page, report.html.
         """
         from simulator.report.page import write_report
         from simulator.report.plan.figures import write_figures
@@ -39,14 +51,40 @@ class Plan(CapacityPlan):
         return folder / "report.html"
 
     def launch(self, engine: Engine, policy: str | None = None) -> Launch:
-        """Return how an engine is started for a policy, the recommended one unless another is named.
+        """Say how an engine is started for a policy.
 
-        engine: vllm, sglang or trtllm. ``write(folder)`` of what comes back writes launch.sh and its files.
+        Parameters
+        ----------
+        engine
+            ``vllm``, ``sglang`` or ``trtllm``.
+        policy
+            Name of a policy of the plan; the recommended one by default.
+
+        Returns
+        -------
+        Launch
+            Its ``write(folder)`` writes launch.sh and the files that it names.
+
+        Raises
+        ------
+        BadInputError
+            If the plan has no such policy, or the engine cannot run it.
         """
         return launch_of(self, engine, policy)
 
     def replicas(self, policy: str | None = None) -> pd.DataFrame:
-        """Return replicas by the hour of a day, or by interval where the demand spans anything else."""
+        """Return replicas by the hour of a day, or by interval where the demand spans anything else.
+
+        Parameters
+        ----------
+        policy
+            Name of a policy of the plan; the recommended one by default.
+
+        Returns
+        -------
+        DataFrame
+            A row per hour or interval, with its start and its replicas.
+        """
         intervals = intervals_of(self, policy)
         hours = hours_of(intervals)
         return intervals if hours is None else hours
@@ -55,11 +93,30 @@ class Plan(CapacityPlan):
 def plan(
     scenario: str | Path | Scenario, *, workers: int = 1, sweeping: Sweeping | None = None, **how: Any
 ) -> Plan:
-    """Plan GPUs and cost for a scenario: a file, or one that is loaded.
+    """Plan GPUs and cost for a scenario.
 
-    workers: processes. how: further fields of ``Sweeping``, such as the directory of a resumable run.
-    sweeping: how cells run, in place of both.
-    Raises ``InfeasibleError`` where no policy keeps the SLA, and ``BadInputError`` that names the file.
+    Parameters
+    ----------
+    scenario
+        A file, or a scenario that is loaded.
+    workers
+        Processes that simulate.
+    sweeping
+        How cells run, in place of ``workers`` and ``how``.
+    **how
+        Further fields of ``Sweeping``, such as the directory of a resumable run.
+
+    Returns
+    -------
+    Plan
+        GPUs, cost and sensitivity for each policy; ``report`` writes them.
+
+    Raises
+    ------
+    InfeasibleError
+        If no policy keeps the SLA.
+    BadInputError
+        If the scenario cannot be read; it names the file and the field.
     """
     base = Path()
     if not isinstance(scenario, Scenario):

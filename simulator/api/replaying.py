@@ -21,9 +21,25 @@ def replay(
 ) -> Replayed:
     """Decide every step of SGLang's record again under each policy with each cost table.
 
-    policies: the first stands for the engine. tables: SGLang's or TensorRT-LLM's files, or profiles; the
-    first is the engine's own and the clock. Without one it is read out of the times that the dump predicted.
-    Raises ``BadInputError`` for what cannot be read, and where no step can be decided.
+    Parameters
+    ----------
+    dump
+        The engine's record of its steps.
+    policies
+        One or several; the first stands for the engine.
+    tables
+        SGLang's or TensorRT-LLM's files, or profiles; the first is the engine's own and the clock. Without
+        one it is read out of the times that the dump predicted.
+
+    Returns
+    -------
+    Replayed
+        Decisions by step and policy, and how far they agree.
+
+    Raises
+    ------
+    BadInputError
+        If something cannot be read, or no step can be decided.
     """
     listed = (
         list(policies) if isinstance(policies, Sequence) and not isinstance(policies, str) else [policies]

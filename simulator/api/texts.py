@@ -19,8 +19,25 @@ from simulator.traffic.sources import Traffic
 
 
 def policy(text: str | NamedPolicy | Scheduler) -> NamedPolicy:
-    """Return a policy, as in ``"dspark-async"`` or ``"fixed:3@mtp1"``, or from a scheduler object.
+    """Return a policy with its name.
 
+    Parameters
+    ----------
+    text
+        As in ``"dspark-async"`` or ``"fixed:3@mtp1"``, or a scheduler object.
+
+    Returns
+    -------
+    NamedPolicy
+        The scheduler, and whose drafts it verifies.
+
+    Raises
+    ------
+    BadInputError
+        If no policy has that name.
+
+    Examples
+    --------
     >>> policy("tiered:0,2,4").name
     'tiered:0,2,4'
     """
@@ -28,8 +45,25 @@ def policy(text: str | NamedPolicy | Scheduler) -> NamedPolicy:
 
 
 def acceptance(text: str | AcceptanceModel) -> AcceptanceModel:
-    """Return an acceptance model: a name, a trace or log file, rates, a mean length, a mix.
+    """Return an acceptance model.
 
+    Parameters
+    ----------
+    text
+        A name, a trace or log file, rates, a mean length, a mix, or an object.
+
+    Returns
+    -------
+    AcceptanceModel
+        What is accepted, and what is predicted of it.
+
+    Raises
+    ------
+    BadInputError
+        If the text is of no known form, or the file cannot be read.
+
+    Examples
+    --------
     >>> acceptance("length:3.5@5").gamma
     5
     """
@@ -48,10 +82,35 @@ def hardware(
 ) -> Profile:
     """Return the profile of a model on a GPU: measured kernels where there are any, else a formula.
 
-    model, gpu: names of the catalogues, or a ``config.json``. tp: GPUs of a replica. drafters: whose cost is
-    derived. host_time: of a step, and of a drafter's pass, as in ``"1.2ms,0.3ms"``; the engine's own by
-    default. Raises ``BadInputError`` for what is not known and ``InfeasibleError`` for what does not fit.
+    Parameters
+    ----------
+    model, gpu
+        Names of the catalogues, or a ``config.json``.
+    tp
+        GPUs of a replica; the fewest that hold the model by default.
+    engine
+        ``vllm``, ``sglang`` or ``trtllm``.
+    precision
+        Of weights, such as ``bf16`` or ``fp8``; the checkpoint's own by default.
+    drafters
+        Whose cost is derived.
+    host_time
+        Of a step, and of a drafter's pass, as in ``"1.2ms,0.3ms"``; the engine's own by default.
 
+    Returns
+    -------
+    Profile
+        Its provenance says of which kind the curve is, and its error band.
+
+    Raises
+    ------
+    BadInputError
+        If a name is not known.
+    InfeasibleError
+        If the model does not fit.
+
+    Examples
+    --------
     >>> hardware("qwen3-32b", "h100").provenance.kind
     'kernels'
     """
@@ -68,18 +127,69 @@ def hardware(
 
 
 def lengths(text: str | Lengths) -> Lengths:
-    """Return prompt and output lengths, tokens, as in ``"fixed:1024/256"``."""
+    """Return prompt and output lengths.
+
+    Parameters
+    ----------
+    text
+        As in ``"fixed:1024/256"``, in tokens, or an object.
+
+    Returns
+    -------
+    Lengths
+        What draws them.
+
+    Raises
+    ------
+    BadInputError
+        If the text is not of a known form.
+    """
     return as_lengths(text)
 
 
 def traffic(text: str | Path | Traffic, lengths: str | None = None) -> Traffic:
-    """Return traffic: an arrival process such as ``"poisson:12/s"`` with its lengths, or a recorded file."""
+    """Return traffic.
+
+    Parameters
+    ----------
+    text
+        An arrival process such as ``"poisson:12/s"``, a recorded file, or an object.
+    lengths
+        Prompt and output tokens of a process; a recording has its own.
+
+    Returns
+    -------
+    Traffic
+        What draws or holds the requests.
+
+    Raises
+    ------
+    BadInputError
+        If the text is of no known form, or the file cannot be read.
+    """
     return parse_traffic(str(text), lengths) if isinstance(text, str | Path) else text
 
 
 def sla(terms: str | Sequence[str] | Sla) -> Sla:
-    """Return a service level, as in ``["ttft_p99<=2s", "tps_p10>=60"]``.
+    """Return a service level.
 
+    Parameters
+    ----------
+    terms
+        One or several terms, as in ``["ttft_p99<=2s", "tps_p10>=60"]``, or an object.
+
+    Returns
+    -------
+    Sla
+        The terms, parsed.
+
+    Raises
+    ------
+    BadInputError
+        If a term is of no known form.
+
+    Examples
+    --------
     >>> len(sla("ttft_p99<=2s").terms)
     1
     """

@@ -59,13 +59,33 @@ def deployment(
 ) -> Workbench:
     """Return a deployment of a profile, with verbs.
 
-    profile: a shipped name, a file, or one that is loaded. acceptance: of the drafters; a text, several
-    (``"DRAFTER=MODEL"``), a model of DSpark's, or models by drafter; what the profile carries stands in
-    where none is given. believed: a profile whose step cost schedulers consult. overhead_s: fixed time added
-    to each step. extrapolate_rows: answer also far beyond the rows measured. slow_path: what steps
-    without drafts take longer where speculation is enabled, as in ``"2=6.6%,189=21.6%"``. row_cost: what
-    each draft row beyond one a request takes on top of the profile, as in ``"4us"``, or in seconds.
-    Raises ``BadInputError`` for whatever cannot be read, and where there is no acceptance at all.
+    Parameters
+    ----------
+    profile
+        A shipped name, a file, or one that is loaded.
+    acceptance
+        Of the drafters: a text, several (``"DRAFTER=MODEL"``), a model of DSpark's, or models by drafter.
+        What the profile carries stands in where none is given.
+    believed
+        A profile whose step cost schedulers consult.
+    overhead_s
+        Fixed time added to each step, in s.
+    extrapolate_rows
+        Whether to answer also far beyond the rows measured.
+    slow_path
+        What steps without drafts take longer where speculation is enabled, as in ``"2=6.6%,189=21.6%"``.
+    row_cost
+        What each draft row beyond one a request takes on top of the profile, as in ``"4us"``, or in seconds.
+
+    Returns
+    -------
+    Workbench
+        Its methods simulate, sweep, compare and serve.
+
+    Raises
+    ------
+    BadInputError
+        If something cannot be read, or there is no acceptance at all.
     """
     given: dict[str, AcceptanceModel] = {}
     listed: Sequence[str] = ()
@@ -104,11 +124,36 @@ class Workbench(Deployment):
         seed: int = 0,
         **limits: Any,
     ) -> Run:
-        """Run one engine under one policy on one traffic; returns requests, steps and metrics.
+        """Run one engine under one policy on one traffic.
 
-        concurrency: requests running at once. lengths: of a process; a recording has its own. requests: the
-        first so many. steps: of the engine; a closed loop has no other end. limits: kv_tokens, prefill,
-        chunk_tokens and prefill_tokens_per_s of ``Deployment.limits``. Raises ``BadInputError``.
+        Parameters
+        ----------
+        policy
+            A text such as ``"dspark-async"``, or an object.
+        concurrency
+            Requests that run at once.
+        traffic
+            An arrival process such as ``"poisson:12/s"``, ``"closed"``, a recorded file, or an object.
+        lengths
+            Prompt and output tokens of a process, as in ``"fixed:1024/256"``; a recording has its own.
+        requests
+            The first so many requests.
+        steps
+            Steps of the engine; a closed loop has no other end.
+        seed
+            Of arrivals, lengths and outcomes.
+        **limits
+            kv_tokens, prefill, chunk_tokens and prefill_tokens_per_s of ``Deployment.limits``.
+
+        Returns
+        -------
+        Run
+            Requests and steps as tables, and metrics.
+
+        Raises
+        ------
+        BadInputError
+            If something cannot be read, or steps held rows far beyond those measured.
         """
         require_steps(steps)
         engine = self.limits(concurrency, **limits)
@@ -138,7 +183,37 @@ class Workbench(Deployment):
         workers: int = 1,
         **how: Any,
     ) -> Frontier:
-        """Sweep policies over concurrency in a closed loop; see ``sweep_frontier``."""
+        """Sweep policies over concurrency in a closed loop; see ``sweep_frontier``.
+
+        Parameters
+        ----------
+        policies
+            One or several, as texts or objects.
+        concurrency
+            Loads: requests that run at once.
+        seeds
+            Runs of each cell.
+        lengths
+            Prompt and output tokens, as in ``"fixed:1024/256"``.
+        steps
+            Steps of a run; by default they follow from how long requests live.
+        slas
+            Speed SLAs, tokens/s per user, around whose answers loads are added.
+        workers
+            Processes that simulate.
+        **how
+            progress, backend, address and directory of ``sweep_frontier``.
+
+        Returns
+        -------
+        Frontier
+            Its ``table`` has a row per policy and load.
+
+        Raises
+        ------
+        BadInputError
+            If a policy or a load is given twice, or cannot be answered.
+        """
         several = isinstance(policies, Sequence) and not isinstance(policies, str)
         table = sweep_frontier(
             self, list(policies) if several else [policies], concurrency,  # type: ignore[arg-type, list-item]
@@ -157,7 +232,36 @@ class Workbench(Deployment):
         workers: int = 1,
         **how: Any,
     ) -> pd.DataFrame:
-        """Return what the policy loses where it believes wrong cost tables; see ``sweeps.regret.regret``."""
+        """Return what a policy loses where it believes wrong cost tables; see ``sweeps.regret.regret``.
+
+        Parameters
+        ----------
+        policy
+            A text such as ``"dspark-async"``, or an object.
+        beliefs
+            One or several: ``floor:4``, a profile, or an engine's file.
+        concurrency
+            Loads: requests that run at once.
+        seeds
+            Runs of each cell, at least 2.
+        lengths
+            Prompt and output tokens, as in ``"fixed:1024/256"``.
+        workers
+            Processes that simulate.
+        **how
+            steps, progress, backend, address and directory of ``sweeps.regret.regret``.
+
+        Returns
+        -------
+        DataFrame
+            A row per belief and load: throughput under the belief and under the truth (tokens/s), the share
+            lost and its interval.
+
+        Raises
+        ------
+        BadInputError
+            If a belief or a load is given twice, or the rows chosen lie far beyond those measured.
+        """
         return regret(
             self, policy, [beliefs] if isinstance(beliefs, str) else beliefs,
             [concurrency] if isinstance(concurrency, int) else concurrency,
@@ -175,10 +279,34 @@ class Workbench(Deployment):
         model: str | None = None,
         **limits: Any,
     ) -> Launch:
-        """Return how an engine is started for a policy; ``write(folder)`` writes it.
+        """Say how an engine is started for a policy; see ``api.launching.launch``.
 
-        engine: vllm, sglang or trtllm. concurrency: requests at once. limits: as of ``simulate``. The
-        others: see ``api.launching.launch``.
+        Parameters
+        ----------
+        policy
+            A text such as ``"dspark-async"``.
+        engine
+            ``vllm``, ``sglang`` or ``trtllm``.
+        concurrency
+            Requests that run at once.
+        gpus
+            GPUs of a replica; the profile's own by default, or 1.
+        context_tokens
+            Of a decoding request, for which a cost table holds.
+        model
+            The target's checkpoint.
+        **limits
+            kv_tokens, prefill, chunk_tokens and prefill_tokens_per_s of ``Deployment.limits``.
+
+        Returns
+        -------
+        Launch
+            Its ``write(folder)`` writes launch.sh and the files that it names.
+
+        Raises
+        ------
+        BadInputError
+            If the engine cannot run the policy or its drafter.
         """
         return launch(
             self, policy, engine, self.limits(concurrency, **limits), gpus=gpus,
@@ -209,8 +337,48 @@ class Workbench(Deployment):
     ) -> FleetRun:
         """Serve traffic on replicas behind a router, and judge it by an SLA.
 
-        duration: simulated time with arrivals, such as ``"10min"``. kv_tokens to prefill_tokens_per_s: see
-        ``Deployment.limits``; the others: see ``Fleet``. how: where pods run; see ``simulate_fleet``.
+        Parameters
+        ----------
+        policy
+            A text such as ``"dspark-async"``, or an object.
+        replicas
+            Engines that decode.
+        traffic
+            An arrival process such as ``"poisson:12/s"``, a recorded file, or an object.
+        sla
+            One or several terms such as ``"ttft_p99<=2s"``.
+        lengths
+            Prompt and output tokens of a process; a recording has its own.
+        concurrency
+            Requests that run at once on a replica.
+        duration
+            Simulated time with arrivals, such as ``"10min"``.
+        router
+            How requests are spread over replicas.
+        pods
+            Groups of replicas that share nothing and are simulated apart; see ``Fleet``.
+        prefix_cache_tokens
+            Tokens of prompts that a replica keeps for others with the same start.
+        prefill_workers
+            Workers of the prefill pool; one per replica by default.
+        kv_tokens, prefill, chunk_tokens, prefill_tokens_per_s
+            See ``Deployment.limits``.
+        seed
+            Of arrivals, lengths and outcomes.
+        workers
+            Processes that simulate.
+        **how
+            Where pods run: backend, address, directory and progress of ``simulate_fleet``.
+
+        Returns
+        -------
+        FleetRun
+            Metrics, and what each term of the SLA came to.
+
+        Raises
+        ------
+        BadInputError
+            If something cannot be read, or steps held rows far beyond those measured.
         """
         limits = self.limits(
             concurrency, kv_tokens=kv_tokens, prefill=prefill, chunk_tokens=chunk_tokens,

@@ -68,7 +68,23 @@ class DraftCost:
         object.__setattr__(self, "context_s_per_token", float(context_s_per_token))
 
     def time_s(self, requests: int, draft_tokens: int | None = None, context_tokens: float = 0.0) -> float:
-        """Return the seconds to draft ``draft_tokens`` (default: the block) for each of ``requests``."""
+        """Return how long a batch's drafts take.
+
+        Parameters
+        ----------
+        requests
+            Requests that each get a block.
+        draft_tokens
+            Tokens drafted for each, the whole block by default. Only an autoregressive drafter takes less
+            time for fewer.
+        context_tokens
+            Tokens of context that the drafter attends to, over the batch.
+
+        Returns
+        -------
+        float
+            Seconds.
+        """
         block = float(self.pass_time.span(requests, requests + 1)[0])
         block += self.context_s_per_token * context_tokens
         if self.structure == "autoregressive":

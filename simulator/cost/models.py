@@ -47,16 +47,41 @@ class CostModel(Protocol):
     def step_time_s(
         self, requests: int, batch_tokens: int | range, context_tokens: float = 0.0, prefill_tokens: int = 0
     ) -> float | Floats:
-        """Time of one step, or of every candidate size in a contiguous range (shape [len(range)]).
+        """Return the time of one step, or of every candidate size in a contiguous range.
 
-        ``batch_tokens`` counts all rows of the forward pass, prefill included; ``context_tokens`` is
-        the sum over requests of the tokens already in the KV cache; ``prefill_tokens`` says how many
-        of the rows are prefill.
+        Parameters
+        ----------
+        requests
+            Requests that decode in the step.
+        batch_tokens
+            All rows of the forward pass, prefill included, or a range of candidate numbers of rows.
+        context_tokens
+            Sum over requests of the tokens that are already in the KV cache.
+        prefill_tokens
+            Rows of the pass that are prefill.
+
+        Returns
+        -------
+        float or ndarray
+            Seconds; for a range, float64 of shape [len(range)].
         """
         ...
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
-        """Whether the answer at this point is beyond what was measured (clamped or extrapolated)."""
+        """Say whether the answer at a point is beyond what was measured, so clamped or extrapolated.
+
+        Parameters
+        ----------
+        requests
+            Requests that decode in the step.
+        batch_tokens
+            Rows of the forward pass.
+
+        Returns
+        -------
+        bool
+            True beyond what was measured.
+        """
         ...
 
 
@@ -148,7 +173,20 @@ class ThroughputCurve(StepTime):
         return float(self.batch_tokens[-1]) if len(self.batch_tokens) > 1 else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
-        """Whether the size lies beyond the measured points."""
+        """Say whether a size lies beyond the measured points.
+
+        Parameters
+        ----------
+        requests
+            Not used: the curve knows rows alone.
+        batch_tokens
+            Rows of the forward pass.
+
+        Returns
+        -------
+        bool
+            True beyond the measured points.
+        """
         return self.curve.outside(batch_tokens)
 
 
@@ -232,7 +270,20 @@ class AdditiveCost(StepTime):
         return float(self.theta.at[-1]) if len(self.theta.at) > 1 else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
-        """Whether requests or tokens lie beyond the probes; a step of prompt rows alone has no requests."""
+        """Say whether requests or rows lie beyond the probes.
+
+        Parameters
+        ----------
+        requests
+            Requests that decode in the step; 0 in a step of prompt rows alone.
+        batch_tokens
+            Rows of the forward pass.
+
+        Returns
+        -------
+        bool
+            True where the step time is extrapolated.
+        """
         return (requests > 0 and self.alpha.outside(requests)) or self.theta.outside(batch_tokens)
 
 
@@ -295,7 +346,20 @@ class StepCost(StepTime):
         return self.target.measured_tokens if isinstance(self.target, StepTime) else math.inf
 
     def outside(self, requests: int, batch_tokens: int) -> bool:
-        """Whether the target's pass lies beyond what was measured."""
+        """Say whether the target's pass lies beyond what was measured.
+
+        Parameters
+        ----------
+        requests
+            Requests that decode in the step.
+        batch_tokens
+            Rows of the forward pass.
+
+        Returns
+        -------
+        bool
+            True beyond what was measured.
+        """
         return self.target.outside(requests, batch_tokens)
 
 

@@ -46,7 +46,23 @@ class Deployment:
     row_cost_s: float = 0.0
 
     def plan(self, policy: str | NamedPolicy | Scheduler) -> Setup:
-        """How this policy runs here; raises ``BadInputError`` where it cannot."""
+        """Say how a policy runs here.
+
+        Parameters
+        ----------
+        policy
+            A text such as ``"fixed:3@mtp1"``, or an object.
+
+        Returns
+        -------
+        Setup
+            The policy with its drafter, acceptance, step cost and the cost that it believes.
+
+        Raises
+        ------
+        BadInputError
+            If the policy cannot run here: its drafter is unknown, or has no confidence head and needs one.
+        """
         policy = as_policy(policy)
         drafter, model, note = self._drafter(policy)
         _check_scheduler(policy, model)
@@ -59,16 +75,46 @@ class Deployment:
         return Setup(policy, drafter, model, cost, believed, note)
 
     def answerable(self, setup: Setup, requests: int) -> Setup:
-        """Return the setup; ``BadInputError`` where rows at that batch lie far beyond those measured."""
+        """Refuse a batch whose rows lie far beyond those measured.
+
+        Parameters
+        ----------
+        setup
+            A policy as it runs here.
+        requests
+            Requests that a step may hold.
+
+        Returns
+        -------
+        Setup
+            The same setup.
+
+        Raises
+        ------
+        BadInputError
+            If rows at that batch lie far beyond those measured, unless ``extrapolate_rows`` allows it.
+        """
         refusal = None if self.extrapolate_rows else setup.extrapolates(requests)
         if refusal is not None:
             raise refusal
         return setup
 
     def judge_rows(self, setup: Setup, rows: float, requests: int) -> None:
-        """Refuse an answer whose steps held ``rows`` rows in the mean, if those lie far beyond the measured.
+        """Refuse an answer whose steps held rows far beyond those measured; see ``Setup.extrapolated``.
 
-        rows: drafts and anchors of a decode step. requests: that it may hold. See ``Setup.extrapolated``.
+        Parameters
+        ----------
+        setup
+            A policy as it runs here.
+        rows
+            Drafts and anchors of a decode step, in the mean.
+        requests
+            Requests that a step may hold.
+
+        Raises
+        ------
+        BadInputError
+            If the rows lie far beyond those measured, unless ``extrapolate_rows`` allows it.
         """
         refusal = None if self.extrapolate_rows else setup.extrapolated(rows, requests)
         if refusal is not None:
@@ -85,9 +131,29 @@ class Deployment:
     ) -> EngineLimits:
         """Return what one engine admits here; what the profile knows stands in where None is given.
 
-        kv_tokens: KV-cache capacity in tokens. chunk_tokens: prompt tokens of a step; ``CHUNK_TOKENS``
-        if the profile does not know either. prefill_tokens_per_s: speed of the prefill pool; the profile's
-        own stands in only where prefill runs elsewhere. Raises ``BadInputError`` as ``EngineLimits`` does.
+        Parameters
+        ----------
+        concurrency
+            Requests that run at once.
+        kv_tokens
+            Capacity of the KV cache in tokens.
+        prefill
+            Where prompts are prefilled: ``elsewhere``, ``chunked`` or ``whole``.
+        chunk_tokens
+            Prompt tokens of a step; ``CHUNK_TOKENS`` if the profile does not know either.
+        prefill_tokens_per_s
+            Speed of a worker of the prefill pool. The profile's own stands in only where prefill runs
+            elsewhere.
+
+        Returns
+        -------
+        EngineLimits
+            The limits, checked.
+
+        Raises
+        ------
+        BadInputError
+            If a limit is not positive, not whole or too large; see ``EngineLimits``.
         """
         profile = self.profile
         if prefill_tokens_per_s is None and prefill == "elsewhere":

@@ -54,11 +54,38 @@ class Profile(Strict):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
     def target_cost(self) -> CostModel:
-        """Step cost of the target."""
+        """Build the step cost of the target.
+
+        Returns
+        -------
+        CostModel
+            Seconds of a step by requests, rows and context.
+
+        Raises
+        ------
+        BadInputError
+            If the profile's curve is not valid.
+        """
         return self.step.build()
 
     def draft_cost(self, drafter: str) -> DraftCost | None:
-        """Cost of a drafter's block, None where it is inside the step or nothing is drafted."""
+        """Build the cost of a drafter's block.
+
+        Parameters
+        ----------
+        drafter
+            One of ``drafters``, or ``none``.
+
+        Returns
+        -------
+        DraftCost or None
+            None where the cost is inside the step or nothing is drafted.
+
+        Raises
+        ------
+        BadInputError
+            If the profile prices drafters, and this one is not among them.
+        """
         if drafter == "none" or self.drafters is None:
             return None
         if drafter not in self.drafters:
@@ -69,18 +96,44 @@ class Profile(Strict):
         return self.drafters[drafter].build()
 
     def acceptance_models(self) -> dict[str, AcceptanceModel]:
-        """Return the acceptance models that belong to this deployment, by drafter."""
+        """Build the acceptance models that belong to this deployment.
+
+        Returns
+        -------
+        dict of str to AcceptanceModel
+            Models by drafter; empty where the profile brings none.
+        """
         return {drafter: spec.build() for drafter, spec in self.acceptance.items()}
 
     def save(self, path: Path) -> None:
-        """Write the profile as JSON, atomically."""
+        """Write the profile as JSON, atomically.
+
+        Parameters
+        ----------
+        path
+            File; one that exists is replaced only by a whole new one.
+        """
         write_json(path, self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """Load a shipped profile by name (``deepseek-v4-flash``, ``h200/qwen3-8b--dspark``) or a profile file.
+    """Load a profile.
 
-    Raises ``BadInputError`` naming the file, the field, the value and the remedy.
+    Parameters
+    ----------
+    name_or_path
+        A shipped name (``deepseek-v4-flash``, ``h200/qwen3-8b--dspark``) or a file.
+
+    Returns
+    -------
+    Profile
+        The profile, checked; its costs can be built.
+
+    Raises
+    ------
+    BadInputError
+        If there is no such profile, or it is not valid; it names the file, the field, the value and the
+        remedy.
     """
     path = _find(str(name_or_path))
     try:
@@ -112,7 +165,13 @@ def _with_remedy(error: BadInputError) -> BadInputError:
 
 
 def shipped_profiles() -> dict[str, Path]:
-    """Name to file of every profile that comes with the package."""
+    """Find every profile that comes with the package.
+
+    Returns
+    -------
+    dict of str to Path
+        Files by name.
+    """
     root = data_directory("profiles")
     files = sorted(path for path in root.rglob("*.json") if not {"sources", "catalogue"} & set(path.parts))
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in files}

@@ -75,7 +75,14 @@ class EngineLimits:
         return self.prefill_tokens_per_s * self.prefill_workers
 
     def pool(self) -> PrefillPool | None:
-        """Return a pool of its own for one engine, None without one."""
+        """Make a prefill pool for one engine alone.
+
+        Returns
+        -------
+        PrefillPool or None
+            A pool whose workers are all free; None where prompts are not prefilled elsewhere at a known
+            speed.
+        """
         if not self.has_pool:
             return None
         assert self.prefill_tokens_per_s is not None

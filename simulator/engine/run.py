@@ -114,10 +114,40 @@ def simulate(
 ) -> Run:
     """Simulate one engine.
 
-    replays: one per traffic class. cost: the true step cost, which advances the clock; ``believed``
-    is what the scheduler consults (default: the same). A closed loop runs for ``steps`` engine steps, and
-    goes on until ``finish`` requests are complete (for ``MOST_STEPS`` at most; see ``enough_requests``);
-    an open loop until every request is served, or for ``steps`` if given.
+    Parameters
+    ----------
+    workload
+        Requests: an open loop with arrival times, or a closed loop.
+    replays
+        Outcomes of drafts, one per traffic class.
+    scheduler
+        Decides the verification lengths of a step.
+    cost
+        The true step cost, which advances the clock.
+    limits
+        What the engine admits.
+    believed
+        The step cost that the scheduler consults; ``cost`` by default.
+    seed
+        Of jitter, and of where requests start in their replay.
+    steps
+        Of the engine: a closed loop runs for so many; an open loop until every request is served, or for so
+        many.
+    finish
+        A closed loop goes on until so many requests are complete, for ``MOST_STEPS`` at most; see
+        ``enough_requests``.
+    warmup
+        Share of the run that metrics leave out.
+
+    Returns
+    -------
+    Run
+        Requests and steps as tables, and metrics.
+
+    Raises
+    ------
+    BadInputError
+        If a request can never fit, or a closed loop would not advance.
     """
     require_steps(steps)
     executor = SimulatedExecutor(replays, workload, cost, capacity=limits.concurrency, seed=seed)

@@ -30,10 +30,26 @@ def plot_frontier(
     published: PublishedClaims | None = None,
     title: str = "",
 ) -> Figure:
-    """Throughput against mean generation speed per user, one line per policy (the paper's figure 7).
+    """Draw throughput against mean generation speed per user, one line per policy (the paper's figure 7).
 
     An SLA on the mean is a vertical line; one on a quantile, a cross on each policy where it just holds. The
     caption says what p10 is there.
+
+    Parameters
+    ----------
+    frontier
+        Rows of ``sweep_frontier``.
+    slas
+        Speed SLAs, tokens/s per user.
+    published
+        Claims to mark beside the lines.
+    title
+        Of the figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure, not shown and not saved.
     """
     figure, (axes,) = new_figure(1, title)
     for policy, group in frontier.groupby("policy", sort=False):
@@ -64,7 +80,22 @@ def _mark(axes: Axes, term: Term, frontier: pd.DataFrame) -> str:
 
 
 def plot_load(frontier: pd.DataFrame, *, published: PublishedClaims | None = None, title: str = "") -> Figure:
-    """Throughput and verification budget against concurrency (the paper's figure 8)."""
+    """Draw throughput and verification budget against concurrency (the paper's figure 8).
+
+    Parameters
+    ----------
+    frontier
+        Rows of ``sweep_frontier``.
+    published
+        Claims to mark beside the lines.
+    title
+        Of the figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure, not shown and not saved.
+    """
     figure, (left, right) = new_figure(2, title)
     for policy, group in frontier.groupby("policy", sort=False):
         load = group["concurrency"]

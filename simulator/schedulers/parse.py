@@ -110,8 +110,19 @@ def as_policy(policy: str | NamedPolicy | Scheduler) -> NamedPolicy:
 def register_policy(name: str, make: Callable[..., Scheduler]) -> None:
     """Give a policy of your own a name that texts may use, as in ``--policy NAME`` or ``NAME:ARGUMENT``.
 
-    make: called without an argument, or with the text after the colon. Workers of a parallel sweep need not
-    register it: they get the object. Raises ``BadInputError`` for a name that is taken or is not plain.
+    Workers of a parallel sweep need not register it: they get the object.
+
+    Parameters
+    ----------
+    name
+        Of the policy: small letters, digits and dashes, a letter first.
+    make
+        Called without an argument, or with the text after the colon.
+
+    Raises
+    ------
+    BadInputError
+        If the name is taken or is not plain.
     """
     known = {form.partition(":")[0].partition("[")[0] for form in _HELP}
     taken = name in known or _MTP.fullmatch(name) is not None

@@ -42,7 +42,20 @@ class Policy(ABC):
 
     @abstractmethod
     def schedule(self, survival: Array, batch: Batch) -> Array:
-        """Turn survival [R, gamma] into verification lengths [R], int64, each in 0..gamma."""
+        """Turn survivals into verification lengths.
+
+        Parameters
+        ----------
+        survival
+            float64 [R, gamma]: probability that drafts 1..k of a request are all accepted.
+        batch
+            The step's cost model, context and, with ``lag``, the older survivals.
+
+        Returns
+        -------
+        ndarray
+            Verification lengths, int64 [R], each in 0..gamma.
+        """
 
 
 class Scheduler(Protocol):
@@ -75,5 +88,18 @@ class Scheduler(Protocol):
         """Draft tokens that it ever verifies of a request; None for the whole block."""
 
     def schedule(self, survival: Array, batch: Batch) -> Array:
-        """Survival [R, gamma] to verification lengths [R], int64, each in 0..gamma."""
+        """Turn survivals into verification lengths.
+
+        Parameters
+        ----------
+        survival
+            float64 [R, gamma]: probability that drafts 1..k of a request are all accepted.
+        batch
+            The step's cost model, context and, with ``lag``, the older survivals.
+
+        Returns
+        -------
+        ndarray
+            Verification lengths, int64 [R], each in 0..gamma.
+        """
         ...

@@ -14,8 +14,20 @@ def load_bands(frontier: pd.DataFrame, exclude: Sequence[str] = ("oracle",)) -> 
     """Find the winning policy of each band of concurrency, and the points between the bands.
 
     At equal concurrency more throughput is also more speed per user, so each load has one winner.
-    ``margin`` is its smallest lead over the runner-up in the band (negative where a rival is ahead
-    by less than noise). ``clear`` says whether the lead exceeds both intervals everywhere in the band.
+
+    Parameters
+    ----------
+    frontier
+        Rows of ``sweep_frontier``.
+    exclude
+        Policies that cannot win, because nobody can run them.
+
+    Returns
+    -------
+    DataFrame
+        A row per band. margin: the winner's smallest lead over the runner-up in the band, negative where a
+        rival is ahead by less than noise. clear: whether the lead exceeds both intervals everywhere in the
+        band.
     """
     field = frontier[~frontier["policy"].isin(exclude)]
     if field.empty:

@@ -70,15 +70,30 @@ def require_known(by_policy: Mapping[str, Line], term: Term) -> None:
 
 
 def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
-    """Each policy's best throughput under each SLA on generation speed; see ``parse_speed``.
+    """Find each policy's best throughput under SLAs on generation speed; see ``parse_speed``.
 
-    gain: over the baseline (``baseline_of``) at the same SLA. speed_gain: mean speed over the baseline's at
-    the baseline's throughput there ("at matched throughput"). tps_mean, tps_p10: the speeds at that load.
-    drafter: whose drafts the policy verifies. lower_bound: the sweep ended before the SLA was reached.
-    throughput_ci95: half-width of the throughput's interval. leading: no policy but the oracle is ahead of it
-    for sure (``leads.lead_of_means``).
-    Raises ``InfeasibleError`` naming the nearest feasible value if no policy can meet an SLA, and
-    ``BadInputError`` where the speed that it bounds is unknown at a load.
+    Parameters
+    ----------
+    frontier
+        Rows of ``sweep_frontier``.
+    slas
+        Speeds per user in tokens/s: a number bounds the mean, ``"p10>=80"`` the slowest tenth.
+
+    Returns
+    -------
+    DataFrame
+        A row per SLA and policy. gain: over the baseline (``baseline_of``) at the same SLA. speed_gain: mean
+        speed over the baseline's at the baseline's throughput there ("at matched throughput"). tps_mean,
+        tps_p10: the speeds at that load. drafter: whose drafts the policy verifies. lower_bound: the sweep
+        ended before the SLA was reached. throughput_ci95: half-width of the throughput's interval. leading:
+        no policy but the oracle is ahead of it for sure (``leads.lead_of_means``).
+
+    Raises
+    ------
+    InfeasibleError
+        If no policy can meet an SLA; it names the nearest feasible value.
+    BadInputError
+        If the speed that an SLA bounds is unknown at a load.
     """
     by_policy, base = lines(frontier), baseline_of(frontier)
     named = frontier.get("drafter", pd.Series("", index=frontier.index))

@@ -94,21 +94,45 @@ def sweep_frontier(
     address: str | None = None,
     directory: Path | None = None,
 ) -> pd.DataFrame:
-    """Every policy at every concurrency in a closed loop, prefill elsewhere: one row each.
+    """Run every policy at every concurrency in a closed loop, with prefill elsewhere.
 
-    Policies meet common random numbers: the same seeds give the same requests and drafts. Means are
-    over seeds; ``throughput_ci95`` is the half-width over seeds, or the run's own for a single one.
-    ``tps_p10_ci95`` is over seeds alone. ``steps`` fixes the engine steps per run; by default they follow
-    from ``REQUEST_STEPS`` and from how long requests live. ``finished_per_slot``: requests finished in the
-    measured window of a run per slot, the fewest over seeds; below ``FEW_TURNOVERS`` the quantiles of speed
-    are those of short outputs. ``early_stop_loss``: see ``schedulers.early_stop``, 0 for policies that do not
-    stop early. slas: speed SLAs around whose answers loads are added to those given, policy
-    by policy, until the answers depend on the given ones no more; ``added`` marks their rows.
-    Raises ``BadInputError`` for a policy or a load given twice: it would count as new data; and for a policy
-    whose every load lies far beyond the rows measured (``Setup.extrapolates``); where only some do, those
-    above the last answerable one are left out with a warning.
-    workers, backend, address, directory: how the cells run and where they are kept; see
-    ``parallel.cells.run_cells``.
+    Policies meet common random numbers: the same seeds give the same requests and drafts.
+
+    Parameters
+    ----------
+    deployment
+        What is simulated.
+    policies
+        One or several, as texts or objects.
+    concurrency
+        Loads: requests that run at once.
+    seeds
+        Runs of each cell.
+    lengths
+        Prompt and output tokens, as in ``"fixed:1024/256"``.
+    steps
+        Engine steps of a run; by default they follow from ``REQUEST_STEPS`` and from how long requests live.
+    slas
+        Speed SLAs around whose answers loads are added to those given, policy by policy, until the answers
+        depend on the given ones no more; ``added`` marks their rows.
+    workers, progress, backend, address, directory
+        How the cells run and where they are kept; see ``parallel.cells.run_cells``.
+
+    Returns
+    -------
+    DataFrame
+        A row per policy and load. Means are over seeds. throughput_ci95: half-width over seeds, or the run's
+        own for a single one. tps_p10_ci95: over seeds alone. finished_per_slot: requests finished in the
+        measured window of a run per slot, the fewest over seeds; below ``FEW_TURNOVERS`` the quantiles of
+        speed are those of short outputs. early_stop_loss: see ``schedulers.early_stop``, 0 for policies that
+        do not stop early.
+
+    Raises
+    ------
+    BadInputError
+        If a policy or a load is given twice (it would count as new data), or every load of a policy lies far
+        beyond the rows measured (``Setup.extrapolates``). Where only some do, those above the last answerable
+        one are left out with a warning.
     """
     named = [as_policy(each) for each in ([policies] if isinstance(policies, str) else policies)]
     concurrency = [concurrency] if isinstance(concurrency, int) else concurrency

@@ -127,7 +127,31 @@ class Workload:
         name: str = "default",
         prefix: PrefixBlocks | None = None,
     ) -> Self:
-        """Return a workload whose requests all belong to one class."""
+        """Return a workload whose requests all belong to one class.
+
+        Parameters
+        ----------
+        arrival_s
+            float64 [N] seconds, non-decreasing; None for a closed loop.
+        prompt_tokens
+            int64 [N].
+        output_tokens
+            int64 [N], at least 1.
+        name
+            Of the class.
+        prefix
+            Hashed blocks of the prompts, when known.
+
+        Returns
+        -------
+        Workload
+            The requests, checked.
+
+        Raises
+        ------
+        BadInputError
+            If lengths of the arrays differ, or a value is not valid.
+        """
         prompts, outputs = np.asarray(prompt_tokens), np.asarray(output_tokens)
         times = None if arrival_s is None else np.asarray(arrival_s)
         return cls(times, prompts, outputs, np.zeros(prompts.shape, np.int16), (name,), prefix)
@@ -155,7 +179,18 @@ class Workload:
         return (len(self) - 1) / span_s if span_s > 0 else float("inf")
 
     def take(self, requests: NDArray[np.integer[Any]] | NDArray[np.bool_] | slice) -> Workload:
-        """Select requests (indices, mask or slice), keeping their arrival times and the class list."""
+        """Select requests, keeping their arrival times and the class list.
+
+        Parameters
+        ----------
+        requests
+            Indices, a mask or a slice.
+
+        Returns
+        -------
+        Workload
+            Those requests, in the order given.
+        """
         chosen = np.arange(len(self))[requests]
         return replace(
             self,
@@ -167,27 +202,104 @@ class Workload:
         )
 
     def head(self, requests: int) -> Workload:
-        """Return the first so many requests, or all when there are fewer."""
+        """Return the first requests.
+
+        Parameters
+        ----------
+        requests
+            How many; all when there are fewer.
+
+        Returns
+        -------
+        Workload
+            The first ``requests``.
+        """
         return self.take(slice(max(requests, 0)))
 
     def before(self, time_s: float) -> Workload:
-        """Return requests that arrive before ``time_s``."""
+        """Return the requests that arrive before a time.
+
+        Parameters
+        ----------
+        time_s
+            Seconds on the workload's own clock.
+
+        Returns
+        -------
+        Workload
+            Those requests.
+
+        Raises
+        ------
+        BadInputError
+            If the loop is closed.
+        """
         return self.head(int(np.searchsorted(self._times("before"), time_s, side="left")))
 
     def of_class(self, name: str) -> Workload:
-        """Return requests of one class."""
+        """Return the requests of one class.
+
+        Parameters
+        ----------
+        name
+            One of ``classes``.
+
+        Returns
+        -------
+        Workload
+            Those requests.
+
+        Raises
+        ------
+        BadInputError
+            If there is no such class.
+        """
         if name not in self.classes:
             raise BadInputError("no such class", field="class", value=name, remedy=f"one of {self.classes}")
         return self.take(self.class_index == self.classes.index(name))
 
     def shard(self, index: int, of: int) -> Workload:
-        """Return every ``of``-th request from ``index`` on, as round robin over ``of`` replicas does."""
+        """Return one share of the requests, as round robin spreads them over replicas.
+
+        Parameters
+        ----------
+        index
+            First request of the share.
+        of
+            Number of shares.
+
+        Returns
+        -------
+        Workload
+            Every ``of``-th request from ``index`` on.
+
+        Raises
+        ------
+        BadInputError
+            If ``index`` is not one of the shares.
+        """
         if not 0 <= index < of:
             raise BadInputError(f"must lie in 0..{of - 1}", field="shard", value=index)
         return self.take(slice(index, None, of))
 
     def at_rate(self, factor: float) -> Workload:
-        """Speed up arrivals ``factor`` times: times divided, lengths and order untouched."""
+        """Speed up arrivals.
+
+        Parameters
+        ----------
+        factor
+            Times are divided by it; lengths and order stay.
+
+        Returns
+        -------
+        Workload
+            The same requests, ``factor`` times as dense.
+
+        Raises
+        ------
+        BadInputError
+            If the factor is not positive and finite, or the loop is closed.
+        """
         if not (np.isfinite(factor) and factor > 0):
             raise BadInputError("must be positive and finite", field="rate factor", value=factor)
         return replace(

@@ -71,13 +71,36 @@ def read_workload(
     a closed loop) and optionally ``class`` and ``hash_ids``. docs/formats.md lists them, with how units are
     told apart.
 
-    Malformed rows (a missing or unreadable value, NaN, a length below 1, time going back) raise
-    ``BadInputError`` naming the first few; with ``skip_malformed`` they are left out and reported.
+    Parameters
+    ----------
+    path
+        The file.
+    skip_malformed
+        Whether malformed rows are left out and reported instead of refused.
+    sort
+        Whether to put rows in order of arrival first.
+    unit
+        Of the arrivals, s, ms, us or ns, where the file does not say.
+    time_column
+        Which column holds the arrivals.
+    block_tokens
+        Tokens per hash id; what the layout has by default.
+    turn_tokens_per_s
+        Speed at which the turns of sessions are assumed to be generated, in tokens/s. Where later turns are
+        recorded by their delay after the turn before, they are placed by it.
 
-    sort: put rows in order of arrival first. unit: of the arrivals, s, ms, us or ns, where the file does not
-    say. time_column: which column holds the arrivals. block_tokens: tokens per hash id (default: what the
-    layout has). turn_tokens_per_s: speed at which the turns of sessions are assumed to be generated, in
-    tokens/s; where later turns are recorded by their delay after the turn before, they are placed by it.
+    Returns
+    -------
+    Workload
+        The requests.
+    ReadReport
+        What was read, and what was left out.
+
+    Raises
+    ------
+    BadInputError
+        If the layout is unknown, or rows are malformed (a missing or unreadable value, NaN, a length below 1,
+        time going back); it names the first few.
     """
     options = Options(sort, unit, block_tokens, turn_tokens_per_s, skip_malformed)
     table = read_table(Path(path))

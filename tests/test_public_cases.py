@@ -28,7 +28,8 @@ from simulator.interop import sglang_tables as sglang
 from simulator.interop import tensorrt_llm, vllm
 from simulator.interop.sglang_dump import load_step_dump
 from simulator.interop.sglang_profiler import load_rounds
-from simulator.planning.scenario import KvMemory, load_scenario
+from simulator.planning.scenario.reading import load_scenario
+from simulator.planning.scenario.replica import KvMemory
 from simulator.planning.variants import servers_of
 from simulator.schedulers.parse import parse_policy
 from simulator.sla.terms import parse_sla

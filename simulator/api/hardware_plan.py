@@ -15,7 +15,8 @@ from simulator.core.errors import BadInputError, InfeasibleError, refuse_repeats
 from simulator.core.files import write_text
 from simulator.hardware.choose import Hardware, profile_for, require_acceptance
 from simulator.hardware.gpus import load_gpu
-from simulator.planning.scenario import HardwareSpec, PriceSpec, Scenario
+from simulator.planning.scenario.scenario import Scenario
+from simulator.planning.scenario.sections import HardwareSpec, PriceSpec
 
 POLICIES = ("autoregressive", "dspark-async")
 """Without speculation, and with it: what the answer compares unless other policies are named."""

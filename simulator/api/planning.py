@@ -15,7 +15,7 @@ from simulator.parallel.cells import Sweeping
 from simulator.planning.checks import checked_scenario
 from simulator.planning.plan import CapacityPlan, write_tables
 from simulator.planning.plan import plan as make_plan
-from simulator.planning.scenario import Scenario
+from simulator.planning.scenario.scenario import Scenario
 
 
 class Plan(CapacityPlan):

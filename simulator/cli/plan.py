@@ -296,7 +296,7 @@ def _say_verdict(judged: Assessment, steps: int) -> None:
 
 def _write_example(path: Path) -> None:
     from simulator.core.files import is_standard_output, write_text
-    from simulator.planning.scenario import EXAMPLE
+    from simulator.planning.scenario.example import EXAMPLE
 
     if path.exists():
         raise BadInputError("exists already", source=str(path), remedy="choose another name")

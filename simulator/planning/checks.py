@@ -11,7 +11,8 @@ from simulator.capacity.server import Server, share_at_rate
 from simulator.core.errors import BadInputError, InfeasibleError, naming
 from simulator.core.units import parse_percent
 from simulator.fleet.layout import Fleet
-from simulator.planning.scenario import Scenario, load_scenario
+from simulator.planning.scenario.reading import load_scenario
+from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import Sizing
 from simulator.planning.variants import servers_of
 from simulator.sla.terms import Sla

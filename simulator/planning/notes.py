@@ -11,7 +11,7 @@ import pandas as pd
 
 from simulator.capacity.server import Server
 from simulator.core.units import ranged
-from simulator.planning.scenario import Scenario
+from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import NO_SPEED, Sizing
 from simulator.schedulers.early_stop import early_stop_note
 from simulator.sla.verdict import Assessment

@@ -23,20 +23,11 @@ from simulator.planning.checks import CONFIRMED_REPLICAS, check_fleet_size, chec
 from simulator.planning.demand import demand_profile, mix_of
 from simulator.planning.notes import Confirmation, answer_line, list_assumptions, list_warnings
 from simulator.planning.prefill_sizing import TIME_TO_FIRST_TOKEN
-from simulator.planning.scenario import Scenario
+from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import Sizing
-from simulator.planning.tables import (
-    cost_table,
-    day_table,
-    growth_table,
-    money_columns,
-    plan_table,
-    recommended_policy,
-    sensitivity_table,
-    switch_table,
-    term_table,
-    trial_table,
-)
+from simulator.planning.tables.changes import cost_table, growth_table, money_columns, sensitivity_table
+from simulator.planning.tables.day import day_table, switch_table
+from simulator.planning.tables.policies import plan_table, recommended_policy, term_table, trial_table
 from simulator.planning.variants import servers_of, study_of, variants_of
 from simulator.sla.terms import Sla, Term
 from simulator.sla.verdict import TermResult

@@ -12,7 +12,7 @@ import pandas as pd
 from simulator.capacity.server import share_at_rate
 from simulator.core.units import parse_percent
 from simulator.planning.prefill_sizing import PoolSizing
-from simulator.planning.scenario import Scenario
+from simulator.planning.scenario.scenario import Scenario
 from simulator.sla.terms import Sla, Term
 from simulator.traffic.sources import ReplayTraffic, Traffic
 
@@ -22,6 +22,33 @@ NO_SPEED = (
     "worker), use a profile that has measured it, or set replica.prefill: chunked"
 )
 """What a plan says instead of a cost when it does not know how fast a prefill worker is."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSize:
+    """What a fleet consists of: decode replicas, prefill workers and the GPUs of both; NaN is not known."""
+
+    replicas: float
+    prefill_workers: float
+    decode_gpus: float
+    prefill_gpus: float
+    gpus: float
+
+
+UNKNOWN_FLEET = FleetSize(math.nan, math.nan, math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetCost:
+    """GPU hours of decode and prefill together, and cost per million output tokens, in the price's currency.
+
+    Of the peak's fleet kept all the time, and of one that follows demand.
+    """
+
+    gpu_hours: float
+    gpu_hours_following_demand: float
+    cost_per_million_output_tokens: float
+    cost_per_million_following_demand: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,34 +125,31 @@ class Sizing:
 
     def fleet(
         self, rate_per_s: float, demanded_per_s: float | None = None, terms: Sequence[Term] | None = None
-    ) -> dict[str, float]:
+    ) -> FleetSize:
         """Replicas, prefill workers and the GPUs of both, when each replica sustains a rate."""
         if not rate_per_s > 0:
-            return dict.fromkeys(FLEET_COLUMNS, math.nan)
+            return UNKNOWN_FLEET
         replicas = self.replicas(rate_per_s, demanded_per_s)
         workers = self.prefill_workers(demanded_per_s, terms)
         prefill_gpus = workers * (self.pool.gpus if self.pool else 1)
-        counts = (replicas, workers, replicas * self.gpus, prefill_gpus, replicas * self.gpus + prefill_gpus)
-        return dict(zip(FLEET_COLUMNS, counts, strict=True))
+        decode_gpus = replicas * self.gpus
+        return FleetSize(replicas, workers, decode_gpus, prefill_gpus, decode_gpus + prefill_gpus)
 
-    def costs(self, rate_per_s: float) -> dict[str, float]:
-        """GPU hours of decode and prefill together, and cost per million output tokens.
-
-        Of the peak's fleet kept all the time, and of one that follows demand. NaN as in ``fleet``.
-        """
+    def costs(self, rate_per_s: float) -> FleetCost:
+        """Price the peak's fleet kept all the time, and one that follows demand. NaN as in ``fleet``."""
         width_h = (self.profile["end_s"] - self.profile["start_s"]).to_numpy() / 3600
-        following = [self.fleet(rate_per_s, demanded)["gpus"] for demanded in self.profile["rate_per_s"]]
+        following = [self.fleet(rate_per_s, demanded).gpus for demanded in self.profile["rate_per_s"]]
         following_h = float(np.array(following) @ width_h)
-        return {
-            "gpu_hours": self.fleet(rate_per_s)["gpus"] * self.hours,
-            "gpu_hours_following_demand": following_h,
-            "cost_per_million_output_tokens": self.cost(rate_per_s),
-            "cost_per_million_following_demand": self._per_million(following_h),
-        }
+        return FleetCost(
+            gpu_hours=self.fleet(rate_per_s).gpus * self.hours,
+            gpu_hours_following_demand=following_h,
+            cost_per_million_output_tokens=self.cost(rate_per_s),
+            cost_per_million_following_demand=self._per_million(following_h),
+        )
 
     def cost(self, rate_per_s: float, terms: Sequence[Term] | None = None) -> float:
         """Cost per million output tokens of the peak's fleet, decode and prefill, kept all the time."""
-        return self._per_million(self.fleet(rate_per_s, None, terms)["gpus"] * self.hours)
+        return self._per_million(self.fleet(rate_per_s, None, terms).gpus * self.hours)
 
     def cost_at_throughput(self, tokens_per_s: float) -> float:
         """Price a million output tokens if every replica decoded so many tokens/s.
@@ -145,7 +169,3 @@ class Sizing:
 
     def _per_million(self, gpu_hours: float) -> float:
         return gpu_hours * self.gpu_hour / (self.output_tokens / 1e6)
-
-
-FLEET_COLUMNS = ("replicas", "prefill_workers", "decode_gpus", "prefill_gpus", "gpus")
-"""What a fleet consists of, in every table."""

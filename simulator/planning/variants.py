@@ -8,7 +8,7 @@ from simulator.acceptance.scaled import scaled_acceptance, with_difficulty
 from simulator.capacity.server import Server, share_at_rate
 from simulator.cost.scaled import ScaledCost
 from simulator.deployment.setup import Setup
-from simulator.planning.scenario import Scenario
+from simulator.planning.scenario.scenario import Scenario
 from simulator.sla.terms import Sla
 from simulator.traffic.sources import Traffic
 

@@ -24,7 +24,7 @@ from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.files import without_nan, write_json, write_text
 from simulator.core.units import readable_column
 from simulator.planning.plan import CapacityPlan
-from simulator.planning.scenario import Scenario
+from simulator.planning.scenario.scenario import Scenario
 from simulator.report.plan.decision import decision
 from simulator.report.plan.figures import lane_floor
 from simulator.report.plan.tables import Head, at_sla_heads, cost_head, plan_tables

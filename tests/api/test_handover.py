@@ -15,9 +15,9 @@ from simulator.api.handover import hours_of, write_handover
 from simulator.api.planning import Plan
 from simulator.planning.demand import demand_profile
 from simulator.planning.plan import CapacityPlan
-from simulator.planning.scenario import Scenario
+from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import Sizing
-from simulator.planning.tables import day_table
+from simulator.planning.tables.day import day_table
 from simulator.sweeps.leads import Recommendation
 
 SCENARIO = {

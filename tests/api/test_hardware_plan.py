@@ -11,7 +11,7 @@ import pytest
 from simulator.api.hardware_plan import HardwareAnswer, comparison, plan_hardware, write_scenarios
 from simulator.core.errors import BadInputError
 from simulator.hardware.choose import Hardware
-from simulator.planning.scenario import load_scenario
+from simulator.planning.scenario.reading import load_scenario
 from simulator.planning.variants import OFF, Variant, variants_of
 from tests.support.command_line import run
 from tests.support.plans import rough_plans

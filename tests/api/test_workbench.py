@@ -15,7 +15,7 @@ import pytest
 import simulator as sim
 import simulator.api.texts as texts
 from simulator.cli.app import commands
-from simulator.planning.scenario import EXAMPLE
+from simulator.planning.scenario.example import EXAMPLE
 
 FLASH = sim.deployment("deepseek-v4-flash")
 REFERENCE = Path(sim.__file__).parents[1] / "docs" / "reference" / "api.md"

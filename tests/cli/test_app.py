@@ -414,7 +414,7 @@ WRITING = {
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from simulator.planning.scenario import EXAMPLE
+    from simulator.planning.scenario.example import EXAMPLE
 
     def work(*_: object, **__: object) -> None:
         raise AssertionError("work was begun")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simulator.deployment.profile import shipped_profiles
-from simulator.planning.scenario import EXAMPLE
+from simulator.planning.scenario.example import EXAMPLE
 from tests.support.command_line import run
 
 FLASH = ("--profile", "deepseek-v4-flash")

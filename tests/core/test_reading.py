@@ -13,7 +13,8 @@ from simulator.core.errors import BadInputError
 from simulator.core.reading import read_json, read_yaml
 from simulator.deployment.profile import load_profile, shipped_profiles
 from simulator.interop.records import read_records
-from simulator.planning.scenario import EXAMPLE, load_scenario
+from simulator.planning.scenario.example import EXAMPLE
+from simulator.planning.scenario.reading import load_scenario
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join(['*' + old] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)

@@ -10,7 +10,7 @@ import pytest
 
 import simulator as sim
 from simulator.planning.plan import plan
-from simulator.planning.scenario import load_scenario
+from simulator.planning.scenario.reading import load_scenario
 
 MEASURED = 4
 """Batch tokens of the last point. Rows cost next to nothing, so ``dspark-async`` verifies whole blocks: at 8

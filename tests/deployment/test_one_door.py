@@ -14,7 +14,7 @@ from simulator.deployment.acceptance_text import parse_acceptance
 from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import load_profile
 from simulator.engine.limits import EngineLimits
-from simulator.planning.scenario import Scenario
+from simulator.planning.scenario.scenario import Scenario
 from tests.support.command_line import command_names, run
 
 KV_TOKENS, PREFILL_TOKENS_PER_S = 5_000, 40_000.0

@@ -13,7 +13,9 @@ import simulator as sim
 from simulator.core.errors import BadInputError
 from simulator.cost.models import ThroughputCurve
 from simulator.cost.scaled import RowCost
-from simulator.planning.scenario import Scenario, StepsSpec, load_scenario
+from simulator.planning.scenario.reading import load_scenario
+from simulator.planning.scenario.scenario import Scenario
+from simulator.planning.scenario.sections import StepsSpec
 from tests.support.command_line import run
 
 

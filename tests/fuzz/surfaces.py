@@ -29,7 +29,7 @@ from simulator.interop.sglang_dump import load_step_dump
 from simulator.interop.sglang_profiler import load_rounds
 from simulator.parallel.cells import run_cells
 from simulator.planning.checks import checked_scenario
-from simulator.planning.scenario import EXAMPLE
+from simulator.planning.scenario.example import EXAMPLE
 from simulator.schedulers.parse import parse_policy
 from simulator.sla.terms import parse_sla
 from simulator.traffic.lengths import parse_lengths

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simulator.core.errors import BadInputError
-from simulator.planning.scenario import KvMemory
+from simulator.planning.scenario.replica import KvMemory
 
 # One attention layer of 8 KV heads of 128, two bytes: 2 * 8 * 128 * 2 = 4,096 bytes a token and layer.
 GROUPED = {

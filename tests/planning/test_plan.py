@@ -30,7 +30,10 @@ from simulator.parallel.cells import Sweeping
 from simulator.parallel.hashing import content_hash
 from simulator.planning.demand import demand_profile
 from simulator.planning.plan import frontier_loads, plan, write_tables
-from simulator.planning.scenario import EXAMPLE, KvMemory, Scenario, load_scenario
+from simulator.planning.scenario.example import EXAMPLE
+from simulator.planning.scenario.reading import load_scenario
+from simulator.planning.scenario.replica import KvMemory
+from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import Sizing
 from simulator.planning.variants import DIFFICULTY, Variant, servers_of, study_of
 from simulator.schedulers.parse import parse_policy

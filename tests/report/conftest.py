@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simulator.planning.plan import CapacityPlan, plan
-from simulator.planning.scenario import Scenario
+from simulator.planning.scenario.scenario import Scenario
 
 EVIL = 'Plan </script><script>document.title="owned"</script><img src=x onerror="document.title=1">'
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from simulator.capacity.results import TrialResult
-from simulator.planning.tables import day_table, switch_table
+from simulator.planning.tables.day import day_table, switch_table
 from simulator.sweeps.bands import load_bands
 from simulator.sweeps.leads import Candidate, lead, recommend
 from tests.support.trials import trial_result

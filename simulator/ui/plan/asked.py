@@ -16,7 +16,9 @@ import yaml
 
 from simulator.core.errors import BadInputError
 from simulator.core.reading import MAX_YAML_BYTES, read_yaml
-from simulator.planning.scenario import EXAMPLE, Scenario, load_scenario
+from simulator.planning.scenario.example import EXAMPLE
+from simulator.planning.scenario.reading import load_scenario
+from simulator.planning.scenario.scenario import Scenario
 from simulator.ui.security import check_acceptance, check_hardware, check_profile
 
 Effort = Literal["first", "scenario"]

@@ -11,7 +11,8 @@ import yaml
 
 from simulator.core.errors import BadInputError
 from simulator.core.reading import MAX_YAML_BYTES
-from simulator.planning.scenario import EXAMPLE, Scenario
+from simulator.planning.scenario.example import EXAMPLE
+from simulator.planning.scenario.scenario import Scenario
 from simulator.ui.plan.asked import (
     FIELDS,
     Planned,

@@ -1,0 +1,1 @@
+"""A scenario: its parts, the whole, and the file that it is read from."""

@@ -31,8 +31,6 @@ from simulator.parallel.hashing import content_hash
 from simulator.planning.demand import demand_profile
 from simulator.planning.plan import frontier_loads, plan, write_tables
 from simulator.planning.scenario.example import EXAMPLE
-from simulator.planning.scenario.reading import load_scenario
-from simulator.planning.scenario.replica import KvMemory
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import Sizing
 from simulator.planning.variants import DIFFICULTY, Variant, servers_of, study_of
@@ -201,18 +199,6 @@ def test_scaled_cost() -> None:
 # --- the scenario -------------------------------------------------------------------------------------------
 
 
-def written(tmp_path: Path, content: object) -> Path:
-    path = tmp_path / "scenario.yaml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-    return path
-
-
-def test_the_example_is_valid(tmp_path: Path) -> None:
-    example = load_scenario(written(tmp_path, EXAMPLE))
-    assert example.demand().rate_per_s == 120
-    assert example.parsed_sla().terms[2].traffic_class == "chat"
-
-
 def test_the_example_states_a_whole_cost() -> None:
     """120/s on average, 192/s at the peak, 1.2 for headroom: the pool is no smaller than its prompts need."""
     example = Scenario.model_validate(yaml.safe_load(EXAMPLE))
@@ -224,67 +210,6 @@ def test_the_example_states_a_whole_cost() -> None:
     least = 192 * 1.2 * prompts / 6500
     assert 0.97 * least < sizing.prefill_workers() < 1.3 * least
     assert sizing.cost(30.0) > 0
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("headroom", "headrom", r"fleet\.headrom: unknown key; did you mean 'headroom'"),
-        ("share: 0.2", "shar: 0.2", r"traffic\.classes\.code\.shar: unknown key; did you mean 'share'"),
-        ("policies:", "polices:", "did you mean 'policies'"),
-        ("# gpus: 1 ", "gpus: none #", r"replica\.gpus"),
-        ("profile: deepseek-v4-flash", "", "profile: is missing"),
-        ("name: Chat", "name: [", "is not YAML"),
-        ("headroom: 20%", "headroom: 0.2", r"fleet\.headroom: needs a percent sign.*write 0\.2% or 20%"),
-        ("headroom: 20%", "headroom: 20", r"fleet\.headroom: needs a percent sign \(got 20\); write 20%"),
-        ("precision: 2%", "precision: 2", r"search\.precision: needs a percent sign"),
-        ('["0%", "25%"', '["0%", 25', r"traffic\.growth\.1: needs a percent sign \(got 25\); write 25%"),
-        ("gpu_hour: 2.0", "gpu_hour: .inf", r"price\.gpu_hour, line \d+: is not a finite number"),
-        ("gpu_hour: 2.0", "gpu_hour: .nan", r"price\.gpu_hour, line \d+: is not a finite number"),
-        ("sla:", "sla:\nnot_sla:", r"not_sla: unknown key; did you mean 'sla'"),
-        ("acceptance: []", "acceptance: length:3@5", r"acceptance: is not a list.*write \[length:3@5\]"),
-        ("headroom: 20%", "headroom: '0.2'", r"yaml: fleet\.headroom: needs a percent.*0\.2% or 20%"),
-        ("headroom: 20%", "headroom: -5%", r"yaml: fleet\.headroom: is not a percentage of 0% or more"),
-        ("headroom: 20%", "headroom: [20%]", r"fleet\.headroom: is not text.*write it without brackets"),
-        ('["0%", "25%"', '["0%", "25"', r"yaml: traffic\.growth\.1: needs a percent sign.*write 25%"),
-        ("tps_mean>=80", "tps_mean: 80", r"scenario.yaml: sla\.0: is not text.*as in sla: \[tps_mean>=80"),
-        ("tps_mean>=80", "tps_mean>=", r"scenario.yaml: sla\.0: is not a term"),
-        ("chat:ttft", "chatt:ttft", r"scenario.yaml: sla: no traffic class 'chatt'.*one of chat, code"),
-        ('"fixed:3"', "fixed: 3", r'policies\.1: is not text.*write "fixed:3", in quotes'),
-        ("acceptance: []", "acceptance: [dspark: x]", r'acceptance\.0: is not text.*write "dspark=x"'),
-        ('"fixed:3"', "fixd:3", r"scenario.yaml: policies\.1: is not a policy"),
-        ("diurnal:120/s,peak=1.6", "poisson:12", r"scenario.yaml: traffic\.arrivals: has no unit"),
-    ],
-)  # fmt: skip
-def test_typos_are_answered_with_the_nearest_key(tmp_path: Path, old: str, new: str, message: str) -> None:
-    with pytest.raises(BadInputError, match=message):
-        load_scenario(written(tmp_path, EXAMPLE.replace(old, new, 1)))
-
-
-@pytest.mark.parametrize(
-    ("given", "remedy"),
-    [
-        ("tps_p10>=60", r"write \[tps_p10>=60\]"),
-        ("tps_p10>=60, ttft_p99<=2s", r"write \[tps_p10>=60, ttft_p99<=2s\]"),
-        (80, r"as in sla: \[tps_mean>=80"),
-        ({"tps_p10": 60}, r"as in sla: \[tps_mean>=80"),
-    ],
-)
-def test_an_sla_that_is_no_list_is_refused_with_what_to_write(
-    given: object, remedy: str, tmp_path: Path
-) -> None:
-    """The file that the remedy gives is read."""
-    with pytest.raises(BadInputError, match=rf"scenario.yaml: sla: is not a list.*{remedy}") as caught:
-        load_scenario(written(tmp_path, yaml.safe_load(EXAMPLE) | {"sla": given}))
-    remedied = str(caught.value.remedy).removeprefix("write ").removeprefix("as in sla: ")
-    assert load_scenario(written(tmp_path, yaml.safe_load(EXAMPLE) | {"sla": yaml.safe_load(remedied)})).sla
-
-
-@pytest.mark.parametrize("key", ["sla", "policies", "traffic", "price"])
-def test_an_empty_key_is_named_with_what_belongs_there(tmp_path: Path, key: str) -> None:
-    content = yaml.safe_load(EXAMPLE) | {key: None}
-    with pytest.raises(BadInputError, match=f"{key}: is empty; (as in|give it a value)"):
-        load_scenario(written(tmp_path, content))
 
 
 @pytest.mark.parametrize(
@@ -352,19 +277,6 @@ def test_bad_traces_are_named_by_line(tmp_path: Path, rows: list[str], message: 
     (tmp_path / "trace.csv").write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]))
     with pytest.raises(BadInputError, match=message):
         plan(scenario(traffic={"replay": "trace.csv"}), base=tmp_path)
-
-
-def test_kv_capacity_from_memory_and_model() -> None:
-    """80 GiB at 90% less 40 GiB of weights; 32 layers of 8 heads of 128, two bytes: 131,072 B a token."""
-    grouped = KvMemory(gpu_memory_gib=80, weights_gib=40, layers=32, kv_heads=8, head_dim=128)
-    assert grouped.bytes_per_token(1) == 131_072
-    assert grouped.tokens(1) == 32 * 2**30 // 131_072
-    latent = KvMemory(gpu_memory_gib=80, weights_gib=40, layers=60, latent_dim=576)
-    assert latent.bytes_per_token(1) == 60 * 576 * 2
-    with pytest.raises(BadInputError, match="no memory for the KV cache"):
-        KvMemory(gpu_memory_gib=24, weights_gib=40, layers=60, latent_dim=576).tokens(1)
-    with pytest.raises(BadInputError, match="kv_heads and head_dim, or latent_dim"):
-        KvMemory(gpu_memory_gib=80, weights_gib=40, layers=60).tokens(1)
 
 
 def test_a_replica_is_what_the_profile_says_it_is() -> None:

@@ -73,3 +73,16 @@ def test_groups_that_do_not_divide_the_gpus_are_refused() -> None:
         KvMemory(**GROUPED, data_parallel=3).tokens(8)
     with pytest.raises(BadInputError, match="replica's 1 GPUs"):
         KvMemory(**GROUPED, data_parallel=2).tokens(1)
+
+
+def test_kv_capacity_from_memory_and_model() -> None:
+    """80 GiB at 90% less 40 GiB of weights; 32 layers of 8 heads of 128, two bytes: 131,072 B a token."""
+    grouped = KvMemory(gpu_memory_gib=80, weights_gib=40, layers=32, kv_heads=8, head_dim=128)
+    assert grouped.bytes_per_token(1) == 131_072
+    assert grouped.tokens(1) == 32 * 2**30 // 131_072
+    latent = KvMemory(gpu_memory_gib=80, weights_gib=40, layers=60, latent_dim=576)
+    assert latent.bytes_per_token(1) == 60 * 576 * 2
+    with pytest.raises(BadInputError, match="no memory for the KV cache"):
+        KvMemory(gpu_memory_gib=24, weights_gib=40, layers=60, latent_dim=576).tokens(1)
+    with pytest.raises(BadInputError, match="kv_heads and head_dim, or latent_dim"):
+        KvMemory(gpu_memory_gib=80, weights_gib=40, layers=60).tokens(1)

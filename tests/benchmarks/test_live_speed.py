@@ -17,7 +17,8 @@ def test_live_speed() -> None:
     import torch
 
     from simulator.deployment.acceptance_text import parse_acceptance
-    from simulator.live.checks.speed import SpeedScale, measure_speed
+    from simulator.live.checks.speed.measure import measure_speed
+    from simulator.live.checks.speed.scale import SpeedScale
     from simulator.live.device import device_name
     from simulator.live.models.pairs import load_draft, new_dspark
     from simulator.live.models.targets import load_target

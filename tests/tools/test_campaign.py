@@ -16,7 +16,6 @@ from simulator.core.errors import BadInputError, InfeasibleError, SimulatorError
 from simulator.core.files import write_json
 from simulator.core.reading import read_json
 from simulator.deployment.profile import load_profile
-from simulator.live.checks import speed
 from simulator.live.profiling import device_ceilings
 from tests.support.modelled_device import modelled_device
 from tools.campaign import report as campaign_report
@@ -25,7 +24,10 @@ from tools.campaign.parts import PARTS, gpu_tests
 from tools.campaign.report import write_report
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "campaign" / "__main__.py"
-SPEED = ("bandwidth_floor", "visible_scheduling", "ragged_against_padded", "against_generate")
+SPEED = (
+    "floor.bandwidth_floor", "scheduling.visible_scheduling", "padding.ragged_against_padded",
+    "generate.against_generate",
+)  # fmt: skip
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -53,7 +55,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("gc.collect", lambda *_: 0)  # keeps real steps even; modelled ones are
         patch.setattr("tools.campaign.parts.LIVE_POLICIES", "mtp1 fixed:3 dspark-async")
         for name in SPEED:
-            patch.setattr(speed, name, lambda *_: pd.DataFrame({"kind": ["x"], "step_ms": [1.23456]}))
+            table = pd.DataFrame({"kind": ["x"], "step_ms": [1.23456]})
+            patch.setattr(f"simulator.live.checks.speed.{name}", lambda *_, table=table: table)
         where = ["--tiny", "--device", "cpu", "--workers", "1", "--out", str(out)]
         assert command(patch, *where, *parts) == 0
     return out
@@ -100,7 +103,7 @@ def test_finished_work_is_not_done_again(measured: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("simulator.live.profiling.run.measure_profile", again)
     for name in SPEED:
-        monkeypatch.setattr(speed, name, again)
+        monkeypatch.setattr(f"simulator.live.checks.speed.{name}", again)
     for name in ("profile-8b", "staircase-8b", "speed"):
         PARTS[name](tiny(measured))
 

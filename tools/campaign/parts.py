@@ -256,7 +256,11 @@ def speed(campaign: Campaign) -> None:
     """Rows on how fast the live path is at the size of Qwen3-8B; measurements that are done stay."""
     import torch
 
-    from simulator.live.checks import speed as measurements
+    from simulator.live.checks.speed.floor import bandwidth_floor
+    from simulator.live.checks.speed.generate import against_generate
+    from simulator.live.checks.speed.padding import ragged_against_padded
+    from simulator.live.checks.speed.scale import SpeedScale
+    from simulator.live.checks.speed.scheduling import visible_scheduling
     from simulator.live.models.pairs import new_dspark
     from simulator.live.models.targets import load_target
 
@@ -266,18 +270,18 @@ def speed(campaign: Campaign) -> None:
     target = load_target(name, dtype=dtype, device=campaign.device)
     draft = new_dspark(target, mask_token_id=0, block_size=7)
     (acceptance,) = parse_acceptances(campaign.acceptance_of("8b")).values()
-    scale = measurements.SpeedScale(steps=60, repeats=3)
+    scale = SpeedScale(steps=60, repeats=3)
     if campaign.tiny:
-        scale = measurements.SpeedScale(
+        scale = SpeedScale(
             concurrency=(1, 2), batches=(1,), contexts=(16,), prompt_tokens=8, output_tokens=16, steps=4,
             repeats=2, copy_bytes=2**20,
         )  # fmt: skip
     pair = (target, draft, acceptance)
     for title, measure in (
-        ("bandwidth_floor", partial(measurements.bandwidth_floor, target, draft)),
-        ("visible_scheduling", partial(measurements.visible_scheduling, *pair)),
-        ("ragged_against_padded", partial(measurements.ragged_against_padded, *pair)),
-        ("against_generate", partial(measurements.against_generate, target)),
+        ("bandwidth_floor", partial(bandwidth_floor, target, draft)),
+        ("visible_scheduling", partial(visible_scheduling, *pair)),
+        ("ragged_against_padded", partial(ragged_against_padded, *pair)),
+        ("against_generate", partial(against_generate, target)),
     ):
         _speed_table(campaign, title, partial(measure, scale, partial(print, flush=True)))
 

@@ -13,9 +13,12 @@ import torch
 from simulator.acceptance.trace import AcceptanceTrace
 from simulator.core.errors import BadInputError
 from simulator.core.provenance import Provenance
-from simulator.live.checks import speed
 from simulator.live.checks.baseline import StaticGenerate
-from simulator.live.checks.speed import SpeedScale, interleaved, measure_speed
+from simulator.live.checks.speed import floor
+from simulator.live.checks.speed.generate import Greedy
+from simulator.live.checks.speed.measure import measure_speed
+from simulator.live.checks.speed.scale import SETTLED, SpeedScale, interleaved
+from simulator.live.checks.speed.scheduling import visible_scheduling
 from simulator.live.clock import timed_by
 from simulator.live.device import OutOfMemoryError
 from simulator.live.models.pairs import new_dspark
@@ -98,11 +101,11 @@ def test_generate_says_the_same(frames: dict[str, pd.DataFrame]) -> None:
 
 
 def test_both_sides_decode_the_same_tokens_while_the_clock_runs(target: Any) -> None:
-    ours = speed._Greedy(target, 2, SCALE)
-    ours.decode_s(speed.SETTLED)
+    ours = Greedy(target, 2, SCALE)
+    ours.decode_s(SETTLED)
     assert len(ours._executor.timings) == SCALE.output_tokens - 1
-    engine = ours._serve(ours._executor, speed.SETTLED - 2)
-    assert 1 + len(ours._executor.timings) - (SCALE.output_tokens - 1) == speed.SETTLED
+    engine = ours._serve(ours._executor, SETTLED - 2)
+    assert 1 + len(ours._executor.timings) - (SCALE.output_tokens - 1) == SETTLED
     assert engine.completed == 0
     seen: list[int] = []
     theirs = StaticGenerate(target, ours.prompts, SCALE.output_tokens, print)
@@ -111,7 +114,7 @@ def test_both_sides_decode_the_same_tokens_while_the_clock_runs(target: Any) -> 
     passes: list[object] = []
     hook = target.model.register_forward_hook(lambda *_: passes.append(None))
     with timed_by(lambda: float(len(passes))):  # a second for each pass
-        assert theirs.decode_s(speed.SETTLED) == SCALE.output_tokens - speed.SETTLED
+        assert theirs.decode_s(SETTLED) == SCALE.output_tokens - SETTLED
         assert theirs.decode_s(1) == SCALE.output_tokens - 1
     hook.remove()
 
@@ -168,9 +171,9 @@ def test_what_does_not_fit_is_left_out(target: Any, draft: Any, monkeypatch: pyt
     def full(*_: Any, **__: Any) -> Any:
         raise OutOfMemoryError("3 requests fit")
 
-    monkeypatch.setattr(speed, "_executor", full)
+    monkeypatch.setattr(floor, "executor_for", full)
     told: list[str] = []
-    assert speed.bandwidth_floor(target, draft, SCALE, told.append).empty
+    assert floor.bandwidth_floor(target, draft, SCALE, told.append).empty
     assert told == [f"left out steps at context {context}: 3 requests fit" for context in SCALE.contexts]
 
 
@@ -196,4 +199,4 @@ def test_acceptance_that_does_not_fit_the_draft_is_refused(target: Any, draft: A
         (replace(acceptance, confidence_logits=None, block_size=GAMMA), "no confidences"),
     ):
         with pytest.raises(BadInputError, match=says):
-            speed.visible_scheduling(target, draft, wrong, SCALE, print)
+            visible_scheduling(target, draft, wrong, SCALE, print)

@@ -1,0 +1,1 @@
+"""How fast the live path is, as ratios that a machine's drift cannot fake."""

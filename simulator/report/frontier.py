@@ -11,7 +11,8 @@ import pandas as pd
 
 from simulator.core.files import atomic_path
 from simulator.deployment.profile_parts import PublishedClaims
-from simulator.report.style import PALETTE, draw_line, finish_axes, new_figure, policy_colour, style_axes
+from simulator.report.colours import policy_colour
+from simulator.report.style import PALETTE, draw_line, finish_axes, new_figure, style_axes
 from simulator.sla.terms import Term
 from simulator.sweeps.comparison import Bound, parse_speed
 from simulator.sweeps.lines import lines
@@ -121,7 +122,7 @@ def _dots(axes: Axes, curves: Published, frontier: pd.DataFrame) -> None:
         if policy in set(frontier["policy"]):
             x, y = zip(*points, strict=True)
             axes.plot(x, y, linestyle="none", marker="D", markersize=3.2, markerfacecolor="white",
-                      markeredgewidth=0.9, color=policy_colour(policy, frontier))  # fmt: skip
+                      markeredgewidth=0.9, color=policy_colour(policy).light)  # fmt: skip
 
 
 def plot_regret(table: pd.DataFrame, path: Path) -> None:

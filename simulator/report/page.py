@@ -25,9 +25,11 @@ from simulator.core.files import without_nan, write_json, write_text
 from simulator.core.units import readable_column
 from simulator.planning.plan import CapacityPlan
 from simulator.planning.scenario.scenario import Scenario
+from simulator.report.colours import policy_colour
 from simulator.report.plan.decision import decision
 from simulator.report.plan.figures import lane_floor
 from simulator.report.plan.tables import Head, at_sla_heads, cost_head, plan_tables
+from simulator.report.style import SYMBOLS
 from simulator.sweeps.lines import SPEEDS
 
 INFEASIBLE = "infeasible.json"
@@ -147,6 +149,8 @@ def page_data(result: CapacityPlan) -> dict[str, Any]:
         "statistic": statistic,
         "lane_floor": lane_floor(result.trials),
         "recommended": result.recommended,
+        "colours": {policy: policy_colour(policy)._asdict() for policy in result.plans["policy"]},
+        "symbols": list(SYMBOLS),
         "decision": {question: list(lines) for question, lines in decision(result).items()},
         "shown": {name: table.plain() for name, table in plan_tables(result).items()},
         "at_sla_heads": [asdict(head) for head in at_sla_heads(result)],

@@ -10,6 +10,7 @@ import pandas as pd
 
 from simulator.core.errors import BadInputError
 from simulator.core.files import atomic_path
+from simulator.report.colours import policy_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colours: distinguishable in print and with colour-blind eyes."""
+"""Okabe and Ito's colours: distinguishable in print and with colour-blind eyes. For what is no policy."""
 
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
 """Lines of policies in the order of a table, as in the report."""
@@ -26,7 +27,10 @@ DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)
 MARKS = ("o", "s", "v", "^", "*", "p", "h", "X")
 """Marks of policies. None is a diamond: diamonds are published points."""
 
-_FIXED_COLOURS = {"mtp1": "#6b6b6b", "oracle": "#b5b5b5"}
+SYMBOLS = (
+    "circle", "square", "triangle-down", "triangle-up", "star", "pentagon", "hexagon", "x",
+)  # fmt: skip
+"""The same marks as Plotly names them."""
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -62,21 +66,13 @@ def draw_line(
     axes: Axes, x: pd.Series[float], y: pd.Series[float], policy: str, frontier: pd.DataFrame
 ) -> str:
     """Draw one policy's line; returns its colour."""
-    colour, place = policy_colour(policy, frontier), list(frontier["policy"].unique()).index(policy)
+    colour, place = policy_colour(policy).light, list(frontier["policy"].unique()).index(policy)
     # Lines that lie on each other are told apart: the dashes of later ones let earlier ones through.
     axes.plot(
         x, y, linestyle=DASHES[place % len(DASHES)], marker=MARKS[place % len(MARKS)], color=colour,
         label=policy, markersize=3.5, linewidth=1.6,
     )  # fmt: skip
     return colour
-
-
-def policy_colour(policy: str, frontier: pd.DataFrame) -> str:
-    """Choose a policy's colour: the same in every figure of a frontier."""
-    if policy in _FIXED_COLOURS:
-        return _FIXED_COLOURS[policy]
-    others = [name for name in frontier["policy"].unique() if name not in _FIXED_COLOURS]
-    return PALETTE[others.index(policy) % len(PALETTE)]
 
 
 def style_axes(axes: Axes) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from simulator.core.files import write_csv
-from simulator.report.style import PALETTE, save
+from simulator.report.colours import policy_colour
+from simulator.report.style import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,8 @@ def plot_frontiers(errors: pd.DataFrame, title: str = "") -> Figure:
     figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     axes = figure.subplots()
     wide = errors.pivot(index=["policy", "concurrency"], columns="metric", values=["measured", "predicted"])
-    for colour, policy in zip(cycle(PALETTE), errors["policy"].unique(), strict=False):
+    for policy in errors["policy"].unique():
+        colour = policy_colour(policy).light
         group = wide.loc[policy].sort_index()
         for kind, style in (("measured", "o"), ("predicted", "-")):
             speed, throughput = group[kind, "tps_p50"], group[kind, "throughput_tok_per_s"]
@@ -63,9 +64,8 @@ def plot_lengths(lengths: pd.DataFrame, title: str = "") -> Figure:
         for index, policy in enumerate(policies):
             mine = lengths[(lengths["policy"] == policy) & (lengths["concurrency"] == load)]
             at = mine["length"] + (index - (len(policies) - 1) / 2) * width
-            axes.bar(
-                at, mine["measured"], width, color=PALETTE[index % len(PALETTE)], alpha=0.6, label=str(policy)
-            )
+            colour = policy_colour(policy).light
+            axes.bar(at, mine["measured"], width, color=colour, alpha=0.6, label=str(policy))
             axes.plot(at, mine["predicted"], "k.", markersize=4)
         axes.set(xlabel="verification length", title=f"{load} concurrent")
         axes.grid(alpha=0.25, axis="y")

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from simulator.report.style import policy_colour
+from simulator.report.colours import policy_colour
+from simulator.report.style import SYMBOLS
 
 Figure = dict[str, Any]
 
@@ -35,37 +36,35 @@ THEMES: Mapping[Scheme, Theme] = {
 _LESS, _MORE = "#009E73", "#D55E00"
 """Of Okabe and Ito's colours: a number that falls, and one that rises."""
 
-_BLACK = "#000000"
 
-
-def colour_of(policy: str, table: pd.DataFrame, theme: Theme) -> str:
-    """Return the colour that the policy has in every figure; black is drawn in ink, to be seen on dark."""
-    colour = policy_colour(policy, table)
-    return theme.ink if colour == _BLACK else colour
+def colour_of(policy: str, scheme: Scheme) -> str:
+    """Return the colour that the policy has in every figure."""
+    colours = policy_colour(policy)
+    return colours.dark if scheme == "dark" else colours.light
 
 
 def line_figure(
     table: pd.DataFrame, x: str, y: str, axes: tuple[str, str], scheme: Scheme, *,
     coarse: Sequence[str] = (), published: Points | None = None, bound: float | None = None,
-    share: bool = False, order: pd.DataFrame | None = None,
+    share: bool = False,
 ) -> Figure:  # fmt: skip
     """Draw a line for each policy. coarse: policies whose line is a first look, drawn dotted.
 
-    bound: where an SLA lies on x. share: y is a share, shown as a percentage. order: the table by whose
-    policies colours are chosen, where it is not this one.
+    bound: where an SLA lies on x. share: y is a share, shown as a percentage.
     """
     theme = THEMES[scheme]
     traces = []
-    for name, rows in table.groupby("policy", sort=False):
+    for place, (name, rows) in enumerate(table.groupby("policy", sort=False)):
         policy = str(name)
-        colour = colour_of(policy, table if order is None else order, theme)
+        colour = colour_of(policy, scheme)
+        mark = {"size": 6, "color": colour, "symbol": SYMBOLS[place % len(SYMBOLS)]}
         dash = "dot" if policy in coarse else "dash" if policy == "oracle" else "solid"
         known = rows[rows[x].notna() & rows[y].notna()].sort_values("concurrency")
         traces.append(
             {
                 "type": "scatter", "mode": "lines+markers", "name": policy,
                 "x": known[x].tolist(), "y": known[y].tolist(), "text": known["concurrency"].tolist(),
-                "line": {"color": colour, "width": 2, "dash": dash}, "marker": {"size": 5, "color": colour},
+                "line": {"color": colour, "width": 2, "dash": dash}, "marker": mark,
                 "hovertemplate": "%{y:,.4g} at %{x:,.4g}<br>%{text} requests",
             }
         )  # fmt: skip
@@ -108,7 +107,7 @@ def day_figure(day: pd.DataFrame, plans: pd.DataFrame, scheme: Scheme) -> Figure
     for policy in plans["policy"]:
         if f"replicas {policy}" in day:
             replicas = day[f"replicas {policy}"].tolist()
-            line = {"color": colour_of(policy, plans, theme), "width": 2, "shape": "hv"}
+            line = {"color": colour_of(policy, scheme), "width": 2, "shape": "hv"}
             traces.append(
                 {
                     "type": "scatter", "mode": "lines", "name": policy, "line": line, "x": hours,
@@ -188,7 +187,7 @@ def bars_figure(table: pd.DataFrame, at: str, value: str, unit: str, scheme: Sch
     theme = THEMES[scheme]
     traces = [
         {"type": "bar", "name": str(policy), "x": rows[at].tolist(), "y": rows[value].tolist(),
-         "marker": {"color": colour_of(str(policy), table, theme)}, "hovertemplate": "%{x}: %{y:,.3g}"}
+         "marker": {"color": colour_of(str(policy), scheme)}, "hovertemplate": "%{x}: %{y:,.3g}"}
         for policy, rows in table.groupby("policy", sort=False)
     ]  # fmt: skip
     return {"data": traces, "layout": layout(("", unit), theme)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from simulator.planning.plan import CapacityPlan
+from simulator.report.colours import policy_colour
 from simulator.report.columns import definition
 from simulator.report.page import write_report
 from simulator.report.plan.decision import decision
@@ -26,6 +26,8 @@ from simulator.sweeps.comparison import parse_speed
 from simulator.sweeps.leads import Recommendation
 from simulator.sweeps.lines import lines
 from tests.report.conftest import EVIL
+from tests.support.browsers import chromium
+from tests.support.pages import wait
 
 FIGURES = ("frontier", "throughput", "budget", "attainment", "cost", "day")
 
@@ -39,21 +41,7 @@ def page(result: CapacityPlan, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with its driver is installed (apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--window-size=1200,1000", f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    session = chromium(tmp_path_factory.mktemp("chromium"))
     yield session
     session.quit()
 
@@ -72,6 +60,26 @@ def test_figures_are_drawn_without_errors(shown: Any) -> None:
     for name in FIGURES:
         assert shown.execute_script(script % (name, name)) >= 2, name
     assert shown.get_log("browser") == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_figure_of_the_page_draws_a_policy_in_its_colour(
+    shown: Any, result: CapacityPlan, scheme: str
+) -> None:
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    shown.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    read = """return arguments[0].map(name => document.getElementById(name).data
+      .map(trace => [trace.name, (trace.mode.includes('lines') ? trace.line : trace.marker).color]))"""
+    try:
+        first = policy_colour(result.plans["policy"][0])._asdict()[scheme]
+        wait(shown, lambda b: b.execute_script(read, ["cost"])[0][0][1] == first)
+        for figure, traces in zip(FIGURES, shown.execute_script(read, list(FIGURES)), strict=True):
+            drawn = dict(traces)
+            for policy in set(result.plans["policy"]) & set(drawn):
+                assert drawn[policy] == getattr(policy_colour(policy), scheme), figure
+            assert len(set(result.plans["policy"]) & set(drawn)) >= (1 if figure == "day" else 2)
+    finally:
+        shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_nothing_is_loaded_from_a_network(shown: Any) -> None:
@@ -292,8 +300,6 @@ def test_figures_as_png(result: CapacityPlan, tmp_path: Path) -> None:
 
 
 def test_figures_say_of_which_plan_and_sla_they_are_in_which_units(result: CapacityPlan) -> None:
-    from simulator.report.style import policy_colour
-
     figures = plan_figures(result)
     for name, figure in figures.items():
         title = figure.get_suptitle()
@@ -302,12 +308,12 @@ def test_figures_say_of_which_plan_and_sla_they_are_in_which_units(result: Capac
         if name == "attainment":  # a lane for each policy
             assert [axes.get_title("left") for axes in figure.axes] == list(result.plans["policy"])
             drawn = [{line.get_color() for line in axes.lines} for axes in figure.axes]
-            assert drawn == [{policy_colour(policy, result.plans)} for policy in result.plans["policy"]]
+            assert drawn == [{policy_colour(policy).light} for policy in result.plans["policy"]]
             continue
         (axes,) = figure.axes
         colours = {line.get_label(): line.get_color() for line in axes.lines}
         for policy in result.plans["policy"]:
-            assert colours[policy] == policy_colour(policy, result.plans), name
+            assert colours[policy] == policy_colour(policy).light, name
     for name in ("frontier", "cost"):  # the speed's bound lies on their axis
         (mark,) = [line for line in figures[name].axes[0].lines if str(line.get_label()).startswith("SLA")]
         assert set(mark.get_xdata()) == {90}

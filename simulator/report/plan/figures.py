@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from simulator.planning.plan import CapacityPlan
-from simulator.report.style import draw_line, finish_axes, new_figure, policy_colour, save
+from simulator.report.colours import policy_colour
+from simulator.report.style import draw_line, finish_axes, new_figure, save
 from simulator.sla.terms import Term
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _attainment(result: CapacityPlan) -> Figure:
 
 def _lane(axes: Axes, mine: pd.DataFrame, floor: float, result: CapacityPlan) -> None:
     """Draw a policy's trials: a line with intervals, hollow marks where the SLA is missed."""
-    colour = policy_colour(str(mine["policy"].iloc[0]), result.plans)
+    colour = policy_colour(str(mine["policy"].iloc[0])).light
     known = mine[mine["attainment"].notna()]
     axes.errorbar(
         known["rate_per_s"], known["attainment"], yerr=known["attainment_ci95"].fillna(0), color=colour,

@@ -171,7 +171,7 @@ def figures_of(plan: Plan, scheme: Scheme) -> dict[str, Figure]:
     frontier = line_figure(
         plan.frontier, f"tps_{statistic}", "throughput_tok_per_s",
         (f"tokens/s per user, {statistic}", "tokens/s per replica"), scheme,
-        bound=None if speed is None else speed.bound, order=plan.plans,
+        bound=None if speed is None else speed.bound,
     )  # fmt: skip
     day = day_figure(plan.day, plan.plans, scheme)
     return {DAY: day, TORNADO: _tornado(plan, scheme), FRONTIER: frontier}

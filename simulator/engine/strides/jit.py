@@ -15,16 +15,21 @@ from simulator.schedulers import search
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
+_OPTIONS = {"error_model": "numpy", "_nrt": False}
+
 
 def compiled(function: _Function) -> _Function:
     """Compile a function on its first call, without reassociating floats; keep the code on disk.
+
+    Nothing allocates, and the engine holds every array, so nothing counts references: counting those of all
+    arrays took most of a small step.
 
     Numba notices a change of the function's own file only. The folder is named after all files of this
     package, so a change of a function that another one calls is noticed as well.
     """
     previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE)
     try:
-        made: _Function = numba.njit(cache=KEPT, error_model="numpy")(function)
+        made: _Function = numba.njit(cache=KEPT, **_OPTIONS)(function)
         return made
     finally:
         numba.config.CACHE_DIR = previous
@@ -32,9 +37,7 @@ def compiled(function: _Function) -> _Function:
 
 def inner(function: _Function) -> _Function:
     """Compile what only compiled functions call: without a wrapper for Python, and not kept alone."""
-    made: _Function = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(
-        function
-    )
+    made: _Function = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,12 +33,14 @@ CONTEXT_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class HardwareAnswer:
-    """One GPU's answer: its plan, or why there is none.
+    """One layout's answer: its plan, or why there is none.
 
-    why: the reason where there is none. notes: which curve it rests on. asked: what was planned. scenario:
-    the one to refine, as YAML; empty where the model does not fit on the GPU.
+    name: of the GPU, and of the layout where several are compared. why: the reason where there is none.
+    notes: which curve it rests on. asked: what was planned. scenario: the one to refine, as YAML; empty where
+    the model does not fit on the GPU.
     """
 
+    name: str
     gpu: str
     plan: Plan | None
     why: InfeasibleError | None
@@ -60,46 +63,61 @@ def plan_hardware(
     sla: Sequence[str],
     acceptance: Sequence[str],
     policies: Sequence[str] = POLICIES,
+    all_layouts: bool = False,
     workers: int = 1,
     directory: Path | None = None,
 ) -> Iterator[HardwareAnswer]:
     """Plan the same traffic on each GPU, one after the other.
 
-    asked: the model, and how it is laid out; its own GPU is not looked at. directory: keeps finished
-    searches, a folder for each GPU. Raises ``BadInputError`` for words that are not known and for a GPU named
-    twice.
+    asked: the model, and how it is laid out; its own GPU is not looked at. all_layouts: every layout of a
+    node that fits, instead of the smallest or of the one asked for. directory: keeps finished searches, a
+    folder for each answer. Raises ``BadInputError`` for words that are not known and for a GPU named twice.
     """
     refuse_repeats(gpus, "gpu")
     require_acceptance(asked.model, acceptance)
     for gpu in gpus:
         load_gpu(gpu)
-    for gpu in gpus:
-        here = replace(asked, gpu=gpu)
+    for name, here in _each(asked, gpus, all_layouts):
+        gpu = here.gpu
         try:
             chosen = profile_for(here)
         except InfeasibleError as error:
             words = _words(
                 here, MOST_CONCURRENT * CONTEXT_TOKENS, traffic, lengths, sla, acceptance, policies
             )
-            yield HardwareAnswer(gpu, None, error, (), Scenario.model_validate(words), "")
+            yield HardwareAnswer(name, gpu, None, error, (), Scenario.model_validate(words), "")
             continue
         words = _words(here, chosen.layout.kv_tokens, traffic, lengths, sla, acceptance, policies)
         text = yaml.safe_dump(words, sort_keys=False, allow_unicode=True, width=110)
         coarse = Scenario.model_validate(words | {"search": COARSE})
-        kept = None if directory is None else directory / gpu / "cells"
-        notes = (*chosen.notes, _price_line(gpu))
+        kept = None if directory is None else directory / name / "cells"
+        notes = (*chosen.notes, _price_line(gpu, name))
         try:
             found = make_plan(coarse, workers=workers, directory=kept, progress=True)
-            yield HardwareAnswer(gpu, found, None, notes, coarse, text)
+            yield HardwareAnswer(name, gpu, found, None, notes, coarse, text)
         except InfeasibleError as error:
-            yield HardwareAnswer(gpu, None, error, notes, coarse, text)
+            yield HardwareAnswer(name, gpu, None, error, notes, coarse, text)
+
+
+def _each(asked: Hardware, gpus: Sequence[str], all_layouts: bool) -> Iterator[tuple[str, Hardware]]:
+    """Name and words of each answer; a GPU that holds the model in no layout keeps its own name."""
+    for gpu in gpus:
+        here = replace(asked, gpu=gpu)
+        widths: list[int] = []
+        if all_layouts:
+            with suppress(InfeasibleError):  # the answer says why
+                widths = [layout.gpus for layout in here.layouts()]
+        if widths:
+            yield from ((f"{gpu}-tp{width}", replace(here, tp=width)) for width in widths)
+        else:
+            yield gpu, here
 
 
 def comparison(answers: Sequence[HardwareAnswer]) -> pd.DataFrame:
-    """Tabulate the answers, cheapest first: a row for each GPU and policy that keeps the SLA.
+    """Tabulate the answers, cheapest first: a row for each layout and policy that keeps the SLA.
 
-    Columns: gpu, policy, recommended, curve, step_time_band, replicas, gpus, cost_per_million_output_tokens,
-    and rate_per_replica_per_s.
+    Columns: gpu, replica_gpus, policy, recommended, curve, step_time_band, replicas, gpus,
+    cost_per_million_output_tokens, and rate_per_replica_per_s.
     """
     rows = []
     for answer in answers:
@@ -109,7 +127,7 @@ def comparison(answers: Sequence[HardwareAnswer]) -> pd.DataFrame:
         for each in answer.plan.plans[answer.plan.plans["feasible"]].to_dict("records"):
             rows.append(
                 {
-                    "gpu": answer.gpu, "policy": each["policy"],
+                    "gpu": answer.gpu, "replica_gpus": profile.replica_gpus, "policy": each["policy"],
                     "recommended": each["policy"] == answer.plan.recommended,
                     "curve": profile.provenance.kind, "step_time_band": profile.step_time_band,
                     "replicas": each["replicas"], "gpus": each["gpus"],
@@ -124,23 +142,23 @@ def comparison(answers: Sequence[HardwareAnswer]) -> pd.DataFrame:
 
 
 def write_scenarios(answers: Sequence[HardwareAnswer], out: Path) -> list[Path]:
-    """Write each GPU's scenario, the one to refine; returns the files."""
+    """Write each answer's scenario, the one to refine; returns the files."""
     paths = []
     for answer in answers:
         if answer.scenario:
-            path = out / f"{answer.gpu}.yaml"
+            path = out / f"{answer.name}.yaml"
             write_text(
-                path, f"# Refine it: dspark-sim plan {path} --out {out / answer.gpu}\n{answer.scenario}"
+                path, f"# Refine it: dspark-sim plan {path} --out {out / answer.name}\n{answer.scenario}"
             )
             paths.append(path)
     return paths
 
 
-def _price_line(gpu: str) -> str:
+def _price_line(gpu: str, name: str) -> str:
     record = load_gpu(gpu)
     if record.price_per_hour is None:
         assumed = f"{PriceSpec().gpu_hour:.2f} {PriceSpec().currency} an hour is assumed"
-        return f"warning: nobody's price of {record.title} is known here: {assumed}; set price in {gpu}.yaml"
+        return f"warning: nobody's price of {record.title} is known here: {assumed}; set price in {name}.yaml"
     return f"{record.title} at {record.price_per_hour:.2f} USD an hour: {record.price_source}"
 
 

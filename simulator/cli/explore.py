@@ -40,10 +40,29 @@ DEFAULT_POLICIES = ("mtp1", "mtp3", "fixed:3", "fixed:5", "dspark-async", "oracl
 def list_everything(
     models: Annotated[bool, typer.Option("--models", help="Models that --model names.")] = False,
     gpus: Annotated[bool, typer.Option("--gpus", help="GPUs that --gpu names.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Show what holds this model, and how.", autocompletion=completing("models")),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="With --model: every layout of these GPUs, comma-separated.",
+            autocompletion=completing("gpus"),
+        ),
+    ] = None,
 ) -> Answer:
-    """Show profiles, policies and acceptance models, each with where it comes from; or models, or GPUs."""
-    from simulator.cli.listing import listed, print_gpus, print_listing, print_models
+    """Show profiles, policies and acceptance models, each with where it comes from; or models, or GPUs.
 
+    With --model: the smallest layout of every GPU, or with --gpu every layout of a node. Exit 1: no GPU named
+    holds the model.
+    """
+    from simulator.cli.listing import listed, print_fits, print_gpus, print_listing, print_models
+
+    if model is not None:
+        return {"layouts": print_fits(model, None if gpu is None else gpu.split(","))}
+    if gpu is not None:
+        raise BadInputError("is missing", source="--model", remedy="--gpu shows what it holds of a model")
     if models:
         print_models()
     if gpus:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from simulator.acceptance.fitted import catalogue
+from simulator.core.errors import InfeasibleError
 from simulator.core.provenance import Provenance
 from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import load_profile, shipped_profiles
 from simulator.hardware import gpus, models
+from simulator.hardware.choose import Hardware, kernel_name
+from simulator.hardware.engines import FORMULA_ENGINE, chunk_tokens
+from simulator.hardware.memory import Layout
 from simulator.schedulers.parse import policy_help
 
 
@@ -100,6 +105,54 @@ def print_gpus() -> None:
     for name, gpu in gpus.catalogue().items():
         price = "" if gpu.price_source is None else f"; price: {gpu.price_source}"
         console.print(f"{name}: {gpu.source}{price}", style="dim", highlight=False)
+
+
+_FITS = (
+    "Weights, and keys and values of a token, on each GPU; tokens that fit, all requests together; prompt "
+    "tokens of a step. A derived curve needs the extra silicon and tables that pass their gates; else the "
+    "formula answers."
+)
+
+
+def print_fits(model: str, named: Sequence[str] | None) -> list[dict[str, object]]:
+    """Print the layouts that hold a model: the smallest of every GPU, or all of a node of those named.
+
+    Returns a row for each. Raises ``InfeasibleError`` where none of those named holds the model.
+    """
+    rows: list[dict[str, object]] = []
+    refused: dict[str, str] = {}
+    for gpu in named or gpus.catalogue():
+        asked = Hardware(model=model, gpu=gpu)
+        try:
+            rows += map(_fit, asked.layouts() if named else (asked.layout(),))
+        except InfeasibleError as error:
+            refused[gpu] = str(error)
+    if not rows:
+        raise InfeasibleError("; ".join(refused.values()))
+    table = _table(model, "layout", "weights", "KV a token", "KV tokens", "chunk", "curve")
+    for row in rows:
+        table.add_row(
+            f"{row['gpus']} x {row['gpu']}, {row['precision']}", f"{row['weights_gib_per_gpu']:,.1f} GiB",
+            f"{row['kv_bytes_per_token']:,.0f} B", f"{row['kv_tokens']:,}", f"{row['chunk_tokens']:,}",
+            str(row["curve"]),
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(_FITS, style="dim", highlight=False)
+    for gpu, why in refused.items():
+        console.print(f"{gpu}: {why}", style="dim", highlight=False)
+    return rows
+
+
+def _fit(layout: Layout) -> dict[str, object]:
+    """Tabulate a layout; its chunk is that of the engine that runs on every GPU."""
+    derived = "derived" if layout.gpu.kernel_tables else "formula"
+    return {
+        "gpu": layout.gpu.name, "gpus": layout.gpus, "precision": layout.precision,
+        "weights_gib_per_gpu": layout.weight_bytes / 2**30, "kv_bytes_per_token": layout.kv_bytes_per_token,
+        "kv_tokens": layout.kv_tokens, "chunk_tokens": chunk_tokens(FORMULA_ENGINE, layout.gpu),
+        "curve": "shipped" if kernel_name(layout) in shipped_profiles() else derived,
+    }  # fmt: skip
 
 
 class _Sources:

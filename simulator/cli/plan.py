@@ -39,7 +39,12 @@ def plan(
     where: Workers,
     on: OnHardware,
     scenario: Annotated[Path | None, typer.Argument(help="Scenario YAML; --init writes one.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory to write; an interrupted plan resumes.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory to write; an interrupted plan resumes. With --model, plan-MODEL by default."
+        ),
+    ] = None,
     init: Annotated[
         Path | None, typer.Option(help="Write a commented scenario to this file and stop.")
     ] = None,
@@ -58,6 +63,12 @@ def plan(
         ),
     ] = None,
     policy: Policies = None,
+    all_layouts: Annotated[
+        bool,
+        typer.Option(
+            "--all-layouts", help="Without a scenario: plan every tensor-parallel layout of a node that fits."
+        ),
+    ] = False,
     tables: Tables = "csv",
 ) -> Answer:
     """From an SLA and traffic to GPUs and cost: report.html, CSV, PNG. Exit 1: the SLA cannot be kept.
@@ -71,8 +82,9 @@ def plan(
         return {"files": [init]}
     if on.model is not None or on.gpu is not None:
         return _plan_hardware(
-            on, where, traffic, lengths, sla or [], acceptance or [], policy, scenario, out, tables
-        )
+            on, where, traffic, lengths, sla or [], acceptance or [], policy, scenario, out, tables,
+            all_layouts,
+        )  # fmt: skip
     if scenario is None or out is None:
         raise BadInputError(
             "needs a scenario and --out DIR", source="plan", remedy="`dspark-sim plan --init scenario.yaml`"
@@ -110,44 +122,47 @@ def plan(
 def _plan_hardware(
     on: OnHardware, where: Workers, traffic: str | None, lengths: str, sla: list[str],
     acceptance: list[str], policies: list[str] | None, scenario: Path | None, out: Path | None, form: str,
+    all_layouts: bool,
 ) -> Answer:  # fmt: skip
     """Plan the same traffic on each GPU, and compare."""
     from simulator.api.hardware_plan import POLICIES, comparison, plan_hardware, write_scenarios
-    from simulator.core.files import check_writable_directory, write_table
+    from simulator.core.files import check_writable_directory, slug, write_table
     from simulator.report.page import INFEASIBLE, check_library, write_infeasible
     from simulator.report.terminal import print_hardware
 
-    if on.model is None or on.gpu is None or traffic is None or out is None or scenario is not None:
+    if on.model is None or on.gpu is None or traffic is None or scenario is not None:
         raise BadInputError(
-            "needs --model, --gpu, --traffic, --sla and --out, or a scenario alone", source="plan",
+            "needs --model, --gpu, --traffic and --sla, or a scenario alone", source="plan",
             remedy="as in --model qwen3-8b --gpu h100,h200 --traffic poisson:50/s --sla 'tps_p10>=60'",
         )  # fmt: skip
+    out = out or Path(f"plan-{slug(Path(on.model).name)}")
     check_writable_directory(out)
     check_library()
     answers = []
     for answer in plan_hardware(
         on.hardware(on.gpu), on.gpu.split(","), traffic=traffic, lengths=lengths, sla=sla,
-        acceptance=acceptance, policies=policies or POLICIES, workers=where.workers, directory=out,
+        acceptance=acceptance, policies=policies or POLICIES, all_layouts=all_layouts,
+        workers=where.workers, directory=out,
     ):  # fmt: skip
         answers.append(answer)
         for note in answer.notes:
             typer.echo(note, err=True)
         if answer.plan is not None:
-            answer.plan.report(out / answer.gpu, form)
-            (out / answer.gpu / INFEASIBLE).unlink(missing_ok=True)
+            answer.plan.report(out / answer.name, form)
+            (out / answer.name / INFEASIBLE).unlink(missing_ok=True)
         elif answer.why is not None:
-            page = write_infeasible(answer.asked, answer.why, out / answer.gpu)
+            page = write_infeasible(answer.asked, answer.why, out / answer.name)
             typer.echo(f"wrote {page} and {INFEASIBLE} beside it", err=True)
     table = comparison(answers)
     if not table.empty:
         write_table(out / f"hardware.{form}", table)
-    print_hardware(table, {each.gpu: each.why_not for each in answers if each.why_not})
+    refused = {each.name: each.why_not for each in answers if each.why_not}
+    print_hardware(table, refused)
     written = write_scenarios(answers, out)
     if written:
         typer.echo(f"wrote {', '.join(map(str, written))} to refine, and a report for each")
     if table.empty:
-        raise InfeasibleError("no GPU named keeps the SLA")
-    refused = {each.gpu: each.why_not for each in answers if each.why_not}
+        raise InfeasibleError("no GPU named holds the model and keeps the SLA")
     return {"tables": {"hardware": table}, "refused": refused, "scenarios": written, "directory": out}
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.util import find_spec
 from typing import cast
@@ -14,12 +14,13 @@ from typing import cast
 from simulator.acceptance.fitted import catalogue as acceptance_catalogue
 from simulator.core.errors import BadInputError
 from simulator.core.files import slug
+from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import Profile, load_profile, shipped_profiles
 from simulator.hardware.curves import formula_profile, kernel_profile
 from simulator.hardware.drafters import Drafter, parse_drafter
 from simulator.hardware.engines import FORMULA_ENGINE, HOSTS, Host, as_served, parse_host, runs_on
 from simulator.hardware.gpus import Gpu, load_gpu
-from simulator.hardware.memory import Layout, required_layout
+from simulator.hardware.memory import WIDTHS, Layout, required_layout
 from simulator.hardware.models import WEIGHT_BYTES, ModelShape, Precision, load_model
 from simulator.hardware.steps.kernel_modes import ENGINES, Engine
 from simulator.hardware.steps.kernels import tables_version
@@ -59,6 +60,16 @@ class Hardware:
         model, gpu = load_model(self.model), load_gpu(self.gpu)
         heaviest = max((each.weight_bytes(model) for each in self.parsed_drafters()), default=0.0)
         return required_layout(model, gpu, self.tp, self._precision(model, gpu), drafter_bytes=heaviest)
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """Every layout of a node that fits, smallest first; the smallest alone where no node holds the model.
+
+        Raises ``InfeasibleError`` where nothing does. ``tp`` is not looked at.
+        """
+        smallest = replace(self, tp=None).layout()
+        widths = [width for width in WIDTHS if smallest.gpus <= width <= smallest.gpu.gpus_per_node]
+        divides = [width for width in widths if smallest.model.heads % width == 0]
+        return tuple(replace(self, tp=width).layout() for width in divides) or (smallest,)
 
     def parsed_drafters(self) -> list[Drafter]:
         """Parse the drafters; ``BadInputError`` for a name given twice."""
@@ -157,8 +168,11 @@ def _kernels(layout: Layout, drafters: Sequence[Drafter], engine: Engine | None)
     return kernel_profile(layout, drafters, engine=engine)
 
 
-_OF_CONVERSATION = ("chat", "mt-bench")
+_OF_CONVERSATION = ("chat", "mt-bench", "thinking")
 """Data sets that stand for traffic of which nothing else is known."""
+
+_MEASURED_ON = {"deepseek-v4": "deepseek-v4-pro"}
+"""Model on which an acceptance model of a whole family was measured."""
 
 
 def require_acceptance(model: str, given: Sequence[str]) -> None:
@@ -169,13 +183,13 @@ def require_acceptance(model: str, given: Sequence[str]) -> None:
     if given:
         return
     size = load_model(model).parameters
-    fitted: dict[str, float] = {}
-    for each in acceptance_catalogue():
-        target, drafter, dataset = each.name.split("/")
+    known: dict[str, float] = {}
+    for name in [*(each.name for each in acceptance_catalogue()), *production_acceptance()]:
+        target, drafter, dataset = name.split("/")
         if drafter == "dspark" and dataset in _OF_CONVERSATION:
             with suppress(BadInputError):
-                fitted[each.name] = load_model(target).parameters
-    nearest = min(fitted, key=lambda name: abs(math.log(fitted[name] / size)))
+                known[name] = load_model(_MEASURED_ON.get(target, target)).parameters
+    nearest = min(known, key=lambda name: abs(math.log(known[name] / size)))
     raise BadInputError(
         "how good drafts are cannot be derived from a model's shape", source="acceptance",
         remedy=f"the nearest published one is `acceptance` {nearest}; see `dspark-sim list`",

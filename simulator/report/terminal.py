@@ -102,12 +102,12 @@ def report_comparison(
 
 
 def print_hardware(table: pd.DataFrame, refused: Mapping[str, str]) -> None:
-    """Print what the same traffic costs on each GPU, cheapest first, and why others have no answer."""
+    """Print what the same traffic costs on each layout, cheapest first, and why others have no answer."""
     console = Console()
     if not table.empty:
         shown = _table(
-            "By hardware, cheapest first", "GPU", "policy", "GPUs", "replicas", "cost per 1M output tokens",
-            "requests/s a replica", "curve",
+            "By hardware, cheapest first", "replica", "policy", "GPUs", "replicas",
+            "cost per 1M output tokens", "requests/s a replica", "curve",
         )  # fmt: skip
         columns = {
             name: readable_column(table[name].astype(float).tolist())
@@ -115,13 +115,14 @@ def print_hardware(table: pd.DataFrame, refused: Mapping[str, str]) -> None:
         }
         for row, *numbers in zip(table.to_dict("records"), *columns.values(), strict=True):
             band = "" if pd.isna(row["step_time_band"]) else f" ± {row['step_time_band']:.0%}"
+            layout = f"{row['replica_gpus']} x {row['gpu']}"
             shown.add_row(
-                str(row["gpu"]), str(row["policy"]), *numbers, f"{row['curve']}{band}",
+                layout, str(row["policy"]), *numbers, f"{row['curve']}{band}",
                 style="bold" if row["recommended"] else None,
             )  # fmt: skip
         console.print(shown)
-    for gpu, why in refused.items():
-        _say(console, f"{gpu}: {why}")
+    for name, why in refused.items():
+        _say(console, f"{name}: {why}")
 
 
 _FLEET = ("policy", "rate_per_replica_per_s", "replicas", "gpus", COST)

@@ -92,6 +92,25 @@ def test_a_model_that_does_not_fit_is_said_beside_those_that_do() -> None:
     assert comparison([answer]).empty
 
 
+def test_all_layouts_that_fit_are_compared_by_cost(tmp_path: Path) -> None:
+    """Four MI300X of 192 GiB hold Llama-3.1-405B in 8 bits, two do not; what holds nothing is named."""
+    asked = Hardware(model="llama-3.1-405b", gpu="mi300x", precision="fp8")
+    light = TRAFFIC | {"policies": ["autoregressive"]}
+    found = list(plan_hardware(asked, ["mi300x"], **light, all_layouts=True))  # type: ignore[arg-type]
+    assert [each.name for each in found] == ["mi300x-tp4", "mi300x-tp8"]
+    table = comparison(found)
+    assert set(table["replica_gpus"]) == {4, 8}
+    assert (table["gpus"] >= table["replicas"] * table["replica_gpus"]).all()  # prompts may have GPUs too
+    assert table["cost_per_million_output_tokens"].is_monotonic_increasing
+    paths = write_scenarios(found, tmp_path)
+    assert [path.name for path in paths] == ["mi300x-tp4.yaml", "mi300x-tp8.yaml"]
+    assert [load_scenario(path).replica_gpus() for path in paths] == [4, 8]
+    big = Hardware(model="llama-3.1-405b", gpu="l40s", precision="bf16")
+    (answer,) = plan_hardware(big, ["l40s"], **TRAFFIC, all_layouts=True)  # type: ignore[arg-type]
+    assert answer.name == "l40s"
+    assert "does not fit" in str(answer.why_not)
+
+
 def test_a_gpu_without_a_plan_leaves_a_report_of_why(tmp_path: Path) -> None:
     """As a scenario does: infeasible.json and report.html in the GPU's folder, exit 1."""
     words = ("--model", "llama-3.1-405b", "--gpu", "h100", "--precision", "bf16", "--tp", "4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from simulator.core.errors import BadInputError
 from simulator.deployment.profile import load_profile
-from simulator.hardware.choose import Hardware, derive, profile_for
+from simulator.hardware.choose import Hardware, derive, profile_for, require_acceptance
 from simulator.hardware.gpus import load_gpu
 from simulator.hardware.memory import layout
 from simulator.hardware.models import load_model
@@ -126,3 +127,54 @@ def test_experts_are_read_once_and_padded() -> None:
         touched = model.experts.touched(rows) * model.layers * model.expert_parameters
         assert times.operations_s(rows) > 2 * touched / gpu.bandwidth_bytes_per_s
         assert times.operations_s(rows) > 2 * rows * model.active_parameters / gpu.flop_per_s["bf16"]
+
+
+def test_every_layout_of_a_node_that_fits_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama-3.1-70B in 16 bits: 131.4 GiB. Of 72 GiB on each of two H100 it leaves 2.8, and a draft none."""
+    asked = Hardware(model="llama-3.1-70b", gpu="h100", drafters=())
+    assert [each.gpus for each in asked.layouts()] == [2, 4, 8]
+    big = Hardware(model="deepseek-v3", gpu="h100")  # 632 GiB: a node has 640, a tenth of them not for it
+    assert [each.gpus for each in big.layouts()] == [16]
+    assert run("list", "--model", "llama-3.1-70b", "--gpu", "h100,l40s", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["layouts"]
+    found = [(each["gpu"], each["gpus"]) for each in rows]
+    assert found == [("h100", 4), ("h100", 8), ("l40s", 4), ("l40s", 8)]
+    # 80 layers of 2 x 8 heads x 128, 2 bytes each, over 4 GPUs
+    assert rows[0]["kv_bytes_per_token"] == 80 * 2 * 8 * 128 * 2 / 4
+    # 70.55 G weights of 2 bytes, and a draft of 5 of its 80 layers (68.45 G of them are in layers)
+    weights = 2 * (70.55e9 + 5 / 80 * 68.45e9) / 4 / 2**30
+    assert rows[0]["weights_gib_per_gpu"] == pytest.approx(weights, rel=0.01)
+
+
+def test_a_listing_of_nothing_that_holds_the_model_says_what_would(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("list", "--model", "llama-3.1-405b", "--gpu", "l40s") == 1
+    assert "4 x b300, or" in capsys.readouterr().err
+    assert run("list", "--gpu", "h100") == 2
+    assert "--model: is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "nearest"),
+    [
+        ("qwen3-8b", "qwen3-8b/dspark/mt-bench"),
+        ("qwen3-32b", "qwen3-14b/dspark/mt-bench"),
+        ("deepseek-v4-flash", "deepseek-v4/dspark/thinking"),
+        ("deepseek-v3", "deepseek-v4/dspark/thinking"),
+    ],
+)
+def test_the_nearest_acceptance_is_that_of_the_target_nearest_in_size(model: str, nearest: str) -> None:
+    """V4's was measured on Pro, 1.6 T: to 284 B and 671 B nearer than 14 B by a factor of 3 and more."""
+    with pytest.raises(BadInputError, match=re.escape(nearest)):
+        require_acceptance(model, [])
+    require_acceptance(model, ["length:3@5"])
+
+
+def test_a_derived_curve_is_named_after_its_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("profile", "derive", "--model", "qwen3-4b", "--gpu", "h200", "--drafter", "mtp1") == 0
+    assert "wrote kernels-h200-qwen3-4b-tp1-bf16.json" in capsys.readouterr().out
+    assert set(load_profile(tmp_path / "kernels-h200-qwen3-4b-tp1-bf16.json").drafters or {}) == {"mtp1"}

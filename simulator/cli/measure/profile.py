@@ -127,17 +127,22 @@ def fit(
 @grouped
 def derive(
     on: OnHardware,
-    out: Annotated[Path, typer.Option(help="Profile FILE.json to write.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Profile FILE.json to write; named after the layout by default.")
+    ] = None,
 ) -> Answer:
     """Compose the curve of a model on a GPU from measured kernels; needs the extra `silicon`.
 
     The file says which tables, of which version and engine, what their gates gave, and the error band.
     """
-    from simulator.core.files import check_writable_file
+    from simulator.core.files import check_writable_file, slug
     from simulator.hardware.choose import derive as compose
+    from simulator.hardware.choose import kernel_name
 
+    named = on.named()
+    out = out or Path(f"{slug(kernel_name(named.layout()))}.json")
     check_writable_file(out)
-    made = compose(on.named(), command=command_line())
+    made = compose(named, command=command_line())
     made.profile.save(out)
     for note in (*made.notes[:2], f"gates: {made.profile.provenance.notes}"):
         typer.echo(note, err=True)

@@ -156,7 +156,9 @@ def notes_of(found: Found) -> list[str]:
 def hardware_table(listed: list[Found]) -> pd.DataFrame:
     """Tabulate GPUs and policies that keep the SLA, cheapest first; see ``api.hardware_plan.comparison``."""
     answers = [
-        HardwareAnswer(name_of(each), each.answer.plan, None, (), each.answer.plan.scenario, "")
+        HardwareAnswer(
+            name_of(each), name_of(each), each.answer.plan, None, (), each.answer.plan.scenario, ""
+        )
         for each in listed
         if each.answer is not None
     ]

@@ -95,7 +95,7 @@ def test_a_model_that_does_not_fit_is_said_beside_those_that_do() -> None:
 def test_all_layouts_that_fit_are_compared_by_cost(tmp_path: Path) -> None:
     """Four MI300X of 192 GiB hold Llama-3.1-405B in 8 bits, two do not; what holds nothing is named."""
     asked = Hardware(model="llama-3.1-405b", gpu="mi300x", precision="fp8")
-    light = TRAFFIC | {"policies": ["autoregressive"]}
+    light = TRAFFIC | {"policies": ["autoregressive"], "sla": ["tps_p10>=10"]}
     found = list(plan_hardware(asked, ["mi300x"], **light, all_layouts=True))  # type: ignore[arg-type]
     assert [each.name for each in found] == ["mi300x-tp4", "mi300x-tp8"]
     table = comparison(found)

@@ -7,12 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from simulator.core.files import data_directory
-from simulator.core.reading import read_json
 from simulator.deployment.deployment import deploy
 from simulator.deployment.profile import load_profile
-from simulator.hardware.choose import Hardware, profile_for
 from simulator.paper.claims_check import check_against, draft_cost_budgets
+from simulator.paper.held_out import held_out_gains
 from simulator.paper.readings import Reading, readings
 from simulator.sweeps.frontier import sweep_frontier
 
@@ -117,29 +115,14 @@ def mtp3() -> None:
 
 def held_out() -> None:
     """Print measured gains of chain drafters that nothing here was fitted to, beside what curves predict."""
-    content: Any = read_json(data_directory("profiles") / "sources" / "held-out-speculation.json")
     print("\n### Held out\n")
     print("| target, GPU, engine | drafter | requests | drafts | accepted | measured | predicted | error |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for each in content["sets"]:
-        hardware = each["hardware"]
-        where = f"{hardware['model']}, {hardware['tp']} x {hardware['gpu']}, {hardware['engine']}"
-        for row in each["rows"]:
-            found = _speedup(hardware, row["requests"], row["drafts"], row["accepted_length"])
-            print(
-                f"| {where} | {row['drafter']} | {row['requests']} | {row['drafts']} "
-                f"| {row['accepted_length']:.2f} | {row['speedup']:.2f} | {found:.2f} "
-                f"| {found / row['speedup'] - 1:+.0%} |"
-            )
-
-
-def _speedup(hardware: Mapping[str, Any], requests: int, drafts: int, accepted_length: float) -> float:
-    """Return throughput with an EAGLE drafter of one layer over that without."""
-    chosen = profile_for(Hardware(**hardware, drafters=(f"eagle3@{drafts}",)))
-    deployment = deploy(chosen.profile, [f"eagle3=length:{accepted_length}@{drafts}"])
-    table = sweep_frontier(deployment, ["autoregressive", f"fixed:{drafts}@eagle3"], requests, seeds=3)
-    plain, drafted = table["throughput_tok_per_s"]
-    return float(drafted / plain)
+    for row in held_out_gains().itertuples(index=False):
+        print(
+            f"| {row.where} | {row.drafter} | {row.requests} | {row.drafts} | {row.accepted_length:.2f} "
+            f"| {row.measured:.2f} | {row.predicted:.2f} | {row.error:+.0%} |"
+        )
 
 
 def draft_costs() -> None:

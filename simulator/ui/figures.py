@@ -160,7 +160,7 @@ def misses_figure(
         "text": [name for name, _ in rows], "textposition": "none",
         "hovertemplate": "%{text}: %{x:+.1%}<extra></extra>",
     }  # fmt: skip
-    shown = layout(("predicted over published", ""), theme)
+    shown = layout(("error", ""), theme)
     shown["xaxis"] |= {"tickformat": "+.0%", "rangemode": "normal", "zerolinecolor": theme.soft}
     labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name, _ in rows]
     shown["yaxis"] |= {"tickvals": places, "ticktext": labels, "rangemode": "normal"}

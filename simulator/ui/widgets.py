@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 from dash import dcc, html
 
 from simulator.core.errors import BadInputError
+from simulator.core.units import UNKNOWN, decimals_of, in_digits
 from simulator.report.columns import COLUMNS
 
 Children = Any  # what Dash takes as content: text, a component, or a list of those
@@ -94,9 +95,14 @@ def table(heads: Mapping[str, str], rows: Sequence[Mapping[str, Any]], best: Seq
     head = html.Tr(
         [html.Th(shown, scope="col", title=COLUMNS.get(name, "")) for name, shown in heads.items()]
     )
+    names = list(heads)
+    columns = [texts([row[name] for row in rows]) for name in names]
     body = []
-    for index, row in enumerate(rows):
-        cells = [_cell(row[name], first=position == 0) for position, name in enumerate(heads)]
+    for index, (first, *others) in enumerate(zip(*columns, strict=True)):
+        cells: list[Any] = [html.Th(first, scope="row")]
+        for name, text in zip(names[1:], others, strict=True):
+            wraps = isinstance(rows[index][name], str) and len(text) > 12
+            cells.append(html.Td(text, className="text" if wraps else ""))
         body.append(html.Tr(cells, className="best" if index < len(best) and best[index] else ""))
     return html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="table", tabIndex="0")
 
@@ -106,27 +112,29 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
-def _cell(value: object, *, first: bool) -> Any:
-    if first:
-        return html.Th(str(value), scope="row")
-    text = value if isinstance(value, str) else number(value)
-    return html.Td(text, className="text" if isinstance(value, str) and len(value) > 12 else "")
+def texts(values: Sequence[object]) -> list[str]:
+    """Write the values of a column: numbers all with the same decimals, a dash for what is not known.
+
+    >>> texts([1.5, 2, None, "cannot", True])
+    ['1.50', '2.00', '–', 'cannot', 'yes']
+    """
+    decimals = decimals_of(float(value) for value in values if _is_number(value))
+    return [
+        in_digits(float(value), decimals) if _is_number(value) else _WORDS.get(value, str(value))
+        for value in values
+    ]
 
 
-def number(value: object) -> str:
-    """Write a number as people read it; a dash for what is not known."""
-    if isinstance(value, bool | None):
-        return {True: "yes", False: "no", None: "-"}[value]
-    if not isinstance(value, int | float):
-        return str(value)
-    if math.isnan(value):
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
+_WORDS: Mapping[object, str] = {True: "yes", False: "no", None: UNKNOWN}
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def percent(value: float) -> str:
     """Write a change as a signed percentage."""
-    return "-" if math.isnan(value) else "+0%" if abs(value) < 0.005 else f"{value:+.0%}"
+    return UNKNOWN if math.isnan(value) else "+0%" if abs(value) < 0.005 else f"{value:+.0%}"
 
 
 def code(text: str, name: str) -> html.Div:

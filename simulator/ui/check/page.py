@@ -11,10 +11,11 @@ from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html,
 from simulator.core.errors import BadInputError, SimulatorError
 from simulator.dumps.outcomes import Replayed
 from simulator.ui import runs, widgets
-from simulator.ui.check import view, work
-from simulator.ui.check.work import ACCEPTANCE, Uploads, subjects, tasks_of
+from simulator.ui.check import measured_runs, view, work
+from simulator.ui.check.work import ACCEPTANCE, HELD_OUT, WHOLE, Uploads, subjects, tasks_of
 from simulator.ui.explore.work import Line
-from simulator.ui.figures import Figure, Scheme
+from simulator.ui.exports import one_file
+from simulator.ui.figures import Figure, Scheme, empty_figure
 from simulator.ui.jobs import Jobs
 from simulator.ui.security import MOST_UPLOAD_BYTES, check_policies, decoded_upload
 
@@ -29,21 +30,29 @@ FILES = "/files"
 
 def layout(query: str) -> html.Div:
     """Return the page with the subject that its address names; an unknown one is said at the top."""
-    named = parse_qs(query.removeprefix("?")).get("subject", [subjects()[0]])[-1]
-    known = named in subjects()
-    subject = named if known else subjects()[0]
-    said = None if known else f"The address of this page: subject {named[:80]!r} is not known"
+    given = parse_qs(query.removeprefix("?"))
+    problems = []
+    chosen = {}
+    for name, known in (("subject", subjects()), ("runs", measured_runs.places())):
+        asked = given.get(name, [known[0]])[-1]
+        chosen[name] = asked if asked in known else known[0]
+        if asked not in known:
+            problems.append(f"The address of this page: {name} {asked[:80]!r} is not known")
+    main = [_published(chosen["subject"]), _end_to_end(chosen["runs"]), _measured(), _file()]
     return html.Div(
         [
-            None if known else html.P(said, className="error", role="alert"),
-            html.Main([_published(subject), _measured(), _file()], className="check"),
+            *(html.P(said, className="error", role="alert") for said in problems),
+            html.Main(main, className="check"),
             *runs.parts("c"), *runs.parts("d"),
         ]
     )  # fmt: skip
 
 
 def _published(subject: str) -> html.Section:
-    names = {name: name for name in subjects()} | {ACCEPTANCE: "the paper's figures on acceptance"}
+    names = {name: name for name in subjects()} | {
+        ACCEPTANCE: "the paper's figures on acceptance",
+        HELD_OUT: "measured gains of chain drafters, held out",
+    }
     return html.Section(
         [
             html.H2("Predicted against published"),
@@ -51,9 +60,26 @@ def _published(subject: str) -> html.Section:
             runs.bar("c"),
             html.Div(id="c-answer", **widgets.aria(live="polite")),
             widgets.figure("c-misses", view.MISSES, "Zero is right; the largest miss is on top."),
-            widgets.exports({"c-csv": "CSV"}),
+            widgets.exports({"c-csv": "CSV", "c-html": "One HTML file"}),
         ]
     )  # fmt: skip
+
+
+def _end_to_end(where: str) -> html.Section:
+    """Return the section of published end-to-end runs; hidden where none are shipped."""
+    names = {name: name for name in measured_runs.places()}
+    what = f"On the line is right; dotted: {measured_runs.OFF:.0%} off."
+    return html.Section(
+        [
+            html.H2("Predicted against measured end to end, elsewhere"),
+            widgets.field("m-runs", "Model and GPU", widgets.dropdown("m-runs", names, where)),
+            html.Div(id="m-answer", **widgets.aria(live="polite")),
+            widgets.figure("m-figure", measured_runs.TITLE, what),
+            widgets.exports({"m-csv": "CSV"}),
+            dcc.Download(id="m-file"),
+        ],
+        hidden=measured_runs.runs().empty,
+    )
 
 
 def _measured() -> html.Section:
@@ -96,6 +122,7 @@ def _file() -> html.Section:
 def register(app: Dash, jobs: Jobs, uploads: Uploads) -> None:
     """Connect the page. uploads: where dropped files are kept."""
     _register_published(app, jobs)
+    _register_runs(app)
     _register_file(app, jobs, uploads)
     runs.register(app, jobs, "c", tasks_of)
     runs.register(app, jobs, "d", lambda asked: [uploads.task(asked)], of=FILES)
@@ -107,16 +134,19 @@ def register(app: Dash, jobs: Jobs, uploads: Uploads) -> None:
 def _register_published(app: Dash, jobs: Jobs) -> None:
     @app.callback(
         Output("c-asked", "data"), Output("c-address", "data"), Output("c-subject-error", "children"),
-        Input("c-subject", "value"), Input("c-again", "n_clicks"), State("session", "data"),
+        Input("c-subject", "value"), Input("c-again", "n_clicks"), Input("m-runs", "value"),
+        State("session", "data"),
     )  # fmt: skip
-    def ask(subject: str, _again: int, session: str) -> tuple[Any, ...]:
+    def ask(subject: str, _again: int, where: str, session: str) -> tuple[Any, ...]:
         if subject not in subjects():
             return no_update, no_update, "is not known"
         try:
             jobs.ask(session, tasks_of(subject))
         except BadInputError as error:
             return no_update, no_update, widgets.said_of(error)
-        return subject, "" if subject == subjects()[0] else urlencode({"subject": subject}), ""
+        chosen = {"subject": (subject, subjects()[0]), "runs": (where, measured_runs.EVERYWHERE)}
+        words = {name: value for name, (value, usual) in chosen.items() if value != usual}
+        return subject, urlencode(words), ""
 
     @app.callback(
         Output("c-answer", "children"), Output("c-misses", "figure"),
@@ -125,19 +155,22 @@ def _register_published(app: Dash, jobs: Jobs) -> None:
     def draw(_seen: str | None, scheme: Scheme, asked: str | None, session: str) -> tuple[Any, Figure]:
         table = None if asked is None else _table(jobs, session, asked)
         if isinstance(table, SimulatorError):
-            return html.P(str(table), className="error"), view.misses(None, str(asked), scheme)
+            return html.P(str(table), className="error"), view.misses(None, scheme)
         said = "" if table is None else view.compared(table, str(asked))
-        return said, view.misses(table, str(asked), scheme)
+        return said, view.misses(table, scheme)
 
     @app.callback(
-        Output("c-file", "data"), Input("c-csv", "n_clicks"),
+        Output("c-file", "data"), Input("c-csv", "n_clicks"), Input("c-html", "n_clicks"),
         State("c-asked", "data"), State("session", "data"), prevent_initial_call=True,
     )  # fmt: skip
-    def export(_csv: int, asked: str | None, session: str) -> Any:
+    def export(_csv: int, _html: int, asked: str | None, session: str) -> Any:
         table = None if asked is None else _table(jobs, session, asked)
         if not isinstance(table, pd.DataFrame):
             return no_update
-        return {"filename": f"{asked}-check.csv", "content": table.to_csv(index=False)}
+        if ctx.triggered_id == "c-csv":
+            return {"filename": f"{asked}-check.csv", "content": table.to_csv(index=False)}
+        content = one_file(view.file_of(table, str(asked)))
+        return {"filename": f"{asked}-check.html", "content": content, "type": "text/html"}
 
 
 def _table(jobs: Jobs, session: str, subject: str) -> pd.DataFrame | SimulatorError | None:
@@ -147,10 +180,33 @@ def _table(jobs: Jobs, session: str, subject: str) -> pd.DataFrame | SimulatorEr
     failed = next((each for each in found if isinstance(each, SimulatorError)), None)
     if failed is not None:
         return failed
-    if subject == ACCEPTANCE:
+    if subject in WHOLE:
         return found[0] if isinstance(found[0], pd.DataFrame) else None
     lines = [each for each in found if isinstance(each, Line)]
     return work.claims(subject, lines) if len(lines) == len(tasks) else None
+
+
+# --- End-to-end runs ----------------------------------------------------------------------------------------
+
+
+def _register_runs(app: Dash) -> None:
+    @app.callback(
+        Output("m-answer", "children"), Output("m-figure", "figure"),
+        Input("m-runs", "value"), Input("theme", "data"),
+    )  # fmt: skip
+    def show(where: str, scheme: Scheme) -> tuple[Any, Figure]:
+        if measured_runs.runs().empty or where not in measured_runs.places():
+            return "", empty_figure("none is shipped", scheme)
+        return measured_runs.said(where), measured_runs.figure(where, scheme)
+
+    @app.callback(
+        Output("m-file", "data"),
+        Input("m-csv", "n_clicks"),
+        State("m-runs", "value"),
+        prevent_initial_call=True,
+    )
+    def export(_csv: int, where: str) -> Any:
+        return {"filename": "runs.csv", "content": measured_runs.of(where).to_csv(index=False)}
 
 
 # --- An engine's file ---------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ from typing import Any
 import pandas as pd
 from dash import dcc, html
 
+from simulator.core.units import decimals_of, in_digits
 from simulator.dumps.outcomes import Replayed
 from simulator.ui import widgets
-from simulator.ui.check.work import ACCEPTANCE, Read
+from simulator.ui.check.work import ACCEPTANCE, HELD_OUT, Read
+from simulator.ui.exports import Page
 from simulator.ui.figures import Figure, Scheme, empty_figure, misses_figure, steps_figure
 
 MISSES, STEPS = "Predicted against published", "Drafts of each step"
@@ -20,19 +22,25 @@ MOST_ROWS = 60
 
 def compared(table: pd.DataFrame, subject: str) -> Any:
     """Say how far predictions are off, and tabulate them with the largest miss first."""
-    if subject == ACCEPTANCE:
-        columns = {
-            "source": "source", "model": "model", "quantity": "quantity", "fitted": "fitted to it",
-            "published": "published", "simulated": "predicted", "off": "off by",
-        }  # fmt: skip
-    else:
-        columns = {
-            "quantity": "quantity",
-            "published": "published",
-            "predicted": "predicted",
-            "off": "off by",
-        }
+    columns = _COLUMNS.get(subject, _CLAIMS)
     return _misses(table, columns, f"{len(table)} published numbers")
+
+
+_CLAIMS = {
+    "quantity": "quantity", "published": "published", "predicted": "predicted", "off": "off by",
+}  # fmt: skip
+
+_COLUMNS = {
+    ACCEPTANCE: {
+        "source": "source", "model": "model", "quantity": "quantity", "fitted": "fitted to it",
+        "published": "published", "predicted": "predicted", "off": "off by",
+    },
+    HELD_OUT: {
+        "where": "target, GPU, engine", "drafter": "drafter", "requests": "requests", "drafts": "drafts",
+        "accepted_length": "accepted length", "published": "measured gain", "predicted": "predicted",
+        "off": "off by",
+    },
+}  # fmt: skip
 
 
 def measured(table: pd.DataFrame) -> Any:
@@ -45,20 +53,43 @@ def measured(table: pd.DataFrame) -> Any:
 
 
 def _misses(table: pd.DataFrame, columns: dict[str, str], what: str) -> Any:
-    median, worst = table["miss"].median(), table["miss"].max()
-    said = f"{what}: half of the predictions are within {median:.1%}, the worst is off by {worst:.0%}."
-    shown = table.head(MOST_ROWS).assign(off=[f"{miss:.1%}" for miss in table["miss"].head(MOST_ROWS)])
+    shown = table.head(MOST_ROWS)
+    shown = shown.assign(off=[f"{miss:.1%}" for miss in shown["miss"]])
+    known = "published" if "published" in table else "measured"
+    # A row has one quantity, and a column many: digits go by row.
+    for name, texts in _pairs(shown, known).items():
+        shown[name] = texts
     more = f" The {MOST_ROWS} largest misses are shown; the CSV has all." if len(table) > MOST_ROWS else ""
-    return [html.P(said + more), widgets.table(columns, widgets.records(shown))]
+    return [html.P(_sentence(table, what) + more), widgets.table(columns, widgets.records(shown))]
 
 
-def misses(table: pd.DataFrame | None, subject: str, scheme: Scheme) -> Figure:
+def _pairs(table: pd.DataFrame, known: str) -> dict[str, list[str]]:
+    pairs = list(table[[known, "predicted"]].itertuples(index=False, name=None))
+    decimals = [decimals_of(pair) for pair in pairs]
+    return {
+        name: [in_digits(pair[place], count) for pair, count in zip(pairs, decimals, strict=True)]
+        for place, name in enumerate((known, "predicted"))
+    }
+
+
+def _sentence(table: pd.DataFrame, what: str) -> str:
+    median, worst = table["miss"].median(), table["miss"].max()
+    return f"{what}: half of the predictions are within {median:.1%}, the worst is off by {worst:.0%}."
+
+
+def misses(table: pd.DataFrame | None, scheme: Scheme) -> Figure:
     """Draw by how much predictions are off."""
     if table is None:
         return empty_figure("being compared", scheme)
-    predicted = "simulated" if subject == ACCEPTANCE else "predicted"
-    names = table["model"] + ", " + table["quantity"] if subject == ACCEPTANCE else table["quantity"]
-    return misses_figure(names.tolist(), table["published"].tolist(), table[predicted].tolist(), scheme)
+    return misses_figure(
+        table["name"].tolist(), table["published"].tolist(), table["predicted"].tolist(), scheme
+    )
+
+
+def file_of(table: pd.DataFrame, subject: str) -> Page:
+    """Return the comparison as one file."""
+    said = _sentence(table, f"{len(table)} published numbers")
+    return Page(f"{MISSES}: {subject}", [said], {"All": table}, {MISSES: misses(table, "light")})
 
 
 def explained(found: Replayed | Read, scheme: Scheme) -> list[Any]:

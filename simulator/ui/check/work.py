@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,12 +23,16 @@ from simulator.interop.acceptance_files import load_acceptance
 from simulator.interop.forms import SGLANG_DUMP, known_form
 from simulator.paper.acceptance_check import published_comparison
 from simulator.paper.claims_check import HEADLINE, check_against
+from simulator.paper.held_out import held_out_gains
 from simulator.ui.explore.asked import Deployed
 from simulator.ui.explore.work import Line, LineTask, conditional_rates
 from simulator.ui.jobs import Say, Task
 
 ACCEPTANCE = "acceptance"
 """The subject that is no profile: what the paper publishes of its drafters."""
+
+HELD_OUT = "held-out"
+"""The subject that is no profile: measured gains of drafters that nothing was fitted to."""
 
 CLAIMED = ("mtp1", HEADLINE)
 """Policies that the published lines are about."""
@@ -37,10 +42,10 @@ MOST_UPLOADS = 8
 
 
 def subjects() -> list[str]:
-    """Return what predictions can be held against: profiles with published results, and the acceptance."""
+    """Return what predictions can be held against: profiles with published results first."""
     named = (name for name in shipped_profiles() if not name.startswith("kernels/"))
     claimed = [name for name in named if load_profile(name).published is not None]
-    return [*sorted(claimed, key=lambda name: name != Deployed().profile), ACCEPTANCE]
+    return [*sorted(claimed, key=lambda name: name != Deployed().profile), *WHOLE]
 
 
 def claim_lines(profile: str) -> list[LineTask]:
@@ -51,14 +56,14 @@ def claim_lines(profile: str) -> list[LineTask]:
 def claims(profile: str, lines: list[Line]) -> pd.DataFrame:
     """Return predictions beside published results, the largest miss first.
 
-    Columns of ``paper.claims_check.check_against``, and miss: the error as a share of what was published.
+    Columns of ``paper.claims_check.check_against``, name, and miss: the error as a share of what was
+    published.
     """
     published = load_profile(profile).published
     if published is None:
         raise BadInputError("has nothing published beside it", source="profile", value=profile)
     table = check_against(pd.concat([each.table for each in lines], ignore_index=True), published)
-    miss = (table["predicted"] - table["published"]).abs() / table["published"].abs()
-    return table.assign(miss=miss).sort_values("miss", ascending=False, ignore_index=True)
+    return _misses_first(table.assign(name=table["quantity"]))
 
 
 def measured() -> pd.DataFrame:
@@ -78,9 +83,30 @@ class AcceptanceTask:
     def run(self, say: Say) -> pd.DataFrame:
         """Draw once for each figure; the largest miss is first."""
         say("accepted lengths of every drafter")
-        table = published_comparison((1,))
-        miss = (table["simulated"] / table["published"] - 1).abs()
-        return table.assign(miss=miss).sort_values("miss", ascending=False, ignore_index=True)
+        table = published_comparison((1,)).rename(columns={"simulated": "predicted"})
+        return _misses_first(table.assign(name=table["model"] + ", " + table["quantity"]))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutTask:
+    """Hold curves of kernels against measured gains of drafters."""
+
+    def run(self, say: Say) -> pd.DataFrame:
+        """Compose the curves, which takes seconds each; the largest miss is first."""
+        say("gains of chain drafters")
+        table = held_out_gains(1).rename(columns={"measured": "published"})
+        drafted = table["drafter"] + " with " + table["drafts"].astype(str) + " drafts, "
+        return _misses_first(table.assign(name=drafted + table["where"]))
+
+
+WHOLE: Mapping[str, Task] = {ACCEPTANCE: AcceptanceTask(), HELD_OUT: HeldOutTask()}
+"""Subjects that are no profile: each is answered by one task."""
+
+
+def _misses_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Add miss, the error as a share of what was published, and sort by it."""
+    miss = (table["predicted"] / table["published"] - 1).abs()
+    return table.assign(miss=miss).sort_values("miss", ascending=False, ignore_index=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,4 +190,4 @@ class Uploads:
 
 def tasks_of(subject: str) -> list[Task]:
     """Return what a subject needs."""
-    return [AcceptanceTask()] if subject == ACCEPTANCE else list(claim_lines(subject))
+    return [WHOLE[subject]] if subject in WHOLE else list(claim_lines(subject))

@@ -14,9 +14,9 @@ from simulator.deployment.profile_parts import PublishedClaims
 from simulator.sweeps.comparison import at_slas, parse_speed, promise
 from simulator.ui import widgets
 from simulator.ui.explore.asked import Explored, as_commands, as_python
-from simulator.ui.explore.exports import Page
 from simulator.ui.explore.form import STATISTICS
 from simulator.ui.explore.work import LOADS, SEEDS, Curve, Line, LineTask, tasks_of
+from simulator.ui.exports import Page
 from simulator.ui.figures import Figure, Scheme, empty_figure, line_figure
 from simulator.ui.jobs import Jobs
 

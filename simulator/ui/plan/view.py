@@ -15,6 +15,7 @@ from dash import html
 from simulator.api.hardware_plan import HardwareAnswer, comparison
 from simulator.api.planning import Plan
 from simulator.core.errors import InfeasibleError, SimulatorError
+from simulator.core.units import UNKNOWN, readable
 from simulator.planning.plan import write_tables
 from simulator.report.page import write_report
 from simulator.report.plan.decision import decision, recommended_row
@@ -218,7 +219,9 @@ def compared(listed: list[Found]) -> Any:
             COST: f"{_currency(listed)} per M output tokens",
             "rate_per_replica_per_s": "requests/s per replica", "curve": "curve", "band": "step times within",
         }  # fmt: skip
-        bands = ["-" if band is None or band != band else f"{band:.0%}" for band in table["step_time_band"]]
+        bands = [
+            UNKNOWN if band is None or band != band else f"{band:.0%}" for band in table["step_time_band"]
+        ]
         rows = widgets.records(table.assign(band=bands))
         shown.append(widgets.table(heads, rows, list(table["recommended"])))
     return html.Div(shown)
@@ -247,13 +250,17 @@ def beside(one: Plan, other: Plan) -> html.Div:
     kept, this = _summary(one), _summary(other)
     rows: list[Mapping[str, Any]] = []
     for what, before in kept.items():
-        now = this.get(what, "-")
+        now = this.get(what, UNKNOWN)
         change = "" if before == now else "differs"
         if isinstance(before, float) and isinstance(now, float) and before > 0:
             change = widgets.percent(now / before - 1)
-        rows.append({"what": what, "kept": before, "this": now, "change": change})
+        rows.append({"what": what, "kept": _text(before), "this": _text(now), "change": change})
     names = {"kept": f"kept: {one.scenario.name}", "this": f"this: {other.scenario.name}"}
     return widgets.table({"what": "", **names, "change": "change"}, rows)
+
+
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else readable(value)
 
 
 def _summary(plan: Plan) -> dict[str, str | float]:

@@ -20,8 +20,18 @@ from tests.dumps.test_redecide import written_dump
 
 def test_subjects_have_something_published() -> None:
     assert subjects()[0] == "deepseek-v4-flash"
-    assert subjects()[-1] == work.ACCEPTANCE
-    assert all(load_profile(name).published for name in subjects()[:-1])
+    assert subjects()[-2:] == [work.ACCEPTANCE, work.HELD_OUT]
+    assert all(load_profile(name).published for name in subjects()[:-2])
+
+
+def test_held_out_gains_come_misses_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = pd.DataFrame(
+        {"where": "here", "drafter": "EAGLE-3", "drafts": [2, 3], "measured": [2.0, 1.0], "predicted": 1.5}
+    )
+    monkeypatch.setattr(work, "held_out_gains", lambda seeds: gains)
+    found = work.HeldOutTask().run(str)
+    assert found["miss"].tolist() == [0.5, 0.25]
+    assert found["name"].tolist() == ["EAGLE-3 with 3 drafts, here", "EAGLE-3 with 2 drafts, here"]
 
 
 def test_the_largest_miss_comes_first() -> None:

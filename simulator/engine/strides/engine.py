@@ -157,7 +157,7 @@ class StridingEngine:
         prompt.admitted_s = state["now_s"] = now
         state["kv_reserved"] += memory.load["kv_need"][prompt.request]  # given back at once by ``join``
         memory.completing[0] = _record(prompt)
-        join(memory, 1, 0)
+        join(memory, 1)
         self._take_over()
 
     def _enqueue(self, prompt: Prompt) -> None:

@@ -172,11 +172,9 @@ def _lay_changed(cost: CostModel, chain: _Chain) -> bool:
 
 
 @inner
-def step_times(
-    cost: FlatCost, requests: int, first: int, context: int, prefill: int, out: Floats, size: int
-) -> None:
-    """Seconds of steps of ``first``, ``first`` + 1, ... rows into ``out[:size]``."""
-    table, base = cost.table, cost.chain[0]
+def step_times(cost: FlatCost, requests: int, first: int, context: int, prefill: int, out: Floats) -> None:
+    """Seconds of steps of ``first``, ``first`` + 1, ... rows into ``out``."""
+    table, base, size = cost.table, cost.chain[0], out.size
     fixed = base.a + table[base.t + requests] + base.b * context + base.d * prefill
     per_row = base.c * context / max(requests, 1)
     if cost.padded < 0 and per_row == 0.0:  # as a rule: then the table is read in one go

@@ -1,4 +1,8 @@
-"""How functions of the step loop are compiled, and where the compiled code is kept."""
+"""How functions of the step loop are compiled, and where the compiled code is kept.
+
+Numba compiles a function once more for every constant that it is called with, and for every variable that
+begins as one: ``zero`` stands where this would happen.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numba
+import numpy as np
 
 from simulator.engine import batch
 from simulator.schedulers import search
@@ -39,6 +44,12 @@ def inner(function: _Function) -> _Function:
     """Compile what only compiled functions call: without a wrapper for Python, and not kept alone."""
     made: _Function = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
     return made
+
+
+@inner
+def zero() -> int:
+    """Return 0, which is no constant to the compiler."""
+    return int(np.int64(0))
 
 
 def _cache() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from simulator.engine.strides.jit import compiled, inner
+from simulator.engine.strides.jit import compiled, inner, zero
 from simulator.engine.strides.memory import ELSEWHERE, WHOLE, Memory
 from simulator.schedulers.search import GRID
 
@@ -88,12 +88,14 @@ def admit_waiting(memory: Memory) -> bool:
     while again:  # as outputs of one token leave when they join
         if max(state.joined, state.finished) + state.concurrency > memory.joined.shape[0]:
             return False
-        free, joining = free_slots(memory), 0
-        while joining < free and take_next(memory, elsewhere, joining):
-            joining += 1
+        joining = zero()
+        for already in range(free_slots(memory)):
+            if not take_next(memory, elsewhere, already):
+                break
+            joining = already + 1
         again = joining > 0
         if elsewhere and joining:
-            join(memory, joining, state.completing)
+            join(memory, joining)
         elif joining:
             state.prefilling += joining
             state.unstarted += joining
@@ -144,9 +146,13 @@ def take_next(memory: Memory, elsewhere: bool, already: int) -> bool:
 
 
 @compiled
-def join(memory: Memory, joining: int, first: int) -> None:
-    """Give prefilled requests, ``completing[first:]``, batch rows; prefill has given each its first token."""
+def join(memory: Memory, joining: int) -> None:
+    """Give prefilled requests batch rows: those behind the ``completing``.
+
+    Prefill has given each its first token.
+    """
     state = memory.state[0]
+    first = state.completing
     placed, late_from = 0, state.delivered_s
     hole_from = 0
     for index in range(first, first + joining):

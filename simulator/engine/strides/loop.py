@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from simulator.engine.strides.flat_cost import is_outside, step_times
-from simulator.engine.strides.jit import compiled, inner
+from simulator.engine.strides.jit import compiled, inner, zero
 from simulator.engine.strides.lines import admit_waiting, join, leave, next_prefill, watch_queue
 from simulator.engine.strides.memory import CHUNKED, DECODING, NOTHING, PREFILLING, Memory
 from simulator.engine.strides.policies import (
@@ -68,11 +68,13 @@ def end_step(memory: Memory) -> None:
     if state.under_way == DECODING:
         _commit(memory)
     elif state.under_way == PREFILLING:
-        _record(memory, state.duration_s, 0, 0, 0, 0, 0.0)
+        state.drafts = 0
+        none = zero()
+        _record(memory, state.duration_s, none, none, none, 0.0)
     state.under_way = NOTHING
     if state.completing:
         joining, state.completing = state.completing, 0
-        join(memory, joining, 0)
+        join(memory, joining)
 
 
 @inner
@@ -82,7 +84,7 @@ def _commit(memory: Memory) -> None:
     state.decode_steps += 1
     count, gap_s = state.count, state.now_s - state.delivered_s
     decoding_s, state.joined_late_s = count * gap_s - state.joined_late_s, 0.0
-    accepted, overshoot, done = 0, 0, 0
+    accepted, overshoot, done = zero(), 0, 0
     for row in range(count):
         accepted += memory.batch[row].accepted
         left = memory.batch[row].remaining - (memory.batch[row].accepted + 1)
@@ -94,7 +96,7 @@ def _commit(memory: Memory) -> None:
         memory.batch[row].remaining = left
     delivered = accepted + count - overshoot
     state.context_tokens += delivered
-    _record(memory, gap_s, count, state.drafts, accepted, delivered, decoding_s)
+    _record(memory, gap_s, count, accepted, delivered, decoding_s)
     for index in range(done):
         row = memory.batch[index].hole
         memory.batch[row].is_hole = True
@@ -105,14 +107,14 @@ def _commit(memory: Memory) -> None:
 
 @inner
 def _record(
-    memory: Memory, gap_s: float, count: int, drafts: int, accepted: int, committed: int, decoding_s: float
+    memory: Memory, gap_s: float, count: int, accepted: int, committed: int, decoding_s: float
 ) -> None:
     """Record a step: ``engine.batch.Step``."""
     state = memory.state[0]
     watch_queue(memory)
     row = memory.log[state.logged]
     row[0], row[1], row[2] = state.now_s, state.duration_s, gap_s
-    row[3], row[4], row[5], row[6] = count, drafts, accepted, committed
+    row[3], row[4], row[5], row[6] = count, state.drafts, accepted, committed
     row[7], row[8] = state.prompt_rows, state.waiting + state.unstarted + state.starts
     row[9], row[10], row[11] = decoding_s, state.queued_s, 0.0
     state.queued_s = 0.0
@@ -127,14 +129,14 @@ def begin_step(memory: Memory) -> None:
     """Begin a decode step or one of prompt rows alone, whichever is due, and say how long it takes."""
     state = memory.state[0]
     state.prompt_rows = next_prefill(memory)
+    requests, rows, context = 0, state.prompt_rows, 0
+    state.under_way = PREFILLING
     if state.count and (state.prompt_rows == 0 or state.prefill == CHUNKED):
         state.under_way = DECODING
         _decode(memory)
-        rows = state.count + state.drafts + state.prompt_rows
-        state.duration_s = _duration_s(memory, state.count, rows, state.context_tokens)
-    else:
-        state.under_way = PREFILLING
-        state.duration_s = _duration_s(memory, 0, state.prompt_rows, 0)
+        requests, context = state.count, state.context_tokens
+        rows += requests + state.drafts
+    state.duration_s = _duration_s(memory, requests, rows, context)
 
 
 @inner
@@ -142,8 +144,8 @@ def _duration_s(memory: Memory, requests: int, rows: int, context: int) -> float
     state = memory.state[0]
     if is_outside(memory.cost, requests, rows):
         state.outside += 1
-    seconds = memory.search.time_s
-    step_times(memory.cost, requests, rows, context, state.prompt_rows, seconds, 1)
+    seconds = memory.search.time_s[:1]
+    step_times(memory.cost, requests, rows, context, state.prompt_rows, seconds)
     if memory.scatter.size == 0:
         return seconds[0]
     state.scattered += 1
@@ -164,7 +166,7 @@ def _decode(memory: Memory) -> None:
             _read(memory, grid, policy.kind == ORACLE)
             first = count + state.prompt_rows
             context, prefill = state.context_tokens, state.prompt_rows
-            step_times(memory.believed, count, first, context, prefill, memory.search.time_s, size + 1)
+            step_times(memory.believed, count, first, context, prefill, memory.search.time_s[: size + 1])
         lagged = memory.history[state.oldest, :size] if policy.lag else grid
         lost = schedule(policy, grid, lagged, count, memory.lengths, memory.search)
         if policy.watched:

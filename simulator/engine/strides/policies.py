@@ -7,15 +7,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.core.arrays import Rows
+from simulator.core.arrays import Floats, Rows
 from simulator.engine.strides.jit import inner
 from simulator.engine.strides.search import (
     Grid,
     Scratch,
     admit,
     best_budget,
-    first_best,
     first_descent,
+    first_reaching,
+    highest,
     order,
     throughput,
 )
@@ -98,8 +99,9 @@ def schedule(
             lengths[request] = policy.lengths[requests]
     elif policy.kind == DESCENT:
         order(grid, memory)
-        budget = first_descent(memory.ordered, grid.size, requests, memory.time_s)
-        lost = _lost(grid.size, requests, budget, memory) if policy.watched else 0.0
+        ordered = memory.ordered[: grid.size]
+        budget = first_descent(ordered, requests * GRID, memory.time_s)
+        lost = _lost(ordered, requests * GRID, budget, memory.time_s) if policy.watched else 0.0
         admit(grid, requests, budget, lengths, memory)
         return lost
     elif policy.kind == TIERED:
@@ -110,11 +112,11 @@ def schedule(
 
 
 @inner
-def _lost(size: int, requests: int, budget: int, memory: Scratch) -> float:
-    """Share of throughput that ``budget`` gives away, over ``memory.ordered``."""
-    ordered, time_s = memory.ordered, memory.time_s
-    best = first_best(ordered, size, requests * GRID, time_s, 0, -1.0)
-    return 1 - throughput(ordered, requests, time_s, budget) / throughput(ordered, requests, time_s, best)
+def _lost(ordered: Grid, none: int, budget: int, time_s: Floats) -> float:
+    """Share of throughput that ``budget`` gives away; none: tokens without drafts, in grid units."""
+    enough = highest(ordered, none, time_s, none / time_s[0]) * (1 - TIE)
+    best = first_reaching(ordered, none, time_s, enough)
+    return 1 - throughput(ordered, none, time_s, budget) / throughput(ordered, none, time_s, best)
 
 
 @inner
@@ -122,12 +124,12 @@ def _best_tier(policy: FlatPolicy, lagged: Grid, requests: int, memory: Scratch)
     """Draft tokens of the best tier, the smaller on ties."""
     order(lagged, memory)
     best = 0.0
-    for index in range(policy.tiers.size):
-        budget = requests * policy.tiers[index]
-        best = max(best, throughput(memory.ordered, requests, memory.time_s, budget))
-    for index in range(policy.tiers.size):
-        budget = requests * policy.tiers[index]
-        if throughput(memory.ordered, requests, memory.time_s, budget) >= best * (1 - TIE):
+    for index in range(2 * policy.tiers.size):  # once for the best, then for the first as good
+        budget = requests * policy.tiers[index % policy.tiers.size]
+        now = throughput(memory.ordered, requests * GRID, memory.time_s, budget)
+        if index < policy.tiers.size:
+            best = max(best, now)
+        elif now >= best * (1 - TIE):
             return budget
     return 0
 

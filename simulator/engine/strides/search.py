@@ -1,7 +1,8 @@
 """The budget search and the allocation of ``schedulers.search``, compiled: the same integers, the same ties.
 
-Candidates are counted by bucket of their high bits. Throughput at a bucket's end is exact and bounds it
-inside, so only buckets that can hold the maximum are sorted. All sums are of integers below 2^53.
+Candidates are counted by bucket of their high bits. Throughput at a bucket's end is exact, and what its
+values add up to bounds it inside, so only buckets that can hold the maximum are sorted. All sums are of
+integers below 2^53, and rounding a quotient is monotone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.core.arrays import Floats, Rows
-from simulator.engine.strides.jit import inner
+from simulator.engine.strides.jit import inner, zero
 from simulator.schedulers.search import GRID, TIE
 
 FEW = 48
@@ -24,17 +25,21 @@ A_BUCKET = 4
 MOST_BUCKETS = 2**13
 """A choice: two arrays of so many counts take 128 kB."""
 
+_LAST = 2**32 - 1
+
 Grid = NDArray[np.int32]
 
 
 class Scratch(NamedTuple):
     """Memory of a search over up to n candidates.
 
-    time_s: [n + 1]. ordered: int32 [n]. tally, total: int64, by bucket, one more than ``MOST_BUCKETS``.
+    time_s: [n + 2], of which the last is never a time. ordered: int32 [n]. keys: int64 [n]. tally, total:
+    int64, by bucket, one more than ``MOST_BUCKETS``.
     """
 
     time_s: Floats
     ordered: Grid
+    keys: Rows
     tally: Rows
     total: Rows
 
@@ -43,7 +48,7 @@ def scratch(candidates: int) -> Scratch:
     """Return memory for searches over up to so many candidates."""
     buckets = MOST_BUCKETS + 1
     return Scratch(
-        np.zeros(candidates + 1), np.zeros(candidates, dtype=np.int32),
+        np.zeros(candidates + 2), np.zeros(candidates, dtype=np.int32), np.zeros(candidates, dtype=np.int64),
         np.zeros(buckets, dtype=np.int64), np.zeros(buckets, dtype=np.int64),
     )  # fmt: skip
 
@@ -63,24 +68,31 @@ def best_budget(grid: Grid, requests: int, memory: Scratch) -> int:
 
     grid: [n] survival of all candidates in grid units. memory.time_s: [n + 1] filled by the caller.
     """
-    size = grid.size
-    ordered = memory.ordered
-    if size <= FEW:
-        _copy(grid, ordered)
-        sort_falling(ordered, 0, size)
-        return first_best(ordered, size, requests * GRID, memory.time_s, 0, -1.0)
-    bits = bucket_bits(size)
-    _count(grid, bits, memory.tally, memory.total)
-    best = _best_end(requests, bits, memory)
-    top, bottom, before, held = _likely(requests, bits, best * (1 - TIE), memory)
-    likely = _order_buckets(grid, top, bottom, bits, memory)
-    return first_best(ordered, likely, held, memory.time_s, before, best)
+    size, none = grid.size, requests * GRID
+    best = none / memory.time_s[0]
+    likely, before, held = size, 0, none
+    if size <= FEW or _falls(memory.time_s[1 : size + 1]):
+        order(grid, memory)
+    else:
+        bits = bucket_bits(size)
+        _count(grid, bits, memory.tally, memory.total)
+        best = max(best, _best_end(none, bits, memory))
+        top, bottom, before, held = _likely(none, bits, best * (1 - TIE), memory)
+        likely = _order_buckets(grid, top, bottom, bits, memory)
+    ordered, time_s = memory.ordered[:likely], memory.time_s[before:]
+    enough = highest(ordered, held, time_s, best) * (1 - TIE)
+    if none / memory.time_s[0] >= enough:
+        return 0
+    return before + first_reaching(ordered, held, time_s, enough)
 
 
 @inner
-def _copy(grid: Grid, into: Grid) -> None:
-    for index in range(grid.size):
-        into[index] = grid[index]
+def _falls(time_s: Floats) -> bool:
+    """Whether a larger budget ever takes less time."""
+    falls = 0
+    for index in range(time_s.size - 1):
+        falls += time_s[index + 1] < time_s[index]
+    return falls > 0
 
 
 @inner
@@ -96,126 +108,111 @@ def _count(grid: Grid, bits: int, count: Rows, total: Rows) -> None:
 
 
 @inner
-def _best_end(requests: int, bits: int, memory: Scratch) -> float:
-    """Return the best throughput of the budgets that end with a bucket, and of none."""
-    held, taken = requests * GRID, 0
-    best = held / memory.time_s[0]
+def _best_end(none: int, bits: int, memory: Scratch) -> float:
+    """Return the best throughput of the budgets that end with a bucket; an empty one ends as that before."""
+    held, taken, best = none, 0, 0.0
     for bucket in range(GRID >> bits, -1, -1):
-        if memory.tally[bucket]:
-            taken += memory.tally[bucket]
-            held += memory.total[bucket]
-            best = max(best, held / memory.time_s[taken])
+        taken += memory.tally[bucket]
+        held += memory.total[bucket]
+        best = max(best, held / memory.time_s[taken])
     return best
 
 
 @inner
-def _likely(requests: int, bits: int, enough: float, memory: Scratch) -> tuple[int, int, int, int]:
+def _likely(none: int, bits: int, enough: float, memory: Scratch) -> tuple[int, int, int, int]:
     """First and last bucket that may hold a throughput of ``enough``; candidates and tokens before these.
 
-    Within a bucket no budget has more tokens than at its end, nor takes less than its shortest step. The end
-    of a bucket belongs to it; a budget of none belongs to the first one.
+    The last comes before the first where none may. Within a bucket no budget has more tokens than at its
+    end, nor takes less time than the first.
     """
-    time_s = memory.time_s
-    held, taken = requests * GRID, 0
-    top, bottom, before, held_before = -1, -1, 0, held
+    held, taken = none, 0
+    top, bottom, before, held_before = -1, 0, 0, held
     for bucket in range(GRID >> bits, -1, -1):
-        many = memory.tally[bucket]
-        if many == 0:
-            continue
-        shortest = time_s[taken + 1] if taken else min(time_s[0], time_s[1])
-        for budget in range(taken + 2, taken + many + 1):
-            shortest = min(shortest, time_s[budget])
-        if (held + memory.total[bucket]) / shortest >= enough:
+        many, total = memory.tally[bucket], memory.total[bucket]
+        if (held + total) / memory.time_s[taken + 1] >= enough and _may_reach(
+            enough, bucket << bits, 1 << bits, many, held, total, memory.time_s[taken:]
+        ):
             if top < 0:
                 top, before, held_before = bucket, taken, held
             bottom = bucket
-        held += memory.total[bucket]
+        held += total
         taken += many
     return top, bottom, before, held_before
 
 
 @inner
-def _gather(grid: Grid, bucket: int, bits: int, into: Grid) -> int:
-    """Copy the candidates of one bucket; returns how many."""
-    size = 0
-    for index in range(grid.size):
-        if grid[index] >> bits == bucket:
-            into[size] = grid[index]
-            size += 1
-    return size
+def _may_reach(
+    enough: float, least: int, width: int, many: int, held: int, total: int, time_s: Floats
+) -> bool:
+    """Whether ``many`` candidates from ``least`` on, ``total`` together, can bring a budget to ``enough``."""
+    for index in range(1, many + 1):
+        tokens = min(index * (least + width - 1), total - (many - index) * least)
+        if (held + tokens) / time_s[index] >= enough:
+            return True
+    return False
 
 
 @inner
-def first_best(ordered: Grid, size: int, held: int, time_s: Floats, before: int, known: float) -> int:
-    """Find the smallest of the best budgets from ``before`` on, which has ``held`` tokens in grid units.
+def highest(ordered: Grid, held: int, time_s: Floats, known: float) -> float:
+    """Return the highest throughput of budgets that add ``ordered``, falling, to ``held`` tokens.
 
-    ordered: the ``size`` candidates that follow, falling. known: a throughput that some budget has.
+    known: a throughput that some budget has.
     """
-    best, tokens = max(known, held / time_s[before]), held
-    for index in range(size):
+    best, tokens = known, held
+    for index in range(ordered.size):
         tokens += int(ordered[index])
-        best = max(best, tokens / time_s[before + index + 1])
-    enough, tokens = best * (1 - TIE), held
-    if tokens / time_s[before] >= enough:
-        return before
-    for index in range(size):
+        best = max(best, tokens / time_s[index + 1])
+    return best
+
+
+@inner
+def first_reaching(ordered: Grid, held: int, time_s: Floats, enough: float) -> int:
+    """Find the smallest budget with a throughput of ``enough``: there is one."""
+    tokens = held
+    for index in range(ordered.size):
+        if tokens / time_s[index] >= enough:
+            return index
         tokens += int(ordered[index])
-        if tokens / time_s[before + index + 1] >= enough:
-            return before + index + 1
-    return before + size  # not reached: one of them is the best
+    return ordered.size
 
 
 @inner
-def sort_falling(values: Grid, first: int, stop: int) -> None:
-    """Sort ``values[first:stop]`` in place, the largest first: by insertion, or through a heap where many."""
-    if stop - first > FEW:
-        for root in range((stop - first) // 2 - 1, -1, -1):
-            _sift(values, first, root, stop - first)
-        for size in range(stop - first - 1, 0, -1):
-            values[first], values[first + size] = values[first + size], values[first]
-            _sift(values, first, 0, size)
-        return
-    for index in range(first + 1, stop):
-        value, place = values[index], index
-        while place > first and values[place - 1] < value:
-            values[place] = values[place - 1]
-            place -= 1
-        values[place] = value
+def sort_falling(values: Rows | Grid) -> None:
+    """Sort in place, the largest first: by insertion, first over gaps where there are many (Shell, 1959).
+
+    The gaps are those of Knuth, The Art of Computer Programming 3, 5.2.1.
+    """
+    gap = 1
+    while 3 * gap < values.size:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for index in range(gap, values.size):
+            value, place = values[index], index
+            while place >= gap and values[place - gap] < value:
+                values[place] = values[place - gap]
+                place -= gap
+            values[place] = value
+        gap //= 3
 
 
 @inner
-def _sift(values: Grid, first: int, root: int, size: int) -> None:
-    """Move the root of a heap of ``size`` values, the smallest on top, down to its place."""
-    value, at = values[first + root], root
-    while 2 * at + 1 < size:
-        child = 2 * at + 1
-        if child + 1 < size and values[first + child + 1] < values[first + child]:
-            child += 1
-        if values[first + child] >= value:
-            break
-        values[first + at] = values[first + child]
-        at = child
-    values[first + at] = value
-
-
-@inner
-def first_descent(ordered: Grid, size: int, requests: int, time_s: Floats) -> int:
-    """Budget of Algorithm 1 over ``size`` candidates in falling order."""
-    tokens = requests * GRID
+def first_descent(ordered: Grid, none: int, time_s: Floats) -> int:
+    """Budget of Algorithm 1 over candidates in falling order; none: tokens without drafts, in grid units."""
+    tokens = none
     now = tokens / time_s[0]
-    for index in range(size):
+    for index in range(ordered.size):
         tokens += int(ordered[index])
         following = tokens / time_s[index + 1]
         if following <= now * (1 + TIE):
             return index
         now = following
-    return size
+    return ordered.size
 
 
 @inner
-def throughput(ordered: Grid, requests: int, time_s: Floats, budget: int) -> float:
+def throughput(ordered: Grid, none: int, time_s: Floats, budget: int) -> float:
     """Return the expected tokens a second of one budget, in grid units; ``ordered`` falls."""
-    tokens = requests * GRID
+    tokens = none
     for index in range(budget):
         tokens += int(ordered[index])
     return tokens / time_s[budget]
@@ -227,69 +224,63 @@ def admit(grid: Grid, requests: int, budget: int, lengths: Rows, memory: Scratch
 
     Ties go to the smaller position, then to the smaller request.
     """
-    gamma = grid.size // max(requests, 1)
     if budget <= 0 or budget >= grid.size:
         for request in range(requests):
-            lengths[request] = gamma if budget > 0 else 0
+            lengths[request] = grid.size // requests if budget > 0 else 0
         return
-    threshold = _nth(grid, budget, memory)
-    if _reaching(grid, requests, threshold, lengths) == budget:
-        return  # no tie to break
-    room = budget - _reaching(grid, requests, threshold + 1, lengths)
-    for position in range(gamma):
-        for request in range(requests):
-            if room == 0:
-                return
-            if grid[request * gamma + position] == threshold:
-                lengths[request] += 1
-                room -= 1
-
-
-@inner
-def _reaching(grid: Grid, requests: int, threshold: int, lengths: Rows) -> int:
-    """Count the candidates of each request that reach a threshold, into ``lengths``; returns their sum."""
-    gamma, together = grid.size // requests, 0
-    for request in range(requests):
-        length = 0
-        for place in range(request * gamma, (request + 1) * gamma):
-            length += grid[place] >= threshold
-        lengths[request] = length
-        together += length
-    return together
-
-
-@inner
-def _nth(grid: Grid, budget: int, memory: Scratch) -> int:
-    """Survival of the ``budget``-th candidate, the first being the most likely."""
-    if grid.size <= FEW:
-        _copy(grid, memory.ordered)
-        sort_falling(memory.ordered, 0, grid.size)
-        return memory.ordered[budget - 1]
     bits = bucket_bits(grid.size)
-    count, left = memory.tally, budget
+    bucket, left = _last_bucket(grid, budget, bits, memory.tally)
+    held = _admit_above(grid, requests, bucket, bits, lengths, memory.keys)
+    keys = memory.keys[:held]
+    if left < held:
+        sort_falling(keys)
+    for index in range(left):
+        lengths[(_LAST - (keys[index] & _LAST)) % requests] += 1
+
+
+@inner
+def _last_bucket(grid: Grid, budget: int, bits: int, count: Rows) -> tuple[int, int]:
+    """Bucket in which a budget ends, and how many candidates of this bucket belong to it."""
     for bucket in range((GRID >> bits) + 1):
         count[bucket] = 0
     for index in range(grid.size):
         count[grid[index] >> bits] += 1
-    bucket = GRID >> bits
+    bucket, left = GRID >> bits, budget
     while left > count[bucket]:
         left -= count[bucket]
         bucket -= 1
-    held = _gather(grid, bucket, bits, memory.ordered)
-    sort_falling(memory.ordered, 0, held)
-    return memory.ordered[left - 1]
+    return bucket, left
+
+
+@inner
+def _admit_above(grid: Grid, requests: int, last: int, bits: int, lengths: Rows, keys: Rows) -> int:
+    """Admit all candidates above a bucket, and write a key for each one in it; returns how many these are.
+
+    Keys fall in the order of admission: by survival, then position, then request.
+    """
+    gamma, held = grid.size // requests, 0
+    for request in range(requests):
+        length = 0
+        for position in range(gamma):
+            value = int(grid[request * gamma + position])
+            length += value >> bits > last
+            keys[held] = (value << 32) + (_LAST - position * requests - request)
+            held += value >> bits == last
+        lengths[request] = length
+    return held
 
 
 @inner
 def order(grid: Grid, memory: Scratch) -> None:
     """Put all candidates into ``memory.ordered``, falling."""
     if grid.size <= FEW:
-        _copy(grid, memory.ordered)
-        sort_falling(memory.ordered, 0, grid.size)
+        for index in range(grid.size):
+            memory.ordered[index] = grid[index]
+        sort_falling(memory.ordered[: grid.size])
         return
     bits = bucket_bits(grid.size)
     _count(grid, bits, memory.tally, memory.total)
-    _order_buckets(grid, GRID >> bits, 0, bits, memory)
+    _order_buckets(grid, GRID >> bits, zero(), bits, memory)
 
 
 @inner
@@ -302,6 +293,8 @@ def _order_buckets(grid: Grid, top: int, bottom: int, bits: int, memory: Scratch
     for bucket in range(top, bottom - 1, -1):
         ends[bucket] = size
         size += tally[bucket]
+    if size == 0:
+        return 0
     least, most = bottom << bits, ((top + 1) << bits) - 1
     for index in range(grid.size):
         value = grid[index]
@@ -310,5 +303,5 @@ def _order_buckets(grid: Grid, top: int, bottom: int, bits: int, memory: Scratch
             ends[value >> bits] += 1
     for bucket in range(top, bottom - 1, -1):
         if tally[bucket] > 1:
-            sort_falling(ordered, ends[bucket] - tally[bucket], ends[bucket])
+            sort_falling(ordered[ends[bucket] - tally[bucket] : ends[bucket]])
     return size

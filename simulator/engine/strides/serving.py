@@ -131,7 +131,7 @@ def _striding() -> type[StridingEngine] | None:
     if not jit.KEPT:
         return None
     if not any(jit.CACHE.iterdir()):
-        _LOG.warning("compiling the step loop: up to half a minute, once for each version")
+        _LOG.warning("compiling the step loop: about ten seconds, once for each version")
     from simulator.engine.strides.engine import StridingEngine
 
     return StridingEngine

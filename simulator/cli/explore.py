@@ -21,6 +21,7 @@ from simulator.cli.options import (
     Seed,
     Tables,
     completing,
+    say_contexts,
     say_how_read,
 )
 from simulator.core.errors import BadInputError, Interrupted, refuse_repeats
@@ -265,6 +266,7 @@ def _sweep(
     for policy in chosen:
         if note := bench.plan(policy).note:
             typer.echo(f"note: {note}", err=True)
+    say_contexts(bench, replications.lengths)
     return bench.frontier(
         chosen, numbers(concurrency, int, "concurrency"), seeds=replications.seeds,
         lengths=replications.lengths, steps=replications.steps, progress=sys.stderr.isatty(),

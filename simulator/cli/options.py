@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from simulator.deployment.profile import Profile
     from simulator.hardware.choose import Hardware
     from simulator.parallel.cells import Sweeping
+    from simulator.traffic.sources import Traffic
 
 Completed = Callable[[str], list[tuple[str, str]]]
 
@@ -320,6 +321,21 @@ class Limits:
             "kv_tokens": self.kv_tokens, "prefill": self.prefill, "chunk_tokens": self.chunk_tokens,
             "prefill_tokens_per_s": self.prefill_tokens_per_s,
         }  # fmt: skip
+
+
+def say_contexts(bench: Workbench, lengths: str | Traffic) -> None:
+    """One line on standard error where requests outgrow the contexts that the step times are of."""
+    from simulator.capacity.server import share_at_rate
+    from simulator.deployment.contexts import DRAWN, beyond_contexts
+    from simulator.traffic.lengths import as_lengths
+
+    if isinstance(lengths, str):
+        drawn = as_lengths(lengths).sample(0, "contexts", DRAWN)
+    else:
+        requests = share_at_rate(lengths, 1.0, DRAWN, 0)
+        drawn = requests.prompt_tokens, requests.output_tokens
+    if note := beyond_contexts(bench.profile, *drawn):
+        typer.echo(f"warning: {note}", err=True)
 
 
 def say_how_read(traffic: object) -> None:

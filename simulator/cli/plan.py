@@ -24,6 +24,7 @@ from simulator.cli.options import (
     Tables,
     Workers,
     completing,
+    say_contexts,
     say_how_read,
 )
 from simulator.core.errors import BadInputError, InfeasibleError
@@ -196,6 +197,7 @@ def regret(
     figure = beside(out, ".png")
     check_writable_file(*(path for path in (out, figure) if path is not None))
     bench = deployed.workbench()
+    say_contexts(bench, lengths)
     for warning in belief_warnings(believed):
         typer.echo(f"warning: {warning}", err=True)
     table = bench.regret(
@@ -256,6 +258,7 @@ def fleet(
         if term.weakness:
             typer.echo(f"warning: {term.weakness}", err=True)
     say_how_read(source)
+    say_contexts(bench, source)
     run = bench.fleet(
         policy, replicas=replicas, traffic=source, sla=terms, concurrency=concurrency, duration=duration,
         router=router, pods=pods, prefix_cache_tokens=prefix_cache_tokens, prefill_workers=prefill_workers,

@@ -34,6 +34,7 @@ class Profile(Strict):
     prefill_tokens_per_s: prompt tokens that such a replica prefills alone, for a pool of them.
     step_time_band: by which share step times may be off, up or down; None where nobody knows.
     chunk_tokens: prompt tokens that the engine puts into a step at most; None where nobody said.
+    contexts_to: tokens of the longest context that step times were measured or composed at; None likewise.
     """
 
     schema_version: int = Field(default=1, ge=1, le=1, alias="schema")  # a Literal would take true for 1
@@ -49,6 +50,7 @@ class Profile(Strict):
     prefill_tokens_per_s: float | None = Field(default=None, gt=0)
     step_time_band: float | None = Field(default=None, gt=0, lt=1)
     chunk_tokens: int | None = Field(default=None, gt=0)
+    contexts_to: int | None = Field(default=None, gt=0)
     published: PublishedClaims | None = None
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)

@@ -148,6 +148,7 @@ def _profile(
         kv_tokens=layout.kv_tokens,
         prefill_tokens_per_s=round(max(tokens / times.prefill_s(tokens) for tokens in PROMPTS), 1),
         step_time_band=round(width, 4),
+        contexts_to=CONTEXTS[-1],
     )  # fmt: skip
 
 

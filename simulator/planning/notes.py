@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from simulator.capacity.server import Server
+from simulator.capacity.server import Server, share_at_rate
 from simulator.core.units import ranged
+from simulator.deployment.contexts import DRAWN, beyond_contexts
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import NO_SPEED, Sizing
 from simulator.schedulers.early_stop import early_stop_note
@@ -171,6 +172,9 @@ def list_warnings(
         if note := early_stop_note(each["policy"], each["early_stop_loss"], "at a replica's limit"):
             warnings.append(note)
     warnings += _extrapolated(plans)
+    drawn = share_at_rate(traffic, 1.0, DRAWN, scenario.search.seed)
+    if note := beyond_contexts(scenario.loaded_profile(), drawn.prompt_tokens, drawn.output_tokens):
+        warnings.append(note)
     limits = scenario.limits()
     if limits.prefill == "elsewhere" and limits.prefill_tokens_per_s is None:
         warnings.insert(0, NO_SPEED)

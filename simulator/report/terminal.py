@@ -14,6 +14,7 @@ from rich.table import Table
 
 from simulator.core.files import write_table
 from simulator.core.units import readable, readable_column, share
+from simulator.deployment.contexts import beyond_contexts
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile
 from simulator.engine.run import SATURATED, Run, write_run
@@ -41,7 +42,12 @@ def report_run(run: Run, deployment: Deployment, asked: Mapping[str, object], ou
     write_run(run, out, {"kind": "simulated", **described})
     print_metrics(run, f"{asked['policy']} on {profile.title}")
     where = f"at {run.metrics.concurrency_mean:.3g} requests on average"
-    if note := early_stop_note(str(asked["policy"]), run.early_stop_loss, where):
+    lengths = (run.requests["prompt_tokens"], run.requests["output_tokens"])
+    notes = (
+        early_stop_note(str(asked["policy"]), run.early_stop_loss, where),
+        beyond_contexts(profile, *lengths),
+    )
+    for note in filter(None, notes):
         Console().print(f"warning: {note}")
 
 

@@ -197,7 +197,7 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     """Predicted TPOT over measured, a colour per engine."""
     from matplotlib.figure import Figure
 
-    from simulator.report.style import PALETTE, save
+    from simulator.report.drawing.style import PALETTE, save
 
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.subplots()

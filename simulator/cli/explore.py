@@ -87,7 +87,7 @@ def frontier(
     from simulator.core.files import check_writable_file, is_standard_output, write_table
 
     if plot is not None:
-        from simulator.report.style import check_format
+        from simulator.report.drawing.style import check_format
 
         check_format(plot)
     check_writable_file(*(path for path in (out, plot) if path is not None))
@@ -95,8 +95,8 @@ def frontier(
     table = _sweep(bench, policy, concurrency, replications, kept)
     write_table(out, table, "%.8g")
     if plot is not None:
+        from simulator.report.drawing.style import save
         from simulator.report.frontier import plot_frontier
-        from simulator.report.style import save
 
         save(plot_frontier(table, published=bench.profile.published, title=bench.profile.title), plot)
     _warn(table)
@@ -203,7 +203,7 @@ def acceptance_show(
     """Sweep a static confidence threshold over an acceptance model (the paper's figure 5)."""
     from simulator.core.files import beside, check_writable_file, is_standard_output, write_table
     from simulator.deployment.acceptance_text import parse_acceptance
-    from simulator.report.style import save
+    from simulator.report.drawing.style import save
     from simulator.report.thresholds import plot_threshold_sweep
     from simulator.sweeps.thresholds import threshold_sweep
 

@@ -197,13 +197,21 @@ def fit_parameters(
     *,
     command: str,
     sequences: int = SOLVING_SEQUENCES,
+    text_sequences: int = SEQUENCES,
     progress: Callable[[str], None] = print,
 ) -> Parameters:
-    """Stages 2 to 4: kinds of text, levels and temperatures, and one shift per cell of table 1."""
+    """Stages 2 to 4: kinds of text, levels and temperatures, and one shift per cell of table 1.
+
+    sequences, text_sequences: of the pools for levels and shifts, and for kinds of text.
+    """
     gamma = figures.accepted_length.gamma
     predictability = confidence.predictability(gamma)
     stretch, offset = confidence.head(sorted(figures.reliability.positions), gamma)
-    texts = _texts(figures, predictability, stretch, offset, progress)
+    fits = {
+        name: TextFit(figures, domain, predictability, stretch, offset, text_sequences)
+        for name, domain in _MEASURED
+    }
+    texts = _texts(fits, progress)
     pools = {
         name: predictability.of(texts.get(name, PLAIN_TEXT)).draw(random_stream(0, "solving pool"), sequences)
         for name in _DOMAIN_OF
@@ -245,17 +253,11 @@ _MEASURED: tuple[tuple[str, Domain], ...] = (("math", "math"), ("code", "code"),
 """Kinds of text with a panel in figure 5: math and code at large are as its one dataset."""
 
 
-def _texts(
-    figures: Published,
-    predictability: Predictability,
-    stretch: Floats,
-    offset: Floats,
-    progress: Callable[[str], None],
-) -> dict[str, Text]:
+def _texts(fits: Mapping[str, TextFit], progress: Callable[[str], None]) -> dict[str, Text]:
     """Fit a kind of text to each panel of figure 5."""
     texts = {}
-    for name, domain in _MEASURED:
-        texts[name] = TextFit(figures, domain, predictability, stretch, offset).solve()
+    for name, fit in fits.items():
+        texts[name] = fit.solve()
         progress(f"text of {name}: spread x{texts[name].spread:g}, head {texts[name].offset:+g}")
     return texts
 

@@ -62,16 +62,22 @@ class TextFit:
     """The misfit of figure 5's end of one domain, as a function of the two unknowns."""
 
     def __init__(
-        self, figures: Published, domain: Domain, base: Predictability, stretch: Floats, offset: Floats
+        self,
+        figures: Published,
+        domain: Domain,
+        base: Predictability,
+        stretch: Floats,
+        offset: Floats,
+        sequences: int = SEQUENCES,
     ) -> None:
         self.ends: SweepEnds = figures.threshold_sweep_ends.values[domain]
         drafter = figures.threshold_sweep_ends.drafter
         self.conditional = figures.conditional_acceptance.values[domain][drafter]
-        self.base, self.stretch, self.offset = base, stretch, offset
+        self.base, self.stretch, self.offset, self.sequences = base, stretch, offset, sequences
 
     def found(self, text: Text) -> ThresholdEnd:
         """Return what the model gives at the last threshold, at the accepted length of threshold 0."""
-        drawn = self.base.of(text).draw(random_stream(0, "solving pool"), SEQUENCES)
+        drawn = self.base.of(text).draw(random_stream(0, "solving pool"), self.sequences)
         logits = drawn + solve_levels(drawn, self.conditional, rounds=3).astype(np.float32)
         logits = logits + np.float32(solve_level(logits, self.ends.accepted_length[0]))
         logits = np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)

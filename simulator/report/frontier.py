@@ -11,8 +11,8 @@ import pandas as pd
 
 from simulator.core.files import atomic_path
 from simulator.deployment.profile_parts import PublishedClaims
-from simulator.report.colours import policy_colour
-from simulator.report.style import PALETTE, draw_line, finish_axes, new_figure, style_axes
+from simulator.report.drawing.colours import policy_colour
+from simulator.report.drawing.style import PALETTE, draw_line, finish_axes, new_figure, style_axes
 from simulator.sla.terms import Term
 from simulator.sweeps.comparison import Bound, parse_speed
 from simulator.sweeps.lines import lines

@@ -25,11 +25,11 @@ from simulator.core.files import without_nan, write_json, write_text
 from simulator.core.units import readable_column
 from simulator.planning.plan import CapacityPlan
 from simulator.planning.scenario.scenario import Scenario
-from simulator.report.colours import policy_colour
+from simulator.report.drawing.colours import policy_colour
+from simulator.report.drawing.style import SYMBOLS
 from simulator.report.plan.decision import decision
 from simulator.report.plan.figures import lane_floor
 from simulator.report.plan.tables import Head, at_sla_heads, cost_head, plan_tables
-from simulator.report.style import SYMBOLS
 from simulator.sweeps.lines import SPEEDS
 
 INFEASIBLE = "infeasible.json"

@@ -20,10 +20,10 @@ from simulator.deployment.profile import Profile
 from simulator.engine.run import SATURATED, Run, write_run
 from simulator.paper.claims_check import check_against
 from simulator.planning.plan import CapacityPlan
+from simulator.report.drawing.style import save
 from simulator.report.frontier import plot_frontier, plot_load
 from simulator.report.plan.decision import decision
 from simulator.report.plan.tables import COST, LOADS, ShownTable, fared, fleets
-from simulator.report.style import save
 from simulator.schedulers.early_stop import early_stop_note
 from simulator.sla.terms import Term
 from simulator.sweeps.bands import load_bands

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simulator.report.style import save
+from simulator.report.drawing.style import save
 
 LABELS: Mapping[str, str] = {"dspark": "DSpark", "dflash": "DFlash", "mtp": "MTP-1"}
 

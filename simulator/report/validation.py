@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from simulator.core.files import write_csv
-from simulator.report.colours import policy_colour
-from simulator.report.style import save
+from simulator.report.drawing.colours import policy_colour
+from simulator.report.drawing.style import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from simulator.report.colours import policy_colour
-from simulator.report.style import SYMBOLS
+from simulator.report.drawing.colours import policy_colour
+from simulator.report.drawing.style import SYMBOLS
 
 Figure = dict[str, Any]
 

@@ -10,8 +10,8 @@ import pytest
 from simulator.core.errors import BadInputError, UnwritableError
 from simulator.deployment.profile_parts import PublishedClaims
 from simulator.report import style
+from simulator.report.drawing.style import save
 from simulator.report.frontier import plot_frontier, plot_load, plot_regret
-from simulator.report.style import save
 
 POLICIES = ("mtp1", "fixed:5", "dspark-async", "oracle")
 CLAIMS = PublishedClaims(

@@ -14,8 +14,8 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from simulator.planning.plan import CapacityPlan
-from simulator.report.colours import policy_colour
 from simulator.report.columns import definition
+from simulator.report.drawing.colours import policy_colour
 from simulator.report.page import write_report
 from simulator.report.plan.decision import decision
 from simulator.report.plan.figures import plan_figures, write_figures

@@ -10,7 +10,7 @@ import pandas as pd
 
 from simulator.core.arrays import Floats
 from simulator.cost.models import CostModel
-from simulator.report.style import PALETTE
+from simulator.report.drawing.style import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

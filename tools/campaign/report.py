@@ -26,8 +26,8 @@ from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile, load_profile
 from simulator.live.checks.validation import summarise_errors
 from simulator.live.profiling.cells import CellLog
+from simulator.report.drawing.style import save
 from simulator.report.frontier import plot_frontier, plot_load, plot_regret
-from simulator.report.style import save
 from simulator.report.validation import plot_frontiers
 from simulator.schedulers.parse import parse_policy
 from simulator.sweeps.bands import load_bands

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from simulator.planning.plan import CapacityPlan
-from simulator.report.colours import policy_colour
-from simulator.report.style import draw_line, finish_axes, new_figure, save
+from simulator.report.drawing.colours import policy_colour
+from simulator.report.drawing.style import draw_line, finish_axes, new_figure, save
 from simulator.sla.terms import Term
 
 if TYPE_CHECKING:

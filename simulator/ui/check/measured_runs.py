@@ -10,8 +10,8 @@ import pandas as pd
 from dash import html
 
 from simulator.core.files import data_directory
-from simulator.report.colours import policy_colour
-from simulator.report.style import SYMBOLS
+from simulator.report.drawing.colours import policy_colour
+from simulator.report.drawing.style import SYMBOLS
 from simulator.ui import widgets
 from simulator.ui.figures import THEMES, Figure, Scheme, layout
 

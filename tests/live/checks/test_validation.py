@@ -34,7 +34,7 @@ from simulator.live.engine.prompts import Prompts
 from simulator.live.models.pairs import load_draft, load_pair, new_dspark, new_mtp, save_draft
 from simulator.live.models.targets import load_target
 from simulator.live.profiling.conditions import conditions_of, digests_of
-from simulator.report.style import save
+from simulator.report.drawing.style import save
 from simulator.report.validation import plot_frontiers, plot_lengths
 from simulator.schedulers.parse import parse_policy
 from simulator.traffic.lengths import parse_lengths

@@ -10,7 +10,7 @@ import pandas as pd
 
 from simulator.core.errors import BadInputError
 from simulator.core.files import atomic_path
-from simulator.report.colours import policy_colour
+from simulator.report.drawing.colours import policy_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

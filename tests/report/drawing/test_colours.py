@@ -8,7 +8,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from simulator.report.colours import CONTRASTS, PAPER, Colours, luminance, policy_colour
+from simulator.report.drawing.colours import CONTRASTS, PAPER, Colours, luminance, policy_colour
 from simulator.report.frontier import plot_frontier, plot_load
 from simulator.report.validation import plot_frontiers
 from simulator.ui.figures import bars_figure, day_figure, line_figure

@@ -1,0 +1,1 @@
+"""How figures look: the colour of a policy, marks, axes and files."""

@@ -239,7 +239,7 @@ def ui(
         raise BadInputError(
             "needs the package dash", source="ui", remedy="pip install 'dspark-simulator[ui]'"
         )
-    from simulator.ui.jobs import Jobs
+    from simulator.ui.running.jobs import Jobs
 
     jobs = Jobs()  # first: its imports go on beside those of the app
 

@@ -326,7 +326,7 @@ class Limits:
 def say_contexts(bench: Workbench, lengths: str | Traffic) -> None:
     """One line on standard error where requests outgrow the contexts that the step times are of."""
     from simulator.capacity.server import share_at_rate
-    from simulator.deployment.contexts import DRAWN, beyond_contexts
+    from simulator.deployment.profile import DRAWN, beyond_contexts
     from simulator.traffic.lengths import as_lengths
 
     if isinstance(lengths, str):

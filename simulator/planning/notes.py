@@ -11,7 +11,7 @@ import pandas as pd
 
 from simulator.capacity.server import Server, share_at_rate
 from simulator.core.units import ranged
-from simulator.deployment.contexts import DRAWN, beyond_contexts
+from simulator.deployment.profile import DRAWN, beyond_contexts
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import NO_SPEED, Sizing
 from simulator.schedulers.early_stop import early_stop_note

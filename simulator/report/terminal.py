@@ -14,9 +14,8 @@ from rich.table import Table
 
 from simulator.core.files import write_table
 from simulator.core.units import readable, readable_column, share
-from simulator.deployment.contexts import beyond_contexts
 from simulator.deployment.deployment import Deployment
-from simulator.deployment.profile import Profile
+from simulator.deployment.profile import Profile, beyond_contexts
 from simulator.engine.run import SATURATED, Run, write_run
 from simulator.paper.claims_check import check_against
 from simulator.planning.plan import CapacityPlan

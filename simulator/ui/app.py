@@ -15,8 +15,8 @@ from simulator.core.errors import BadInputError
 from simulator.ui.check import page as check
 from simulator.ui.check.work import Uploads
 from simulator.ui.explore import page as explore
-from simulator.ui.jobs import Jobs
 from simulator.ui.plan import page as plan
+from simulator.ui.running.jobs import Jobs
 from simulator.ui.security import HOST, protect
 from simulator.ui.widgets import aria
 

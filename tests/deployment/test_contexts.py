@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.deployment.contexts import beyond_contexts
-from simulator.deployment.profile import load_profile
+from simulator.deployment.profile import beyond_contexts, load_profile
 from simulator.planning.plan import plan
 from simulator.planning.scenario.reading import load_scenario
 from tests.deployment.test_extrapolated_answers import PROFILE, SCENARIO

@@ -9,7 +9,7 @@ import pytest
 
 from simulator.core.errors import BadInputError, UnwritableError
 from simulator.deployment.profile_parts import PublishedClaims
-from simulator.report import style
+from simulator.report.drawing import style
 from simulator.report.drawing.style import save
 from simulator.report.frontier import plot_frontier, plot_load, plot_regret
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from simulator.core.errors import BadInputError
-from simulator.ui.jobs import Say
+from simulator.ui.running.jobs import Say
 
 
 @dataclass(frozen=True)

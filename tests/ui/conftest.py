@@ -11,7 +11,7 @@ import pytest
 from simulator.ui.app import Served
 from simulator.ui.explore.asked import Deployed
 from simulator.ui.explore.work import CurveTask, LineTask
-from simulator.ui.jobs import Jobs
+from simulator.ui.running.jobs import Jobs
 from tests.support.browsers import chromium
 
 KNOWN = ("autoregressive", "mtp1")

@@ -12,7 +12,7 @@ from flask import Flask
 from simulator.core.errors import BadInputError
 from simulator.ui.app import build
 from simulator.ui.check.work import Uploads
-from simulator.ui.jobs import Jobs
+from simulator.ui.running.jobs import Jobs
 from simulator.ui.security import (
     MOST_BODY_BYTES,
     MOST_UPLOAD_BYTES,

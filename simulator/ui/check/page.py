@@ -10,13 +10,14 @@ from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html,
 
 from simulator.core.errors import BadInputError, SimulatorError
 from simulator.dumps.outcomes import Replayed
-from simulator.ui import runs, widgets
+from simulator.ui import widgets
 from simulator.ui.check import measured_runs, view, work
 from simulator.ui.check.work import ACCEPTANCE, HELD_OUT, WHOLE, Uploads, subjects, tasks_of
 from simulator.ui.explore.work import Line
 from simulator.ui.exports import one_file
 from simulator.ui.figures import Figure, Scheme, empty_figure
-from simulator.ui.jobs import Jobs
+from simulator.ui.running import runs
+from simulator.ui.running.jobs import Jobs
 from simulator.ui.security import MOST_UPLOAD_BYTES, check_policies, decoded_upload
 
 TITLE = "Check"

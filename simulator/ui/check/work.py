@@ -26,7 +26,7 @@ from simulator.paper.claims_check import HEADLINE, check_against
 from simulator.paper.held_out import held_out_gains
 from simulator.ui.explore.asked import Deployed
 from simulator.ui.explore.work import Line, LineTask, conditional_rates
-from simulator.ui.jobs import Say, Task
+from simulator.ui.running.jobs import Say, Task
 
 ACCEPTANCE = "acceptance"
 """The subject that is no profile: what the paper publishes of its drafters."""

@@ -9,7 +9,7 @@ from typing import Any
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
 
 from simulator.core.errors import BadInputError, InfeasibleError, SimulatorError
-from simulator.ui import runs, widgets
+from simulator.ui import widgets
 from simulator.ui.explore import view
 from simulator.ui.explore.asked import Explored, from_query, to_query
 from simulator.ui.explore.form import BY_POSITION, MOST_EDITED, check, controls, state_of
@@ -17,7 +17,8 @@ from simulator.ui.explore.view import view_of
 from simulator.ui.explore.work import tasks_of
 from simulator.ui.exports import one_file
 from simulator.ui.figures import Scheme
-from simulator.ui.jobs import Jobs
+from simulator.ui.running import runs
+from simulator.ui.running.jobs import Jobs
 from simulator.ui.security import check_policies
 
 TITLE = "Explore"

@@ -18,7 +18,7 @@ from simulator.ui.explore.form import STATISTICS
 from simulator.ui.explore.work import LOADS, SEEDS, Curve, Line, LineTask, tasks_of
 from simulator.ui.exports import Page
 from simulator.ui.figures import Figure, Scheme, empty_figure, line_figure
-from simulator.ui.jobs import Jobs
+from simulator.ui.running.jobs import Jobs
 
 SPEED, BUDGET, ACCEPTED, WASTED = (
     "Throughput against speed per user",

@@ -16,7 +16,7 @@ from simulator.api.workbench import Workbench, deployment
 from simulator.deployment.profile import Profile
 from simulator.hardware.choose import DRAFTERS, Hardware, profile_for, require_acceptance
 from simulator.ui.explore.asked import Deployed, Explored
-from simulator.ui.jobs import Say, Task
+from simulator.ui.running.jobs import Say, Task
 
 Stage = Literal["coarse", "usual", "full"]
 

@@ -11,13 +11,14 @@ from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from simulator.api.planning import Plan
 from simulator.core.errors import BadInputError
-from simulator.ui import runs, widgets
+from simulator.ui import widgets
 from simulator.ui.figures import Figure, Scheme, empty_figure
-from simulator.ui.jobs import Jobs
 from simulator.ui.plan import asked as ask_for
 from simulator.ui.plan import form, view
 from simulator.ui.plan.asked import FIELDS, MOST_GPUS, Planned, from_query, to_query
 from simulator.ui.plan.work import tasks_of
+from simulator.ui.running import runs
+from simulator.ui.running.jobs import Jobs
 
 TITLE = "Plan"
 

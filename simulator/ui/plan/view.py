@@ -30,9 +30,9 @@ from simulator.ui.figures import (
     line_figure,
     tornado_figure,
 )
-from simulator.ui.jobs import Jobs
 from simulator.ui.plan.asked import Planned
 from simulator.ui.plan.work import Answer, PlanTask
+from simulator.ui.running.jobs import Jobs
 
 COST = "cost_per_million_output_tokens"
 

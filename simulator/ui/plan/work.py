@@ -14,8 +14,8 @@ from simulator.hardware.gpus import load_gpu
 from simulator.parallel.cells import Sweeping
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.scenario.sections import SearchSpec
-from simulator.ui.jobs import Say, Task
 from simulator.ui.plan.asked import Effort, Planned, on_gpu, scenario_of
+from simulator.ui.running.jobs import Say, Task
 from simulator.ui.security import check_hardware
 
 

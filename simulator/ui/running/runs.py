@@ -7,7 +7,7 @@ from typing import Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 
-from simulator.ui.jobs import Jobs, Seen, Task
+from simulator.ui.running.jobs import Jobs, Seen, Task
 
 CLOCK_MS = 300
 """Milliseconds between two looks at a run: often enough to follow, seldom enough to cost nothing."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from simulator.core.errors import BadInputError
-from simulator.ui import jobs as jobs_module
-from simulator.ui.jobs import FaultError, Jobs, Seen, Task
+from simulator.ui.running import jobs as jobs_module
+from simulator.ui.running.jobs import FaultError, Jobs, Seen, Task
 from tests.support.ui_tasks import Break, Die, Double, Refuse, Wait
 
 

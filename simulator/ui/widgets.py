@@ -92,17 +92,19 @@ def figure(name: str, title: str, what: str) -> html.Figure:
 
 def table(heads: Mapping[str, str], rows: Sequence[Mapping[str, Any]], best: Sequence[bool] = ()) -> html.Div:
     """Return a table; heads: column to what stands above it. best: which rows are in bold."""
+    kinds = {name: "text" if any(_is_long(row[name]) for row in rows) else "" for name in heads}
     head = html.Tr(
-        [html.Th(shown, scope="col", title=COLUMNS.get(name, "")) for name, shown in heads.items()]
+        [
+            html.Th(shown, scope="col", title=COLUMNS.get(name, ""), className=kinds[name])
+            for name, shown in heads.items()
+        ]
     )
-    names = list(heads)
-    columns = [texts([row[name] for row in rows]) for name in names]
+    columns = [texts([row[name] for row in rows]) for name in heads]
     body = []
     for index, (first, *others) in enumerate(zip(*columns, strict=True)):
         cells: list[Any] = [html.Th(first, scope="row")]
-        for name, text in zip(names[1:], others, strict=True):
-            wraps = isinstance(rows[index][name], str) and len(text) > 12
-            cells.append(html.Td(text, className="text" if wraps else ""))
+        for kind, text in zip(list(kinds.values())[1:], others, strict=True):
+            cells.append(html.Td(text, className=kind))
         body.append(html.Tr(cells, className="best" if index < len(best) and best[index] else ""))
     return html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="table", tabIndex="0")
 
@@ -110,6 +112,10 @@ def table(heads: Mapping[str, str], rows: Sequence[Mapping[str, Any]], best: Seq
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table by column."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, str) and len(value) > 12
 
 
 def texts(values: Sequence[object]) -> list[str]:

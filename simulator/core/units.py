@@ -178,7 +178,7 @@ UNITS_OF_COLUMNS = {
     ),
     "steps": "steps first_step decode_steps forward_ct",
     "replicas": "replicas replicas_low replicas_high",
-    "GPUs": "decode_gpus prefill_gpus gpus",
+    "GPUs": "decode_gpus prefill_gpus replica_gpus gpus",
     "workers": "prefill_workers",
     "h": "hour",
     "GPU*h": "gpu_hours gpu_hours_following_demand",

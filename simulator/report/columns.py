@@ -164,6 +164,7 @@ COLUMNS: Mapping[str, str] = {
     "binding": "What keeps the rate from being higher.",
     "tied": "Policies that cannot be told from this one.",
     "gpu": "GPU of the row.",
+    "replica_gpus": "GPUs that one replica is laid out over.",
     "recommended": "Whether the plan of that GPU recommends the policy.",
     "curve": "What step times rest on: measured, kernels or modelled.",
     "step_time_band": "Share by which step times may be off, up or down.",

@@ -17,7 +17,7 @@ from simulator.cost.draft import DraftCost
 from simulator.cost.models import AdditiveCost, CostModel, LengthByRequests, StepCost, ThroughputCurve
 from simulator.cost.padded import PaddedCost
 from simulator.cost.scaled import EnabledCost, RowCost, ScaledCost
-from simulator.engine.strides.jit import inner
+from simulator.engine.strides.jit import inner, record
 
 TABULATED, EXTRA, SCALED, ENABLED, ROW, PADDED = range(6)
 """Kinds of operation. The first of a model is ``TABULATED``; each further one changes its step time."""
@@ -26,11 +26,10 @@ LARGEST = 2**22
 """Rows of a step up to which step times are tabulated: 32 MB a table; a choice."""
 
 
-OPERATION = np.dtype(
+OPERATION = record(
     [("kind", np.int64)]
     + [(name, np.float64) for name in ("a", "b", "c", "d")]
-    + [(name, np.int64) for name in ("t", "u", "v", "w")],
-    align=True,
+    + [(name, np.int64) for name in ("t", "u", "v", "w")]
 )
 """What to do, with up to four constants, and where its up to four tables begin."""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -44,6 +44,14 @@ def inner(function: _Function) -> _Function:
     """Compile what only compiled functions call: without a wrapper for Python, and not kept alone."""
     made: _Function = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
     return made
+
+
+def record(fields: Sequence[tuple[str, type[np.generic]]]) -> np.dtype[Any]:
+    """Return the type of a structure whose fields are attributes, in compiled code and in Python.
+
+    So the same functions run uncompiled under ``NUMBA_DISABLE_JIT=1``: for a debugger, and for coverage.
+    """
+    return np.dtype((np.record, np.dtype(list(fields), align=True)))
 
 
 @inner

@@ -12,6 +12,7 @@ from simulator.engine.batch import ADMITTED, BATCH_ROW, Step
 from simulator.engine.cursors import TraceCursors
 from simulator.engine.limits import EngineLimits
 from simulator.engine.strides.flat_cost import FlatCost
+from simulator.engine.strides.jit import record
 from simulator.engine.strides.policies import FlatPolicy
 from simulator.engine.strides.search import Grid, Scratch, scratch
 from simulator.schedulers.search import GRID
@@ -46,10 +47,10 @@ _COUNTS = (
     # records since they were last taken over, and requests that ever joined
     "logged", "joined", "finished", "entries",
 )  # fmt: skip
-STATE = np.dtype([(name, np.float64) for name in _TIMES] + [(name, np.int64) for name in _COUNTS], align=True)
+STATE = record([(name, np.float64) for name in _TIMES] + [(name, np.int64) for name in _COUNTS])
 """Everything about an engine that is a single number. Times in seconds."""
 
-PROMPT = np.dtype(
+PROMPT = record(
     [("request", np.int64), ("left", np.int64), ("started", np.int64)]
     + [
         (name, np.float64)
@@ -57,28 +58,25 @@ PROMPT = np.dtype(
             "queued_s", "admitted_s", "first_token_s", "waited_pool_s", "waited_slot_s", "waited_kv_s",
             "waited_step_s", "waited_prefill_s",
         )
-    ],
-    align=True,
+    ]
 )  # fmt: skip
 """A request on its way into the batch, as ``engine.batch.Prompt``."""
 
-ROW = np.dtype(
+ROW = record(
     [
         (name, np.int64)
         for name in (
             "entry", "request", "remaining", "cursor", "begins", "rows", "accepted", "hole", "is_hole",
         )
-    ],
-    align=True,
+    ]
 )  # fmt: skip
 """A row of the batch: whose it is, tokens left, its place in its trace, where that begins and how long it is.
 
 accepted: drafts of the step under way. hole, by place in the list and not by row: rows that are free now.
 """
 
-LOAD = np.dtype(
-    [(name, np.int64) for name in ("prompt_tokens", "output_tokens", "kv_need", "first_row", "class_index")],
-    align=True,
+LOAD = record(
+    [(name, np.int64) for name in ("prompt_tokens", "output_tokens", "kv_need", "first_row", "class_index")]
 )
 """A request of the workload."""
 

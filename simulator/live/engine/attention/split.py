@@ -176,9 +176,10 @@ def _combine(
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     stretch, column = tl.arange(0, PADDED), tl.arange(0, WIDTH)
     inside = column < HEAD_DIM
-    there = stretch < STRETCHES
+    filled = STRETCHES
     if MASKED:
-        there = there & (tl.load(valid + row) != 0)
+        filled = tl.where(tl.load(valid + row) != 0, STRETCHES, 0)
+    there = stretch < filled
     logsum = tl.load(sums + stretch * s_stretch + row * s_row + head, mask=there, other=float("-inf"))
     largest = tl.max(logsum, 0)
     if SINKS:

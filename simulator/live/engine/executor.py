@@ -86,6 +86,23 @@ class LiveExecutor:
         self._request = np.zeros(rows, dtype=np.int64)
         self._observed: ObservedScheduler | None = None
         self._step = _Step(self.device)
+        if self.passes.captured.records:
+            self._record_largest()
+
+    def _record_largest(self) -> None:
+        """Record the largest passes first: they size the memory pool that all graphs share."""
+        rows, capacity, block = len(self.state.anchors), self.passes.cache.capacity, self.gamma + 1
+        tokens = self._tier("rows", rows * block)
+        self.state.lengths[:] = self.gamma
+        with self.passes.memory(f"recording passes of {rows} requests"):
+            self.passes.captured.run(
+                ("verify", rows, tokens, capacity, block),
+                lambda: self.passes.verify(rows, tokens, capacity, block),
+            )
+            if self.draft_model is not None:
+                self.passes.captured.run(
+                    ("draft", rows, tokens, capacity), lambda: self.passes.draft(rows, tokens, capacity)
+                )
 
     def observe(self, scheduler: Scheduler, *, keep_records: bool = False) -> ObservedScheduler:
         """Return the scheduler for this executor: it passes on the budget where that is known early."""

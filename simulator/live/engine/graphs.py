@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -60,44 +60,125 @@ def _doubling(first: int, largest: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-class Captured:
-    """Runs passes over static buffers: at once on a CPU, as a CUDA graph per key on a GPU.
+GRAPH_BYTES = 4 * 2**30
+"""What recorded graphs may hold of a device. A choice: a twentieth of an H100's memory."""
 
-    A pass must be idempotent (it is run a few times before it is recorded) and leave its results in
-    buffers that exist already: all graphs share one memory pool.
-    """
 
-    def __init__(self, device: torch.device, *, graphs: bool = True) -> None:
-        self.device, self.graphs = device, graphs and device.type == "cuda"
-        self.capture_s = 0.0
-        self._recorded: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self.graphs else None
+class Graph(Protocol):
+    """A recorded pass."""
 
-    @property
-    def recorded(self) -> int:
-        """Graphs recorded so far."""
-        return len(self._recorded)
+    def replay(self) -> None:
+        """Run it."""
 
-    def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Run ``work``, or replay what was recorded of it under ``key``, which must tell its shapes apart."""
-        if not self.graphs:
-            work()
-            return
-        if key not in self._recorded:
-            self._record(key, work)
-        self._recorded[key].replay()
+    def reset(self) -> None:
+        """Give back what it holds."""
 
-    def _record(self, key: Hashable, work: Callable[[], None]) -> None:
+
+class Recorder(Protocol):
+    """Records passes on a device. All graphs of one pool share their temporary memory."""
+
+    def record(self, work: Callable[[], None], pool: Any) -> Graph:
+        """Run ``work`` a few times and record it."""
+
+    def new_pool(self) -> Any:
+        """Return a handle of a pool of memory that no graph uses yet."""
+
+    def free_bytes(self) -> int:
+        """Memory of the device that nobody holds, PyTorch's spare memory given back before."""
+
+
+class CudaRecorder:
+    """CUDA graphs of PyTorch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def record(self, work: Callable[[], None], pool: Any) -> Graph:
+        """See ``Recorder``."""
         torch.cuda.synchronize(self.device)
-        start_s = now_s()
         side: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(side):
             for _ in range(3):
                 work()
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=pool):
             work()
         torch.cuda.synchronize(self.device)
-        self._recorded[key] = graph
+        return graph
+
+    def new_pool(self) -> Any:
+        """See ``Recorder``."""
+        return torch.cuda.graph_pool_handle()
+
+    def free_bytes(self) -> int:
+        """See ``Recorder``."""
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(self.device)[0])
+
+
+class Captured:
+    """Runs passes over static buffers: at once on a CPU, as a CUDA graph per key on a GPU.
+
+    A pass must be idempotent (it is run a few times before it is recorded) and leave its results in
+    buffers that exist already: all graphs share one memory pool. Graphs hold ``limit_bytes`` at most, but for
+    a single one that is larger: beyond it those run least recently are forgotten, and recorded again when
+    they are next run. The pool, which the largest pass sizes, is given back when no graph is left; where
+    forgetting others does not suffice, a new pool begins. held_bytes: what recording took of the device.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        graphs: bool = True,
+        recorder: Recorder | None = None,
+        limit_bytes: int = GRAPH_BYTES,
+    ) -> None:
+        on_gpu = graphs and device.type == "cuda"
+        self._recorder = recorder or (CudaRecorder(device) if on_gpu else None)
+        self.limit_bytes, self.held_bytes, self.capture_s = limit_bytes, 0, 0.0
+        self._recorded: dict[Hashable, Graph] = {}  # in order of their last run
+        self._pool = self._recorder.new_pool() if self._recorder else None
+
+    @property
+    def records(self) -> bool:
+        """Whether passes are recorded at all."""
+        return self._recorder is not None
+
+    @property
+    def recorded(self) -> int:
+        """Graphs that are held."""
+        return len(self._recorded)
+
+    def run(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Run ``work``, or replay what was recorded of it under ``key``, which must tell its shapes apart."""
+        if self._recorder is None:
+            work()
+            return
+        if key in self._recorded:
+            self._recorded[key] = self._recorded.pop(key)
+        else:
+            self._record(self._recorder, key, work)
+        self._recorded[key].replay()
+
+    def _record(self, recorder: Recorder, key: Hashable, work: Callable[[], None]) -> None:
+        start_s, others = now_s(), len(self._recorded)
+        self._add(recorder, key, work)
+        while self.held_bytes > self.limit_bytes and len(self._recorded) > 1:
+            self._forget(recorder, next(iter(self._recorded)))
+        if self.held_bytes > self.limit_bytes and others:  # what is left is a pool that others made large
+            self._forget(recorder, key)
+            self._pool = recorder.new_pool()
+            self._add(recorder, key, work)
         self.capture_s += now_s() - start_s
+
+    def _add(self, recorder: Recorder, key: Hashable, work: Callable[[], None]) -> None:
+        free = recorder.free_bytes()
+        self._recorded[key] = recorder.record(work, self._pool)
+        self.held_bytes += max(0, free - recorder.free_bytes())
+
+    def _forget(self, recorder: Recorder, key: Hashable) -> None:
+        free = recorder.free_bytes()
+        self._recorded.pop(key).reset()
+        self.held_bytes -= min(self.held_bytes, max(0, recorder.free_bytes() - free))

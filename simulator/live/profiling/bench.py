@@ -18,6 +18,7 @@ from simulator.live.models import sampling
 from simulator.live.models.draft import Draft
 from simulator.live.models.kv_cache import whole_pages
 from simulator.live.models.targets import Target
+from simulator.live.profiling.counted import Counted, operations, reached, routing_of
 from simulator.live.profiling.grid import ProfileOptions
 from simulator.schedulers.parse import parse_policy
 from simulator.schedulers.protocol import Batch
@@ -80,6 +81,20 @@ class Bench:
         self.executor.verify(self._lengths(requests, batch_tokens - requests), 0.0)
         timing = self.executor.timings[-1]
         return timing.duration_s - timing.draft_s
+
+    def counted(self, requests: int, batch_tokens: int) -> Counted:
+        """Count what a step of these sizes does, its passes run at once rather than from a graph."""
+        executor, passes = self.executor, self.executor.passes
+        executor.pretend(requests, self.context)
+        lengths = self._lengths(requests, batch_tokens - requests)
+        block, context = int(lengths.max()) + 1, passes.cache.capacity
+        drafting = 0
+        if passes.draft_model is not None:
+            drafting = operations(lambda: passes.draft(requests, requests, context))
+        passes.state.lengths[:requests] = lengths
+        with routing_of(passes.target) as chosen:
+            verifying = operations(lambda: passes.verify(requests, batch_tokens, context, block))
+        return Counted(batch_tokens, verifying, drafting, reached(chosen))
 
     def draft_s(self, requests: int, *, head: bool = True) -> float:
         """One block for every request, after a step that committed half a block; see ``Passes.draft``."""

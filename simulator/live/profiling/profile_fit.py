@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from simulator.live.models.sampling import is_greedy
 from simulator.live.models.targets import Target
 from simulator.live.profiling.cells import CellLog
 from simulator.live.profiling.conditions import conditions_of, digests_of
+from simulator.live.profiling.counted import Counted, experts_of
 from simulator.live.profiling.grid import Grid, ProfileOptions
 
 FLAT = 0.05
@@ -63,9 +64,14 @@ def _conditions(target: Target, options: ProfileOptions) -> dict[str, str]:
 
 
 def profile_from(
-    log: CellLog, target: Target, drafters: dict[str, Draft], options: ProfileOptions, drift: float
+    log: CellLog,
+    target: Target,
+    drafters: dict[str, Draft],
+    options: ProfileOptions,
+    drift: float,
+    counted: Sequence[Counted] = (),
 ) -> Profiled:
-    """Fit the additive model to the step cells and put everything into a profile."""
+    """Fit the additive model to the step cells and put everything into a profile, ``counted`` in words."""
     prices = _prices(log, list(drafters))
     steps = log.of("step").rename(columns={"seconds": "step_time_s"})
     steps["step_time_s"] -= steps["requests"].map(prices[next(iter(drafters))])
@@ -91,6 +97,7 @@ def profile_from(
         f"{conditions['attention']} (drafts: {conditions['draft_attention']}); CUDA graphs "
         f"{conditions['graphs']}; tokens {conditions['sampling']}"
         + _noisy(log, options)
+        + _contents(target, counted)
         + (f"; {conditions['threads']} CPU thread(s)" if "threads" in conditions else "")
     )
     step = AdditiveSpec.of(cost)
@@ -116,6 +123,23 @@ def profile_from(
         prefill_tokens_per_s=fastest,
     )
     return Profiled(profile, fit, log, drift)
+
+
+def _contents(target: Target, counted: Sequence[Counted]) -> str:
+    """Say what steps consist of: how many operations, and how many experts they reach."""
+    if not counted:
+        return ""
+    first = counted[0]
+    said = (
+        f"; a step of {first.batch_tokens} token(s) is {first.target_operations} operations of the target "
+        f"({first.target_operations / target.num_layers:.0f} a layer) and {first.draft_operations} of its "
+        "draft, compilers and Triton apart"
+    )
+    total = experts_of(target)
+    if total is None:
+        return said
+    by_size = ", ".join(f"{step.experts:.1f} by {step.batch_tokens}" for step in counted)
+    return f"{said}; of {total} experts a layer, tokens reach: {by_size}"
 
 
 def _noisy(log: CellLog, options: ProfileOptions) -> str:

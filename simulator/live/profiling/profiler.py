@@ -30,6 +30,7 @@ from simulator.live.models.dspark import DSparkDraft
 from simulator.live.models.targets import Target
 from simulator.live.profiling.bench import Bench, judge_sample
 from simulator.live.profiling.cells import CellLog, MeasuredCell, Measurement, measure
+from simulator.live.profiling.counted import Counted, experts_of
 from simulator.live.profiling.grid import NO_DRAFTER, ProfileOptions, What
 from simulator.live.profiling.profile_fit import FLAT
 
@@ -49,6 +50,7 @@ class Profiler:
         self.target, self.drafters, self.log = target, drafters, log
         self.options, self.tell = options, tell
         self.left_out: list[str] = []
+        self.counted: list[Counted] = []
         self._round = 0
 
     def run(self) -> float:
@@ -62,6 +64,7 @@ class Profiler:
                 self._decisions()
             self._set_noisy_aside()
             drift = self._drift()
+            self.counted = self._count()
         self.refuse_unusable()
         if drift > self.options.tolerance:
             raise InfeasibleError(
@@ -204,6 +207,19 @@ class Profiler:
             return 0.0
         steps = self.log.of("step")
         return float(steps.loc[steps["requests"] == requests, "seconds"].min())
+
+    def _count(self) -> list[Counted]:
+        """Count operations and experts of steps at the shortest context, from the fewest rows to the most."""
+        grid, draft = self.options.grid, next(iter(self.drafters.values()))
+        bench = self._bench(draft, grid.context[0])
+        if bench is None:
+            return []
+        sizes = [(r, r) for r in grid.requests] + [(r, r * (1 + draft.gamma)) for r in grid.requests[-1:]]
+        counted = [bench.counted(*size) for size in sizes if bench.holds(*size)]
+        total = experts_of(self.target)
+        for step in counted if total else []:
+            self.tell(f"{step.batch_tokens} tokens reach {step.experts:.1f} of {total} experts a layer")
+        return counted
 
     def _drift(self) -> float:
         """How far the first cell lies from what it was, measured once more."""

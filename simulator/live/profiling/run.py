@@ -48,8 +48,9 @@ def measure_profile(
     if log.resumed:
         tell(f"continuing: {log.resumed} cells are measured already")
     with noting(lambda: f"{len(log.cells)} measured cells are kept in {log.path}: the same command resumes"):
-        drift = Profiler(target, drafters, log, options, tell).run()
-    profiled = profile_fit.profile_from(log, target, drafters, options, drift)
+        profiler = Profiler(target, drafters, log, options, tell)
+        drift = profiler.run()
+    profiled = profile_fit.profile_from(log, target, drafters, options, drift, profiler.counted)
     path = folder / f"{name}.json"
     profiled.profile.save(path)
     ceilings = device_ceilings.measure_ceilings(target.device, target.dtype)

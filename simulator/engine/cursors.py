@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from simulator.core.arrays import Rows
 from simulator.core.errors import BadInputError
 from simulator.core.random import random_stream
 from simulator.traffic.workload import Workload
+
+_Number = TypeVar("_Number", np.float32, np.uint8)
 
 LONG_TRACE = 8192
 """Rows from which on indices may run past the end: NumPy wraps them by subtracting again and again."""
@@ -35,8 +38,8 @@ class TraceCursors:
                 value=sorted(sizes),
             )
         self.gamma = sizes.pop()
-        self._survival = np.concatenate([replay.survival for replay in replays])
-        self._accepted = np.concatenate([replay.accepted for replay in replays]).astype(np.int64)
+        self._survival = _end_to_end([replay.survival for replay in replays])
+        self._accepted = _end_to_end([replay.accepted for replay in replays])
         self._first_row = _first_rows(replays, workload, seed)
         self._cursor = np.zeros(capacity, dtype=np.int64)
         # First row and length of each class's trace, and of the one each batch row walks. A single long
@@ -48,14 +51,17 @@ class TraceCursors:
         self._class_index = workload.class_index
         self._replays = replays
 
-    def arrays(self) -> tuple[NDArray[np.float32], Rows, Rows, Rows]:
+    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], Rows, Rows]:
         """Return what is walked, for a loop that keeps cursors of its own.
 
-        Survival [rows, gamma] and accepted lengths [rows], traces end to end; the row at which each request
-        starts [n]; first row and length of each class's trace [2, classes].
+        Survival [rows, gamma] and accepted lengths [rows], traces end to end and of the one kind that this
+        loop is compiled for: writable; the row at which each request starts [n]; first row and length of each
+        class's trace [2, classes].
         """
         rows = np.array([replay.rows for replay in self._replays])
-        return self._survival, self._accepted, self._first_row, np.stack([np.cumsum(rows) - rows, rows])
+        survival = np.require(self._survival, np.float32, ["C", "W"])
+        accepted = np.require(self._accepted, np.uint8, ["C", "W"])
+        return survival, accepted, self._first_row, np.stack([np.cumsum(rows) - rows, rows])
 
     def reuse(self, requests: Rows, tokens: Rows) -> float:
         """Design effect of reading the same outcomes again: 1 where each was read once.
@@ -97,7 +103,7 @@ class TraceCursors:
 
     def accepted(self, count: int) -> Rows:
         """Return accepted lengths under full verification at the first ``count`` cursors, int64 [count]."""
-        return self._accepted.take(self._cursor[:count], mode="wrap")
+        return self._accepted.take(self._cursor[:count], mode="wrap").astype(np.int64)
 
     def advance(self, accepted: Rows) -> None:
         """Move the first rows on by what they committed: ``accepted`` drafts and the bonus token."""
@@ -108,6 +114,11 @@ class TraceCursors:
         if self._traces is not None:
             first, rows = self._walked[:, :count]
             cursor[:] = first + (cursor - first) % rows
+
+
+def _end_to_end(parts: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
+    """Join arrays by rows; a single one is not copied, as a recording may be large."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def count_visits(first: Rows, tokens: Rows, rows: int) -> Rows:

@@ -23,7 +23,7 @@ from simulator.core.errors import BadInputError
 from simulator.deployment.setup import Setup
 from simulator.engine.measures.metrics import Metrics
 from simulator.fleet.layout import COOLDOWN, WARMUP, Fleet
-from simulator.fleet.pod import Pod, PodRun, ReplicaRun, run_pod_row
+from simulator.fleet.pod import FleetPart, PodRun, ReplicaRun, run_part_row
 from simulator.parallel.backends import Backend
 from simulator.parallel.cells import run_cells
 from simulator.sla.observed import Observed, pool
@@ -80,16 +80,13 @@ def simulate_fleet(
     if workload.is_closed_loop or not len(workload):
         raise BadInputError("needs requests with arrival times", field="fleet traffic")
     sla.check_classes(workload.classes)
-    count = fleet.pod_count
-    pods = [
-        Pod(
-            workload.shard(index, count), tuple(plans), fleet, fleet.replicas // count, sla,
-            measured_span(workload), seed, index,
-        )
-        for index in range(count)
-    ]  # fmt: skip
+    judged_s = measured_span(workload)
+    parts = [
+        FleetPart(workload, tuple(plans), fleet, sla, judged_s, seed, index)
+        for index in range(fleet.pod_count)
+    ]
     rows = run_cells(
-        run_pod_row, pods, workers=workers, label="Fleet", progress=progress,
+        run_part_row, parts, workers=workers, label="Fleet", progress=progress,
         backend=backend, address=address, directory=directory,
     )  # fmt: skip
     return _together(workload, fleet, sla, [PodRun.from_row(row) for row in rows])

@@ -37,8 +37,29 @@ MEASURABLE_STEPS = 60
 
 
 @dataclass(frozen=True, slots=True)
+class FleetPart:
+    """One pod of a fleet, as a cell: ``workload`` is the fleet's, which all cells of a worker share."""
+
+    workload: Workload
+    plans: tuple[Setup, ...]
+    fleet: Fleet
+    sla: Sla
+    measured_s: tuple[float, float]
+    seed: int
+    index: int
+
+    def pod(self) -> Pod:
+        """Return the pod with its share of the requests."""
+        count = self.fleet.pod_count
+        return Pod(
+            self.workload.shard(self.index, count), self.plans, self.fleet, self.fleet.replicas // count,
+            self.sla, self.measured_s, self.seed, self.index,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
-    """A router and its replicas with their requests: a cell of a fleet."""
+    """A router and its replicas with their requests."""
 
     workload: Workload
     plans: tuple[Setup, ...]
@@ -118,9 +139,9 @@ class PodRun:
         return cls(row["saturated"], row["requests"], observed, metrics, replicas)
 
 
-def run_pod_row(pod: Pod) -> dict[str, Any]:
+def run_part_row(part: FleetPart) -> dict[str, Any]:
     """Run ``run_pod`` as a cell of a sweep."""
-    return run_pod(pod).as_row()
+    return run_pod(part.pod()).as_row()
 
 
 def run_pod(pod: Pod) -> PodRun:

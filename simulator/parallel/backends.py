@@ -12,15 +12,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from simulator.core.errors import BadInputError, SimulatorError
+from simulator.parallel.parcels import Packer, Parcel
 
 Backend = Literal["loky", "dask", "ray"]
 
@@ -44,7 +46,10 @@ _IDLE_S = 30
 """Seconds without work after which a process ends. A choice."""
 
 _AHEAD = 2
-"""Cells given to a cluster per worker thread, so that the next cell is there when one ends. A choice."""
+"""Batches given to a cluster per worker thread, so that the next one is there when one ends. A choice."""
+
+_BATCH_S = 0.2
+"""Seconds that cells given together should take. A choice, far above the 10 ms that giving one takes Dask."""
 
 _OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -92,16 +97,56 @@ def check(backend: str, address: str | None, workers: int) -> None:
         raise BadInputError("has no cluster", field="backend", value=backend, remedy="use dask or ray")
 
 
-def _at(task: Task, positioned: Positioned) -> Positioned:
-    return positioned[0], task(positioned[1])
+@dataclass(slots=True)
+class _Batches:
+    """Cells for a cluster in batches: single ones at first, then as many as take ``_BATCH_S`` together.
+
+    Towards the end, batches are small enough to keep all ``threads`` busy.
+    """
+
+    task: Task
+    pending: list[Positioned]
+    threads: int
+    packer: Packer
+    given: int = 0
+    size: float = 1.0
+
+    def next(self) -> tuple[list[int], Parcel] | None:
+        """Pack the next cells; None when all are given."""
+        left = len(self.pending) - self.given
+        count = min(int(self.size), max(left // (2 * self.threads), 1))
+        batch = self.pending[self.given : self.given + count]
+        self.given += len(batch)
+        if not batch:
+            return None
+        return [at for at, _ in batch], self.packer.pack((self.task, [cell for _, cell in batch]))
+
+    def learn(self, cells: int, seconds: float) -> None:
+        """Set the size of later batches by how long one took."""
+        self.size = min(max(_BATCH_S * cells / max(seconds, 1e-9), 1.0), 2 * self.size)
+
+
+def _each(
+    positions: list[int], parcel: Parcel, fetch: Callable[[str], bytes]
+) -> tuple[list[Positioned], float]:
+    """Run a task on some cells; returns their results with positions, and the seconds that they took."""
+    start_s = time.perf_counter()
+    task, cells = parcel.opened(fetch)
+    done = [(position, task(cell)) for position, cell in zip(positions, cells, strict=True)]
+    return done, time.perf_counter() - start_s
+
+
+def _with(positions: list[int], parcel: Parcel, *large: bytes) -> tuple[list[Positioned], float]:
+    """``_each``, given the pickled values that the parcel lacks."""
+    return _each(positions, parcel, dict(zip(parcel.digests, large, strict=True)).__getitem__)
 
 
 # --- this machine -------------------------------------------------------------------------------------------
 
 
 def _one_after_the_other(task: Task, pending: list[Positioned]) -> Iterator[Positioned]:
-    for each in pending:
-        yield _at(task, each)
+    for position, cell in pending:
+        yield position, task(cell)
 
 
 class _Loky:
@@ -112,13 +157,26 @@ class _Loky:
 
     def __call__(self, task: Task, pending: list[Positioned]) -> Iterator[Positioned]:
         parallel = Parallel(
-            n_jobs=self.workers, backend="loky", return_as="generator_unordered", batch_size=1,
+            n_jobs=self.workers, backend="loky", return_as="generator_unordered", batch_size="auto",
             initializer=_end_with_parent, initargs=(os.getpid(),), idle_worker_timeout=_IDLE_S,
         )  # fmt: skip
-        try:
-            yield from parallel(delayed(_at)(task, each) for each in pending)
-        except TerminatedWorkerError as error:
-            raise WorkersLost(type(error).__name__) from error
+        with TemporaryDirectory(prefix="dspark-sim-", ignore_cleanup_errors=True) as folder:
+            packer = Packer(lambda digest, pickled: _file(folder, digest).write_bytes(pickled))
+            # All at once: an error in a thread of joblib's, which takes them, would not be seen.
+            parcels = [(position, packer.pack((task, (cell,)))) for position, cell in pending]
+            try:
+                for done, _ in parallel(delayed(_from_folder)(folder, *each) for each in parcels):
+                    yield from done
+            except TerminatedWorkerError as error:
+                raise WorkersLost(type(error).__name__) from error
+
+
+def _file(folder: str, digest: str) -> Path:
+    return Path(folder) / digest
+
+
+def _from_folder(folder: str, position: int, parcel: Parcel) -> tuple[list[Positioned], float]:
+    return _each([position], parcel, lambda digest: _file(folder, digest).read_bytes())
 
 
 def _end_with_parent(parent: int) -> None:
@@ -154,23 +212,41 @@ def _dask(address: str | None, workers: int) -> Iterator[Run]:
 
 
 def _on_dask(distributed: Any, client: Any, task: Task, pending: list[Positioned]) -> Iterator[Positioned]:
-    left, running = iter(pending), distributed.as_completed()
-    threads = max(sum(client.nthreads().values()), 1)
+    running, threads = distributed.as_completed(), max(sum(client.nthreads().values()), 1)
+    shared: dict[str, Any] = {}  # with the scheduler, so that a worker that dies takes none along
+    packer = Packer(lambda digest, pickled: shared.update({digest: _submitted(client, _itself, pickled)}))
+    batches = _Batches(task, pending, threads, packer)
 
-    def hand_over(count: int) -> None:
-        running.update([client.submit(_at, task, each, pure=False) for each in islice(left, count)])
+    def hand_over() -> None:
+        if (batch := batches.next()) is not None:
+            positions, parcel = batch
+            large = [shared[digest] for digest in parcel.digests]
+            running.update([_submitted(client, _with, positions, parcel, *large)])
 
-    hand_over(_AHEAD * threads)
+    for _ in range(_AHEAD * threads):
+        hand_over()
     try:
         for future in running:
-            yield future.result()
-            hand_over(1)
+            done, seconds = future.result()
+            batches.learn(len(done), seconds)
+            yield from done
+            hand_over()
     except distributed.KilledWorker as error:
         raise WorkersLost(type(error).__name__) from error
     except (distributed.CancelledError, distributed.comm.CommClosedError) as error:
         raise WorkerDiedError(f"the Dask scheduler is gone: {error}; start it again") from error
     finally:
         client.cancel(running.futures)
+
+
+def _submitted(client: Any, function: Callable[..., Any], *values: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph")  # large values: once each
+        return client.submit(function, *values, pure=False)
+
+
+def _itself(pickled: bytes) -> bytes:
+    return pickled
 
 
 @contextmanager
@@ -293,20 +369,31 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _on_ray(ray: Any, task: Task, pending: list[Positioned]) -> Iterator[Positioned]:
-    left, lost, kept_task = iter(pending), None, ray.put(task)
-    remote = ray.remote(num_cpus=1, max_retries=0)(_at)
-    ahead = _AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    running = [remote.remote(kept_task, each) for each in islice(left, ahead)]
+    threads, lost = max(int(ray.cluster_resources().get("CPU", 1)), 1), None
+    shared: dict[str, Any] = {}
+    packer = Packer(lambda digest, pickled: shared.update({digest: ray.put(pickled)}))
+    batches = _Batches(task, pending, threads, packer)
+    remote = ray.remote(num_cpus=1, max_retries=0)(_with)
+
+    def handed_over() -> list[Any]:
+        if (batch := batches.next()) is None:
+            return []
+        positions, parcel = batch
+        return [remote.remote(positions, parcel, *(shared[digest] for digest in parcel.digests))]
+
+    running = [each for _ in range(_AHEAD * threads) for each in handed_over()]
     try:
         while running:
-            (done, *_), running = ray.wait(running)
+            (first, *_), running = ray.wait(running)
             try:
-                yield ray.get(done)
+                done, seconds = ray.get(first)
+                batches.learn(len(done), seconds)
+                yield from done
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except ray.exceptions.RayError as error:
                 lost = error  # the other cells continue
-            running += [remote.remote(kept_task, each) for each in islice(left, 1)]
+            running += handed_over()
     finally:
         for each in running:
             ray.cancel(each, force=True)

@@ -37,7 +37,7 @@ from simulator.parallel.backends import (
     check,
     runner,
 )
-from simulator.parallel.hashing import code_digest, content_hash
+from simulator.parallel.hashing import Arrays, code_digest, content_hash
 from simulator.parallel.store import CellStore, open_store
 
 Cell = TypeVar("Cell")
@@ -121,9 +121,10 @@ class _Plan:
         """Return the plan with keys, and its run directory, which is locked until ``stack`` closes."""
         identities: list[str | None] = []
         reasons: list[str] = []
+        read: Arrays = {}
         for cell in cells:
             try:
-                identities.append(content_hash(function, cell))
+                identities.append(content_hash(function, cell, arrays=read))
             except TypeError as error:
                 identities.append(None)
                 reasons.append(str(error))

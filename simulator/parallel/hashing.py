@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from simulator.core.files import data_directory
@@ -38,14 +39,15 @@ _BOOKKEEPING = frozenset(
 """Entries of a class that Python adds. The fields of a dataclass are read separately."""
 
 
-def content_hash(*parts: object) -> str:
+def content_hash(*parts: object, arrays: Arrays | None = None) -> str:
     """Return 32 hex digits that depend on the values and the code within and on nothing else.
 
-    Dataclasses count by their compared fields, so that caches within them change nothing. Raises
+    Dataclasses count by their compared fields, so that caches within them change nothing. arrays: what
+    earlier calls have read of large arrays that have not changed since; this one adds to it. Raises
     ``TypeError`` for a value whose content cannot be read.
     """
     digest = hashlib.sha256()
-    for piece in _Reader().pieces(parts):
+    for piece in _Reader({} if arrays is None else arrays).pieces(parts):
         digest.update(len(piece).to_bytes(8, "little") + piece)
     return digest.hexdigest()[:32]
 
@@ -82,6 +84,12 @@ def _installed(distribution: str) -> str:
         return "unknown"
 
 
+Arrays = dict[int, tuple[bytes, NDArray[Any]]]
+"""Digests of arrays by identity, which is theirs as long as the array is here."""
+
+_LARGE = 2**16
+"""Bytes of an array from which on its digest is read instead. A choice."""
+
 Origin = Literal["package", "library", "user"]
 
 
@@ -111,8 +119,9 @@ def _named(value: Any, module: str) -> bytes:
 class _Reader:
     """Reads a value into pieces. A repeated object becomes a number, so that circles end."""
 
-    def __init__(self) -> None:
+    def __init__(self, arrays: Arrays) -> None:
         self.met: dict[int, tuple[int, Any]] = {}
+        self.arrays = arrays
 
     def pieces(self, value: Any) -> Iterator[bytes]:
         """Yield the content of any value, in pieces."""
@@ -125,7 +134,7 @@ class _Reader:
             if array.dtype.hasobject:
                 raise TypeError("an array of objects has no content to hash")
             yield f"array {array.dtype.str} {array.shape}".encode()
-            yield np.ascontiguousarray(array).tobytes()
+            yield self._content(array)
         elif isinstance(value, Path | np.dtype | range | types.GenericAlias | types.UnionType):
             yield f"{type(value).__name__} {value}".encode()
         elif isinstance(value, Mapping):
@@ -141,6 +150,13 @@ class _Reader:
             yield from sorted(content_hash(item).encode() for item in value)
         else:
             yield from self._once(value)
+
+    def _content(self, array: NDArray[Any]) -> bytes:
+        if array.nbytes < _LARGE:
+            return np.ascontiguousarray(array).tobytes()
+        if id(array) not in self.arrays:
+            self.arrays[id(array)] = hashlib.sha256(np.ascontiguousarray(array)).digest(), array
+        return self.arrays[id(array)][0]
 
     def _once(self, value: Any) -> Iterator[bytes]:
         """Whether a value can contain itself."""

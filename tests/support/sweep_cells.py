@@ -10,6 +10,7 @@ from pathlib import Path
 
 from simulator.core.errors import BadInputError
 from simulator.core.random import random_stream
+from simulator.deployment.setup import Setup, _cached_replay
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,17 @@ def always_fatal(cell: Draw) -> dict[str, object]:
 def refuse(cell: Draw) -> dict[str, object]:
     """Finds every cell at fault."""
     raise BadInputError("is bad", source="sample", field="number", value=cell.number, remedy="mend it")
+
+
+def seen_of(cell: tuple[int, Setup]) -> dict[str, int]:
+    """Which process ran a cell, which object its acceptance was, and how often this was realised there."""
+    _, plan = cell
+    plan.replay(0)
+    return {
+        "process": os.getpid(),
+        "model": id(plan.acceptance),
+        "realised": _cached_replay.cache_info().misses,
+    }
 
 
 def growing(cell: Draw) -> dict[str, object]:

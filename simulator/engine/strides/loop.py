@@ -187,7 +187,7 @@ def _read(memory: Memory, grid: np.ndarray, outcome: bool) -> None:
         at = memory.batch[row].cursor
         if outcome:
             for position in range(gamma):
-                grid[row * gamma + position] = GRID if position < memory.outcome[at] else 0
+                grid[row * gamma + position] = GRID if position < int(memory.outcome[at]) else 0
         else:
             for position in range(gamma):
                 grid[row * gamma + position] = np.int32(memory.survival[at, position] * np.float32(GRID))
@@ -199,7 +199,7 @@ def _verify(memory: Memory) -> None:
     state, drafts = memory.state[0], 0
     for row in range(state.count):
         at, length = memory.batch[row].cursor, memory.lengths[row]
-        accepted = min(length, memory.outcome[at])
+        accepted = min(length, int(memory.outcome[at]))
         drafts += length
         memory.batch[row].accepted = accepted
         at += accepted + 1 - memory.batch[row].begins

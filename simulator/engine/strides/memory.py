@@ -93,7 +93,7 @@ class Memory(NamedTuple):
     [c * gamma], of this step. lengths: int64 [c]. waiting, starts: rings, which Python makes longer.
     prefilling: a ring, and completing, [c + 1]. log, joined, finished: what was recorded since it was last
     taken over. scatter: multiples of the mean step time. survival: float32 [trace rows, gamma]; outcome:
-    int64 [trace rows]; traces: int64 [2, classes], the first row and the rows of each.
+    uint8 [trace rows]; traces: int64 [2, classes], the first row and the rows of each.
     """
 
     state: Records
@@ -113,7 +113,7 @@ class Memory(NamedTuple):
     phase: Floats
     scatter: Floats
     survival: NDArray[np.float32]
-    outcome: Rows
+    outcome: NDArray[np.uint8]
     traces: Rows
     policy: FlatPolicy
     cost: FlatCost

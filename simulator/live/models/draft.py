@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from simulator.live.models.checkpoints import content_digest
 from simulator.live.models.kv_cache import DraftContext
 from simulator.live.models.layers import BackboneConfig, DraftCache
 
@@ -136,3 +138,60 @@ class Draft(Protocol):
         were accepted; else it follows the block's own greedy ones.
         """
         ...
+
+
+class DraftConfig(Protocol):
+    """What every draft's config.json says."""
+
+    @property
+    def shape(self) -> BackboneConfig:
+        """Shape of the draft's layers."""
+        ...
+
+    @property
+    def num_target_layers(self) -> int:
+        """Decoder layers of the target it was trained with."""
+        ...
+
+    @property
+    def target_layer_ids(self) -> tuple[int, ...]:
+        """Which of the target's states are the draft's input; see ``Draft.target_layer_ids``."""
+        ...
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """Return the config.json."""
+        ...
+
+
+class DraftModule(nn.Module):
+    """What all drafts answer from their config and their weights; see ``Draft``."""
+
+    config: DraftConfig
+    embed_tokens: nn.Embedding
+    lm_head: nn.Linear
+    source: str | None = None
+
+    @property
+    def shape(self) -> BackboneConfig:
+        """See ``Draft.shape``."""
+        return self.config.shape
+
+    @property
+    def num_target_layers(self) -> int:
+        """See ``Draft.num_target_layers``."""
+        return self.config.num_target_layers
+
+    @property
+    def target_layer_ids(self) -> tuple[int, ...]:
+        """See ``Draft.target_layer_ids``."""
+        return self.config.target_layer_ids
+
+    @property
+    def digest(self) -> str:
+        """See ``Draft.digest``."""
+        return content_digest(self.config.to_dict(), self.state_dict())
+
+    def new_cache(self, rows: int, capacity: int) -> DraftCache:
+        """See ``Draft.new_cache``."""
+        weight = self.lm_head.weight
+        return DraftCache(self.shape, rows, capacity, dtype=weight.dtype, device=weight.device)

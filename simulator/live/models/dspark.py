@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from simulator.live.models import sampling
-from simulator.live.models.checkpoints import Fields, content_digest
-from simulator.live.models.draft import PackedBlocks, Proposal
+from simulator.live.models.checkpoints import Fields
+from simulator.live.models.draft import DraftModule, PackedBlocks, Proposal
 from simulator.live.models.drafts.gemma4 import GemmaBlock, GemmaTraits, read_gemma
 from simulator.live.models.drafts.heads import HEADS, ConfidenceHead, MarkovHead
 from simulator.live.models.kv_cache import DraftContext
-from simulator.live.models.layers import BackboneConfig, Block, DraftCache, KeysValues, Rotary
+from simulator.live.models.layers import BackboneConfig, Block, KeysValues, Rotary
 
 ARCHITECTURE, GEMMA4 = "Qwen3DSparkModel", "Gemma4DSparkModel"
 """As DeepSpec names DSpark and DFlash drafts in config.json."""
@@ -102,15 +102,16 @@ class DSparkConfig:
         return fields
 
 
-class DSparkDraft(nn.Module):
+class DSparkDraft(DraftModule):
     """The DSpark draft; with ``markov_rank`` 0 and no confidence head it is DFlash."""
+
+    config: DSparkConfig
 
     def __init__(self, config: DSparkConfig) -> None:
         super().__init__()
         shape, rank = config.shape, config.markov_rank
         d, width = shape.hidden_size, shape.hidden_size * len(config.target_layer_ids)
         self.config = config
-        self.source: str | None = None
         self.embed_tokens = nn.Embedding(shape.vocab_size, d)
         self.layers = nn.ModuleList(self._new_block() for _ in range(shape.num_hidden_layers))
         self.norm = nn.RMSNorm(d, eps=shape.rms_norm_eps)
@@ -137,34 +138,9 @@ class DSparkDraft(nn.Module):
         return self.config.block_size
 
     @property
-    def shape(self) -> BackboneConfig:
-        """Shape of the backbone."""
-        return self.config.shape
-
-    @property
-    def digest(self) -> str:
-        """See ``Draft.digest``."""
-        return content_digest(self.config.to_dict(), self.state_dict())
-
-    @property
-    def num_target_layers(self) -> int:
-        """Decoder layers of the target it was trained with."""
-        return self.config.num_target_layers
-
-    @property
-    def target_layer_ids(self) -> tuple[int, ...]:
-        """Target layers whose outputs are its context; -1 is the embedding output."""
-        return self.config.target_layer_ids
-
-    @property
     def has_confidence(self) -> bool:
         """Whether there is a confidence head."""
         return self.confidence_head is not None
-
-    def new_cache(self, rows: int, capacity: int) -> DraftCache:
-        """See ``Draft.new_cache``."""
-        weight = self.fc.weight
-        return DraftCache(self.shape, rows, capacity, dtype=weight.dtype, device=weight.device)
 
     def propose(
         self,

@@ -10,27 +10,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simulator.live.models import sampling
-from simulator.live.models.draft import PackedBlocks, Proposal
+from simulator.live.models.draft import DraftModule, PackedBlocks, Proposal
 from simulator.live.models.kv_cache import DraftContext
-from simulator.live.models.layers import BackboneConfig, DraftCache, KeysValues, Mask, Reach, Rotary
+from simulator.live.models.layers import KeysValues, Mask, Reach, Rotary
 
 
-class ChainedDraft(nn.Module, ABC):
+class ChainedDraft(DraftModule, ABC):
     """What MTP-K and Eagle3 share; ``gamma`` steps of one layer make a block."""
 
     has_confidence = False
     gamma: int
-    embed_tokens: nn.Embedding
-    lm_head: nn.Linear
     rotary: Rotary
-
-    @property
-    @abstractmethod
-    def shape(self) -> BackboneConfig:
-        """Shape of the one layer."""
 
     @abstractmethod
     def enter(self, features: Tensor) -> Tensor:
@@ -53,11 +46,6 @@ class ChainedDraft(nn.Module, ABC):
     @abstractmethod
     def leave(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the state of the next step and the logits of this one: [..., d], [..., V]."""
-
-    def new_cache(self, rows: int, capacity: int) -> DraftCache:
-        """See ``Draft.new_cache``."""
-        weight = self.lm_head.weight
-        return DraftCache(self.shape, rows, capacity, dtype=weight.dtype, device=weight.device)
 
     def propose(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simulator.live.models.checkpoints import Fields, content_digest
+from simulator.live.models.checkpoints import Fields
 from simulator.live.models.drafts.chain import ChainedDraft
 from simulator.live.models.drafts.gemma4 import GemmaBlock, GemmaTraits, read_gemma
 from simulator.live.models.layers import Attention, BackboneConfig, Block, KeysValues, Mask, Reach, Rotary
@@ -67,11 +67,12 @@ class Eagle3Config:
 class Eagle3Draft(ChainedDraft):
     """The Eagle3 drafter; ``ttt_length`` draft tokens a block."""
 
+    config: Eagle3Config
+
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__()
         shape, d = config.shape, config.shape.hidden_size
         self.config = config
-        self.source: str | None = None
         self.embed_tokens = nn.Embedding(shape.vocab_size, d)
         self.fc = nn.Linear(d * len(config.target_layer_ids), d, bias=False)
         layer = Eagle3Layer(shape) if config.gemma is None else GemmaEagle3Layer(shape, config.gemma)
@@ -82,30 +83,10 @@ class Eagle3Draft(ChainedDraft):
         self.gamma = config.ttt_length
 
     @property
-    def shape(self) -> BackboneConfig:
-        """Shape of the one layer."""
-        return self.config.shape
-
-    @property
     def _layer(self) -> Eagle3Layer | GemmaEagle3Layer:
         layer = self.layers[0]
         assert isinstance(layer, (Eagle3Layer, GemmaEagle3Layer))
         return layer
-
-    @property
-    def digest(self) -> str:
-        """See ``Draft.digest``."""
-        return content_digest(self.config.to_dict(), self.state_dict())
-
-    @property
-    def num_target_layers(self) -> int:
-        """Decoder layers of the target it was trained with."""
-        return self.config.num_target_layers
-
-    @property
-    def target_layer_ids(self) -> tuple[int, ...]:
-        """Target layers whose outputs are fused."""
-        return self.config.target_layer_ids
 
     def enter(self, features: Tensor) -> Tensor:
         """Fuse the target's states: [..., width] -> [..., d]."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simulator.live.models.checkpoints import Fields, content_digest
+from simulator.live.models.checkpoints import Fields
 from simulator.live.models.drafts.chain import ChainedDraft
 from simulator.live.models.layers import BackboneConfig, Block, KeysValues, Mask, Reach, Rotary
 
@@ -31,6 +31,11 @@ class MTPConfig:
     shape: BackboneConfig
     num_target_layers: int
     block_size: int = 1
+
+    @property
+    def target_layer_ids(self) -> tuple[int, ...]:
+        """The target's final norm, which comes after its last layer."""
+        return (self.num_target_layers,)
 
     @classmethod
     def from_fields(cls, fields: Fields) -> MTPConfig:
@@ -53,11 +58,12 @@ class MTPConfig:
 class MTPDraft(ChainedDraft):
     """The MTP module as a draft of block size K."""
 
+    config: MTPConfig
+
     def __init__(self, config: MTPConfig) -> None:
         super().__init__()
         shape, d = config.shape, config.shape.hidden_size
         self.config = config
-        self.source: str | None = None
         self.embed_tokens = nn.Embedding(shape.vocab_size, d)
         self.enorm = nn.RMSNorm(d, eps=shape.rms_norm_eps)
         self.hnorm = nn.RMSNorm(d, eps=shape.rms_norm_eps)
@@ -67,26 +73,6 @@ class MTPDraft(ChainedDraft):
         self.lm_head = nn.Linear(d, shape.vocab_size, bias=False)
         self.rotary = Rotary(shape)
         self.gamma = config.block_size
-
-    @property
-    def shape(self) -> BackboneConfig:
-        """Shape of the one layer."""
-        return self.config.shape
-
-    @property
-    def digest(self) -> str:
-        """See ``Draft.digest``."""
-        return content_digest(self.config.to_dict(), self.state_dict())
-
-    @property
-    def num_target_layers(self) -> int:
-        """Decoder layers of the target it was trained with."""
-        return self.config.num_target_layers
-
-    @property
-    def target_layer_ids(self) -> tuple[int, ...]:
-        """The target's final norm, which comes after its last layer."""
-        return (self.num_target_layers,)
 
     def enter(self, features: Tensor) -> Tensor:
         """See ``ChainedDraft.enter``: the target's normed state as it is."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def write_validation(
     errors: pd.DataFrame, lengths: pd.DataFrame, parity: pd.DataFrame, title: str, out: Path
 ) -> None:
-    """Write the tables of ``live.checks.validation.Validation`` as CSV, and two figures of them."""
+    """Write the tables of ``live.checks.validation.results.Validation`` as CSV, and two figures of them."""
     for name, frame in (("errors", errors), ("lengths", lengths), ("parity", parity)):
         write_csv(out / f"{name}.csv", frame)
     save(plot_frontiers(errors, title), out / "frontiers.png")

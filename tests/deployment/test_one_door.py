@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """Commands that simulate an engine, and how each is run in a second."""
 
 LIVE = {"live", "validate"}
-"""Commands that serve on a device: their limits are tested in ``live/checks/test_validation``."""
+"""Commands that serve on a device: their limits are tested in ``live/checks/validation``."""
 
 NO_ENGINE = {"list", "profile", "train", "trace", "acceptance", "import", "export", "replay", "ui"}
 """Commands, and groups of them, that run no engine under limits; the app does in its workers, by the API."""

@@ -150,8 +150,8 @@ def validation(campaign: Campaign, *, size: str) -> None:
     The small pair serves held-out code and decides for itself; at Qwen3's sizes acceptance is replayed
     from the fitted models while every pass is real.
     """
-    from simulator.live.checks.case import Asked, validation_case
-    from simulator.live.checks.validation import validate
+    from simulator.live.checks.asked import Asked, validation_case
+    from simulator.live.checks.validation.validate import validate
     from simulator.live.device import device_name
     from simulator.live.models.pairs import load_pair
     from simulator.live.profiling.profile_fit import label

@@ -24,7 +24,7 @@ from simulator.cost.models import CostModel, StepCost
 from simulator.deployment.acceptance_text import parse_acceptances
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile, load_profile
-from simulator.live.checks.validation import summarise_errors
+from simulator.live.checks.validation.results import summarise_errors
 from simulator.live.profiling.cells import CellLog
 from simulator.report.drawing.style import save
 from simulator.report.frontier import plot_frontier, plot_load, plot_regret

@@ -45,8 +45,8 @@ def live(
     check_writable_directory(out)
     model, drafters = pair.load()
     from simulator.engine.run import write_unfinished
-    from simulator.live.checks.case import Asked, validation_case
-    from simulator.live.checks.validation import run_live, write_live
+    from simulator.live.checks.asked import Asked, validation_case
+    from simulator.live.checks.validation.live_run import run_live, write_live
     from simulator.report.terminal import print_metrics
     from simulator.traffic.parse import draw_workload, names_process, parse_traffic
 
@@ -102,8 +102,8 @@ def validate(
     check_writable_directory(out)
     tolerances = _tolerances(tolerance)
     model, drafters = pair.load()
-    from simulator.live.checks.case import Asked, validation_case
-    from simulator.live.checks.validation import validate as run
+    from simulator.live.checks.asked import Asked, validation_case
+    from simulator.live.checks.validation.validate import validate as run
     from simulator.live.device import device_name
     from simulator.live.profiling.profile_fit import label
     from simulator.report.validation import write_validation

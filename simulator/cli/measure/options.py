@@ -82,7 +82,7 @@ class Served:
     ] = 0
 
     def asked(self) -> dict[str, Any]:
-        """Return it as keyword arguments of ``live.checks.case.Asked``."""
+        """Return it as keyword arguments of ``live.checks.asked.Asked``."""
         return {
             "profile": self.profile, "acceptance": self.acceptance or (), "own": self.own,
             "prompts": self.prompts, "text": self.text, "lengths": self.lengths, "steps": self.steps,

@@ -12,7 +12,7 @@ from simulator.core.errors import BadInputError
 from simulator.core.provenance import Provenance
 from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import shipped_profiles
-from simulator.live.checks.validation import ValidationCase
+from simulator.live.checks.validation.case import ValidationCase
 from simulator.live.engine.graphs import Tiers
 from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import RANDOM, text_prompts

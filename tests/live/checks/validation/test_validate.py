@@ -26,7 +26,9 @@ from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
 from simulator.engine.limits import EngineLimits
-from simulator.live.checks.validation import ValidationCase, check_profile, validate
+from simulator.live.checks.validation.case import ValidationCase
+from simulator.live.checks.validation.conditions import check_profile
+from simulator.live.checks.validation.validate import validate
 from simulator.live.device import OutOfMemoryError, device_name
 from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.passes import LiveOptions

@@ -23,14 +23,21 @@ from simulator.engine.limits import (
 )
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.engine.strides import flat_cost, policies
+from simulator.engine.strides.jit import direct
 from simulator.engine.strides.lines import enqueue, join, watch_queue
 from simulator.engine.strides.loop import FULL, UNDER_WAY, stride
-from simulator.engine.strides.memory import PROMPT, STEPS_KEPT, Memory, Records, allocate
+from simulator.engine.strides.memory import PROMPT, STATE, STEPS_KEPT, Memory, Records, allocate
 from simulator.schedulers.early_stop import WatchedDSpark
 from simulator.schedulers.protocol import Scheduler
 from simulator.traffic.workload import Workload
 
 _NONE = np.iinfo(np.int64).max
+
+# ``memory.allocate`` makes all arrays, so their types never differ.
+_stride, _enqueue, _watch_queue, _join = direct(stride), direct(enqueue), direct(watch_queue), direct(join)
+
+_FIELDS = np.dtype((np.void, STATE))
+"""The fields of ``STATE`` read by name alone: as attributes they take Python ten times as long."""
 
 
 class StridingEngine:
@@ -60,7 +67,7 @@ class StridingEngine:
         check_every_request_fits(workload, limits, executor.gamma)
         check_closed_loop_advances(workload, limits)
         self.steps = StepLog()
-        self._memory, self._state = memory, memory.state[0]
+        self._memory, self._state = memory, memory.state.view(_FIELDS)[0]
         self._joined, self._finished = array("d"), array("d")
         self._pool = limits.pool() if pool is None else pool
         self._in_pool: dict[int, Prompt] = {}
@@ -139,7 +146,7 @@ class StridingEngine:
         self._in_pool[request] = prompt
         if start_s > now:
             self._state["now_s"] = now
-            watch_queue(self._memory)
+            _watch_queue(self._memory)
             self._push_start(start_s)
         event = self.environment.timeout(end_s - now)
         heapq.heappush(self._handovers, now + (end_s - now))
@@ -157,7 +164,7 @@ class StridingEngine:
         prompt.admitted_s = state["now_s"] = now
         state["kv_reserved"] += memory.load["kv_need"][prompt.request]  # given back at once by ``join``
         memory.completing[0] = _record(prompt)
-        join(memory, 1)
+        _join(memory, 1)
         self._take_over()
 
     def _enqueue(self, prompt: Prompt) -> None:
@@ -165,7 +172,7 @@ class StridingEngine:
         if state["waiting"] == ring.size:
             self._memory = self._memory._replace(waiting=_wider(ring, int(state["waiting_first"])))
             state["waiting_first"] = 0
-        enqueue(
+        _enqueue(
             self._memory, float(self.environment.now), prompt.request, prompt.queued_s, prompt.left,
             prompt.waited_pool_s, prompt.first_token_s,
         )  # fmt: skip
@@ -200,7 +207,7 @@ class StridingEngine:
         horizon_s = min(float(self._horizon()), self._handovers[0] if self._handovers else math.inf)
         while outcome == FULL:
             self._draw_scatter()
-            outcome = stride(self._memory, float(self.environment.now), horizon_s)
+            outcome = _stride(self._memory, float(self.environment.now), horizon_s)
             self._take_over()
         return outcome == UNDER_WAY
 
@@ -213,11 +220,16 @@ class StridingEngine:
     def _take_over(self) -> None:
         """Keep what a stride has recorded."""
         memory, state = self._memory, self._state
-        self.steps.extend(memory.log[: state["logged"]])
-        self._joined.frombytes(memory.joined[: state["joined"]].tobytes())
-        finished = int(state["finished"])
-        self._finished.frombytes(memory.finished[:finished].tobytes())
-        state["logged"] = state["joined"] = state["finished"] = 0
+        logged, joined, finished = int(state["logged"]), int(state["joined"]), int(state["finished"])
+        if logged:
+            self.steps.extend(memory.log[:logged])
+            state["logged"] = 0
+        if joined:
+            self._joined.frombytes(memory.joined[:joined].tobytes())
+            state["joined"] = 0
+        if finished:
+            self._finished.frombytes(memory.finished[:finished].tobytes())
+            state["finished"] = 0
         self.executor.steps_outside = int(state["outside"])
         if isinstance(self.scheduler, WatchedDSpark):
             self.scheduler.lost, self.scheduler.steps = float(state["lost"]), int(state["watched"])

@@ -577,7 +577,7 @@ def limits(draw: st.DrawFn, largest_need: int) -> EngineLimits:
     )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.data(), st.integers(0, 2**32 - 1), POLICIES)
 def test_invariants_hold_for_any_load_limits_and_policy(
     data: st.DataObject, seed: int, policy: Scheduler

@@ -43,9 +43,7 @@ TENSORRT = {
     "_meta": {"encoding": "decomposed", "engine": {"tp": 8}},
 }
 
-same_folder = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+same_folder = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
@@ -222,7 +222,6 @@ def test_threshold_compares_the_confidences_that_made_the_survival(
     assert_array_equal(found, [expected])
 
 
-@settings(deadline=None)  # the first call imports torch
 @given(survivals(3, 5), st.sampled_from([0.0, 0.3, 0.6, 0.7, 0.95, 1.0]))
 def test_threshold_is_the_same_on_torch(survival: NDArray[np.float32], threshold: float) -> None:
     torch = pytest.importorskip("torch")

@@ -199,7 +199,7 @@ def admitted_by_full_sort(grid: NDArray[np.int32], budget: int) -> NDArray[np.in
     return np.bincount(request[order[:budget]], minlength=requests)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(large_batches(), st.floats(0, 1))
 def test_large_batches_are_decided_as_by_a_full_sort(
     batch: tuple[NDArray[np.int32], int, Floats], share: float

@@ -26,7 +26,7 @@ GRID = (np.arange(400_000) + 0.5) / 400_000
 """Evenly spaced quantiles: the mean over them is the mean of the distribution, without sampling noise."""
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(1.5, 5000), st.floats(0.1, 1.5), st.none() | st.floats(1.5, 20))
 def test_lognormal_mean_is_the_stated_one_even_truncated(mean: float, cv: float, room: float | None) -> None:
     limit = None if room is None else int(np.ceil(mean * room))

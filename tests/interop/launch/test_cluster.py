@@ -6,7 +6,7 @@ import re
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.interop.launch.cluster import (
@@ -34,7 +34,6 @@ def at_hour(manifest: dict, hour: int) -> int:
     return wanted
 
 
-@settings(deadline=None)
 @given(DAYS)
 def test_cron_triggers_give_the_replicas_of_each_hour(replicas: list[int]) -> None:
     manifest = scaled_object("chat", replicas)
@@ -43,7 +42,6 @@ def test_cron_triggers_give_the_replicas_of_each_hour(replicas: list[int]) -> No
         assert trigger["metadata"]["start"] != trigger["metadata"]["end"]  # which KEDA refuses
 
 
-@settings(deadline=None)
 @given(DAYS, st.integers(0, 5))
 def test_bands_are_as_few_as_changes(replicas: list[int], floor: int) -> None:
     bands = bands_above(replicas, floor)

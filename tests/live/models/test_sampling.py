@@ -81,7 +81,7 @@ def one_hot_or_softmax(
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(batch=batches(), temperature=st.sampled_from([0.0, 0.6, 1.0]))
 def test_verifying_a_ragged_batch_is_verifying_each_request_alone(
     batch: dict[str, torch.Tensor], temperature: float

@@ -101,7 +101,7 @@ def test_greedy_output_is_the_targets_own_under_every_scheduler(
         assert generation.accepted_length > 1.2
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), wanted=st.integers(1, 40), stops=st.lists(st.integers(0, 63), max_size=3))
 def test_greedy_output_survives_random_lengths_budgets_and_stops(
     target: Any, prophet: Prophet, seed: int, wanted: int, stops: list[int]

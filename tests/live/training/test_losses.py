@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.live.models.pairs import new_dspark
@@ -14,7 +14,6 @@ from simulator.live.training import losses
 from tests.live.conftest import MakeTarget
 
 
-@settings(deadline=None)
 @given(
     mask=st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=3),
     count=st.integers(1, 12),

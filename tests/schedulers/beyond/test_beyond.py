@@ -83,7 +83,7 @@ def leaks(policy: Scheduler, past: Any, now: Any, other: Any, row: int, at: int)
 
 
 @pytest.mark.parametrize("policy", CAUSAL, ids=repr)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(survivals(3, 3), survivals(3, 3), survivals(3, 3), st.integers(0, 2), st.integers(0, 2))
 def test_no_draft_is_decided_on_by_what_depends_on_its_token(
     policy: Scheduler, past: Any, now: Any, other: Any, row: int, at: int
@@ -333,7 +333,7 @@ def test_what_a_request_needs_is_counted_from_its_target() -> None:
     assert memory.needed(grid, 0.01).sum(axis=1).tolist() == [0, 2, 3]  # 0.9 of 1, then 1.7
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(survivals(3, 3), survivals(3, 3), st.lists(st.integers(0, 9), min_size=3, max_size=3))
 def test_needed_drafts_come_first_and_then_the_most_likely(past: Any, now: Any, tokens: list[int]) -> None:
     """By brute force: of all sets of that size, the most needed drafts, and with these most survival."""
@@ -392,7 +392,7 @@ def test_a_weight_says_how_far_a_request_is_behind() -> None:
     assert others.behind(2, 0.04).tolist() == pytest.approx([0.24 / 0.19, 0.14 / 0.19])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(survivals(3, 3), survivals(3, 3), st.lists(st.integers(1, 9), min_size=3, max_size=3))
 def test_weighted_drafts_are_the_best_of_their_number(past: Any, now: Any, tokens: list[int]) -> None:
     """By brute force over all sets of the budget's size; the budget is that of two steps before."""

@@ -184,7 +184,7 @@ ENGINES = (
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(survivals(3, 3))
 def test_the_searches_are_the_best_by_brute_force(survival: NDArray[np.float32]) -> None:
     """No vector of lengths (for TensorRT-LLM: with a draft each and a tier's sum) promises more."""

@@ -291,7 +291,7 @@ FIELD = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(FIELD, max_size=4), max_size=8), st.booleans())
 def test_any_table_is_read_or_refused_and_accounted_for(
     write: Write, rows: list[list[str]], azure: bool

@@ -48,7 +48,7 @@ def target(request: pytest.FixtureRequest, make_target: MakeTarget) -> Any:
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "plain"])
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=requests, padding=st.integers(0, 3), slack=st.integers(0, 5))
 def test_ragged_rows_are_the_plain_forward_of_each_request(
     target: Any, kernel: str, batch: list[tuple[int, int]], padding: int, slack: int

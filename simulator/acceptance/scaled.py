@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,22 +38,43 @@ def with_difficulty(model: AcceptanceModel, request_share: float) -> AcceptanceM
     return None
 
 
-def scaled_acceptance(model: AcceptanceModel, factor: float) -> AcceptanceModel:
+Levels = Mapping[tuple[FittedModel, float], float]
+"""Solved levels: of a fitted model with a factor on its accepted draft tokens."""
+
+
+def fitted_in(model: AcceptanceModel | None) -> tuple[FittedModel, ...]:
+    """Return the fitted models that a model consists of: scaling it takes a solve for each."""
+    if isinstance(model, Mix):
+        return tuple(part for each in model.components for part in fitted_in(each))
+    return (model,) if isinstance(model, FittedModel) else ()
+
+
+def scaled_level(model: FittedModel, factor: float) -> float:
+    """Solve for the level at which a fitted model accepts ``factor`` times as many draft tokens."""
+    return model.with_accepted_length(_target(model.accepted_length(), model.gamma, factor)).level
+
+
+def scaled_acceptance(
+    model: AcceptanceModel, factor: float, levels: Levels = MappingProxyType({})
+) -> AcceptanceModel:
     """Make a model that accepts ``factor`` times as many draft tokens per step under full verification.
 
     Accepted draft tokens, tau - 1, are scaled: the bonus token comes whatever the drafts are worth. The
     result never exceeds 99.9% of the block. Fitted models and plain rates shift the log-odds of
     every acceptance, a mix each of its components; a recorded trace is altered draft by draft
-    (``ScaledTrace``).
+    (``ScaledTrace``). levels: what has been solved before.
     """
     if not (np.isfinite(factor) and factor > 0):
         raise BadInputError("must be positive", field="acceptance factor", value=factor)
     if isinstance(model, FittedModel):
-        return model.with_accepted_length(_target(model.accepted_length(), model.gamma, factor))
+        known = levels.get((model, factor))
+        return replace(model, level=scaled_level(model, factor) if known is None else known)
     if isinstance(model, Rates):
         return _shifted_rates(model, factor)
     if isinstance(model, Mix):
-        return replace(model, components=tuple(scaled_acceptance(c, factor) for c in model.components))
+        return replace(
+            model, components=tuple(scaled_acceptance(c, factor, levels) for c in model.components)
+        )
     return ScaledTrace(model, factor)
 
 

@@ -28,7 +28,7 @@ from simulator.planning.sizing import Sizing
 from simulator.planning.tables.changes import cost_table, growth_table, money_columns, sensitivity_table
 from simulator.planning.tables.day import day_table, switch_table
 from simulator.planning.tables.policies import plan_table, recommended_policy, term_table, trial_table
-from simulator.planning.variants import servers_of, study_of, variants_of
+from simulator.planning.variants import levels_to_solve, servers_of, solve_level_row, study_of, variants_of
 from simulator.sla.terms import Sla, Term
 from simulator.sla.verdict import TermResult
 from simulator.sweeps.frontier import MixCell, run_mix, steps_for
@@ -118,9 +118,8 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
         raise _infeasible(sla, found)
     refuse_extrapolated(scenario, servers, found)
     check_fleet_size(scenario, sizing, found)
-    variants = _searched(
-        sweep, _variants(servers, found, precision, scenario.loaded_profile().step_time_band), "Sensitivity"
-    )
+    band = scenario.loaded_profile().step_time_band
+    variants = _searched(sweep, _variants(servers, found, precision, band, sweep), "Sensitivity")
     best = max(each.rate_per_s for each in found)
     cells = [_grid_trial(server, best, share) for server in servers for share in GRID]
     trials = _tried(sweep, cells, "Rates")
@@ -208,12 +207,19 @@ def _at_peak(servers: Sequence[Server], found: Sequence[RateSearch], sizing: Siz
 
 
 def _variants(
-    servers: Sequence[Server], found: Sequence[RateSearch], precision: float, step_time_band: float | None
+    servers: Sequence[Server],
+    found: Sequence[RateSearch],
+    precision: float,
+    step_time_band: float | None,
+    sweep: Sweeping,
 ) -> list[Search]:
+    wanted = levels_to_solve([server for server, base in zip(servers, found, strict=True) if base.feasible])
+    rows = sweep.run(solve_level_row, wanted, "Acceptance")
+    levels = {asked: float(row["level"]) for asked, row in zip(wanted, rows, strict=True)}
     cells = []
     for server, base in zip(servers, found, strict=True):
         for name, variant in variants_of(step_time_band).items():
-            changed = variant.applied(server) if base.feasible else None
+            changed = variant.applied(server, levels) if base.feasible else None
             if changed is not None:
                 guess = base.rate_per_s / variant.step_time
                 cells.append(Search(changed, precision, name, guess))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from simulator.acceptance.scaled import scaled_acceptance, with_difficulty
+from simulator.acceptance.fitted import FittedModel
+from simulator.acceptance.scaled import Levels, fitted_in, scaled_acceptance, scaled_level, with_difficulty
 from simulator.capacity.server import Server, share_at_rate
 from simulator.cost.scaled import ScaledCost
 from simulator.deployment.setup import Setup
@@ -13,11 +16,25 @@ from simulator.sla.terms import Sla
 from simulator.traffic.sources import Traffic
 
 
-def with_acceptance(plan: Setup, factor: float) -> Setup:
-    """Return the policy with ``factor`` times as many draft tokens accepted; its scheduler knows."""
+def with_acceptance(plan: Setup, factor: float, levels: Levels) -> Setup:
+    """Return the policy with ``factor`` times as many draft tokens accepted; its scheduler knows.
+
+    levels: those that are solved already.
+    """
     if plan.acceptance is None or factor == 1:
         return plan
-    return replace(plan, acceptance=scaled_acceptance(plan.acceptance, factor))
+    return replace(plan, acceptance=scaled_acceptance(plan.acceptance, factor, levels))
+
+
+def levels_to_solve(servers: Sequence[Server]) -> list[tuple[FittedModel, float]]:
+    """Return each fitted model of any policy, once, with every factor that ``variants_of`` puts on it."""
+    models = (model for server in servers for plan in server.plans for model in fitted_in(plan.acceptance))
+    return [(model, factor) for model in dict.fromkeys(models) for factor in (1 - OFF, 1 + OFF)]
+
+
+def solve_level_row(asked: tuple[FittedModel, float]) -> dict[str, float]:
+    """Run ``scaled_level`` as a cell of a sweep."""
+    return {"level": scaled_level(*asked)}
 
 
 def with_cost(plan: Setup, factor: float) -> Setup:
@@ -46,14 +63,16 @@ class Variant:
     step_time: float = 1.0
     difficulty: float | None = None
 
-    def applied(self, server: Server) -> Server | None:
-        """Return the server as it would be, or None where this cannot be wrong."""
+    def applied(self, server: Server, levels: Levels = MappingProxyType({})) -> Server | None:
+        """Return the server as it would be, or None where this cannot be wrong; levels: solved already."""
         plans = server.plans
         if self.difficulty is not None:
             plans = tuple(with_difficulty_of(plan, self.difficulty) for plan in plans)
             if plans == server.plans:
                 return None
-        plans = tuple(with_cost(with_acceptance(plan, self.acceptance), self.step_time) for plan in plans)
+        plans = tuple(
+            with_cost(with_acceptance(plan, self.acceptance, levels), self.step_time) for plan in plans
+        )
         return replace(server, plans=plans)
 
 

@@ -14,7 +14,7 @@ import yaml
 
 import simulator as sim
 from simulator.acceptance.rates import Mix, mean_length
-from simulator.acceptance.scaled import ScaledTrace, scaled_acceptance, with_difficulty
+from simulator.acceptance.scaled import ScaledTrace, fitted_in, scaled_acceptance, with_difficulty
 from simulator.acceptance.trace import anchor_rows
 from simulator.capacity.search import Search, find_rate, interpolated_rate
 from simulator.capacity.server import Server, share_at_rate
@@ -33,7 +33,15 @@ from simulator.planning.plan import frontier_loads, plan, write_tables
 from simulator.planning.scenario.example import EXAMPLE
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import Sizing
-from simulator.planning.variants import DIFFICULTY, Variant, servers_of, study_of
+from simulator.planning.variants import (
+    DIFFICULTY,
+    OFF,
+    Variant,
+    levels_to_solve,
+    servers_of,
+    solve_level_row,
+    study_of,
+)
 from simulator.schedulers.parse import parse_policy
 from simulator.sla.terms import parse_sla
 from simulator.traffic.arrivals import PoissonArrivals
@@ -166,6 +174,19 @@ def test_only_models_that_know_of_difficulty_have_it_varied() -> None:
     rates, blocks = (Variant(difficulty=0.6).applied(server) for server in servers)
     assert rates is None  # MTP-1's acceptance is one rate for all
     assert blocks is not None
+
+
+def test_levels_are_solved_once_for_all_policies_and_classes() -> None:
+    asked = scenario(policies=("mtp1", "fixed:3", "dspark", "dspark-async"))
+    servers = servers_of(asked, asked.demand(), asked.parsed_sla())
+    wanted = levels_to_solve(servers)
+    assert len(wanted) == len(set(wanted))
+    levels = {each: solve_level_row(each)["level"] for each in wanted}
+    for server in servers:
+        for factor in (1 - OFF, 1 + OFF):
+            variant = Variant(acceptance=factor)
+            assert set(fitted_in(server.plans[0].acceptance)) <= {model for model, _ in wanted}
+            assert variant.applied(server, levels) == variant.applied(server)
 
 
 @pytest.mark.parametrize("spec", ["qwen3-4b-chat@5", "length:3.5@5", "0.5*length:3@5+0.5*qwen3-4b-math@5"])

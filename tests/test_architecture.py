@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,34 @@ def test_an_ignored_lint_rule_has_its_reason() -> None:
         if re.search(r"# noqa(?!: [A-Z0-9, ]+  # \w)", line) and path != Path(__file__)
     ]
     assert not bare
+
+
+def test_the_map_names_every_room() -> None:
+    """Modules and folders of each package, as docs/architecture.md draws them."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = re.search(r"^simulator/ .*?^tools/", text, re.M | re.S)
+    assert drawn is not None
+    top = PACKAGE
+    seen = set()
+    for line in drawn.group().splitlines():
+        parts = re.split(r" {2,}", line.strip())
+        if line.startswith("simulator/live/"):
+            top = PACKAGE / "live"
+        if (
+            not line.startswith("  ")
+            or not parts[0].endswith("/")
+            or parts[1:2] == ["torch only here (below)"]
+        ):
+            continue
+        folder = top / parts[0]
+        rooms = {
+            path.stem if path.is_file() else f"{path.name}/" for path in folder.iterdir()
+            if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").is_file()
+        }  # fmt: skip
+        named = re.split(r"[ ,]+", re.sub(r"\([^)]*\)", "", parts[1]).strip())
+        for room in rooms:
+            assert any(fnmatch(room, name) for name in named), f"{folder.name}: {room} is not on the map"
+        for name in named:
+            assert any(fnmatch(room, name) for room in rooms), f"{folder.name}: there is no {name}"
+        seen.add(folder)
+    assert {path.parent for path in PACKAGE.glob("*/__init__.py")} - seen == {PACKAGE / "live"}

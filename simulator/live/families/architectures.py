@@ -97,3 +97,10 @@ def layer_shapes(config: Any, layers: Sequence[nn.Module]) -> tuple[LayerShape, 
     kv_heads: int = getattr(text, "num_key_value_heads", None) or heads
     head_dim: int = getattr(text, "head_dim", None) or text.hidden_size // heads
     return (LayerShape(kv_heads, head_dim),) * len(layers)
+
+
+def mtp_prefixes(config: Any) -> tuple[str, ...]:
+    """How the tensors of MTP modules begin, which checkpoints keep behind the decoder's layers."""
+    text = config.get_text_config()
+    modules = int(getattr(text, "num_nextn_predict_layers", None) or 0)
+    return tuple(f"model.layers.{text.num_hidden_layers + each}." for each in range(modules))

@@ -43,18 +43,23 @@ def absorbed(module: Any, query: Tensor, key: Tensor, latent: Tensor) -> tuple[T
     query, key: [N, heads, nope + rope]; latent: [N, rank]. Returns queries [N, heads, rank + rope] and keys
     [N, 1, rank + rope].
     """
+    # The rotated part is the same in every head.
+    keys = torch.cat((latent, key[:, 0, module.qk_nope_head_dim :]), dim=-1)
+    return absorbed_queries(module, query), keys[:, None]
+
+
+def absorbed_queries(module: Any, query: Tensor) -> Tensor:
+    """Turn queries [..., heads, nope + rope] into queries of the one key, [..., heads, rank + rope]."""
     nope: int = module.qk_nope_head_dim
     into_keys, _ = _expansion(module)
-    absorbed_query = torch.einsum("nhd,hdr->nhr", query[..., :nope], into_keys)
-    # The rotated part is the same in every head.
-    keys = torch.cat((latent, key[:, 0, nope:]), dim=-1)
-    return torch.cat((absorbed_query, query[..., nope:]), dim=-1), keys[:, None]
+    absorbed_query = torch.einsum("...hd,hdr->...hr", query[..., :nope], into_keys)
+    return torch.cat((absorbed_query, query[..., nope:]), dim=-1)
 
 
 def expanded(module: Any, mixed: Tensor) -> Tensor:
-    """Mixtures of latents [N, heads, rank] -> mixtures of values [N, heads, value_dim]."""
+    """Mixtures of latents [..., heads, rank] -> mixtures of values [..., heads, value_dim]."""
     _, into_values = _expansion(module)
-    return torch.einsum("nhr,hdr->nhd", mixed, into_values)
+    return torch.einsum("...hr,hdr->...hd", mixed, into_values)
 
 
 def _expansion(module: Any) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from simulator.core.errors import BadInputError
 from simulator.core.files import atomic_path, write_json
@@ -113,7 +114,7 @@ def read_fields(folder: Path) -> Fields:
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise BadInputError("must hold a JSON object", source=str(path), remedy="re-export the model")
-    if "auto_map" in raw:
+    if "auto_map" in raw and raw.get("model_type") not in CONFIG_MAPPING:
         raise BadInputError(
             "asks for Python code of its own, which is never run here", source=str(path), field="auto_map",
             value=raw["auto_map"], remedy="choose a model that transformers knows by itself",
@@ -149,6 +150,19 @@ def _shards(index: object, path: Path) -> list[str]:
             value=listed, remedy="fetch the model again",
         )  # fmt: skip
     return sorted(names)
+
+
+def read_named(folder: Path, device: torch.device, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Read those tensors of a model folder whose names are wanted; the other shards are not read."""
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, "pt", device=str(device)) as opened:
+                names = [name for name in list(opened.keys()) if wanted(name)]
+                tensors |= {name: opened.get_tensor(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise _corrupt(file, error) from error
+    return tensors
 
 
 def read_tensors(folder: Path, device: torch.device) -> dict[str, Tensor]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from simulator.live.models.checkpoints import content_digest
+from simulator.live.models import checkpoints
 from simulator.live.models.kv_cache import DraftContext
 from simulator.live.models.layers import BackboneConfig, DraftCache
 
@@ -170,6 +171,12 @@ class DraftModule(nn.Module):
     embed_tokens: nn.Embedding
     lm_head: nn.Linear
     source: str | None = None
+    in_float32: tuple[str, ...] = ()
+    """How tensors end that stay in float32 whatever the others are."""
+
+    def read(self, folder: Path, device: torch.device) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint under the names of this module."""
+        return checkpoints.read_tensors(folder, device)
 
     @property
     def shape(self) -> BackboneConfig:
@@ -189,7 +196,7 @@ class DraftModule(nn.Module):
     @property
     def digest(self) -> str:
         """See ``Draft.digest``."""
-        return content_digest(self.config.to_dict(), self.state_dict())
+        return checkpoints.content_digest(self.config.to_dict(), self.state_dict())
 
     def new_cache(self, rows: int, capacity: int) -> DraftCache:
         """See ``Draft.new_cache``."""

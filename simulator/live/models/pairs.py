@@ -15,7 +15,8 @@ from simulator.core.reading import read_json
 from simulator.live.models import checkpoints
 from simulator.live.models.checkpoints import Fields
 from simulator.live.models.draft import Draft
-from simulator.live.models.drafts import mtp
+from simulator.live.models.drafts import deepseek, mtp
+from simulator.live.models.drafts.deepseek import DeepSeekMTPConfig, DeepSeekMTPDraft
 from simulator.live.models.drafts.eagle3 import ARCHITECTURES as EAGLE3
 from simulator.live.models.drafts.eagle3 import Eagle3Config, Eagle3Draft
 from simulator.live.models.drafts.mtp import MTPConfig, MTPDraft
@@ -207,6 +208,8 @@ def load_draft(
 ) -> Draft:
     """Load a DSpark, DFlash, Eagle3 or MTP draft from a folder or a hub repository.
 
+    Of a checkpoint of DeepSeek-V3 that is the MTP module behind its layers.
+
     ``dtype`` None keeps the checkpoint's. ``gamma``: the block size; what was trained, but for drafters of
     one layer (Eagle3, MTP), which run as often as is asked. Raises ``BadInputError`` for a config, keys,
     shapes, dtypes or a file that are not what they should be, and before loading when memory is too little.
@@ -224,17 +227,23 @@ def load_draft(
             remedy="verify fewer tokens with a scheduler, or train a draft for that block size",
         )
     device = torch.device(device)
-    tensors = checkpoints.read_tensors(folder, device)
+    tensors = draft.read(folder, device)
     checkpoints.require_same_tensors(tensors, draft.state_dict(), str(folder))
+    wide = {name: tensors.pop(name).float() for name in list(tensors) if name.endswith(draft.in_float32)}
     dtype = dtype or checkpoints.one_dtype(tensors, str(folder))
-    draft.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    draft.load_state_dict(wide | {name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     draft.source = str(folder)
     return draft.to(device).eval().requires_grad_(False)
 
 
-def _empty_draft(fields: Fields, gamma: int | None) -> DSparkDraft | MTPDraft | Eagle3Draft:
+def _empty_draft(
+    fields: Fields, gamma: int | None
+) -> DSparkDraft | MTPDraft | DeepSeekMTPDraft | Eagle3Draft:
     """Return the draft of a config without its weights, run as often as asked where it is one layer."""
-    named = architecture(fields, (ARCHITECTURE, GEMMA4, *EAGLE3, mtp.ARCHITECTURE))
+    known = (ARCHITECTURE, GEMMA4, *EAGLE3, mtp.ARCHITECTURE, deepseek.ARCHITECTURE)
+    named = architecture(fields, known)
+    if named == deepseek.ARCHITECTURE:
+        return DeepSeekMTPDraft(replace(DeepSeekMTPConfig.from_fields(fields), block_size=gamma or 1))
     if named == mtp.ARCHITECTURE:
         of_mtp = MTPConfig.from_fields(fields)
         return MTPDraft(replace(of_mtp, block_size=gamma or of_mtp.block_size))

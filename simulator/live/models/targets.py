@@ -21,7 +21,13 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from simulator.core.errors import BadInputError
-from simulator.live.families.architectures import LayerShape, layer_shapes, refuse_older, refuse_untested
+from simulator.live.families.architectures import (
+    LayerShape,
+    layer_shapes,
+    mtp_prefixes,
+    refuse_older,
+    refuse_untested,
+)
 from simulator.live.models import checkpoints
 from simulator.live.models.checkpoints import Fields
 
@@ -348,6 +354,7 @@ def _only_errors_logged() -> Iterator[None]:
 
 def _pretrained(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
     """Load the model on the CPU; whatever transformers would only warn about is an error."""
+    behind = mtp_prefixes(config)
     arguments = {
         _DTYPE_ARGUMENT: dtype, "output_loading_info": True, "use_safetensors": True,
         "ignore_mismatched_sizes": True,  # else transformers raises without saying which; refused below
@@ -364,8 +371,9 @@ def _pretrained(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
             remedy="check the checkpoint against its config.json",
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[problem])
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[problem])
+        names = [name for name in names if not name.startswith(behind)]
+        if names:
             raise BadInputError(
                 f"{len(names)} {problem.replace('_', ' ')} in the checkpoint",
                 source=str(folder),

@@ -17,13 +17,14 @@ from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.observed import ObservedScheduler
 from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import random_prompts
-from simulator.live.models.pairs import new_dspark, new_mtp
-from simulator.live.models.targets import Target
+from simulator.live.models.pairs import load_draft, new_dspark, new_mtp
+from simulator.live.models.targets import Target, load_target
 from simulator.schedulers.policies import DSparkAsync, Fixed, Threshold, Tiered
 from simulator.schedulers.protocol import Batch
 from simulator.traffic.workload import Workload
 from tests.live.conftest import MakeTarget
 from tests.live.engine.attention.test_ragged import KINDS
+from tests.live.models.drafts.test_deepseek import a_checkpoint
 
 
 class StaysOnTheDevice(TorchDispatchMode):
@@ -85,6 +86,25 @@ def test_a_steps_passes_can_be_recorded(
         if draft is not None:
             executor.passes.draft(8, 16, 256)
         executor.passes.verify(8, 32, 256, executor.gamma + 1)
+    assert seen.operations > 100
+
+
+@pytest.mark.usefixtures("meta_like_a_device")
+def test_experts_and_latents_of_a_target_and_its_mtp_module_can_be_recorded(make_target: MakeTarget) -> None:
+    folder, _ = a_checkpoint(make_target, "experts")
+    target = load_target(folder, dtype=torch.bfloat16)
+    if getattr(target.config, "_experts_implementation", None) != "grouped_mm":
+        pytest.skip("this transformers or torch has no grouped product: experts run one by one, by the host")
+    draft: Any = load_draft(folder, dtype=torch.bfloat16, gamma=3)
+    draft.to("meta")
+    load = Workload.single_class(None, np.full(8, 100), np.full(8, 20))
+    executor = LiveExecutor(
+        Target(target.model.to("meta"), target.name), draft, load, concurrency=8,
+        prompts=random_prompts(64, 0),
+    )  # fmt: skip
+    with StaysOnTheDevice() as seen:
+        executor.passes.draft(8, 16, 256)
+        executor.passes.verify(8, 32, 256, 4)
     assert seen.operations > 100
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from simulator.core.errors import BadInputError
 from simulator.live.models.pairs import load_draft
@@ -48,6 +49,14 @@ def test_code_of_a_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
         ):
             load(folder)
     assert not mark.exists()
+
+
+def test_code_beside_a_model_that_transformers_knows_is_left_alone(folder: Path) -> None:
+    """DeepSeek's own checkpoints name code of theirs for older versions of transformers."""
+    (folder / "evil.py").write_text("raise SystemExit('ran')\n")
+    before = load_target(folder).forward(torch.tensor([[3, 1, 4]])).logits
+    change(folder, auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"})
+    assert torch.equal(load_target(folder).forward(torch.tensor([[3, 1, 4]])).logits, before)
 
 
 @pytest.mark.parametrize("listed", [None, {}, {"w": "../../secret.safetensors"}, {"w": 3}, []])

@@ -141,6 +141,8 @@ class RaggedTarget:
 
     def _choose_for_drafts(self, kernel: str) -> Callable[..., Tensor] | None:
         """Return the split kernel where it was asked for or is to be chosen, and runs."""
+        if self.shapes[0].latent is not None:  # its MTP module has latents too, of which the kernel is not
+            return None
         wanted = kernel == "split" or (kernel == "auto" and self.target.device.type == "cuda")
         if not wanted or not (self.kernel_name == "split" or self._split_works()):
             return None

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from simulator.live.models.checkpoints import Fields
+from simulator.live.models.draft import DraftConfig
 from simulator.live.models.drafts.chain import ChainedDraft
+from simulator.live.models.drafts.latent import LatentBlock
 from simulator.live.models.layers import BackboneConfig, Block, KeysValues, Mask, Reach, Rotary
 
 ARCHITECTURE = "MTPDraftModel"
@@ -55,12 +57,10 @@ class MTPConfig:
         }  # fmt: skip
 
 
-class MTPDraft(ChainedDraft):
-    """The MTP module as a draft of block size K."""
+class MTPModule(ChainedDraft):
+    """The module around its one layer: how state and token are joined, and how predictions leave."""
 
-    config: MTPConfig
-
-    def __init__(self, config: MTPConfig) -> None:
+    def __init__(self, config: DraftConfig, layer: Block | LatentBlock, rotary: Rotary, steps: int) -> None:
         super().__init__()
         shape, d = config.shape, config.shape.hidden_size
         self.config = config
@@ -68,11 +68,11 @@ class MTPDraft(ChainedDraft):
         self.enorm = nn.RMSNorm(d, eps=shape.rms_norm_eps)
         self.hnorm = nn.RMSNorm(d, eps=shape.rms_norm_eps)
         self.eh_proj = nn.Linear(2 * d, d, bias=False)
-        self.layer = Block(shape)
+        self.layer = layer
         self.norm = nn.RMSNorm(d, eps=shape.rms_norm_eps)
         self.lm_head = nn.Linear(d, shape.vocab_size, bias=False)
-        self.rotary = Rotary(shape)
-        self.gamma = config.block_size
+        self.rotary = rotary
+        self.gamma = steps
 
     def enter(self, features: Tensor) -> Tensor:
         """See ``ChainedDraft.enter``: the target's normed state as it is."""
@@ -82,7 +82,8 @@ class MTPDraft(ChainedDraft):
         """Combine the state at i and token i+1 into the layer's input [..., d], and that normed."""
         pair = torch.cat((self.enorm(self.embed_tokens(tokens)), self.hnorm(states)), dim=-1)
         joined: Tensor = self.eh_proj(pair)
-        return joined, self.layer.input_layernorm(joined)
+        normed: Tensor = self.layer.input_layernorm(joined)
+        return joined, normed
 
     def keys_values(self, inputs: Tensor, rope: KeysValues) -> KeysValues:
         """See ``ChainedDraft.keys_values``."""
@@ -106,3 +107,12 @@ class MTPDraft(ChainedDraft):
         """
         hidden: Tensor = self.norm(self.sequence_outputs(features, tokens)[0])
         return hidden
+
+
+class MTPDraft(MTPModule):
+    """An MTP module of this project, its layer Qwen3's block, as a draft of block size K."""
+
+    config: MTPConfig
+
+    def __init__(self, config: MTPConfig) -> None:
+        super().__init__(config, Block(config.shape), Rotary(config.shape), config.block_size)

@@ -9,8 +9,11 @@ from simulator.live.models.checkpoints import Fields
 _PACKAGINGS = {
     "Eagle": "an Eagle drafter of another kind than DeepSpec's",
     "DFlash": "z-lab's DFlash packaging",
-    "Deepseek": "DeepSeek's own packaging of MTP or V4 drafts",
-    "DeepSeek": "DeepSeek's own packaging of MTP or V4 drafts",
+    "NextN": "an MTP module exported by itself",
+    "MTPModel": "an MTP module exported by itself",
+    "Deepseek": "DeepSeek's own packaging of another model than V3",
+    "DeepSeek": "DeepSeek's own packaging of another model than V3",
+    "Glm4Moe": "GLM's packaging of an MTP module",
     "ForCausalLM": "a whole language model, not a draft",
 }
 """What an architecture's name gives away about checkpoints that share DeepSpec's field names."""
@@ -26,4 +29,4 @@ def architecture(fields: Fields, known: Sequence[str]) -> str:
     if "speculators_config" in fields.raw or "speculators_model_type" in fields.raw:
         packaging = "vLLM's speculators format"
     problem = f"is {packaging}, which is not read here" if packaging else "names no draft that is read here"
-    raise fields.error("architectures", problem, f"convert it to DeepSpec's {' or '.join(known)}")
+    raise fields.error("architectures", problem, f"convert it to {' or '.join(known)}")

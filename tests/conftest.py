@@ -9,7 +9,7 @@ LONG = ("tests/tools/test_campaign.py", "tests/notebooks/", "tests/cli/test_reli
 """Files with a test or a fixture of ten seconds and more: at the end they would keep one worker busy."""
 
 # A busy machine takes long over any example: neither that nor slow drawing is a fault of the code.
-settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 

@@ -176,7 +176,10 @@ def run_engine(
         raise BadInputError(
             "is needed: a closed loop never ends", field="steps", remedy="give a number of steps"
         )
-    engine = serving_engine(simpy.Environment(), workload, executor, scheduler, believed, limits, seed=seed)
+    engine = serving_engine(
+        simpy.Environment(), workload, executor, scheduler, believed, limits,
+        seed=seed, steps=None if finish else steps,
+    )  # fmt: skip
     advance(engine, steps, finish)
     return engine
 

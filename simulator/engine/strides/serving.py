@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+SHORT = 5000
+"""Steps for which loading compiled code, which takes half a second, does not pay: in Python a step takes 30
+to 100 us at up to 200 requests. A choice."""
+
+_known_steps = 0
+
 
 class ServingEngine(Protocol):
     """What ``engine.engine.Engine`` and ``engine.strides.engine.StridingEngine`` have in common.
@@ -96,15 +102,18 @@ def serving_engine(
     pool: PrefillPool | None = None,
     horizon: Callable[[], float] | None = None,
     on_leave: Callable[[int], None] | None = None,
+    steps: int | None = None,
     compiled: bool = True,
 ) -> ServingEngine:
     """Return an engine whose loop is compiled where it can be: the results are the same, bit for bit.
 
     The Python loop keeps what Python has to run: a live executor, a policy or a cost model of one's own, a
     policy that remembers; everything where numba is missing. horizon: when something outside this engine
-    happens next, by default the environment's next event. compiled: False for the Python loop in any case.
+    happens next, by default the environment's next event. steps: how many it will take, where that is known:
+    the first ``SHORT`` steps of a process are quicker in Python. compiled: False for the Python loop in any
+    case.
     """
-    if compiled and type(executor) is SimulatedExecutor:
+    if compiled and type(executor) is SimulatedExecutor and _pays(steps):
         striding = _striding()
         if striding is not None:
             made = striding.of(
@@ -116,6 +125,13 @@ def serving_engine(
     return Engine(
         environment, workload, executor, scheduler, believed, limits, seed=seed, pool=pool, on_leave=on_leave
     )
+
+
+def _pays(steps: int | None) -> bool:
+    """Whether the steps asked for so far are worth loading the compiled loop, which is done once."""
+    global _known_steps
+    _known_steps += SHORT if steps is None else steps
+    return _known_steps >= SHORT
 
 
 @cache

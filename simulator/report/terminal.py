@@ -56,13 +56,20 @@ def print_metrics(run: Run, title: str, more: Mapping[str, str] = MappingProxyTy
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in run.metrics.as_row().items():
-        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+        table.add_row(name, _shown(name, value))
     for name, text in more.items():
         table.add_row(name, text)
     console = Console()
     console.print(table)
     if run.saturated:
         console.print(SATURATED)
+
+
+def _shown(metric: str, value: int | float) -> str:
+    """Write a metric's value, shares in percent."""
+    if not isinstance(value, float):
+        return f"{value:,}"
+    return share(value, 2) if metric.endswith(("_fraction", "acceptance_rate")) else f"{value:,.4g}"
 
 
 def report_comparison(

@@ -16,8 +16,12 @@ if find_spec("torch") is None or find_spec("transformers") is None:
     collect_ignore_glob = ["test_*.py"]  # the [live] extra is not installed
 else:
     import torch
+    import transformers
+    from packaging.version import Version
     from safetensors.torch import load_file
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    from simulator.live.families.architectures import NEEDS
     from simulator.live.models.draft import Draft
     from simulator.live.models.pairs import load_draft
     from simulator.live.models.targets import Target, load_target
@@ -78,6 +82,12 @@ def randomise(module: torch.nn.Module, seed: int, spread: float) -> None:
             parameter.copy_(1 + 0.2 * noise if "norm" in name else spread * noise)
 
 
+def skip_unless_known(kind: str) -> None:
+    """Skip where this transformers knows no such kind of model, or not as it is supported."""
+    if kind not in CONFIG_MAPPING or Version(transformers.__version__) < Version(NEEDS.get(kind, "0")):
+        pytest.skip(f"transformers {transformers.__version__} does not know {kind} as it is supported")
+
+
 MakeTarget = Callable[..., "Target"]
 
 
@@ -89,6 +99,7 @@ def make_target(tmp_path_factory: pytest.TempPathFactory) -> MakeTarget:
     def build(
         model_type: str = "qwen3", *, vocab_size: int = 64, spread: float = 0.25, seed: int = 0, **fields: Any
     ) -> Target:
+        skip_unless_known(model_type)
         config = AutoConfig.for_model(model_type, **(_TINY | {"vocab_size": vocab_size} | fields))
         model = AutoModelForCausalLM.from_config(config)
         randomise(model, seed, spread)

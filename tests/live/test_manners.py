@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -11,8 +13,10 @@ from rich.console import Console
 
 from simulator.cli.measure.options import show_table
 from simulator.cli.measure.train import _shown_progress
+from simulator.core.units import UNKNOWN
 from simulator.live.models.targets import load_target
 from simulator.live.training.optimisation import Progress
+from simulator.report.terminal import print_metrics
 from tests.live.conftest import MakeTarget
 
 
@@ -27,6 +31,24 @@ def test_a_piped_table_is_whole_and_shares_are_percentages(
     assert title[-1] == "line"
     assert header == [*names, "share"]
     assert row == ["0.01234"] * 12 + ["1.23%"]
+
+
+def test_a_title_is_not_broken_by_a_narrow_table(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(pd.DataFrame({"n": [1]}), "A title [of 3 words] and more")
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        "A title [of 3 words] and more", "n", "1"
+    ]  # fmt: skip
+
+
+def test_shares_among_a_runs_metrics_are_percentages(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"acceptance_rate": 0.3267, "wasted_fraction": math.nan, "tps_mean": 225.14, "steps": 4800}
+    run: Any = SimpleNamespace(metrics=SimpleNamespace(as_row=lambda: metrics), saturated=False)
+    print_metrics(run, "a run", {"more": "said"})
+    shown = dict(line.split() for line in capsys.readouterr().out.splitlines()[2:])
+    assert shown == {
+        "acceptance_rate": "32.67%", "wasted_fraction": UNKNOWN, "tps_mean": "225.1", "steps": "4,800",
+        "more": "said",
+    }  # fmt: skip
 
 
 def test_piped_training_tells_each_tenth_of_a_stage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,7 @@ _UNBOUNDED = 10_000
 
 def show_table(frame: pd.DataFrame, title: str, shares: Collection[str] = ()) -> None:
     """Print a table on standard output, the columns named in ``shares`` as percentages."""
-    table = Table(title=title, box=None, title_justify="left")
+    table = Table(box=None)
     for name in frame.columns:
         table.add_column(str(name), justify="right")
     for row in frame.itertuples(index=False):
@@ -121,6 +121,7 @@ def show_table(frame: pd.DataFrame, title: str, shares: Collection[str] = ()) ->
     console = Console()
     if not console.is_terminal:
         console = Console(width=_UNBOUNDED)
+    console.print(title, style="italic", highlight=False, markup=False)
     console.print(table)
 
 

@@ -86,7 +86,8 @@ def measure(
     show_table(found.achieved, title, ("of_copy_bandwidth", "of_matmul_rate"))
     Console().print(
         f"additive fit: held-out error median {fit.held_out.median:.1%}, p90 {fit.held_out.p90:.1%}, "
-        f"max {fit.held_out.max:.1%}; first cell moved {drift:.1%}; {found.path}"
+        f"max {fit.held_out.max:.1%}; first cell moved {drift:.1%}; {found.path}",
+        soft_wrap=True,
     )
     for warning in fit.warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from simulator.cost.models import ThroughputCurve
 from simulator.live.engine.executor import LiveExecutor
@@ -22,7 +21,7 @@ from simulator.live.models.targets import Target, load_target
 from simulator.schedulers.policies import DSparkAsync, Fixed, Threshold, Tiered
 from simulator.schedulers.protocol import Batch
 from simulator.traffic.workload import Workload
-from tests.live.conftest import MakeTarget
+from tests.live.conftest import MakeTarget, skip_unless_known
 from tests.live.engine.attention.test_ragged import KINDS
 from tests.live.models.drafts.test_deepseek import a_checkpoint
 
@@ -48,8 +47,7 @@ class StaysOnTheDevice(TorchDispatchMode):
 
 
 def on_meta(make_target: MakeTarget, architecture: str, drafter: str) -> tuple[Target, Any]:
-    if architecture not in CONFIG_MAPPING:
-        pytest.skip(f"this transformers does not know {architecture}")
+    skip_unless_known(architecture)
     target = make_target(architecture, **(KINDS[architecture] if "gemma" in architecture else {}))
     draft: Any = {
         "dspark": lambda: new_dspark(target, mask_token_id=5, block_size=4, num_layers=2, markov_rank=4),

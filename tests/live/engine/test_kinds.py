@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from simulator.core.errors import BadInputError
 from simulator.engine.limits import EngineLimits
@@ -21,7 +20,7 @@ from simulator.live.engine.prompt_rows import prompt_rows_for
 from simulator.live.models.pairs import new_dspark
 from simulator.live.models.targets import load_target
 from simulator.schedulers.policies import Fixed
-from tests.live.conftest import _TINY, MakeTarget, randomise
+from tests.live.conftest import _TINY, MakeTarget, randomise, skip_unless_known
 from tests.live.engine.attention.test_ragged import GEMMA4, KINDS, VARIANTS, fill
 from tests.live.engine.test_executor import Prophet, own_greedy, prompts, serve, workload
 
@@ -34,8 +33,7 @@ def test_served_requests_have_the_targets_own_output(
     make_target: MakeTarget, kind: str, prefill: Any
 ) -> None:
     name = kind.split()[0]
-    if name not in CONFIG_MAPPING:
-        pytest.skip(f"this transformers does not know {name}")
+    skip_unless_known(name)
     target = make_target(name, **(VARIANTS.get(kind) or KINDS[name]))
     load = workload(REQUESTS, seed=4)
     expected = {
@@ -59,8 +57,7 @@ def test_served_requests_have_the_targets_own_output(
 
 @pytest.mark.parametrize("kind", ["gemma4", "gemma4_unified"])
 def test_the_whole_gemma_4_with_its_eyes_is_run_by_its_decoder(kind: str, tmp_path: Path) -> None:
-    if kind not in CONFIG_MAPPING:
-        pytest.skip(f"this transformers does not know {kind}")
+    skip_unless_known(kind)
     text = _TINY | GEMMA4 | {"vocab_size": 64, "pad_token_id": 0, "model_type": f"{kind}_text"}
     eyes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
             "num_key_value_heads": 2, "head_dim": 16}  # fmt: skip
@@ -87,8 +84,7 @@ def test_the_whole_gemma_4_with_its_eyes_is_run_by_its_decoder(kind: str, tmp_pa
 
 
 def test_the_states_of_layers_that_share_keys_are_whole(make_target: MakeTarget) -> None:
-    if "gemma4_text" not in CONFIG_MAPPING:
-        pytest.skip("this transformers does not know gemma4_text")
+    skip_unless_known("gemma4_text")
     target = make_target("gemma4_text", **VARIANTS["gemma4_text shared"])
     tokens = torch.tensor([[3, 1, 4, 1, 5]])
     last = target.forward(tokens, layer_ids=(3,), cache=target.new_cache(), last_logits_only=True)

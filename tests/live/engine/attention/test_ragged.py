@@ -11,14 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from simulator.core.errors import BadInputError
 from simulator.live.engine.attention.ragged import RaggedTarget, _Pass
 from simulator.live.engine.attention.rows import RaggedRows, side_by_side
 from simulator.live.families.architectures import SUPPORTED
 from simulator.live.models.targets import load_target
-from tests.live.conftest import MakeTarget
+from tests.live.conftest import MakeTarget, skip_unless_known
 from tests.live.tracing.test_lossless import ARCHITECTURES
 
 CAPACITY = 40
@@ -137,8 +136,7 @@ def test_the_ragged_pass_of_every_supported_kind_is_the_models_own(
     make_target: MakeTarget, kind: str
 ) -> None:
     name = kind.split()[0]
-    if name not in CONFIG_MAPPING:
-        pytest.skip(f"this transformers does not know {name}; torch targets of other kinds are tested")
+    skip_unless_known(name)
     target = make_target(name, **(VARIANTS.get(kind) or ARCHITECTURES.get(kind) or KINDS[name]))
     tokens = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(1))
     ragged = RaggedTarget(target)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from simulator.core.errors import BadInputError
 from simulator.live.models import pairs
@@ -20,7 +19,7 @@ from simulator.live.models.dspark import DSparkConfig, DSparkDraft
 from simulator.live.models.pairs import load_draft, new_eagle3, new_mtp, save_draft
 from simulator.live.tracing.generate import generate
 from simulator.live.tracing.record import judge
-from tests.live.conftest import MakeTarget, randomise
+from tests.live.conftest import MakeTarget, randomise, skip_unless_known
 from tests.support.gemma_oracle import GemmaOracle, eagle3_logits
 from tests.support.oracle import Oracle
 
@@ -233,8 +232,7 @@ def test_a_pair_asks_for_mtp_k_by_its_name(target: Any, tmp_path: Path) -> None:
 
 def test_the_layer_of_gemma_4_is_transformers_own(make_target: MakeTarget) -> None:
     """With the weights of a target's full layer: its keys are its values, and no context is injected."""
-    if "gemma4_text" not in CONFIG_MAPPING:
-        pytest.skip("this transformers does not know gemma4_text")
+    skip_unless_known("gemma4_text")
     from simulator.live.models.drafts.gemma4 import GemmaBlock, read_gemma
     from simulator.live.models.layers import Rotary
     from tests.live.engine.attention.test_ragged import GEMMA4

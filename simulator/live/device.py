@@ -1,9 +1,14 @@
-"""What a run ran on, for its provenance."""
+"""The device: what a run runs on, the clock that times it, and what the collector may not touch.
+
+All of ``simulator.live`` that measures a duration reads ``now_s``. On a GPU, the parts of a step come
+from the device's own clock instead (``Marks``).
+"""
 
 from __future__ import annotations
 
 import gc
 import platform
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -12,7 +17,30 @@ import torch
 import transformers
 
 from simulator.core.errors import BadInputError, SimulatorError
-from simulator.live.clock import now_s
+
+Clock = Callable[[], float]
+"""Returns seconds since some moment; never goes back."""
+
+_clock: Clock = time.perf_counter
+
+
+def now_s() -> float:
+    """Seconds since an arbitrary moment: only differences mean something."""
+    return _clock()
+
+
+@contextmanager
+def timed_by(clock: Clock) -> Iterator[None]:
+    """Read the time from ``clock`` inside the ``with`` block, in the whole process.
+
+    With a clock that advances by modelled times, measurements are exact and repeatable on any machine.
+    """
+    global _clock
+    before, _clock = _clock, clock
+    try:
+        yield
+    finally:
+        _clock = before
 
 
 def prepare(device: str, threads: int | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.live.clock import timed_by
+from simulator.live.device import timed_by
 from simulator.live.engine.graphs import Captured
 from simulator.live.engine.observed import ObservedScheduler
 from simulator.live.engine.passes import Passes

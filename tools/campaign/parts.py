@@ -18,7 +18,7 @@ from simulator.core.errors import BadInputError, InfeasibleError, SimulatorError
 from simulator.core.files import write_csv, write_json
 from simulator.deployment.acceptance_text import parse_acceptances
 from simulator.deployment.profile import load_profile
-from simulator.live.clock import now_s
+from simulator.live.device import now_s
 from tools.campaign.campaign import GAMMAS, OUTPUT_TOKENS, PROMPT_TOKENS, SIZES, SMALL, Campaign, Part, origin
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from simulator.live.clock import now_s
-from simulator.live.device import is_out_of_memory, synchronise
+from simulator.live.device import is_out_of_memory, now_s, synchronise
 from simulator.live.models.targets import Target
 
 

@@ -26,8 +26,7 @@ from simulator.core.arrays import Rows
 from simulator.core.errors import BadInputError
 from simulator.engine.cursors import TraceCursors
 from simulator.engine.executor import NO_PROMPTS, PromptRows, SchedulerError, Verified, check_lengths
-from simulator.live.clock import now_s
-from simulator.live.device import Marks, synchronise
+from simulator.live.device import Marks, now_s, synchronise
 from simulator.live.engine.graphs import Tiers
 from simulator.live.engine.observed import ObservedScheduler, StepTiming
 from simulator.live.engine.passes import LiveOptions, Passes

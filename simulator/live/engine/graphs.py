@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from simulator.core.errors import BadInputError
-from simulator.live.clock import now_s
+from simulator.live.device import now_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from simulator.live.clock import now_s
-from simulator.live.device import synchronise
+from simulator.live.device import now_s, synchronise
 
 
 @dataclass(frozen=True, slots=True)

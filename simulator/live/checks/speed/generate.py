@@ -16,8 +16,7 @@ from simulator.engine.strides.serving import ServingEngine
 from simulator.live.checks.baseline import StaticGenerate
 from simulator.live.checks.speed.engines import ANY_COST, executor_for
 from simulator.live.checks.speed.scale import SEED, SETTLED, Best, SpeedScale, cell, interleaved
-from simulator.live.clock import now_s
-from simulator.live.device import Tell
+from simulator.live.device import Tell, now_s
 from simulator.live.engine.executor import LiveExecutor
 from simulator.live.engine.prompts import random_prompts
 from simulator.live.models.targets import Target

@@ -19,8 +19,7 @@ from simulator.live.checks.speed.generate import Greedy
 from simulator.live.checks.speed.measure import measure_speed
 from simulator.live.checks.speed.scale import SETTLED, SpeedScale, interleaved
 from simulator.live.checks.speed.scheduling import visible_scheduling
-from simulator.live.clock import timed_by
-from simulator.live.device import OutOfMemoryError
+from simulator.live.device import OutOfMemoryError, timed_by
 from simulator.live.models.pairs import new_dspark
 from tests.live.conftest import MakeTarget
 

@@ -125,9 +125,9 @@ def count_visits(first: Rows, tokens: Rows, rows: int) -> Rows:
     """How often each of ``rows`` rows is passed by walks from ``first`` on, past the last row and round."""
     laps, rest = np.divmod(tokens, rows)
     end = first + rest
-    change = np.bincount(first, minlength=2 * rows + 1) - np.bincount(end, minlength=2 * rows + 1)
-    passed = np.cumsum(change)[: 2 * rows].reshape(2, rows).sum(axis=0)
-    return np.asarray(passed + laps.sum(), dtype=np.int64)
+    round_again = end >= rows
+    change = np.bincount(first, minlength=rows) - np.bincount(end - rows * round_again, minlength=rows)
+    return np.asarray(np.cumsum(change) + (round_again.sum() + laps.sum()), dtype=np.int64)
 
 
 def _first_rows(replays: Sequence[Replay], workload: Workload, seed: int) -> Rows:

@@ -31,6 +31,8 @@ from simulator.engine.batch import WAITS, Step
 from simulator.engine.cursors import TraceCursors
 from simulator.engine.strides.serving import ServingEngine
 
+Columns = dict[str, NDArray[Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
@@ -80,11 +82,10 @@ class Metrics:
 
 def steps_frame(engine: ServingEngine) -> pd.DataFrame:
     """One row per engine step, columns as in ``engine.batch.Step``."""
-    columns = list(Step._fields)
-    table = engine.steps.table()
-    frame = pd.DataFrame(table, columns=columns)
-    counts = [name for name in columns if not name.endswith("_s")]
-    return frame.astype(dict.fromkeys(counts, np.int64))
+    columns = zip(Step._fields, engine.steps.table().T, strict=True)
+    return pd.DataFrame(
+        {name: column if name.endswith("_s") else column.astype(np.int64) for name, column in columns}
+    )
 
 
 def requests_frame(engine: ServingEngine) -> pd.DataFrame:
@@ -215,30 +216,29 @@ def measure(
     if not 0 <= warmup < 1:
         raise BadInputError("must be at least 0 and below 1", field="warmup", value=warmup)
     begin = int(len(steps) * warmup)
-    window = steps.iloc[begin:]
-    if len(window) < 2 * BATCHES:
+    measured = len(steps) - begin
+    if measured < 2 * BATCHES:
         raise BadInputError(
-            f"leaves {len(window)} steps to measure, {2 * BATCHES} are needed", field="steps",
+            f"leaves {measured} steps to measure, {2 * BATCHES} are needed", field="steps",
             value=len(steps), remedy="run longer or lower the warm-up share",
         )  # fmt: skip
-    start_s = (
-        float(steps["end_s"].iloc[begin - 1])
-        if begin
-        else float(window["end_s"].iloc[0] - window["duration_s"].iloc[0])
-    )
-    decode = window[window["requests"] > 0]
-    done = requests[requests["finished_s"] > start_s]
-    speed = done.loc[done["decode_tokens"] > 0, "tps"].to_numpy()
-    tpot = done.loc[done["decode_tokens"] > 0, "tpot_s"].to_numpy()
-    ttft = done["ttft_s"].to_numpy()
-    elapsed = np.diff(window["end_s"].to_numpy(), prepend=start_s)
-    mean, half = _throughput(window, elapsed, decode, steps, begin, walked)
+    every = {
+        str(name): column.to_numpy() for name, column in steps.items()
+    }  # pandas is slow on short columns
+    window = {name: column[begin:] for name, column in every.items()}
+    decoding = window["requests"] > 0
+    decode = {name: column[decoding] for name, column in window.items()}
+    start_s = float(every["end_s"][begin - 1] if begin else window["end_s"][0] - window["duration_s"][0])
+    done = requests["finished_s"].to_numpy() > start_s
+    decoded = done & (requests["decode_tokens"].to_numpy() > 0)
+    speed, tpot = requests["tps"].to_numpy()[decoded], requests["tpot_s"].to_numpy()[decoded]
+    ttft = requests["ttft_s"].to_numpy()[done]
+    elapsed = np.diff(window["end_s"], prepend=start_s)
+    mean, half = _throughput(window, elapsed, decode, every, begin, walked)
     rows, drafts = decode["requests"].sum(), decode["draft_tokens"].sum()
     accepted, decoding_s = decode["accepted_tokens"].sum(), float(decode["decoding_s"].sum())
     batch = decode["requests"] + decode["draft_tokens"] + decode["prefill_tokens"]
-    itl = weighted_quantile(
-        *_gaps(decode, first, int((steps["requests"].iloc[:begin] > 0).sum())), [0.5, 0.99]
-    )
+    itl = weighted_quantile(*_gaps(decode, first, int((every["requests"][:begin] > 0).sum())), [0.5, 0.99])
     return Metrics(
         throughput_tok_per_s=mean,
         throughput_ci95=half,
@@ -248,8 +248,8 @@ def measure(
         verification_budget_mean=divide(rows + drafts, rows),
         accepted_length_mean=divide(rows + accepted, rows),
         acceptance_rate=divide(rows + accepted, rows + drafts),
-        batch_tokens_mean=float(batch.mean()) if len(decode) else np.nan,
-        step_time_mean_s=float(decode["duration_s"].mean()) if len(decode) else np.nan,
+        batch_tokens_mean=float(batch.mean()) if batch.size else np.nan,
+        step_time_mean_s=float(decode["duration_s"].mean()) if batch.size else np.nan,
         wasted_fraction=divide(drafts - accepted, drafts) if drafts else 0.0,
         itl_p50_s=float(itl[0]),
         itl_p99_s=float(itl[1]),
@@ -260,8 +260,8 @@ def measure(
         tpot_p99_s=quantile(tpot, 0.99),
         concurrency_mean=divide(decoding_s, float(elapsed.sum())),
         queue_mean=divide(float(window["queued_s"].sum()), float(elapsed.sum())),
-        requests_finished=len(done),
-        steps=len(window),
+        requests_finished=int(done.sum()),
+        steps=measured,
         # The step in flight when the run stopped may have been looked up as well.
         steps_outside_fraction=min(steps_outside / len(steps), 1.0),
         window_s=float(elapsed.sum()),
@@ -269,37 +269,37 @@ def measure(
 
 
 def _throughput(
-    window: pd.DataFrame,
+    window: Columns,
     elapsed: Floats,
-    decode: pd.DataFrame,
-    steps: pd.DataFrame,
+    decode: Columns,
+    steps: Columns,
     begin: int,
     walked: Walks | None,
 ) -> tuple[float, float]:
     """Tokens per second over the window and its half-width."""
-    tokens = window["committed_tokens"].to_numpy()
-    if walked is None or decode.empty:
+    tokens = window["committed_tokens"]
+    if walked is None or not decode["requests"].size:
         return rate_interval(tokens, elapsed)
-    decoding = steps["requests"].to_numpy() > 0
+    decoding = steps["requests"] > 0
     before = int(decoding[:begin].sum())
     # Time from delivery to delivery, so that prefill in between is shared by those who waited for it.
-    ends = steps["end_s"].to_numpy()[decoding]
+    ends = steps["end_s"][decoding]
     gap = np.diff(ends, prepend=0.0)
-    gap[before] = ends[before] - (float(window["end_s"].iloc[0]) - elapsed[0])
+    gap[before] = ends[before] - (float(window["end_s"][0]) - elapsed[0])
     rate = float(tokens.sum() / elapsed.sum())
-    residual = walked.residuals(rate, gap, steps["requests"].to_numpy()[decoding], before)
+    residual = walked.residuals(rate, gap, steps["requests"][decoding], before)
     return rate_interval(tokens, elapsed, by_request=residual, reuse=walked.reuse)
 
 
 def _gaps(
-    decode: pd.DataFrame, first: tuple[NDArray[np.int64], Floats] | None, earlier: int
+    decode: Columns, first: tuple[NDArray[np.int64], Floats] | None, earlier: int
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Gaps before all deliveries of a window, and how many deliveries had each.
 
     decode: its decode steps, before which there were ``earlier`` ones. A step's own gap is that of the
     requests that were in the step before it; newcomers have their own.
     """
-    gap, count = decode["gap_s"].to_numpy(), decode["requests"].to_numpy()
+    gap, count = decode["gap_s"], decode["requests"]
     if first is None:
         return gap, count
     step, own = first[0] - earlier, first[1]

@@ -17,6 +17,7 @@ from simulator.acceptance.trace import Replay
 from simulator.core.errors import BadInputError
 from simulator.core.statistics import BATCHES, mean_interval, weighted_quantile
 from simulator.engine.batch import Step, StepLog
+from simulator.engine.cursors import count_visits
 from simulator.engine.limits import EngineLimits
 from simulator.engine.measures.metrics import Metrics, Walks, measure, requests_frame, steps_frame
 from simulator.engine.run import simulate
@@ -356,3 +357,15 @@ def test_the_step_log_gives_back_what_was_recorded() -> None:
         log[4]
     log.clear()
     assert (len(log), list(log), log.table().shape) == (0, [], (0, len(Step._fields)))
+
+
+def test_visits_are_those_of_walking_row_by_row() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(100):
+        rows, walks = int(draw.integers(1, 9)), int(draw.integers(0, 7))
+        first, tokens = draw.integers(0, rows, walks), draw.integers(0, 25, walks)
+        walked = np.zeros(rows, dtype=np.int64)
+        for start, far in zip(first.tolist(), tokens.tolist(), strict=True):
+            for step in range(far):
+                walked[(start + step) % rows] += 1
+        np.testing.assert_array_equal(count_visits(first, tokens, rows), walked)

@@ -134,6 +134,19 @@ def profile_for(asked: Hardware) -> Chosen:
         )
 
 
+def first_look(asked: Hardware) -> Chosen | None:
+    """Return the formula's curve where ``profile_for`` composes one, which takes seconds; None elsewhere.
+
+    Raises as ``profile_for`` does.
+    """
+    layout, engine, drafters = asked.layout(), asked.parsed_engine(), asked.parsed_drafters()
+    shipped = kernel_name(layout) in shipped_profiles() and tuple(asked.drafters) == DRAFTERS
+    composed = layout.gpu.kernel_tables is not None and layout.model.compressed is None
+    if (shipped and engine is None) or not composed or find_spec(TABLES) is None:
+        return None
+    return _chosen(asked, formula_profile(layout, drafters), layout)
+
+
 def derive(asked: Hardware, *, command: str | None = None) -> Chosen:
     """Compose a curve of measured kernels, whether one is shipped or not, and never the formula's.
 

@@ -15,7 +15,17 @@ from simulator.sweeps.comparison import at_slas, parse_speed, promise
 from simulator.ui import widgets
 from simulator.ui.explore.asked import Explored, as_commands, as_python
 from simulator.ui.explore.form import STATISTICS
-from simulator.ui.explore.work import LOADS, SEEDS, Curve, Line, LineTask, tasks_of
+from simulator.ui.explore.work import (
+    LOADS,
+    SEEDS,
+    Curve,
+    CurveTask,
+    Line,
+    LineTask,
+    Stage,
+    is_composed,
+    tasks_of,
+)
 from simulator.ui.exports import Page
 from simulator.ui.figures import Figure, Scheme, empty_figure, line_figure
 from simulator.ui.running.jobs import Jobs
@@ -52,20 +62,28 @@ class View:
         return "tokens/s per GPU" if count in (None, 1) else f"tokens/s per replica of {count} GPUs"
 
 
+FIRST_LOOK = "A first look by the formula: the curve of measured kernels is being composed."
+
+
 def view_of(jobs: Jobs, session: str, state: Explored) -> View:
     """Put together what the workers have found so far: for each policy its finest line."""
-    tasks = tasks_of(state)
-    seen = jobs.look(session, tasks)
-    frames, coarse, notes = [], [], []
+    found = jobs.look(session, tasks_of(state)).found
+    stages: tuple[Stage, ...] = (state.effort, "coarse")
+    looked = is_composed(state.on) and any(
+        LineTask(state.on, policy, "coarse") not in found for policy in state.policies
+    )
+    if looked:
+        stages = ("formula",)  # for all policies: lines of two curves say nothing beside each other
+    frames, coarse, notes = [], [], [FIRST_LOOK] if looked else []
     for policy in state.policies:
-        refined = seen.found.get(LineTask(state.on, policy, state.effort))
-        line = refined if isinstance(refined, Line) else seen.found.get(LineTask(state.on, policy, "coarse"))
+        lines = {stage: found.get(LineTask(state.on, policy, stage)) for stage in stages}
+        stage, line = next((each for each in lines.items() if isinstance(each[1], Line)), (None, None))
         if isinstance(line, Line):
             frames.append(line.table)
             notes += [f"{policy}: {each}" for each in line.notes]
-            coarse += [] if line is refined else [policy]
-    errors = {str(each): each for each in seen.found.values() if isinstance(each, SimulatorError)}
-    curve = seen.found.get(tasks[0])
+            coarse += [] if stage == state.effort else [policy]
+    errors = {str(each): each for each in found.values() if isinstance(each, SimulatorError)}
+    curve = found.get(CurveTask(state.on, formula=looked))
     return View(
         curve if isinstance(curve, Curve) else None,
         pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -13,21 +14,24 @@ import pandas as pd
 
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.api.workbench import Workbench, deployment
+from simulator.core.errors import SimulatorError
 from simulator.deployment.profile import Profile
-from simulator.hardware.choose import DRAFTERS, Hardware, profile_for, require_acceptance
+from simulator.hardware.choose import DRAFTERS, Hardware, first_look, profile_for, require_acceptance
 from simulator.ui.explore.asked import Deployed, Explored
 from simulator.ui.running.jobs import Say, Task
 
-Stage = Literal["coarse", "usual", "full"]
+Stage = Literal["formula", "coarse", "usual", "full"]
+"""formula: coarse, on the formula's curve while one of measured kernels is not composed yet."""
 
 LOADS: Mapping[Stage, tuple[int, ...]] = {
+    "formula": (4, 16, 50, 120, 250),
     "coarse": (4, 16, 50, 120, 250),
     "usual": (1, 4, 10, 20, 50, 100, 150, 200, 300),
     "full": (1, 4, 8, 14, 20, 30, 45, 65, 90, 120, 160, 200, 250, 300),
 }
 """Concurrent requests of each stage. coarse: a shape within a second. full: the loads of ``compare``."""
 
-SEEDS: Mapping[Stage, int] = {"coarse": 1, "usual": 1, "full": 3}
+SEEDS: Mapping[Stage, int] = {"formula": 1, "coarse": 1, "usual": 1, "full": 3}
 
 COARSE_STEPS = (400, 200, 120, 80, 60)
 """Engine steps at each load of a coarse line: a choice, few enough for a fraction of a second in all."""
@@ -48,14 +52,15 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class CurveTask:
-    """Find what a deployment rests on."""
+    """Find what a deployment rests on. formula: the formula's curve, until another is composed."""
 
     on: Deployed
+    formula: bool = False
 
     def run(self, say: Say) -> Curve:
         """Compose the curve where none is shipped, which takes seconds."""
-        say("the curve")
-        bench, notes = bench_of(self.on)
+        say("the formula" if self.formula else "the curve")
+        bench, notes = bench_of(self.on, self.formula)
         names = {drafter: model.name for drafter, model in bench.acceptance.items()}
         longest = max(bench.acceptance.values(), key=lambda model: model.gamma)
         return Curve(bench.profile, notes, names, conditional_rates(longest))
@@ -79,9 +84,9 @@ class LineTask:
 
     def run(self, say: Say) -> Line:
         """Sweep; loads that would rest on extrapolation are left out, with a note."""
-        coarse = self.stage == "coarse"
+        coarse = self.stage in ("formula", "coarse")
         say(f"{self.policy}, {'a first look' if coarse else 'refined'}")
-        bench, _ = bench_of(self.on)
+        bench, _ = bench_of(self.on, self.stage == "formula")
         loads = LOADS[self.stage]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -94,25 +99,44 @@ class LineTask:
 
 
 def tasks_of(state: Explored) -> list[Task]:
-    """Return what a state needs: the curve, every policy coarsely, then every policy as finely as asked."""
+    """Return what a state needs: the curve, every policy coarsely, then every policy as finely as asked.
+
+    Where the curve takes seconds to compose, all of it on the formula's first, which takes a second.
+    """
     stages: tuple[Stage, ...] = ("coarse", state.effort)
     lines = [LineTask(state.on, policy, stage) for stage in stages for policy in state.policies]
-    return [CurveTask(state.on), *lines]
+    tasks: list[Task] = [CurveTask(state.on), *lines]
+    if not is_composed(state.on):
+        return tasks
+    first = [LineTask(state.on, policy, "formula") for policy in state.policies]
+    return [CurveTask(state.on, formula=True), *first, *tasks]
+
+
+@lru_cache(maxsize=64)
+def is_composed(on: Deployed) -> bool:
+    """Whether the curve of a deployment takes seconds to compose; not where it has an error to show."""
+    with suppress(SimulatorError):
+        return not on.profile and first_look(_hardware(on)) is not None
+    return False
+
+
+def _hardware(on: Deployed) -> Hardware:
+    return Hardware(
+        model=on.model, gpu=on.gpu, engine=on.engine or None, precision=on.precision or None,
+        drafters=DRAFTERS,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=8)
-def bench_of(on: Deployed) -> tuple[Workbench, tuple[str, ...]]:
-    """Return a deployment with verbs, and what to know of it."""
+def bench_of(on: Deployed, formula: bool = False) -> tuple[Workbench, tuple[str, ...]]:
+    """Return a deployment with verbs, and what to know of it. formula: see ``CurveTask``."""
     given = [on.acceptance] if on.acceptance else []
     if on.profile:
         bench = deployment(on.profile, given)
         return bench, bench.notes
     require_acceptance(on.model, given)
-    asked = Hardware(
-        model=on.model, gpu=on.gpu, engine=on.engine or None, precision=on.precision or None,
-        drafters=DRAFTERS,
-    )  # fmt: skip
-    chosen = profile_for(asked)
+    asked = _hardware(on)
+    chosen = (first_look(asked) if formula else None) or profile_for(asked)
     bench = deployment(chosen.profile, given)
     return bench, (*chosen.notes, *bench.notes)
 

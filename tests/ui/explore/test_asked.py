@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 import pytest
 import typer.main
 from hypothesis import given
@@ -17,7 +19,17 @@ from simulator.core.errors import BadInputError
 from simulator.sweeps.comparison import parse_speed
 from simulator.ui.explore.asked import Deployed, Explored, as_commands, as_python, from_query, to_query
 from simulator.ui.explore.form import BY_POSITION, POLICIES, acceptance_of, state_of
-from simulator.ui.explore.work import COARSE_STEPS, LOADS, bench_of, conditional_rates, tasks_of
+from simulator.ui.explore.view import FIRST_LOOK, view_of
+from simulator.ui.explore.work import (
+    COARSE_STEPS,
+    LOADS,
+    Line,
+    bench_of,
+    conditional_rates,
+    is_composed,
+    tasks_of,
+)
+from simulator.ui.running.jobs import Seen
 
 ON_HARDWARE = Explored(
     Deployed("", "Qwen/Qwen3-32B", "h100", "vllm", "fp8", "qwen3-14b/dspark/mt-bench"), ("mtp1", "dspark"),
@@ -106,6 +118,43 @@ def test_the_stages_are_what_the_page_says() -> None:
         for stage in ("coarse", "usual")
     )
     assert coarse < refined  # a first look of every policy comes before any line is refined
+
+
+def test_a_curve_that_takes_seconds_is_stood_in_for_by_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of two curves never stand beside each other; the composed curve's replace the formula's."""
+    composed = Deployed("", "Qwen/Qwen3-8B", "l40s", acceptance="conditional:0.8")
+    shipped = replace(composed, gpu="h100")
+    assert [is_composed(on) for on in (composed, shipped, Deployed(), replace(composed, gpu="mi300x"))] == [
+        True, False, False, False
+    ]  # fmt: skip
+    state = Explored(composed, ("mtp1", "autoregressive"))
+    tasks = tasks_of(state)
+    names = [(type(task).__name__, getattr(task, "stage", None)) for task in tasks[:4]]
+    assert names == [
+        ("CurveTask", None),
+        ("LineTask", "formula"),
+        ("LineTask", "formula"),
+        ("CurveTask", None),
+    ]
+    jobs = Known(dict.fromkeys(tasks[1:3], Line(pd.DataFrame({"policy": ["formula"]}), ())))
+    jobs.found[tasks[0]] = tasks[0].run(str)
+    jobs.found[tasks[4]] = Line(pd.DataFrame({"policy": ["kernels"]}), ())  # of one policy only
+    seen = view_of(jobs, "", state)  # type: ignore[arg-type]
+    assert set(seen.table["policy"]) == {"formula"}
+    assert seen.curve is not None
+    assert (seen.curve.profile.provenance.kind, seen.notes) == ("modelled", (FIRST_LOOK,))
+    jobs.found[tasks[5]] = jobs.found[tasks[4]]
+    assert set(view_of(jobs, "", state).table["policy"]) == {"kernels"}  # type: ignore[arg-type]
+
+
+@dataclass
+class Known:
+    """Jobs of which this was found."""
+
+    found: dict[Any, object]
+
+    def look(self, session: str, tasks: Sequence[Any]) -> Seen:
+        return Seen(self.found, True, "")
 
 
 def test_rates_are_edited_up_to_the_first_gap() -> None:

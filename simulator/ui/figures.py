@@ -200,8 +200,9 @@ def layout(axes: tuple[str, str], theme: Theme) -> dict[str, Any]:
         "xaxis": {**axis, "title": {"text": axes[0]}}, "yaxis": {**axis, "title": {"text": axes[1]}},
         "paper_bgcolor": theme.panel, "plot_bgcolor": theme.panel,
         "font": {"color": theme.ink, "family": "system-ui, sans-serif", "size": 12},
-        "margin": {"l": 60, "r": 12, "t": 10, "b": 45}, "hovermode": "closest", "uirevision": axes[0],
-        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+        "margin": {"l": 60, "r": 12, "t": 44, "b": 45}, "hovermode": "closest", "uirevision": axes[0],
+        "legend": {"orientation": "h", "yref": "container", "yanchor": "top", "y": 1.0, "x": 0,
+                   "bgcolor": "rgba(0,0,0,0)"},
         "hoverlabel": {"align": "left"},
     }  # fmt: skip
 

@@ -46,6 +46,25 @@ def _policy(result: CapacityPlan) -> Iterator[str]:
     yield result.recommended
     if result.tied:
         yield f"A tie with {' and '.join(result.tied)}: chance explains the difference."
+    yield from _as_many(result)
+
+
+def _as_many(result: CapacityPlan) -> Iterator[str]:
+    """Say why this policy and not another that takes as many GPUs: it is faster for sure."""
+    row = recommended_row(result)
+    slower = [
+        each
+        for each in result.plans.to_dict("records")
+        if each["feasible"] and each["decode_gpus"] == row["decode_gpus"]
+        and each["policy"] not in (result.recommended, "oracle", *result.tied)
+    ]  # fmt: skip
+    if slower:
+        names = " and ".join(str(each["policy"]) for each in slower)
+        speeds = " and ".join(readable(each["tps_mean_at_peak"]) for each in slower)
+        yield (
+            f"{names} would need as many GPUs, and serve users slower at the peak: {speeds} tokens/s on "
+            f"average instead of {readable(row['tps_mean_at_peak'])}."
+        )
 
 
 def _fleet(result: CapacityPlan) -> str:

@@ -49,7 +49,7 @@ def _results(state: Planned) -> html.Main:
     figures = [
         widgets.figure("p-cost", view.HARDWARE, "What the same traffic costs."),
         widgets.figure("p-day", view.DAY, "What each policy needs."),
-        widgets.figure("p-tornado", view.TORNADO, "GPUs instead of those planned."),
+        widgets.figure("p-tornado", view.TORNADO, "By input, of the recommended policy."),
         widgets.figure("p-frontier", view.FRONTIER, "The scenario's mix in a closed loop."),
     ]
     below = ("p-hardware-table", "p-beside", "p-tables", "p-same")

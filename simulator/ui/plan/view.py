@@ -139,7 +139,14 @@ def tables_of(plan: Plan) -> list[Any]:
 
 def _shown(table: ShownTable) -> html.Div:
     """Return a table of the report as it stands in a page."""
-    head = html.Tr([html.Th(each.text, scope="col", title=each.definition) for each in table.heads])
+    head = html.Tr(
+        [
+            html.Th(
+                each.text, scope="col", title=each.definition, className="text" if each.is_text else ""
+            )
+            for each in table.heads
+        ]
+    )  # fmt: skip
     body = []
     for index, row in enumerate(table.rows):
         cells: list[Any] = [html.Th(row[0], scope="row")]
@@ -181,17 +188,25 @@ def figures_of(plan: Plan, scheme: Scheme) -> dict[str, Figure]:
 
 
 def _tornado(plan: Plan, scheme: Scheme) -> Figure:
+    """Draw by how much each input moves the GPUs; where none does, the requests of a replica."""
     row = recommended_row(plan)
-    column = "gpus" if row["gpus"] == row["gpus"] else "decode_gpus"  # NaN where prefill is not known
     mine = plan.sensitivity
     if len(mine):
-        mine = mine[(mine["policy"] == plan.recommended) & mine[column].notna()]
-    if not len(mine):
-        return empty_figure("no input was varied", scheme)
-    unit = (
-        f"GPUs of {plan.recommended}{'' if column == 'gpus' else ' for decoding'}, {row[column]:,.0f} planned"
-    )
-    return tornado_figure(mine["variant"].tolist(), mine[column].tolist(), row[column], unit, scheme)
+        mine = mine[mine["policy"] == plan.recommended]
+    # GPUs are NaN where those of prefill are not known.
+    known = "gpus" if row["gpus"] == row["gpus"] else "decode_gpus"
+    units = {
+        known: "GPUs" if known == "gpus" else "GPUs for decoding",
+        "rate_per_replica_per_s": "requests/s per replica",
+    }
+    for column, unit in units.items():
+        drawn = mine[mine[column].notna()] if len(mine) else mine
+        if len(drawn) and (drawn[column] != row[column]).any():
+            shown = f"{unit}, {readable(row[column])} planned"
+            return tornado_figure(
+                drawn["variant"].tolist(), drawn[column].tolist(), row[column], shown, scheme
+            )
+    return empty_figure("no input that was varied changes anything", scheme)
 
 
 def hardware_figure(listed: list[Found], scheme: Scheme) -> Figure:

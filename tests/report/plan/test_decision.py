@@ -9,9 +9,12 @@ import numpy as np
 
 from simulator.core.units import readable
 from simulator.planning.notes import answer_line
-from simulator.planning.plan import CapacityPlan
+from simulator.planning.plan import CapacityPlan, plan
+from simulator.planning.scenario.scenario import Scenario
 from simulator.report.plan.decision import decision
 from simulator.sweeps.leads import Recommendation
+from tests.report.conftest import SCENARIO
+from tests.support.plans import rough_plans
 
 
 def test_the_decision_says_what_the_tables_say(result: CapacityPlan) -> None:
@@ -50,6 +53,35 @@ def test_a_decision_names_ties_and_what_is_not_known(result: CapacityPlan) -> No
     assert said["Run"][1] == f"A tie with {other}: chance explains the difference."
     assert "the GPUs for prefill are not known" in said["On"][0]
     assert said["Costs"][0].startswith("Not known")
+
+
+def test_a_fixed_length_that_ties_is_said_as_a_tie() -> None:
+    """With next to no load the adaptive policy verifies every draft, as the fixed one does: step by step."""
+    scenario = Scenario.model_validate(SCENARIO | {
+        "name": "Few", "policies": ["mtp1", "fixed:5", "dspark-async"],
+        "acceptance": ["conditional:0.99,0.99,0.99,0.99,0.99"],
+        "traffic": {"arrivals": "poisson:1/s", "lengths": "fixed:60/30", "growth": ["0%"]},
+        "replica": {"concurrency": 1, "prefill_tokens_per_s": 10_000},
+        "search": {"precision": "30%", "requests": 200, "concurrency": [1]},
+    })  # fmt: skip
+    with rough_plans():
+        found = plan(scenario)
+    assert found.recommended == "fixed:5"
+    assert found.tied == ("dspark-async",)
+    assert decision(found)["Run"][:2] == (
+        "fixed:5", "A tie with dspark-async: chance explains the difference."
+    )  # fmt: skip
+
+
+def test_another_policy_with_as_many_gpus_is_said_to_be_slower(result: CapacityPlan) -> None:
+    first, second = (result.recommended, next(p for p in result.plans["policy"] if p != result.recommended))
+    speeds = {first: 200.0, second: 100.0}
+    plans = result.plans.assign(decode_gpus=4, tps_mean_at_peak=result.plans["policy"].map(speeds))
+    said = decision(replace(result, plans=plans, recommendation=Recommendation(first, ())))["Run"]
+    assert said[1] == (
+        f"{second} would need as many GPUs, and serve users slower at the peak: 100 tokens/s on average "
+        "instead of 200."
+    )
 
 
 def test_values_come_with_their_intervals() -> None:

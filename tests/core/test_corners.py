@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,36 @@ def test_names_of_files(tmp_path: Path) -> None:
     for impossible in (tmp_path / "none", tmp_path / ("x" * 300), Path("bad\0name")):
         assert not reading.is_file(impossible)
         assert not reading.is_there(impossible)
+
+
+def test_plain_values_stay_as_they_are() -> None:
+    assert without_nan({"a": 1.5, "b": "x", "c": None, "d": float("inf")}) == {
+        "a": 1.5,
+        "b": "x",
+        "c": None,
+        "d": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "read", "said"),
+    [
+        (r'{"a": "\u0000"}', reading.read_json, "a: holds half a character or a zero byte"),
+        (r'["\ud800"]', reading.read_json, r"\[0\]: holds half a character"),
+        ("a: \x01", reading.read_yaml, "is not YAML"),
+    ],
+)
+def test_text_that_no_file_can_hold_is_refused(
+    content: str, read: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_text(content)
+    with pytest.raises(BadInputError, match=said):
+        read(path)
+
+
+def test_a_file_may_hold_a_single_value(tmp_path: Path) -> None:
+    (tmp_path / "three.json").write_text("3")
+    assert reading.read_json(tmp_path / "three.json") == 3
+    with pytest.raises(BadInputError, match="is not a file's name"):
+        reading.read_bounded(Path("bad\0name"))

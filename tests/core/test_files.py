@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pyarrow import parquet
 
 from simulator.core.errors import BadInputError, UnwritableError
 from simulator.core.files import (
@@ -25,6 +26,7 @@ from simulator.core.files import (
     check_writable_file,
     write_csv,
     write_json,
+    write_table,
     write_text,
 )
 
@@ -304,3 +306,16 @@ def test_checks_refuse_what_cannot_be_written(tmp_path: Path) -> None:
         check_writable_file(tmp_path / "a.csv", tmp_path / "link")
     assert issubclass(UnwritableError, BadInputError)
     assert UnwritableError.exit_code == 2
+
+
+def test_parquet_keeps_the_unit_of_each_column(tmp_path: Path) -> None:
+    """As docs/reference/columns.md states them; units given go first, and words have none."""
+    table = pd.DataFrame({"policy": ["mtp1"], "ttft_p99_s": [0.25], "queued_s": [3.0]})
+    write_table(tmp_path / "t.parquet", table, units={"queued_s": "requests*s"})
+    found = {field.name: field.metadata for field in parquet.read_schema(tmp_path / "t.parquet")}
+    assert found == {
+        "policy": None, "ttft_p99_s": {b"unit": b"s"}, "queued_s": {b"unit": b"requests*s"},
+    }  # fmt: skip
+    assert pd.read_parquet(tmp_path / "t.parquet").equals(table)
+    write_table(tmp_path / "t.csv", table)
+    assert (tmp_path / "t.csv").read_text().splitlines()[1] == "mtp1,0.25,3.0"

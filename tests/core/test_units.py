@@ -17,6 +17,7 @@ from simulator.core.units import (
     parse_rate_per_s,
     parse_whole,
     percent_meant,
+    unit_of,
 )
 from simulator.deployment.acceptance_text import parse_acceptance
 from simulator.schedulers.parse import parse_policy
@@ -144,3 +145,15 @@ def test_one_and_nothing_mean_percent() -> None:
         "write 0.25% or 25%",
         "write 1%",
     ]
+
+
+@pytest.mark.parametrize(
+    ("column", "unit"),
+    [
+        ("ttft_p99_s", "s"), ("tps_p10_at_peak", "tokens/s"), ("tps_p10_at_limit", "tokens/s"),
+        ("policy", None), ("replicas mtp1", "replicas"), ("gpus dspark-async", "GPUs"),
+        ("term ttft_p99<=2s", "unit of the term"),
+    ],
+)  # fmt: skip
+def test_every_column_has_one_unit(column: str, unit: str | None) -> None:
+    assert unit_of(column) == unit

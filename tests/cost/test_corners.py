@@ -114,3 +114,9 @@ def test_a_curve_answers_between_integers_and_beyond_its_table() -> None:
 def test_a_row_that_costs_more_with_context_is_never_flat() -> None:
     cost = AdditiveCost(0.01, [1], [0], [1, 64], [0, 0], row_context_s_per_token=1e-9)
     assert row_spread(cost) == math.inf
+
+
+def test_the_spread_of_a_curve_is_of_its_longest_step() -> None:
+    """10 and 20 ms: the shorter one is half as long."""
+    assert row_spread(ThroughputCurve([1, 8], [100.0, 50.0])) == pytest.approx(0.5)
+    assert table_warnings(ThroughputCurve([1, 8], [100.0, 50.0])) == ()

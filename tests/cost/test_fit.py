@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from simulator.core.errors import BadInputError
-from simulator.cost.fit import fit_additive, monotone
+from simulator.cost.fit import fit_additive, monotone, spread_token_probes
 from simulator.cost.models import AdditiveCost
 
 TRUE = AdditiveCost(
@@ -187,3 +187,17 @@ def test_any_positive_rates_become_a_valid_curve(rates: list[float]) -> None:
 def test_rates_of_zero_are_refused() -> None:
     with pytest.raises(BadInputError, match="steps_per_s: must be positive"):
         monotone([1, 2], [1.0, 0.0])
+
+
+def test_token_probes_are_measured_sizes_with_two_cells_each() -> None:
+    """Six cells of three sizes bear three probes; of four cells two, the ends."""
+    six = pd.DataFrame({"requests": [1, 2] * 3, "batch_tokens": [8, 8, 16, 16, 64, 64]})
+    assert spread_token_probes(six) == [8, 16, 64]
+    assert spread_token_probes(six.iloc[[0, 2, 3, 5]]) == [8, 64]
+
+
+def test_a_fit_says_what_misleads_a_scheduler() -> None:
+    flat = AdditiveCost(0.012, [1, 64], [0, 0.006], [64, 512], [0, 0])
+    fit = fit_additive(grid(flat), request_probes=[1, 64], token_probes=[64, 512])
+    assert any("never trim" in warning for warning in fit.warnings)
+    assert fit_additive(grid(), **PROBES).warnings == ()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -17,12 +21,21 @@ from simulator.acceptance.trace import Replay
 from simulator.core.errors import BadInputError
 from simulator.core.statistics import mean_interval
 from simulator.cost.models import AdditiveCost, StepCost, ThroughputCurve
-from simulator.engine.batch import WAITS
+from simulator.engine.batch import WAITS, Step, StepLog
 from simulator.engine.cursors import LONG_TRACE
+from simulator.engine.engine import Engine
 from simulator.engine.executor import SchedulerError
 from simulator.engine.limits import EngineLimits
 from simulator.engine.measures.metrics import requests_frame, steps_frame
-from simulator.engine.run import Run, run_engine, simulate
+from simulator.engine.run import (
+    Run,
+    advance,
+    require_steps,
+    run_engine,
+    simulate,
+    write_run,
+    write_unfinished,
+)
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
 from simulator.schedulers.protocol import Batch, Scheduler
@@ -735,3 +748,60 @@ def test_the_oracle_bounds_every_single_step() -> None:
         best = (np.minimum(chosen, accepted) + 1).sum() / curve.step_time_s(3, int(3 + chosen.sum()))
         assert best == pytest.approx(rates.max(), rel=1e-12)
         assert np.all(chosen <= accepted)  # nothing is verified in vain
+
+
+# ---------------------------------------------------------------- what is kept of a run
+
+
+def test_a_log_reads_the_same_however_it_is_packed() -> None:
+    log, packed = StepLog(), StepLog()
+    rows = np.arange(6 * len(Step._fields), dtype=np.float64).reshape(6, -1)
+    for at, row in enumerate(rows):
+        log.append(*row)
+        packed.append(*row)
+        if at == 3:
+            packed.fold()
+    assert len(log) == len(packed) == 6
+    assert list(log) == list(packed)
+    assert [packed[index] for index in (0, 4, -1)] == [log[index] for index in (0, 4, -1)]
+    with pytest.raises(IndexError):
+        log[6]
+    packed.clear()
+    assert len(packed) == 0
+
+
+def test_a_run_is_written_and_a_broken_one_has_no_metrics(tmp_path: Path) -> None:
+    load, limits = open_loop([0.0, 0.5], [200, 200]), EngineLimits(2)
+    done = simulate(load, [constant_replay(2, 1)], Fixed(2), constant_cost(), limits)
+    unknown = replace(done.metrics, ttft_p99_s=float("nan"))
+    written = replace(done, metrics=unknown, early_stop_loss=0.01)
+    write_run(written, tmp_path / "done", {"policy": "fixed:2"})
+    said = json.loads((tmp_path / "done" / "run.json").read_text())
+    assert (said["schema"], said["policy"], said["saturated"]) == (1, "fixed:2", False)
+    assert said["early_stop_loss"] == 0.01
+    assert said["metrics"]["throughput_tok_per_s"] == done.metrics.throughput_tok_per_s
+    assert said["metrics"]["ttft_p99_s"] is None  # JSON has no NaN
+    assert pd.read_parquet(tmp_path / "done" / "requests.parquet").equals(done.requests)
+    engine, _ = run(load, constant_replay(2, 1), Fixed(2), constant_cost(), limits)
+    write_unfinished(engine, tmp_path / "broken", "the device was lost")
+    assert json.loads((tmp_path / "broken" / "unfinished.json").read_text()) == {
+        "schema": 1, "reason": "the device was lost", "steps": len(engine.steps),
+    }  # fmt: skip
+    assert not (tmp_path / "broken" / "run.json").exists()
+    assert len(pd.read_parquet(tmp_path / "broken" / "steps.parquet")) == len(engine.steps)
+
+
+def test_a_pod_hears_of_every_request_that_leaves() -> None:
+    load, left = open_loop([0.0, 0.0, 1.0], [4, 4, 6]), []
+    executor = SimulatedExecutor([constant_replay(2, 1)], load, constant_cost(), capacity=2, seed=0)
+    engine = Engine(
+        simpy.Environment(), load, executor, Fixed(1), constant_cost(), EngineLimits(2), on_leave=left.append
+    )
+    advance(engine, None)
+    assert left == [2, 1]
+
+
+@pytest.mark.parametrize(("steps", "said"), [(0, "at least 1"), (10**12, "at most")])
+def test_a_number_of_steps_has_an_end(steps: int, said: str) -> None:
+    with pytest.raises(BadInputError, match=rf"--steps: steps: must be {said}"):
+        require_steps(steps, source="--steps")

@@ -14,6 +14,7 @@ from simulator.core.errors import BadInputError
 from simulator.cost.asked import Asked
 from simulator.cost.draft import DraftCost
 from simulator.cost.models import StepCost, ThroughputCurve
+from simulator.engine.executor import learner_of
 from simulator.engine.limits import EngineLimits
 from simulator.engine.run import Run, simulate
 from simulator.schedulers.beyond.memory import Learner, Remembering, Seen
@@ -133,3 +134,11 @@ def test_a_drafter_without_confidence_serves_policies_that_do_not_read_it() -> N
     bench = sim.deployment("deepseek-v4-flash", {"mtp": conditional_rates([0.7, 0.5])})
     assert bench.plan("goodput@mtp").drafter == "mtp"
     assert bench.simulate("moving-average@mtp", concurrency=8, steps=200).metrics.throughput_tok_per_s > 0
+
+
+def test_a_drafter_that_drafts_for_everyone_cannot_be_asked_for_less() -> None:
+    """A live executor, for one: a policy that remembers would be told of drafts that it did not ask for."""
+    load = Workload.single_class(None, [1], [4])
+    with pytest.raises(BadInputError):
+        learner_of(Book(), object(), load, EngineLimits(1))  # type: ignore[arg-type]
+    assert learner_of(Fixed(1), object(), load, EngineLimits(1)) is None  # type: ignore[arg-type]

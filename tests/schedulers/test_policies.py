@@ -21,10 +21,10 @@ from simulator.core.errors import BadInputError
 from simulator.cost.draft import DraftCost
 from simulator.cost.models import AdditiveCost, CostModel, LengthByRequests, StepCost, ThroughputCurve
 from simulator.schedulers.batch_table import BatchTable
-from simulator.schedulers.parse import NamedPolicy, parse_policy, policy_help
+from simulator.schedulers.parse import NamedPolicy, as_policy, parse_policy, policy_help, register_policy
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
 from simulator.schedulers.protocol import Batch, Scheduler
-from simulator.schedulers.search import GRID, on_grid, throughput_of_budget
+from simulator.schedulers.search import GRID, LARGE, on_grid, throughput_of_budget
 from tests.support.strategies import cost_models, survivals
 
 # Four requests with blocks of seven, and step times of 2.0, 2.2, 2.6 and 9.0 ms at 0, 8, 16 and 32 tokens.
@@ -494,3 +494,41 @@ def test_help_covers_every_form_and_every_form_parses() -> None:
         "batch-table", "sglang", "vllm", "trtllm", "off-gate", "slo", "balanced", "goodput", "moving-average",
         "fixed-budget", "utility", "bandit",
     }  # fmt: skip
+
+
+def test_a_policy_of_ones_own_takes_its_argument_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulator.schedulers.parse._OWN", {})
+    register_policy("half", lambda text="1": Fixed(int(text) // 2))
+    assert parse_policy("half:6").scheduler == Fixed(3)
+    assert parse_policy("half").scheduler == Fixed(0)
+    with pytest.raises(BadInputError, match="policy: cannot be made: invalid literal"):
+        parse_policy("half:six")
+    assert policy_help()["half"] == "a policy of your own"
+    for name, said in (("fixed", "is taken"), ("mtp4", "is taken"), ("Half", "is not a plain name")):
+        with pytest.raises(BadInputError, match=f"name: {said}"):
+            register_policy(name, Fixed)
+
+
+def test_objects_stand_for_policies_under_the_name_of_their_class() -> None:
+    named = parse_policy("fixed:3")
+    assert as_policy(named) is named
+    assert as_policy("fixed:3") == named
+    assert as_policy(Fixed(3)) == NamedPolicy("Fixed", Fixed(3))
+    with pytest.raises(BadInputError, match="policy: is neither text nor an object"):
+        as_policy(3)  # type: ignore[arg-type]
+
+
+def test_policies_say_why_they_are_lossless() -> None:
+    assert DSparkAsync(2).reason.startswith("the budget is 2 steps old")
+    assert not DSparkAsync(0).lossless
+    assert "appendix A" in DSparkAsync(0).reason
+
+
+def test_a_large_batch_of_the_oracle_is_decided_as_a_small_one() -> None:
+    """Certainties leave no choice of candidates: whatever is accepted, and nothing beyond it."""
+    requests, gamma = LARGE // 4 + 1, 4
+    accepted = np.arange(requests) % (gamma + 1)
+    certain = (np.arange(gamma) < accepted[:, None]).astype(np.float32)
+    cost = ThroughputCurve([1, requests * (1 + gamma)], [100.0, 99.0])
+    assert_array_equal(Oracle().schedule(certain, Batch(cost)), accepted)
+    assert_array_equal(Oracle().schedule(certain[:5], Batch(cost)), accepted[:5])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
+from simulator.schedulers import search
 from simulator.schedulers.search import (
     GRID,
     LARGE,
@@ -240,3 +241,21 @@ def test_torch_returns_what_numpy_returns(torch: ModuleType, dtype: str) -> None
         assert budgets[0] == budgets[1]
         for budget in (*budgets[0], int(draw.integers(0, requests * gamma + 1))):
             assert_array_equal(admit(ours, budget), admit(theirs, budget).numpy())
+
+
+def test_what_cannot_hold_the_maximum_is_not_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four drafts for each of many: the first is nearly sure, the others are nearly never accepted."""
+    requests = LARGE // 2
+    grid = np.tile(on_grid(np.array([[0.9, 0.01, 0.001, 0.0005]], dtype=np.float32)), (requests, 1))
+    drafts = np.arange(4 * requests + 1)
+    times = np.where(drafts <= requests, 1.0, 20.0) + 1e-5 * drafts
+    everything = int(np.argmax(throughput_of_budget(grid, requests, times)))
+    sizes: list[int] = []
+
+    def counted(candidates: NDArray[np.int32], base: int, step_time_s: Floats) -> Floats:
+        sizes.append(candidates.size)
+        return throughput_of_budget(candidates, base, step_time_s)
+
+    monkeypatch.setattr(search, "throughput_of_budget", counted)
+    assert best_budget(grid, requests, times) == everything == requests
+    assert sizes == [requests]  # the first draft of each, a quarter of all

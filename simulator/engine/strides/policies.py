@@ -56,6 +56,7 @@ def flatten(scheduler: Scheduler, requests: int, gamma: int) -> FlatPolicy | Non
     """
     kind = type(scheduler)  # a subclass may do anything
     if kind is Fixed or kind is BatchTable:
+        assert isinstance(scheduler, Fixed | BatchTable)
         return _by_count(scheduler, requests, gamma)
     if kind is Threshold:
         assert isinstance(scheduler, Threshold)
@@ -70,12 +71,13 @@ def flatten(scheduler: Scheduler, requests: int, gamma: int) -> FlatPolicy | Non
     return FlatPolicy(plain[kind], scheduler.lag, kind is WatchedDSpark, 0.0, _NONE, _NONE)
 
 
-def _by_count(scheduler: Scheduler, requests: int, gamma: int) -> FlatPolicy | None:
+def _by_count(scheduler: Fixed | BatchTable, requests: int, gamma: int) -> FlatPolicy | None:
     lengths = np.zeros(requests + 1, dtype=np.int64)
-    if isinstance(scheduler, Fixed):
-        lengths[:] = scheduler.length
-    elif isinstance(scheduler, BatchTable):
-        lengths[1:] = [scheduler.lengths(count) for count in range(1, requests + 1)]
+    lengths[1:] = (
+        scheduler.length
+        if isinstance(scheduler, Fixed)
+        else [scheduler.lengths(count) for count in range(1, requests + 1)]
+    )
     return None if lengths.max() > gamma else FlatPolicy(BY_COUNT, 0, False, 0.0, lengths, _NONE)
 
 
@@ -131,7 +133,7 @@ def _best_tier(policy: FlatPolicy, lagged: Grid, requests: int, memory: Scratch)
             best = max(best, now)
         elif now >= best * (1 - TIE):
             return budget
-    return 0
+    return 0  # pragma: no cover - one of them is the best
 
 
 @inner

@@ -12,7 +12,14 @@ from numpy.testing import assert_array_equal
 from simulator.acceptance.trace import Replay
 from simulator.cost.believed import BelievedTable
 from simulator.cost.draft import DraftCost
-from simulator.cost.models import AdditiveCost, CostModel, LengthByRequests, StepCost, ThroughputCurve
+from simulator.cost.models import (
+    AdditiveCost,
+    CostModel,
+    LengthByRequests,
+    StepCost,
+    StepTime,
+    ThroughputCurve,
+)
 from simulator.cost.padded import PaddedCost
 from simulator.cost.scaled import EnabledCost, RowCost, ScaledCost, SlowPath
 from simulator.engine.engine import Engine
@@ -213,11 +220,33 @@ class Cautious(DSparkAsync):
     """A policy of one's own that happens to derive from one that the compiled loop knows."""
 
 
-@pytest.mark.parametrize("policy", [Cautious(), Fixed(9)])
-def test_what_only_python_can_run_stays_with_it(policy: Scheduler) -> None:
-    load, cost = closed_loop(np.full(8, 20)), constant_cost()
+class OfOnesOwn(StepTime):
+    """A cost model that only Python can ask."""
+
+    def _time_s(self, requests, batch_tokens, context_tokens, prefill_tokens):  # type: ignore[no-untyped-def]
+        return 1e-3 if isinstance(batch_tokens, int) else np.full(len(batch_tokens), 1e-3)
+
+    def outside(self, requests: int, batch_tokens: int) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("policy", "cost", "believed"),
+    [
+        (Cautious(), constant_cost(), None),
+        (Fixed(9), constant_cost(), None),
+        (Fixed(1), OfOnesOwn(), None),
+        (Fixed(1), StepCost(OfOnesOwn()), None),
+        (Fixed(1), ScaledCost(OfOnesOwn(), 2.0), None),
+        (Fixed(1), constant_cost(), OfOnesOwn()),
+    ],
+)
+def test_what_only_python_can_run_stays_with_it(
+    policy: Scheduler, cost: CostModel, believed: CostModel | None
+) -> None:
+    load = closed_loop(np.full(8, 20))
     executor = SimulatedExecutor([random_replay(5, rows=64)], load, cost, capacity=2, seed=0)
-    engine = serving_engine(simpy.Environment(), load, executor, policy, cost, EngineLimits(2))
+    engine = serving_engine(simpy.Environment(), load, executor, policy, believed or cost, EngineLimits(2))
     assert type(engine) is Engine
 
 

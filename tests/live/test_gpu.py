@@ -15,6 +15,7 @@ from simulator.live.engine.attention.kernels import KERNELS, plain, sdpa, split,
 from simulator.live.engine.attention.ragged import RaggedTarget
 from simulator.live.engine.attention.rows import RaggedRows
 from simulator.live.engine.executor import LiveExecutor
+from simulator.live.engine.fused import replace
 from simulator.live.engine.graphs import Tiers
 from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import random_prompts
@@ -67,6 +68,19 @@ def test_kernels_agree_with_the_plain_softmax(target: Any, kernel: Any) -> None:
     arguments = (query, keys, values, rows, ragged.head_dim**-0.5, None)
     torch.testing.assert_close(kernel(*arguments)[:17], plain(*arguments)[:17], atol=2e-2, rtol=2e-2)
     assert set(KERNELS) == {"sdpa", "varlen", "split", "explicit", "plain"}
+
+
+def test_fused_norms_rotation_and_gates_are_the_targets_own(target: Any) -> None:
+    fused, plain_ = RaggedTarget(target), RaggedTarget(target, fuse=False)
+    assert replace.names(fused.replaced) == "gate, norm, rotation"
+    tokens = torch.arange(40, device="cuda") % target.vocab_size
+    rows = RaggedRows.of(torch.tensor([40], device="cuda"), torch.tensor([0], device="cuda"), 40,
+                         block=40, context=40)  # fmt: skip
+    logits = [each.forward(tokens, [rows], each.new_cache(1, 64)).logits.float() for each in (fused, plain_)]
+    # Roundings of bfloat16, 2^-8 each, that fall differently in some forty places of a layer.
+    atol = 40 * target.num_layers * 2**-8 * float(logits[1].std())
+    torch.testing.assert_close(logits[0], logits[1], atol=atol, rtol=0)
+    assert (logits[0].argmax(-1) == logits[1].argmax(-1)).float().mean() > 0.9
 
 
 def run(target: Any, draft: Any, scheduler: Any, **options: Any) -> LiveExecutor:

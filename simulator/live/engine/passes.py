@@ -38,13 +38,14 @@ Finish = Callable[[PromptPiece, Tensor, Tensor], None]
 class LiveOptions:
     """How a live engine runs, apart from what it runs.
 
-    tiers: sizes that passes are padded to. attention: a kernel of ``ragged``. graphs: record CUDA graphs.
+    tiers: sizes that passes are padded to. attention, fuse: see ``RaggedTarget``. graphs: record CUDA graphs.
     keep_tokens: keep every request's output, for tests.
     """
 
     temperature: float = 0.0
     tiers: Tiers = field(default_factory=Tiers)
     attention: str = "auto"
+    fuse: bool | None = None
     graphs: bool = True
     seed: int = 0
     keep_tokens: bool = False
@@ -75,7 +76,7 @@ class Passes:
         self.gamma = 0 if draft is None else draft.gamma
         self.layer_ids = () if draft is None else draft.target_layer_ids
         self.device = target.device
-        self.ragged = RaggedTarget(target, options.attention)
+        self.ragged = RaggedTarget(target, options.attention, fuse=options.fuse)
         self.largest_batch_tokens = 0
         self._temperatures = self._as_temperatures(calibration)
         self._require_memory(rows, prompt_rows, capacity)

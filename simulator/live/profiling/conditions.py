@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import torch
 
 from simulator.live.engine.attention.ragged import RaggedTarget
+from simulator.live.engine.fused import replace
 from simulator.live.models.draft import Draft
 from simulator.live.models.sampling import is_greedy
 from simulator.live.models.targets import Target
 
 GREEDY = "greedy"
 
-UNSAID = {"sampling": GREEDY, "draft_attention": "sdpa"}
+UNSAID = {"sampling": GREEDY, "draft_attention": "sdpa", "fused": "nothing"}
 """What conditions were when profiles did not record them."""
 
 DRAFT = "draft:"
@@ -37,6 +38,7 @@ def conditions_of(
         "dtype": str(target.dtype).removeprefix("torch."),
         "attention": ragged.kernel_name,
         "draft_attention": ragged.draft_kernel_name,
+        "fused": replace.names(ragged.replaced),
         "graphs": "on" if graphs and target.device.type == "cuda" else "off",
         "sampling": GREEDY if is_greedy(temperature) else "drawn",
         "weights": target.digest,

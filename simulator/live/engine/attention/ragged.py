@@ -33,6 +33,7 @@ from simulator.live.engine.attention.kernels import (
     varlen,
 )
 from simulator.live.engine.attention.rows import RaggedRows
+from simulator.live.engine.fused import replace
 from simulator.live.families.latent import absorbed, expanded, latents_of
 from simulator.live.models.kv_cache import PAGE, KVCache
 from simulator.live.models.targets import Target, TargetOutput
@@ -46,9 +47,13 @@ _HARMLESS = frozenset({"dropout", "position_ids", "use_cache", "output_router_lo
 
 
 class RaggedTarget:
-    """A target whose forward pass takes ragged rows and a ``KVCache``."""
+    """A target whose forward pass takes ragged rows and a ``KVCache``.
 
-    def __init__(self, target: Target, kernel: str = "auto") -> None:
+    fuse: whether norms, rotation and gates run as one kernel each where that is equal (``fused.replace``);
+    None: on CUDA.
+    """
+
+    def __init__(self, target: Target, kernel: str = "auto", *, fuse: bool | None = None) -> None:
         text = target.config.get_text_config()
         self.target, self.shapes = target, target.layer_shapes
         self.kv_heads, self.head_dim = self.shapes[0].kv_heads, self.shapes[0].head_dim
@@ -60,6 +65,7 @@ class RaggedTarget:
         if explicitly:
             self.kernel = partial(explicit if self.kernel_name == "explicit" else split, cap=self.cap)
         self.draft_attend = self._choose_for_drafts(kernel)
+        self.replaced = replace.replacements(target, fuse)
 
     @property
     def draft_kernel_name(self) -> str:
@@ -90,7 +96,8 @@ class RaggedTarget:
         rows = torch.cat([part.cache_rows(cache.trash) for part in parts])
         positions = torch.cat([part.positions for part in parts])
         with (
-            torch.no_grad(), self._attention(), self.target.capture(layer_ids) as states,
+            torch.no_grad(), self._attention(), replace.installed(self.replaced),
+            self.target.capture(layer_ids) as states,
             latents_of(self.target.layers, self.shapes) as latents,
         ):  # fmt: skip
             step = _Pass(tuple(parts), cache, rows, positions, self.kernel, latents)

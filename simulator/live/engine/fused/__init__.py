@@ -1,0 +1,1 @@
+"""Small operations between the products of a layer, each as one kernel."""

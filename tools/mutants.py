@@ -100,6 +100,31 @@ MUTANTS = (
         "rms_norm(values, (self.head_dim,), eps=self.eps)", "values", _RELEASED,
     ),
     Mutant(
+        "mtp-joins-in-the-other-order", "simulator/live/models/drafts/mtp.py",
+        "(self.enorm(self.embed_tokens(tokens)), self.hnorm(states))",
+        "(self.hnorm(states), self.enorm(self.embed_tokens(tokens)))",
+        ("tests/live/models/drafts/test_deepseek.py",),
+    ),
+    Mutant(
+        "deepseeks-pairs-not-put-apart", "simulator/live/models/drafts/latent.py",
+        "if self.sizes.interleaved else x", "if not self.sizes.interleaved else x",
+        ("tests/live/models/drafts/test_deepseek.py",),
+    ),
+    Mutant(
+        "fused-rotation-turns-back", "simulator/live/engine/fused/kernels.py",
+        "-second.to(tl.float32)", "second.to(tl.float32)", ("tests/live/engine/fused/test_kernels.py",),
+    ),
+    Mutant(
+        "a-fused-piece-is-not-tried", "simulator/live/engine/fused/replace.py",
+        "verdicts[kind] = _equal(module, forward, trial)", "verdicts[kind] = True",
+        ("tests/live/engine/fused/test_replace.py",),
+    ),
+    Mutant(
+        "the-largest-graph-is-kept-beyond-the-limit", "simulator/live/engine/graphs.py",
+        "while self.held_bytes > self.limit_bytes and", "while self.held_bytes > 2 * self.limit_bytes and",
+        ("tests/live/engine/test_graphs.py",),
+    ),
+    Mutant(
         "latents-off-by-1%", "simulator/live/families/latent.py",
         "latents[index] = normed[0]", "latents[index] = 1.01 * normed[0]",
         ("tests/live/engine/attention/test_ragged.py",),

@@ -94,8 +94,8 @@ def profile_from(
         f"max {fit.held_out.max:.1%}; "
         f"first cell measured again at the end: {drift:.1%} off; {options.rounds} round(s), apart by "
         f"{log.disagreement():.1%} (median over step cells); dtype {conditions['dtype']}; attention "
-        f"{conditions['attention']} (drafts: {conditions['draft_attention']}); fused {conditions['fused']}; CUDA graphs "
-        f"{conditions['graphs']}; tokens {conditions['sampling']}"
+        f"{conditions['attention']} (drafts: {conditions['draft_attention']}); fused "
+        f"{conditions['fused']}; CUDA graphs {conditions['graphs']}; tokens {conditions['sampling']}"
         + _noisy(log, options)
         + _contents(target, counted)
         + (f"; {conditions['threads']} CPU thread(s)" if "threads" in conditions else "")

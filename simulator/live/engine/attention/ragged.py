@@ -42,8 +42,12 @@ _INTERFACE = "dspark_ragged"
 
 _WITH_SINKS = frozenset({"gpt_oss"})
 
-_HARMLESS = frozenset({"dropout", "position_ids", "use_cache", "output_router_logits", "is_causal"})
-"""Attention arguments without a meaning here: nothing is trained, positions and masks are the rows' own."""
+_HARMLESS = frozenset(
+    {"dropout", "position_ids", "use_cache", "output_router_logits", "output_attentions",
+     "output_hidden_states", "is_causal"}
+)  # fmt: skip
+"""Attention arguments without a meaning here: nothing is trained, positions and masks are the rows' own, and
+nobody asks for the softmax itself or for all states."""
 
 
 class RaggedTarget:

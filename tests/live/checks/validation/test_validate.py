@@ -35,7 +35,7 @@ from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import Prompts
 from simulator.live.models.pairs import load_draft, load_pair, new_dspark, new_mtp, save_draft
 from simulator.live.models.targets import load_target
-from simulator.live.profiling.conditions import conditions_of, digests_of
+from simulator.live.profiling.conditions import UNSAID, conditions_of, digests_of
 from simulator.report.drawing.style import save
 from simulator.report.validation import plot_frontiers, plot_lengths
 from simulator.schedulers.parse import parse_policy
@@ -243,7 +243,7 @@ def test_profiles_of_other_conditions_are_refused(target: Any) -> None:
     with pytest.raises(BadInputError, match=r"here: device, torch, .*device 'GPU' there") as caught:
         check_profile(other, target, here)
     # What earlier profiles did not record is known.
-    assert set(str(caught.value.field).split(", ")) == {"device", *here} - {"sampling", "draft_attention"}
+    assert set(str(caught.value.field).split(", ")) == {"device", *here} - set(UNSAID)
     assert "dtype not recorded there" in caught.value.problem
 
 

@@ -111,13 +111,13 @@ MUTANTS = (
         ("tests/live/models/drafts/test_deepseek.py",),
     ),
     Mutant(
-        "fused-rotation-turns-back", "simulator/live/engine/fused/kernels.py",
-        "-second.to(tl.float32)", "second.to(tl.float32)", ("tests/live/engine/fused/test_kernels.py",),
+        "fused-rotation-turns-back", "simulator/live/families/fused/kernels.py",
+        "-second.to(tl.float32)", "second.to(tl.float32)", ("tests/live/families/fused/test_kernels.py",),
     ),
     Mutant(
-        "a-fused-piece-is-not-tried", "simulator/live/engine/fused/replace.py",
-        "verdicts[kind] = _equal(module, forward, trial)", "verdicts[kind] = True",
-        ("tests/live/engine/fused/test_replace.py",),
+        "a-fused-piece-is-not-tried", "simulator/live/families/fused/replace.py",
+        "verdicts[kind] = _equal(module, forward, _drawn(like, 1, 3, width))", "verdicts[kind] = True",
+        ("tests/live/families/fused/test_replace.py",),
     ),
     Mutant(
         "the-largest-graph-is-kept-beyond-the-limit", "simulator/live/engine/graphs.py",

@@ -15,10 +15,10 @@ from simulator.live.engine.attention.kernels import KERNELS, plain, sdpa, split,
 from simulator.live.engine.attention.ragged import RaggedTarget
 from simulator.live.engine.attention.rows import RaggedRows
 from simulator.live.engine.executor import LiveExecutor
-from simulator.live.engine.fused import replace
 from simulator.live.engine.graphs import Tiers
 from simulator.live.engine.passes import LiveOptions
 from simulator.live.engine.prompts import random_prompts
+from simulator.live.families.fused import replace
 from simulator.live.models.pairs import new_dspark
 from simulator.live.models.targets import Target
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from simulator.live.engine.attention.ragged import RaggedTarget
-from simulator.live.engine.fused import replace
+from simulator.live.families.fused import replace
 from simulator.live.models.draft import Draft
 from simulator.live.models.sampling import is_greedy
 from simulator.live.models.targets import Target

@@ -33,8 +33,8 @@ class Counted:
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that PyTorch dispatches inside; views and bare allocations are none.
 
-    On a GPU each is a launch at least. What runs fused (``engine.fused``) is one operation; the two launches
-    of split attention are not seen.
+    On a GPU each is a launch at least. What runs fused (``families.fused``) is one operation; the two
+    launches of split attention are not seen.
     """
 
     def __init__(self) -> None:

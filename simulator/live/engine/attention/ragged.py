@@ -33,7 +33,7 @@ from simulator.live.engine.attention.kernels import (
     varlen,
 )
 from simulator.live.engine.attention.rows import RaggedRows
-from simulator.live.engine.fused import replace
+from simulator.live.families.fused import replace
 from simulator.live.families.latent import absorbed, expanded, latents_of
 from simulator.live.models.kv_cache import PAGE, KVCache
 from simulator.live.models.targets import Target, TargetOutput
@@ -69,7 +69,7 @@ class RaggedTarget:
         if explicitly:
             self.kernel = partial(explicit if self.kernel_name == "explicit" else split, cap=self.cap)
         self.draft_attend = self._choose_for_drafts(kernel)
-        self.replaced = replace.replacements(target, fuse)
+        self.replaced = replace.replacements(target.model.get_decoder(), fuse)
 
     @property
     def draft_kernel_name(self) -> str:

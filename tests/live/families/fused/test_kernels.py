@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from simulator.live.engine.fused import operators
+from simulator.live.families.fused import operators
 from tests.support.interpreted import kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,7 +19,7 @@ UNITS = {torch.float32: 2**-22, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 @pytest.fixture(scope="module")
 def fused() -> Iterator[ModuleType]:
-    with kernels("simulator.live.engine.fused.kernels") as module:
+    with kernels("simulator.live.families.fused.kernels") as module:
         yield module
 
 

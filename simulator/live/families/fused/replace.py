@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from simulator.live.device import synchronise
-from simulator.live.engine.fused import operators
-from simulator.live.models.targets import Target
+from simulator.live.families.fused import operators
 
 _ROTATION = "apply_rotary_pos_emb"
 """What transformers calls the function in every kind's own source file."""
@@ -27,25 +26,34 @@ Replacement = tuple[Any, str, Callable[..., Any]]
 """An object, the name of one of its attributes, and what stands there while a pass runs."""
 
 
-def replacements(target: Target, asked: bool | None) -> list[Replacement]:
-    """Return what to replace in a target. asked: None replaces on CUDA with Triton alone."""
-    on_gpu = target.device.type == "cuda" and find_spec("triton") is not None
+def replacements(decoder: nn.Module, asked: bool | None) -> list[Replacement]:
+    """Return what to replace in a target's decoder. asked: None replaces on CUDA with Triton alone."""
+    like = next(decoder.parameters())
+    on_gpu = like.device.type == "cuda" and find_spec("triton") is not None
     if not (on_gpu if asked is None else asked):
         return []
     found, verdicts = list[Replacement](), dict[tuple[Any, ...], bool]()
-    draw = torch.Generator(target.device).manual_seed(0)
-    for module in target.model.get_decoder().modules():
+    for module in decoder.modules():
         made = _replacement(module)
         if made is None:
             continue
         forward, width = made
         kind = type(module), width
         if kind not in verdicts:
-            trial = torch.randn((1, 3, width), generator=draw, device=target.device, dtype=target.dtype)
-            verdicts[kind] = _equal(module, forward, trial)
+            verdicts[kind] = _equal(module, forward, _drawn(like, 1, 3, width))
         if verdicts[kind]:
             found.append((module, "forward", forward))
-    return found + _rotations(target)
+    files = sorted({type(module).__module__ for module in decoder.modules()})
+    turned = [
+        (sys.modules[file], _rotation(getattr(sys.modules[file], _ROTATION, None), like)) for file in files
+    ]
+    return found + [(file, _ROTATION, fused) for file, fused in turned if fused is not None]
+
+
+def _drawn(like: Tensor, *shape: int) -> Tensor:
+    """Random numbers of the type and on the device of another tensor."""
+    draw = torch.Generator(like.device).manual_seed(0)
+    return torch.randn(shape, generator=draw, device=like.device, dtype=like.dtype)
 
 
 def names(replaced: list[Replacement]) -> str:
@@ -97,33 +105,22 @@ def _equal(module: Any, forward: Callable[[Tensor], Tensor], trial: Tensor) -> b
     return torch.allclose(ours, own, rtol=unit, atol=unit * float(own.abs().max()))
 
 
-def _rotations(target: Target) -> list[Replacement]:
-    """Return the rotation of each source file that a layer's attention comes from."""
-    attentions: list[Any] = [getattr(layer, "self_attn", None) for layer in target.layers]
-    files = {type(each).__module__ for each in attentions if each is not None}
-    return [
-        (file, _ROTATION, fused)
-        for file in (sys.modules[name] for name in sorted(files))
-        if hasattr(file, _ROTATION) and (fused := _rotation(getattr(file, _ROTATION), target)) is not None
-    ]
-
-
-def _rotation(own: Callable[..., Any], target: Target) -> Callable[..., Any] | None:
-    """Return a fused rotation that equals a file's own on a trial, or None."""
+def _rotation(own: Callable[..., Any] | None, like: Tensor) -> Callable[..., Any] | None:
+    """Return a fused rotation that equals a source file's own on a trial, or None."""
+    if own is None:
+        return None
 
     def turned(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
         if more or named or cos.shape[-1] != query.shape[-1] or query.shape[0] != 1:
             return own(query, key, cos, sin, *more, **named)
         return operators.rotate(query, cos, sin), operators.rotate(key, cos, sin)
 
-    draw = torch.Generator(target.device).manual_seed(0)
-    shapes = (1, 4, 3, 16), (1, 2, 3, 16), (1, 3, 16), (1, 3, 16)
-    trial = [torch.randn(shape, generator=draw, device=target.device, dtype=target.dtype) for shape in shapes]
+    trial = [_drawn(like, *shape) for shape in ((1, 4, 3, 16), (1, 2, 3, 16), (1, 3, 16), (1, 3, 16))]
     try:
         ours, theirs = turned(*trial), own(*trial)
-        synchronise(target.device)
+        synchronise(like.device)
     except Exception:  # as above
         return None
-    unit = 4 * torch.finfo(target.dtype).eps
+    unit = 4 * torch.finfo(like.dtype).eps
     same = all(torch.allclose(a, b, rtol=unit, atol=unit) for a, b in zip(ours, theirs, strict=True))
     return turned if same else None

@@ -45,21 +45,21 @@ gated: Any = _custom_op("dspark::gated", _gated, mutates_args=(), schema="(Tenso
 
 @rms_norm.register_kernel("cuda")  # type: ignore[untyped-decorator]
 def _rms_norm_cuda(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    from simulator.live.engine.fused import kernels  # needs Triton
+    from simulator.live.families.fused import kernels  # needs Triton
 
     return kernels.rms_norm(x, weight, eps)
 
 
 @rotate.register_kernel("cuda")  # type: ignore[untyped-decorator]
 def _rotate_cuda(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    from simulator.live.engine.fused import kernels  # needs Triton
+    from simulator.live.families.fused import kernels  # needs Triton
 
     return kernels.rotate(x, cos, sin)
 
 
 @gated.register_kernel("cuda")  # type: ignore[untyped-decorator]
 def _gated_cuda(gate: Tensor, up: Tensor) -> Tensor:
-    from simulator.live.engine.fused import kernels  # needs Triton
+    from simulator.live.families.fused import kernels  # needs Triton
 
     return kernels.gated(gate, up)
 

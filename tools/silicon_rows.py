@@ -50,6 +50,9 @@ STEP_TOKENS: Mapping[tuple[str, Engine], int] = {
 
 USUAL_STEP_TOKENS = 8192
 
+_TWO_PROMPTS = ("MiniMaxAI/MiniMax-M2.5", "moonshotai/Kimi-K2-Instruct")
+"""Models whose launch scripts for vLLM on B200 and B300 give a step room for two nominal prompts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -87,6 +90,8 @@ class Row:
     @property
     def step_tokens(self) -> int:
         """Rows of a step with prompts."""
+        if self.model in _TWO_PROMPTS and self.gpu in ("b200", "b300") and self.ranged:
+            return 2 * self.prompt_tokens
         return STEP_TOKENS.get((self.model, self.engine), USUAL_STEP_TOKENS)
 
 

@@ -4,10 +4,10 @@
 
 Every usable row of aiconfigurator's ``silicon_sample.csv`` (model, GPU, engine, precision, parallelism,
 lengths, concurrency, with measured TTFT and TPOT) is simulated: as many clients, each of which sends its next
-request when the last one ends, chunked prefill, no speculation, room for keys and values as it is. One number
-per engine, host time of a step, is fitted on half of the rows, chosen by a hash of their id; the other half
-is reported. Rows that cannot be simulated are counted by reason. Rows whose engine's table fails the gates
-are simulated all the same and shown apart.
+request when the last one ends, prompts taken as the engine takes them, no speculation, room for keys and
+values as it is. One number per engine, host time of a step, is fitted on half of the rows, chosen by a hash
+of their id; the other half is reported. Rows that cannot be simulated are counted by reason. Rows whose
+engine's table fails the gates are simulated all the same and shown apart.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from simulator.core.files import write_csv
 from simulator.deployment.profile import Profile
 from simulator.hardware import gpus
 from simulator.hardware.curves import composed
+from simulator.hardware.engines import prefills
 from simulator.hardware.memory import layout
 from simulator.hardware.models import load_model
+from simulator.hardware.steps.kernel_modes import rows_stand_in
 from simulator.hardware.steps.kernels import KernelTables
 from simulator.parallel.cells import run_cells
 from simulator.traffic.arrivals import PoissonArrivals
@@ -55,6 +57,10 @@ AT_ONCE_PER_S = 1e6
 
 PASSES = "passes"
 """What stands in the column ``gate`` of a row whose engine's table passes."""
+
+
+STANDS_IN = "its own table of block-scaled products stands apart: products scaled by rows stand in"
+"""What stands there for vLLM's block-scaled weights; see ``kernel_modes.rows_stand_in``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +87,9 @@ class Group:
             return {"refused": str(error)}
         gate = next(each for each in gates if each.engine == first.engine)
         times = [_simulated_ms(row, profile) for row in self.rows]
+        own = not rows_stand_in(laid_out.model, first.engine, first.precision, first.setting.scales)
         return {
-            "gate": gate.refused or PASSES, "ttft_ms": [each[0] for each in times],
+            "gate": gate.refused or (PASSES if own else STANDS_IN), "ttft_ms": [each[0] for each in times],
             "tpot_ms": [each[1] for each in times],
         }  # fmt: skip
 
@@ -101,7 +108,7 @@ def _simulated_ms(row: Row, profile: Profile) -> tuple[float, float]:
     waves = int(np.clip(STEPS // row.output_tokens, *WAVES))
     done = bench.simulate(
         "autoregressive", concurrency=row.concurrency, traffic=traffic, requests=waves * row.concurrency,
-        prefill="chunked", chunk_tokens=row.step_tokens,
+        prefill=prefills(row.engine), chunk_tokens=row.step_tokens,
     ).requests  # fmt: skip
     first_s = done["first_token_s"].to_numpy()
     sent_s = _sent_s(done["admitted_s"].to_numpy(), done["finished_s"].to_numpy(), row.concurrency)

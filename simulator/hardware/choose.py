@@ -246,4 +246,5 @@ def _refusals(profile: Profile) -> list[str]:
     if profile.provenance.kind != "kernels":
         return []
     said = (profile.provenance.notes or "").replace("asked for; ", "asked for, ").split("; ")
-    return [f"kernel tables: {each}" for each in said if "refused" in each or "stands in" in each]
+    telling = ("refused", "stands in", "stand in")
+    return [f"kernel tables: {each}" for each in said if any(word in each for word in telling)]

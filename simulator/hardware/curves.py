@@ -99,7 +99,9 @@ def composed(
     """Compose a profile from the tables of one engine, whatever its gate says. more: to be noted."""
     width = max(band(tables, gates), END_TO_END)
     missing = [f"{name} has none ({why})" for name, why in tables.missing.items()]
-    said = "; ".join(filter(None, [*(gate.line for gate in gates), *missing, more]))
+    said = "; ".join(
+        [*(gate.line for gate in gates), *missing, *tables.stands_in(used), *filter(None, [more])]
+    )
     source = (
         f"aiconfigurator-core {tables_version()} (Apache-2.0), tables of {used} on {layout.gpu.kernel_tables}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from simulator.core.errors import BadInputError
 from simulator.core.units import parse_duration_s
@@ -74,6 +75,15 @@ def chunk_tokens(engine: Engine, gpu: Gpu) -> int:
     if engine == "sglang":
         return next((size for least, size in ((160, 16384), (60, 8192), (35, 4096)) if memory >= least), 2048)
     return 8192
+
+
+def prefills(engine: Engine) -> Literal["chunked", "whole"]:
+    """Return where prompts are prefilled, as the engine does where nobody says.
+
+    vLLM and TensorRT-LLM put prompt rows into decode steps. SGLang (``server_args.py``,
+    ``enable_mixed_chunk`` is off) runs steps of prompts alone, before any decode step. Read in November 2026.
+    """
+    return "whole" if engine == "sglang" else "chunked"
 
 
 def runs_on(engine: Engine, gpu: Gpu) -> None:

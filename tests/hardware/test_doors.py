@@ -89,6 +89,11 @@ def test_a_table_that_fails_its_gates_is_named_with_what_stands_in() -> None:
     assert "vllm was asked for, trtllm stands in" in said
 
 
+def test_products_that_stand_in_for_an_engines_own_are_said() -> None:
+    found = profile_for(Hardware(model="minimax-m2.5", gpu="h200", tp=4, engine="vllm"))
+    assert "products scaled by rows stand in for vllm's block-scaled ones" in "\n".join(found.notes)
+
+
 def test_tables_of_which_none_can_be_called_wrong_answer_with_their_distance_as_band() -> None:
     """Two engines' tables of gpt-oss-120b on H100 are twice and half of each other."""
     found = profile_for(Hardware(model="gpt-oss-120b", gpu="h100"))

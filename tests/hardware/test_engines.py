@@ -8,7 +8,7 @@ from simulator.core.errors import BadInputError
 from simulator.deployment.deployment import deploy
 from simulator.deployment.profile import load_profile
 from simulator.hardware.choose import Hardware, profile_for
-from simulator.hardware.engines import HOSTS, Host, as_served, chunk_tokens, parse_host
+from simulator.hardware.engines import HOSTS, Host, as_served, chunk_tokens, parse_host, prefills
 from simulator.hardware.gpus import load_gpu
 from simulator.hardware.steps.kernel_modes import ENGINES
 
@@ -65,6 +65,12 @@ def test_the_chunk_reaches_the_engine_unless_it_is_given() -> None:
     assert made.limits(8, prefill="chunked").chunk_tokens == 16384
     assert made.limits(8, prefill="chunked", chunk_tokens=512).chunk_tokens == 512
     assert deploy(KERNELS, ["length:3@7"]).limits(8, prefill="chunked").chunk_tokens == 2048
+
+
+def test_sglang_alone_prefills_between_decode_steps() -> None:
+    assert {each: prefills(each) for each in HOSTS} == {
+        "vllm": "chunked", "sglang": "whole", "trtllm": "chunked",
+    }  # fmt: skip
 
 
 def test_tensorrt_runs_on_nvidia_alone() -> None:

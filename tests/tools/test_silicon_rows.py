@@ -35,6 +35,23 @@ def test_a_row_is_read_with_what_the_launch_script_says() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changed", "tokens"),
+    [
+        ({"model_path": "MiniMaxAI/MiniMax-M2.5", "backend": "vllm", "isl": "1024"}, 2048),
+        ({"model_path": "moonshotai/Kimi-K2.5", "backend": "vllm", "isl": "8192"}, 16384),
+        ({"model_path": "MiniMaxAI/MiniMax-M2.5", "backend": "vllm", "system": "h200_sxm"}, 8192),
+        ({"backend": "sglang"}, 16384),
+        ({}, 8192),
+    ],
+)
+def test_rows_of_a_step_are_those_of_the_launch_scripts(changed: dict[str, str], tokens: int) -> None:
+    plain = dict(zip(WIDTHS, ("4", "1", "4", "1"), strict=True))
+    row = only(**plain, **changed)
+    assert isinstance(row, Row)
+    assert row.step_tokens == tokens
+
+
+@pytest.mark.parametrize(
     ("widths", "gpus", "setting"),
     [
         ("1 64 8 8", 8, Setting(8, 8, True)),

@@ -27,7 +27,15 @@ from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
 from simulator.hardware.gpus import Gpu
 from simulator.hardware.models import WEIGHT_BYTES, ModelShape, Precision
-from simulator.hardware.steps.kernel_modes import ENGINES, PACKAGE, Engine, Setting, described, modes
+from simulator.hardware.steps.kernel_modes import (
+    ENGINES,
+    PACKAGE,
+    Engine,
+    Setting,
+    described,
+    modes,
+    rows_stand_in,
+)
 
 GATE_ROWS = tuple(2**power for power in range(12))
 """Rows at which engines are compared: 1 to 2,048."""
@@ -185,6 +193,8 @@ class KernelTables:
                 f"has no kernels of {engine} for prompts: {str(error)[:120]}", source="model",
                 value=self.model.name,
             ) from error  # fmt: skip
+        if engine == "vllm" and self._borrows:
+            took_ms += self._experts_ms("trtllm", tokens) - self._experts_ms("vllm", tokens)
         return float(took_ms) / 1e3 / self.setting.attention_over
 
     def _each(self, many: int) -> int:
@@ -192,7 +202,33 @@ class KernelTables:
         return -(-many // self.setting.attention_over)
 
     def _decode(self, engine: Engine, rows: int, context: int) -> list[tuple[str, float]]:
-        return [(each[0], each[1]) for each in self.handles[engine].decode_step_per_op(rows, context, 2)]
+        found = [(each[0], each[1]) for each in self.handles[engine].decode_step_per_op(rows, context, 2)]
+        if engine != "vllm" or not self._borrows:
+            return found
+        lent_ms = self._experts_ms("trtllm", rows)
+        return [(name, lent_ms if name == _EXPERTS else ms) for name, ms in found]
+
+    @property
+    def _borrows(self) -> bool:
+        """Whether vLLM's experts are TensorRT-LLM's: MXFP4 on Blackwell, rows in 8 bits.
+
+        vLLM's recipe for gpt-oss and InferenceX's launch script set ``VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8``
+        there; vLLM's own table has rows in 16 bits.
+        """
+        return self.model.native == "fp4" and "fp4" in self.gpu.flop_per_s and "trtllm" in self.handles
+
+    def stands_in(self, engine: Engine) -> list[str]:
+        """Say what of an engine's times is another's, or another mode's."""
+        said = []
+        if rows_stand_in(self.model, engine, self.precision, self.setting.scales):
+            said.append(f"products scaled by rows stand in for {engine}'s block-scaled ones")
+        if engine == "vllm" and self._borrows:
+            said.append("trtllm's experts stand in for vllm's, which runs them on Blackwell")
+        return said
+
+    def _experts_ms(self, engine: Engine, rows: int) -> float:
+        found = self.handles[engine].decode_step_per_op(rows, SHORT, 2)
+        return sum(float(each[1]) for each in found if each[0] == _EXPERTS)
 
     def gates(self) -> tuple[Gate, ...]:
         """Compare the engines over ``GATE_ROWS``, and each with the time that reading its weights takes."""
@@ -277,6 +313,9 @@ def gate(engine: Engine, times: Floats, median: Floats, floor: Floats, reads: fl
         refused = f"it takes {lowest:.2f} of the time that reading the weights takes"
     return Gate(engine, deviation, fall, lowest, refused, reads)
 
+
+_EXPERTS = "generation_moe"
+"""What the tables call the products of experts."""
 
 _ATTENTION = ("attention", "mla_block", "generation_mla")
 """How the tables' names of attention end."""

@@ -16,9 +16,9 @@ from simulator.hardware.drafters import parse_drafter
 from simulator.hardware.engines import HOSTS, as_served
 from simulator.hardware.gpus import load_gpu
 from simulator.hardware.memory import layout
-from simulator.hardware.models import WEIGHT_BYTES, load_model
+from simulator.hardware.models import WEIGHT_BYTES, Precision, load_model
 from simulator.hardware.steps.formula import BANDS, FormulaTimes
-from simulator.hardware.steps.kernel_modes import Engine, Setting, modes
+from simulator.hardware.steps.kernel_modes import Engine, Setting, modes, rows_stand_in
 from simulator.hardware.steps.kernels import GATE_ROWS, Gate, KernelTables, band, chosen, gate
 from tests.support.command_line import run
 
@@ -122,6 +122,41 @@ def test_weights_and_caches_have_the_modes_of_their_checkpoints(
     named = ("gemm_quant_mode", "moe_quant_mode", "kvcache_quant_mode")
     assert tuple(found.get(name) for name in named) == expected
     assert found["tp_size"] == 8
+
+
+def test_vllm_runs_the_experts_of_tensorrt_on_blackwell_in_mxfp4() -> None:
+    """What is no expert stays vLLM's; on Hopper, and in other weights, experts do too."""
+    oss = KernelTables(load_model("gpt-oss-20b"), load_gpu("b200"), 1, "fp4")
+    own, lent = ({each[0]: each[1] for each in oss.handles[name].decode_step_per_op(64, 128, 2)}
+                 for name in ("vllm", "trtllm"))  # fmt: skip
+    rest = sum(ms for name, ms in own.items() if not name.endswith(("_moe", "attention")))
+    assert oss.operations_s("vllm", 64) == pytest.approx((rest + lent["generation_moe"]) / 1e3)
+    assert lent["generation_moe"] < own["generation_moe"]
+    alone = oss.handles["vllm"].predict_prefill_latency(1, 1024)
+    swapped = [oss.handles[name].decode_step_per_op(1024, 128, 2) for name in ("trtllm", "vllm")]
+    more = [next(each[1] for each in found if each[0] == "generation_moe") for found in swapped]
+    assert oss.prefill_s("vllm", 1024) == pytest.approx((alone + more[0] - more[1]) / 1e3)
+    hopper = KernelTables(load_model("gpt-oss-20b"), H200, 1, "fp4")
+    kept = sum(each[1] for each in hopper.handles["vllm"].decode_step_per_op(64, 128, 2)
+               if not each[0].endswith("attention"))  # fmt: skip
+    assert hopper.operations_s("vllm", 64) == pytest.approx(kept / 1e3)
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "precision", "setting", "expected"),
+    [
+        ("minimax-m2.5", "vllm", "fp8", Setting(), True),  # published in blocks
+        ("minimax-m2.5", "sglang", "fp8", Setting(), False),
+        ("minimax-m2.5", "vllm", "fp4", Setting(), False),
+        ("deepseek-v3", "vllm", "fp8", Setting(), False),  # a latent's blocks have a table of their own
+        ("qwen3-32b", "vllm", "fp8", Setting(), False),
+        ("qwen3-32b", "vllm", "fp8", Setting(scales="block"), True),
+    ],
+)
+def test_products_by_rows_stand_in_for_blocks_on_vllm_alone(
+    model: str, engine: Engine, precision: Precision, setting: Setting, expected: bool
+) -> None:
+    assert rows_stand_in(load_model(model), engine, precision, setting.scales) is expected
 
 
 def test_experts_and_attention_are_split_as_asked() -> None:

@@ -182,7 +182,7 @@ def load_model(name: str) -> ModelShape:
     if path.suffix == ".json" or is_file(path):
         return read_config(path)
     near = get_close_matches(name.lower(), [*by_name, *short], n=3, cutoff=0.4)
-    names = sorted({by_name.get(each) or short[each] for each in near}) or list(known)[:3]
+    names = list(dict.fromkeys(by_name.get(each) or short[each] for each in near)) or list(known)[:3]
     raise BadInputError(
         "is not a model of the catalogue", source="model", value=name,
         remedy=f"did you mean {', '.join(names)}? See `dspark-sim list --models`, or give a config.json",

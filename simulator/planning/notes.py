@@ -159,6 +159,8 @@ def list_warnings(
     notes = [plan.note for server in servers for plan in server.plans if plan.note]
     warnings = [each.weakness for each in servers[0].sla.terms if each.weakness]
     warnings += dict.fromkeys(notes)
+    known = scenario.deployment().notes
+    warnings += [note.removeprefix("warning: ") for note in known if note.startswith("warning: ")]
     judged = confirmed.assessment
     if not judged.met:
         why = "is saturated" if judged.saturated else f"misses {', '.join(t.text for t in judged.failing)}"

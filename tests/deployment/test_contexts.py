@@ -48,12 +48,14 @@ def test_every_command_says_so(door: str, tmp_path: Path, capsys: pytest.Capture
     assert "grow beyond the contexts of 16,384 tokens" in " ".join((printed.out + printed.err).split())
 
 
-def test_a_plan_warns_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_warns_of_it_and_of_free_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request of 100 prompt and 200 output tokens outgrows 250, none 300."""
     monkeypatch.chdir(tmp_path)
     search = SCENARIO["search"] | {"extrapolate_rows": True}  # type: ignore[operator]
     Path("s.yaml").write_text(json.dumps(SCENARIO | {"search": search}))
+    measured = PROFILE["provenance"] | {"kind": "measured"}  # type: ignore[operator]
     for longest, warned in ((250, True), (300, False)):
-        Path("line.json").write_text(json.dumps(PROFILE | {"contexts_to": longest}))
+        Path("line.json").write_text(json.dumps(PROFILE | {"contexts_to": longest, "provenance": measured}))
         warnings = plan(load_scenario(Path("s.yaml"))).warnings
+        assert any("prices no drafter: drafting is free" in each for each in warnings)
         assert any("4,096 of 4,096 requests (100.0%) grow" in each for each in warnings) is warned

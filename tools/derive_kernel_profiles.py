@@ -49,6 +49,9 @@ def main() -> None:
         except SimulatorError as error:
             print(f"left out: {where}: {error}", flush=True)
             continue
+        if ", used" not in str(profile.provenance.notes):  # as ``kernels.Gate.line`` says it
+            print(f"left out: {where}: every engine's table stands apart", flush=True)
+            continue
         path = asked.out.parent / f"{kernel_name(layout)}.json"
         profile.save(path)
         print(f"{where}: tp {layout.gpus}, {path}", flush=True)

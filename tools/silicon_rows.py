@@ -40,6 +40,12 @@ looked up, those of the database dump of 2026-04-27 are plain ones."""
 
 _PLAIN_SOURCE = "db-dump"
 
+BLOCKING = "vllm before 0.14"
+"""vLLM whose GPU waits while the next step is scheduled; from 0.14 on it schedules ahead by default."""
+
+SCHEDULES_AHEAD_FROM = "2026-01-17"
+"""Day on which vLLM 0.14.0 was released (github.com/deepjavalibrary/djl/issues/3833 tells both)."""
+
 STEP_TOKENS: Mapping[tuple[str, Engine], int] = {
     ("meta-llama/Llama-3.1-70B", "trtllm"): 16384,
     ("openai/gpt-oss-120b", "trtllm"): 20000,
@@ -56,7 +62,11 @@ _TWO_PROMPTS = ("MiniMaxAI/MiniMax-M2.5", "moonshotai/Kimi-K2-Instruct")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement: what ran, and what came out, ms. gpus: of the replica. ranged: lengths were drawn."""
+    """One measurement: what ran, and what came out, ms.
+
+    gpus: of the replica. ranged: lengths were drawn. host: the engine, or ``BLOCKING``: rows with one host
+    time of a step.
+    """
 
     id: str
     model: str
@@ -71,6 +81,7 @@ class Row:
     ranged: bool
     ttft_ms: float
     tpot_ms: float
+    host: str
 
     @property
     def curve(self) -> tuple[str, str, Engine, Precision, int, Setting]:
@@ -132,12 +143,12 @@ def usable(row: Mapping[str, str]) -> Row | str:
     concurrency = int(said[1]) if said else int(row["batch_size"])
     known = {gpu.kernel_tables: name for name, gpu in gpus.catalogue().items() if gpu.kernel_tables}
     gpu, engine = known[row["system"]], next(each for each in ENGINES if each == row["backend"])
-    is_inferencex = "measured=" in row["silicon_data_source"]
-    small = _small_cache(model.name, gpu, engine) if is_inferencex else None
+    ranged = _is_inferencex(row)
+    small = _small_cache(model.name, gpu, engine) if ranged else None
     return Row(
         row["id"], model.name, gpu, engine, weights[0], count, Setting(groups, experts, small, weights[1]),
-        int(row["isl"]), int(row["osl"]), concurrency, is_inferencex, float(row["silicon_ttft_ms"]),
-        float(row["silicon_tpot_ms"]),
+        int(row["isl"]), int(row["osl"]), concurrency, ranged, float(row["silicon_ttft_ms"]),
+        float(row["silicon_tpot_ms"]), BLOCKING if engine == "vllm" and _is_blocking(row) else engine,
     )  # fmt: skip
 
 
@@ -147,13 +158,35 @@ def _measured(row: Mapping[str, str]) -> tuple[str, ...]:
     return row["system"], row["backend"], row["isl"], row["osl"], *times
 
 
-def _perhaps_speculated(row: Mapping[str, str]) -> bool:
+def _is_inferencex(row: Mapping[str, str]) -> bool:
+    return "measured=" in row["silicon_data_source"]
+
+
+def _is_blocking(row: Mapping[str, str]) -> bool:
+    """Whether a row of vLLM is of a version before 0.14, by its day or by the version in its file's name."""
+    version = re.search(r"/vllm/0\.(\d+)", row["silicon_data_source"])
+    if version is not None:
+        return int(version[1]) < 14
+    day = _day(row)
+    return day is not None and day < SCHEDULES_AHEAD_FROM
+
+
+def _day(row: Mapping[str, str]) -> str | None:
     said = re.search(r"measured=(\d{4}-\d\d-\d\d)", row["silicon_data_source"])
-    return "DeepSeek" in row["model_path"] and said is not None and said[1] >= SPECULATED_FROM
+    return None if said is None else said[1]
+
+
+def _perhaps_speculated(row: Mapping[str, str]) -> bool:
+    day = _day(row)
+    return "DeepSeek" in row["model_path"] and day is not None and day >= SPECULATED_FROM
 
 
 def _weights(row: Mapping[str, str], model: ModelShape) -> tuple[Precision, Scales | None] | None:
-    """How weights are kept; None for a scheme that the curves do not describe."""
+    """How weights are kept; None for a scheme that the curves do not describe.
+
+    InferenceX's 8-bit checkpoints bring scales along (its launch scripts); a run of NVIDIA's that names a
+    checkpoint in 16 bits computes them.
+    """
     matrices = row["gemm_quant_mode"]
     if model.native == "fp4":
         return ("fp4", None) if row["precision"] == "fp4" else None
@@ -162,7 +195,8 @@ def _weights(row: Mapping[str, str], model: ModelShape) -> tuple[Precision, Scal
     if matrices == "fp8_block" or row["model_path"].endswith("A22B-FP8"):
         return "fp8", "block"
     if matrices == "fp8":
-        return "fp8", None
+        has_scales = "FP8" in row["model_path"] or _is_inferencex(row)
+        return "fp8", None if has_scales or model.native == "fp8" else "computed"
     if not matrices and row["precision"] in ("", "bf16"):
         return "bf16", None
     return None

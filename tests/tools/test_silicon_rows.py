@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from simulator.hardware.steps.kernel_modes import Setting
-from tools.silicon_rows import Row, judge
+from tools.silicon_rows import BLOCKING, Row, judge
 from tools.validate_silicon import _sent_s, host_times_ms, with_hosts
 
 PLAIN = {
@@ -97,9 +97,56 @@ def test_a_client_sends_when_its_last_request_ends() -> None:
     assert _sent_s(admitted, finished, clients=2).tolist() == [0.0, 0.0, 3.0, 5.0]
 
 
+@pytest.mark.parametrize(
+    ("backend", "source", "host"),
+    [
+        ("vllm", "source_file=/Users/x/h200_sxm/vllm/0.12.0/Qwen.csv; silicon_concurrency=4", BLOCKING),
+        ("vllm", "source_file=x.csv; measured=2026-01-16T00:00:00.000Z", BLOCKING),
+        (
+            "vllm",
+            "source_file=x.csv; measured=2026-01-17T00:00:00.000Z; image=vllm/vllm-openai:v0.15.1",
+            "vllm",
+        ),
+        ("vllm", "source_file=kimi.csv; silicon_concurrency=4", "vllm"),
+        ("trtllm", "source_file=x.csv; measured=2025-10-29T00:00:00.000Z", "trtllm"),
+    ],
+)
+def test_vllm_waits_for_its_host_before_it_schedules_ahead(backend: str, source: str, host: str) -> None:
+    widths = dict(zip(WIDTHS, ("2", "1", "2", "1"), strict=True))
+    row = only(
+        model_path="Qwen/Qwen3-32B", backend=backend, silicon_data_source=source, gemm_quant_mode="",
+        precision="bf16", **widths,
+    )  # fmt: skip
+    assert isinstance(row, Row)
+    assert row.host == host
+
+
+def test_host_time_has_the_least_sum_of_relative_errors() -> None:
+    """Lacking 1, 2 and 3 ms of 2, 12 and 20: 1 ms leaves 1/12 + 2/20, 2 ms 1/2 + 1/20."""
+    table = pd.DataFrame(
+        {"host": "trtllm", "tpot_ms": [12.0, 2.0, 20.0], "predicted_tpot_ms": [10.0, 1.0, 17.0]}
+    )
+    assert host_times_ms(table) == {"trtllm": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "scales"),
+    [
+        ("Qwen/Qwen3-32B", "source_file=/Users/x/trtllm/Qwen.csv", "computed"),
+        ("nvidia/Llama-3.1-8B-Instruct-FP8", "source_file=/Users/x/vllm/x.csv", None),
+        ("meta-llama/Llama-3.1-70B", "source_file=x.csv; measured=2025-10-29", None),
+    ],
+)
+def test_a_checkpoint_in_16_bits_has_no_scales_of_its_own(path: str, source: str, scales: str | None) -> None:
+    widths = dict(zip(WIDTHS, ("2", "1", "2", "1"), strict=True))
+    row = only(model_path=path, silicon_data_source=source, gemm_quant_mode="fp8", precision="fp8", **widths)
+    assert isinstance(row, Row)
+    assert (row.precision, row.setting.scales) == ("fp8", scales)
+
+
 def test_host_time_is_what_predictions_lack_and_is_added_once() -> None:
     table = pd.DataFrame({
-        "engine": ["vllm"] * 3 + ["sglang"], "tpot_ms": [10.0, 12.0, 20.0, 5.0], "ttft_ms": [50.0] * 4,
+        "host": ["vllm"] * 3 + ["sglang"], "tpot_ms": [10.0, 12.0, 20.0, 5.0], "ttft_ms": [50.0] * 4,
         "predicted_tpot_ms": [9.0, 10.0, 17.0, 6.0], "predicted_ttft_ms": [48.0] * 4,
     })  # fmt: skip
     hosts = host_times_ms(table)

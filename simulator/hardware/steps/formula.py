@@ -51,8 +51,14 @@ FITTED = Coefficients(
 ``grouped`` to Qwen3-30B-A3B on H200, the others held, 2026-11-30: a dense model says nothing of experts."""
 
 
-BANDS = {"dense": 0.21, "experts": 0.30, "latent": 0.60}
-"""Share by which a pass may be off: nine in ten passes of such models lie within (docs/validation.md)."""
+LATENT_LAYER = 2.0
+"""Fixed time of a layer with latent attention, in that of a plain one: low-rank projections both ways and
+absorbed products are kernels of their own. At one row SGLang's table of DeepSeek-V3 on 8 B200 takes 60 us for
+a block of attention and 51 us for its experts, of which reading weights is 10; a plain layer takes 51."""
+
+BANDS = {"dense": 0.19, "experts": 0.42, "latent": 0.50, "compressed": 0.60}
+"""Share by which a pass may be off: nine in ten passes of such models lie within (docs/validation.md); of
+compressed attention no kernels are published, and the band is a choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +66,26 @@ class FormulaTimes:
     """Pass times of a model on a layout, as ``curves.PassTimes``.
 
     Weights in a precision that the GPU has no matrix unit for are read so and multiplied in 16 bits.
+    cache_bytes: of an element of keys and values.
     """
 
     layout: Layout
     fitted: Coefficients = FITTED
+    cache_bytes: float = ELEMENT_BYTES
 
     @property
     def band(self) -> float:
         """Share by which a pass may be off, up or down."""
         model = self.layout.model
         if model.latent is not None or model.compressed is not None:
-            return BANDS["latent"]
+            return BANDS["latent" if model.compressed is None else "compressed"]
         return BANDS["dense" if model.experts is None else "experts"]
 
     def operations_s(self, rows: int) -> float:
         """Seconds of everything but attention at so many rows."""
         split = (self._dense_s(rows) + self._experts_s(rows)) / self.layout.gpus
-        fixed = self.layout.model.layers * self.fitted.layer_s
+        each = LATENT_LAYER if self.layout.model.latent is not None else 1.0
+        fixed = self.layout.model.layers * each * self.fitted.layer_s
         return split + fixed + self._visits_s(rows) + self._all_reduce_s(rows) + self.table_s(rows)
 
     def table_s(self, rows: int) -> float:
@@ -89,7 +98,7 @@ class FormulaTimes:
     def attention_s(self, requests: int, context: int, each: int = 1) -> float:
         """Seconds of reading keys and values, each request's once, however many rows it has."""
         model = self.layout.model
-        read = model.kv_bytes_read(ELEMENT_BYTES, shards=self.layout.gpus, context=max(context, 1))
+        read = model.kv_bytes_read(self.cache_bytes, shards=self.layout.gpus, context=max(context, 1))
         rate = self.fitted.cache * self.layout.gpu.bandwidth_bytes_per_s
         return requests * read / rate + model.layers * self.fitted.attention_s
 

@@ -19,8 +19,9 @@ ENGINES: tuple[Engine, ...] = ("vllm", "sglang", "trtllm")
 
 PACKAGE = "aiconfigurator_core"
 
-Scales = Literal["matrix", "block"]
-"""What one scale of 8-bit weights covers: a matrix, measured beforehand, or a block of 128 x 128."""
+Scales = Literal["matrix", "block", "computed"]
+"""What one scale of 8-bit weights covers: a matrix, with those of rows measured beforehand; a block of
+128 x 128; a matrix, with those of rows computed as they come (a 16-bit checkpoint rounded at load)."""
 
 _NAMES = {
     "meta-llama/Llama-3.1": "meta-llama/Meta-Llama-3.1",
@@ -95,8 +96,9 @@ def _weights(
     if precision == "bf16":
         return "bfloat16", "bfloat16"
     if precision == "fp8":
-        if _scales(model, scales) == "matrix":
-            return "fp8_static", "fp8"
+        covered = _scales(model, scales)
+        if covered != "block":
+            return ("fp8_static" if covered == "matrix" else "fp8"), "fp8"
         return ("fp8" if rows_stand_in(model, engine, precision, scales) else "fp8_block"), "fp8_block"
     if model.native == "fp4":  # MXFP4; TensorRT-LLM's kernels on Blackwell take rows in 8 bits
         return None, "w4a8_mxfp4_mxfp8" if engine == "trtllm" and "fp4" in gpu.flop_per_s else None

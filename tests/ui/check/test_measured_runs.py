@@ -29,7 +29,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     names = ["model", "gpu", "engine", "precision", "reported", "tpot_ms", "predicted_tpot_ms"]
     table = pd.DataFrame(ROWS, columns=names).assign(
         gate=PASSES, gpus=1, prompt_tokens=1024, output_tokens=128, concurrency=8, ttft_ms=100.0,
-        predicted_ttft_ms=150.0,
+        predicted_ttft_ms=150.0, host="an engine",
     )  # fmt: skip
     failing = table.head(1).assign(gate="0.3 apart", predicted_tpot_ms=1e4)
     path = tmp_path / "validation" / "silicon" / "rows.csv"

@@ -34,7 +34,7 @@ _FITTED = "fitted to half of the published end-to-end runs, by a hash of their i
 HOSTS: Mapping[Engine, Host] = {
     "vllm": Host(
         0.22e-3, 0.45e-3,
-        f"{_FITTED}; of vLLM from 0.14 on, which schedules ahead (before it: 1.53 ms a step); a pass: 0.25 and "
+        f"{_FITTED}; from 0.14 on, which schedules ahead (before it: 1.53 ms a step); a pass: 0.25 and "
         "0.65 ms remain of two published drafters on H100",
     ),
     "sglang": Host(2.04e-3, 0.0, f"{_FITTED}; of a drafter's pass nothing is published"),

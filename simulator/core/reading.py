@@ -194,8 +194,8 @@ def _check_values(value: object, source: str) -> None:
                 for index, item in enumerate(each)
                 if isinstance(item, dict | list | str)
             ]
-        elif isinstance(each, str):
-            _check_text(each, field, source)
+        else:
+            _check_text(str(each), field, source)
 
 
 def _check_text(text: str, field: str, source: str) -> None:
@@ -253,10 +253,12 @@ def read_yaml(path: Path) -> object:
     """Parse a YAML file strictly: one document of mappings, lists, text, finite numbers, true and null."""
     source = str(path)
     text = decoded(read_bounded(Path(path), MAX_YAML_BYTES), source)
-    loader = None
     try:
         loader = _Loader(text)
-        node = loader.get_single_node()
+        try:
+            node = loader.get_single_node()
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise BadInputError(
@@ -267,9 +269,6 @@ def read_yaml(path: Path) -> object:
         raise BadInputError(f"is not YAML: {error}", source=source, remedy="mend it") from error
     except RecursionError as error:
         raise _too_deep(source, "the whole file") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
     return None if node is None else _Values(source).of(node, "", 0)
 
 

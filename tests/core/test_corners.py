@@ -180,5 +180,7 @@ def test_text_that_no_file_can_hold_is_refused(
 def test_a_file_may_hold_a_single_value(tmp_path: Path) -> None:
     (tmp_path / "three.json").write_text("3")
     assert reading.read_json(tmp_path / "three.json") == 3
+    (tmp_path / "word.json").write_text(r'"caf\u00e9"')
+    assert reading.read_json(tmp_path / "word.json") == "café"
     with pytest.raises(BadInputError, match="is not a file's name"):
         reading.read_bounded(Path("bad\0name"))

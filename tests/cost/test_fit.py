@@ -201,3 +201,11 @@ def test_a_fit_says_what_misleads_a_scheduler() -> None:
     fit = fit_additive(grid(flat), request_probes=[1, 64], token_probes=[64, 512])
     assert any("never trim" in warning for warning in fit.warnings)
     assert fit_additive(grid(), **PROBES).warnings == ()
+
+
+def test_a_term_that_varies_is_not_blamed_for_requests_and_rows_that_move_together() -> None:
+    cells = diagonal()
+    cells["prefill_tokens"] = [0, 5, 1, 7, 0, 3, 9]
+    probes = {"request_probes": [1, 64], "token_probes": [6, 384]}
+    with pytest.raises(BadInputError, match="requests and batch tokens move together"):
+        fit_additive(cells, terms=("prefill",), **probes)

@@ -28,8 +28,11 @@ from simulator.engine.executor import SchedulerError
 from simulator.engine.limits import EngineLimits
 from simulator.engine.measures.metrics import requests_frame, steps_frame
 from simulator.engine.run import (
+    FEWEST_FINISHED,
+    TURNOVERS,
     Run,
     advance,
+    enough_requests,
     require_steps,
     run_engine,
     simulate,
@@ -350,6 +353,7 @@ def test_a_request_that_could_never_run_is_refused_at_the_start() -> None:
         ({"concurrency": 1, "prefill_tokens_per_s": float("nan")}, "prefill_tokens_per_s: must be"),
         ({"concurrency": 1, "prefill": "sometimes"}, "prefill: is not known"),
         ({"concurrency": 1, "prefill_workers": 0}, "prefill_workers: must be positive"),
+        ({"concurrency": 10**9}, "concurrency: must be at most"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any], message: str) -> None:
@@ -781,6 +785,8 @@ def test_a_run_is_written_and_a_broken_one_has_no_metrics(tmp_path: Path) -> Non
     assert said["early_stop_loss"] == 0.01
     assert said["metrics"]["throughput_tok_per_s"] == done.metrics.throughput_tok_per_s
     assert said["metrics"]["ttft_p99_s"] is None  # JSON has no NaN
+    write_run(done, tmp_path / "unwatched", {})
+    assert "early_stop_loss" not in json.loads((tmp_path / "unwatched" / "run.json").read_text())
     assert pd.read_parquet(tmp_path / "done" / "requests.parquet").equals(done.requests)
     engine, _ = run(load, constant_replay(2, 1), Fixed(2), constant_cost(), limits)
     write_unfinished(engine, tmp_path / "broken", "the device was lost")
@@ -799,6 +805,11 @@ def test_a_pod_hears_of_every_request_that_leaves() -> None:
     )
     advance(engine, None)
     assert left == [2, 1]
+
+
+def test_a_closed_loop_goes_on_until_its_quantiles_rest_on_enough() -> None:
+    assert enough_requests(1) == FEWEST_FINISHED
+    assert enough_requests(1000) == 1000 * TURNOVERS > FEWEST_FINISHED
 
 
 @pytest.mark.parametrize(("steps", "said"), [(0, "at least 1"), (10**12, "at most")])

@@ -27,6 +27,9 @@ ALSO = {"sla": ("tests/fleet/test_verdict.py",), "fleet": ("tests/sweeps/test_le
 LEFT_OUT = "not benchmark and not gpu and not slow"
 """As in the normal run of the tests."""
 
+PATIENCE_S = 20.0
+"""Seconds that a run may take to end after it was asked to. A choice."""
+
 FOUND = ("killed", "timeout", "segfault", "caught by type check")
 """What mutmut calls a mutant that the tests noticed."""
 
@@ -63,13 +66,22 @@ def mutate(part: str, folder: Path, minutes: float) -> dict[str, str]:
     try:
         code = running.wait(timeout=60 * minutes)
     except subprocess.TimeoutExpired:
-        os.killpg(running.pid, signal.SIGINT)
+        _end(running)
         code = 0
-        running.wait()
     became = dict(_results(folder))
     if code or not became:
         raise RuntimeError(f"mutmut could not run on {part}: {_tail(folder / 'mutmut.log')}")
     return became
+
+
+def _end(running: subprocess.Popen[bytes]) -> None:
+    """End mutmut, which keeps each result as it comes; a shell's background job does not hear SIGINT."""
+    os.killpg(running.pid, signal.SIGINT)
+    try:
+        running.wait(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -47,3 +50,17 @@ def test_a_name_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sys.argv", ["mutation", "costs"])
     with pytest.raises(SystemExit):
         mutation.main()
+
+
+def test_a_run_that_does_not_hear_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a shell started it in the background, which ignores SIGINT."""
+    monkeypatch.setattr(mutation, "PATIENCE_S", 0.2)
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    )
+    running = subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True, stdout=subprocess.PIPE)
+    assert running.stdout is not None
+    running.stdout.readline()
+    mutation._end(running)
+    assert running.returncode == -signal.SIGKILL
+    running.stdout.close()

@@ -268,6 +268,15 @@ def ranged_column(values: Sequence[float], lows: Sequence[float], highs: Sequenc
     return [ranged(*each, decimals) for each in zip(values, lows, highs, strict=True)]
 
 
+def counted(number: float, thing: str) -> str:
+    """Write so many of a thing.
+
+    >>> counted(1, "GPU"), counted(1200, "prefill worker")
+    ('1 GPU', '1,200 prefill workers')
+    """
+    return f"{number:,.0f} {thing}{'' if number == 1 else 's'}"
+
+
 def share(value: float, decimals: int = 1) -> str:
     """Write a share in percent; a dash where it is not known."""
     return f"{value:.{decimals}%}" if math.isfinite(value) else UNKNOWN

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from simulator.capacity.server import Server, share_at_rate
-from simulator.core.units import ranged
+from simulator.core.units import counted, ranged
 from simulator.deployment.profile import DRAWN, beyond_contexts
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import NO_SPEED, Sizing
@@ -42,7 +42,7 @@ class Confirmation:
         """What was simulated, and how it fared."""
         judged, pool = self.assessment, ""
         if self.prefill_workers_simulated:
-            pool = f" with {self.prefill_workers_simulated:,} prefill workers"
+            pool = f" with {counted(self.prefill_workers_simulated, 'prefill worker')}"
         what = (
             f"{self.replicas_simulated:,} of {self.replicas_planned:,} replicas behind a {self.router} router"
             f"{pool} at the peak, {self.rate_per_s:.4g} requests/s"
@@ -143,7 +143,8 @@ def _prefill_line(scenario: Scenario, sizing: Sizing) -> str:
     workers = int(sizing.prefill_workers())
     busy = pool.utilisation(sizing.peak_per_s * (1 + sizing.headroom), workers)
     return (
-        f"elsewhere: {workers:,} workers of {pool.gpus} GPU, {pool.tokens_per_s:,.0f} tokens/s each as "
+        f"elsewhere: {counted(workers, 'worker')} of {counted(pool.gpus, 'GPU')}, "
+        f"{pool.tokens_per_s:,.0f} tokens/s each as "
         f"{origin} says; busy {busy:.0%} of the time at the peak with its headroom"
     )
 

@@ -67,7 +67,8 @@ def one_file(page: Page) -> str:
 
 
 def _figure(title: str, name: str) -> str:
-    return f'<h2>{escape(title)}</h2><div class="plot" id="{name}"></div>'
+    title = escape(title)
+    return f'<h2>{title}</h2><div class="plot" id="{name}" role="img" aria-label="{title}"></div>'
 
 
 def _table(title: str, table: pd.DataFrame) -> str:

@@ -46,10 +46,14 @@ def dropdown(name: str, options: Sequence[str] | Mapping[str, str], value: Any, 
     return dcc.Dropdown(id=name, options=listed, value=value, clearable=False, **more)
 
 
-def choices(name: str, options: Mapping[str, str], value: str) -> dcc.RadioItems:
-    """Return a few options of which one holds. options: value to what is shown."""
-    listed = [{"value": value, "label": label} for value, label in options.items()]
-    return dcc.RadioItems(id=name, options=listed, value=value, inline=True)
+def choices(name: str, label: str, options: Mapping[str, str], value: str | None) -> html.Div:
+    """Return a few options of which one holds. label: what a screen reader calls them together.
+
+    options: value to what is shown.
+    """
+    listed = [{"value": value, "label": shown} for value, shown in options.items()]
+    items = dcc.RadioItems(id=name, options=listed, value=value, inline=True)
+    return html.Div(items, role="radiogroup", **aria(label=label))
 
 
 def answer(page: str, run: html.Div) -> html.Div:

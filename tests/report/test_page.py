@@ -82,6 +82,13 @@ def test_every_figure_of_the_page_draws_a_policy_in_its_colour(
         shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+def test_every_figure_has_a_text_alternative(shown: Any) -> None:
+    for figure in shown.find_elements("css selector", "figure"):
+        name = figure.find_element("css selector", "[role=img]").get_attribute("aria-label")
+        assert len(name) > 5
+        assert name.startswith(figure.find_element("css selector", "figcaption").text[:5])
+
+
 def test_nothing_is_loaded_from_a_network(shown: Any) -> None:
     assert shown.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
 

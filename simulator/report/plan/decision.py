@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simulator.capacity.trials import REPLICATIONS
-from simulator.core.units import ranged, readable, signed_share
+from simulator.core.units import counted, ranged, readable, signed_share
 from simulator.planning.notes import ends_of
 from simulator.planning.plan import CapacityPlan
 
@@ -70,14 +70,14 @@ def _as_many(result: CapacityPlan) -> Iterator[str]:
 def _fleet(result: CapacityPlan) -> str:
     row, gpus = recommended_row(result), int(result.money["gpus_per_replica"])
     replicas = ranged(*ends_of(row, "replicas"))
-    decode = f"{replicas} replicas of {gpus} GPU{'s' if gpus > 1 else ''}"
+    decode = f"{replicas} replica{'' if replicas == '1' else 's'} of {counted(gpus, 'GPU')}"
     if math.isnan(row["prefill_gpus"]):
         return f"{row['decode_gpus']:,.0f} GPUs for decoding: {decode}; the GPUs for prefill are not known"
     if not row["prefill_workers"]:
-        return f"{row['gpus']:,.0f} GPUs: {decode}; the replicas prefill, too"
+        return f"{counted(row['gpus'], 'GPU')}: {decode}; the replicas prefill, too"
     workers, each = row["prefill_workers"], row["prefill_gpus"] / row["prefill_workers"]
-    pool = f"{workers:,.0f} prefill workers of {each:,.0f} GPU{'s' if each > 1 else ''}"
-    return f"{row['gpus']:,.0f} GPUs: {decode} and {pool}"
+    pool = f"{counted(workers, 'prefill worker')} of {counted(each, 'GPU')}"
+    return f"{counted(row['gpus'], 'GPU')}: {decode} and {pool}"
 
 
 def _costs(result: CapacityPlan) -> Iterator[str]:

@@ -55,6 +55,9 @@ function describe() {
       } else if (label && !control.labels?.length) control.setAttribute("aria-label", label.textContent);
     }
   }
+  // Dash calls a group of radio buttons a list, inside the group that is named; and its arrows are pictures.
+  for (const list of document.querySelectorAll(".dash-radioitems, .dash-radioitems [role=option]")) list.setAttribute("role", "presentation");
+  for (const icon of document.querySelectorAll("svg.dash-dropdown-trigger-icon, #js-plotly-tester")) icon.setAttribute("aria-hidden", "true");
   for (const link of document.querySelectorAll("nav a")) {
     const here = link.getAttribute("href") === window.location.pathname;
     link.classList.toggle("here", here);

@@ -66,7 +66,7 @@ def _what_runs(on: Deployed) -> list[Any]:
     ways = {"profile": "a profile", "hardware": "a model on a GPU"}
     usual = on.profile or Deployed().profile
     return [
-        choices("e-on", ways, "profile" if on.profile else "hardware"),
+        choices("e-on", "What runs", ways, "profile" if on.profile else "hardware"),
         field("e-profile", "Profile", dropdown("e-profile", profiles, usual)),
         html.Div(hardware, id="e-hardware"),
     ]
@@ -124,7 +124,7 @@ def _promise(state: Explored) -> list[Any]:
     )
     return [
         field("e-sla", "Tokens/s per user, at least", bounds),
-        choices("e-statistic", STATISTICS, state.statistic),
+        choices("e-statistic", "Promised to", STATISTICS, state.statistic),
     ]
 
 

@@ -42,7 +42,7 @@ def controls(state: Planned) -> html.Form:
             *fields("policies", "acceptance"),
             html.H2("For whom"), *fields("arrivals", "lengths", "sla"),
             html.H2("On what, at which price"), *fields("concurrency", "prefill", "headroom", "price"),
-            html.H2("How precisely"), choices("p-effort", EFFORTS, state.effort),
+            html.H2("How precisely"), choices("p-effort", "How precisely", EFFORTS, state.effort),
             html.Div(html.Button("Plan", id="p-go", type="button", className="main"), className="go"),
         ],
         className="controls", **aria(label="Scenario as a form"),
@@ -69,7 +69,7 @@ def _what_runs(state: Planned, shown: Mapping[str, Any]) -> list[Any]:
         ),
     ]
     return [
-        choices("p-on", ways, "hardware" if shown["model"] else "profile"),
+        choices("p-on", "What runs", ways, "hardware" if shown["model"] else "profile"),
         field("p-profile", "Profile", dropdown("p-profile", profiles, shown["profile"])),
         html.Div(hardware, id="p-hardware"),
     ]

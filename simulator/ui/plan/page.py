@@ -61,7 +61,7 @@ def _results(state: Planned) -> html.Main:
         [
             widgets.answer("p", runs.bar("p")),
             form.editor(state),
-            html.Div(dcc.RadioItems(id="p-shown", options=[], inline=True), className="shown"),
+            widgets.choices("p-shown", "GPU whose plan is shown", {}, None),
             html.Div(figures, className="grid"),
             *(html.Div(id=name) for name in below),
             widgets.exports(buttons),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simulator.deployment.deployment import deploy
+from simulator.hardware.engines import HOSTS
 from simulator.paper import held_out
 from simulator.paper.held_out import _composed, _gain, held_out_gains
 
@@ -20,6 +21,13 @@ def test_every_published_gain_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None
     assert (first["drafter"], first["drafts"], first["accepted_length"]) == ("EAGLE-1", 2, 2.10)
     assert first["measured"] == 1.618
     assert first["error"] == pytest.approx(1.5 / 1.618 - 1)
+
+
+def test_a_pass_of_sglangs_drafter_waits_as_its_step_does() -> None:
+    """Measured 0.718 at one request (SpecForge issue 339); 1.28 where passes wait for nothing."""
+    qwen = {"model": "Qwen/Qwen3-30B-A3B", "gpu": "h100", "tp": 2, "engine": "sglang", "precision": "bf16"}
+    assert HOSTS["sglang"].pass_s == HOSTS["sglang"].step_s
+    assert _gain(qwen, 1, 3, 1.86, 1) == pytest.approx(0.718, rel=0.05)
 
 
 def test_a_gain_is_the_accepted_length_over_how_much_longer_a_step_takes() -> None:

@@ -52,7 +52,7 @@ def live(
 
     asked = Asked(
         policies=[policy], concurrency=[concurrency], temperature=temperature, attention=pair.attention,
-        graphs=pair.graphs, simulated=False, **served.asked(),
+        graphs=pair.graphs, fuse=pair.fuse, simulated=False, **served.asked(),
     )  # fmt: skip
     case = validation_case(model, drafters, asked)
     case.check_profile()
@@ -110,7 +110,7 @@ def validate(
 
     asked = Asked(
         policies=policies.split(), concurrency=sizes(concurrency, "concurrency"), temperature=temperature,
-        attention=pair.attention, graphs=pair.graphs, **served.asked(),
+        attention=pair.attention, graphs=pair.graphs, fuse=pair.fuse, **served.asked(),
     )  # fmt: skip
     case = validation_case(model, drafters, asked)
     with noting(lambda: f"finished runs are kept in {out}: the same command resumes"):

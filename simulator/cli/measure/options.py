@@ -42,6 +42,9 @@ class Pair:
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1
     attention: Annotated[str, typer.Option(help="auto, sdpa, varlen, split or plain.")] = "auto"
     graphs: Annotated[bool, typer.Option(help="Record CUDA graphs (on a GPU).")] = True
+    fuse: Annotated[
+        bool, typer.Option(help="Norms, rotation and gates as one kernel each, where equal (on a GPU).")
+    ] = True
 
     def load(self) -> tuple[Target, dict[str, Draft]]:
         """Load the models onto the device."""

@@ -75,7 +75,8 @@ def measure(
     )  # fmt: skip
     options = ProfileOptions(
         grid=grid, repeats=Repeats(confidence, most=repeats, least=min(10, repeats)), tolerance=tolerance,
-        rounds=rounds, attention=pair.attention, graphs=pair.graphs, temperature=temperature,
+        rounds=rounds, attention=pair.attention, graphs=pair.graphs, fuse=pair.fuse,
+        temperature=temperature,
         command=command_line(),
     )  # fmt: skip
     console = Console(stderr=True)

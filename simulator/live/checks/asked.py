@@ -49,6 +49,7 @@ class Asked:
     text: Path | None = None
     attention: str = "auto"
     graphs: bool = True
+    fuse: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ def validation_case(target: Target, drafters: dict[str, Draft], asked: Asked) ->
         prompts_name=asked.prompts,
         options=LiveOptions(
             temperature=asked.temperature, tiers=_tiers(target, drafters, max(asked.concurrency)),
-            attention=asked.attention, graphs=asked.graphs, seed=asked.seed,
+            attention=asked.attention, graphs=asked.graphs, fuse=None if asked.fuse else False,
+            seed=asked.seed,
         ),
     )  # fmt: skip
 

@@ -44,6 +44,7 @@ class Bench:
             options=LiveOptions(
                 temperature=options.temperature, tiers=tiers, attention=options.attention,
                 graphs=options.graphs,
+                fuse=None if options.fuse else False,
             ),
         )  # fmt: skip
         self.context = context

@@ -22,17 +22,18 @@ DRAFT = "draft:"
 
 
 def conditions_of(
-    target: Target, *, attention: str, graphs: bool, temperature: float = 0.0
+    target: Target, *, attention: str, graphs: bool, temperature: float = 0.0, fuse: bool = True
 ) -> dict[str, str]:
     """Return the conditions of a measurement on ``target``, in words, for a profile's provenance.
 
     attention: the kernel asked for; what is returned are the kernels that run. graphs: whether CUDA graphs
-    were asked for; a CPU records none. ``threads`` is there on a CPU alone: a GPU's step does not wait for
-    them. ``weights`` is the digest of the target's config and weights (``Target.digest``). ``sampling`` says
-    whether tokens are the most likely ones or drawn, which costs the same at every temperature above 0.
+    were asked for; a CPU records none. fuse: whether pieces of layers may run fused; what is returned are
+    those that do. ``threads`` is there on a CPU alone: a GPU's step does not wait for them. ``weights`` is
+    the digest of the target's config and weights (``Target.digest``). ``sampling`` says whether tokens are
+    the most likely ones or drawn, which costs the same at every temperature above 0.
     """
     on_cpu = target.device.type == "cpu"
-    ragged = RaggedTarget(target, attention)
+    ragged = RaggedTarget(target, attention, fuse=None if fuse else False)
     found = {
         "torch": str(torch.__version__),
         "dtype": str(target.dtype).removeprefix("torch."),

@@ -50,6 +50,7 @@ class ProfileOptions:
     rounds: int = 1
     attention: str = "auto"
     graphs: bool = True
+    fuse: bool = True
     graph_tiers: bool = True
     temperature: float = 0.0
     command: str | None = None

@@ -59,7 +59,11 @@ def settings_of(target: Target, drafters: dict[str, Draft], options: ProfileOpti
 
 def _conditions(target: Target, options: ProfileOptions) -> dict[str, str]:
     return conditions_of(
-        target, attention=options.attention, graphs=options.graphs, temperature=options.temperature
+        target,
+        attention=options.attention,
+        graphs=options.graphs,
+        temperature=options.temperature,
+        fuse=options.fuse,
     )
 
 

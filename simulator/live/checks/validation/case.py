@@ -64,7 +64,11 @@ class ValidationCase:
         """Return what the live runs' times depend on, as a profile's provenance says it."""
         options = self.options
         return conditions_of(
-            self.target, attention=options.attention, graphs=options.graphs, temperature=options.temperature
+            self.target,
+            attention=options.attention,
+            graphs=options.graphs,
+            temperature=options.temperature,
+            fuse=options.fuse is not False,
         )
 
     def drafters_used(self) -> dict[str, str]:

@@ -10,7 +10,10 @@ import torch
 from simulator.live.engine.attention.ragged import RaggedTarget
 from simulator.live.engine.attention.rows import RaggedRows
 from simulator.live.families.fused import operators, replace
+from simulator.live.profiling.bench import Bench
+from simulator.live.profiling.conditions import conditions_of
 from simulator.live.profiling.counted import operations
+from simulator.live.profiling.grid import ProfileOptions
 from tests.live.conftest import MakeTarget, skip_unless_known
 from tests.live.engine.attention.test_ragged import KINDS, fill
 
@@ -77,3 +80,13 @@ def test_the_target_itself_stays_as_it_was(make_target: MakeTarget, monkeypatch:
         raise KeyError
     assert torch.equal(target.forward(TOKENS).logits, before)
     assert len(calls) == PASSES * (4 * 4 + 1)
+
+
+def test_what_is_asked_of_a_command_reaches_the_engine(make_target: MakeTarget) -> None:
+    target = make_target()
+    for fuse, passed in ((True, None), (False, False)):
+        bench = Bench(target, None, 2, 16, ProfileOptions(fuse=fuse))
+        assert bench.executor.options.fuse is passed
+    executor = bench.executor
+    assert executor.passes.ragged.replaced == []
+    assert conditions_of(target, attention="auto", graphs=True)["fused"] == "nothing"

@@ -262,6 +262,8 @@ def _tiny_target(out: Path) -> Path:
             num_key_value_heads=2, head_dim=32, vocab_size=512, max_position_embeddings=512,
         )  # fmt: skip
         auto: Any = transformers.AutoModelForCausalLM
+        logging: Any = transformers.logging
+        logging.disable_progress_bar()
         with atomic_directory(folder) as temporary:
             auto.from_config(config).save_pretrained(temporary)
     return folder

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from simulator.acceptance.trace_file import load_trace
+from simulator.cli.measure.options import show_table
 from simulator.core.errors import BadInputError, InfeasibleError, SimulatorError
 from simulator.core.files import write_csv, write_json
 from simulator.deployment.acceptance_text import parse_acceptances
@@ -111,7 +112,7 @@ def _profile(
             found = measure_profile(target, drafters, options, out, partial(print, flush=True))
         except InfeasibleError as error:
             raise InfeasibleError(f"{error}. Measured cells stay; delete {out} to measure anew") from error
-        print(f"{found.ceilings.line}\n{found.achieved.to_string(index=False)}", flush=True)
+        show_table(found.achieved, found.ceilings.line, ("of_copy_bandwidth", "of_matmul_rate"))
     (path,) = out.rglob("*.json")
     written = load_profile(path)
     _check_profile(written.provenance.device, campaign, path)
@@ -168,7 +169,7 @@ def validation(campaign: Campaign, *, size: str) -> None:
     result = validate(case, out, partial(print, flush=True))
     title = f"{label(target)} on {device_name(target.device)}"
     write_validation(result.errors, result.lengths, result.parity, title, out)
-    print(result.summary().to_string(), flush=True)
+    show_table(result.summary().reset_index(), f"Absolute error, {title}", ("median", "max", "spread"))
     result.check({})
 
 

@@ -79,6 +79,8 @@ def profile_from(
     prices = _prices(log, list(drafters))
     steps = log.of("step").rename(columns={"seconds": "step_time_s"})
     steps["step_time_s"] -= steps["requests"].map(prices[next(iter(drafters))])
+    sensible = steps["step_time_s"] > 0
+    left_out, steps = int((~sensible).sum()), steps[sensible].reset_index(drop=True)
     contexts = (steps["context_tokens"] / steps["requests"]).nunique()
     cells = len(steps[["requests", "batch_tokens", "context_tokens"]].drop_duplicates())
     fit = fit_additive(
@@ -101,6 +103,7 @@ def profile_from(
         f"{conditions['attention']} (drafts: {conditions['draft_attention']}); fused "
         f"{conditions['fused']}; CUDA graphs {conditions['graphs']}; tokens {conditions['sampling']}"
         + _noisy(log, options)
+        + (f"; {left_out} step(s) left out: shorter than what a drafter was found to add" if left_out else "")
         + _contents(target, counted)
         + (f"; {conditions['threads']} CPU thread(s)" if "threads" in conditions else "")
     )

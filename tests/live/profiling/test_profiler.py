@@ -239,6 +239,16 @@ def test_a_profile_gives_back_the_costs_it_was_made_from(pair: Any, tmp_path: Pa
     assert (min(profile.jitter), np.mean(profile.jitter), max(profile.jitter)) == pytest.approx((0.8, 1, 1.2))
 
 
+def test_a_step_shorter_than_its_drafters_price_is_left_out(pair: Any, tmp_path: Path) -> None:
+    """A busy machine can make the price that large; the rest is a profile all the same."""
+    log = new_log(pair, tmp_path / "cells.jsonl")
+    known_cells(log)
+    log.add(MeasuredCell("step", "", 2, 6, 512, 2e-4, 2e-4, 0.0, 9, 0, (1.0,)))  # the price is 3e-4
+    profile = profile_from(log, *pair, OPTIONS, 0.0).profile
+    assert profile.target_cost().step_time_s(2, 6, 100) == pytest.approx(bare_s(2, 6, 100))
+    assert "; 1 step(s) left out: shorter than what a drafter" in str(profile.provenance.notes)
+
+
 @pytest.mark.parametrize(
     ("seconds", "says"),
     [

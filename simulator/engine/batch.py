@@ -91,14 +91,25 @@ class StepLog:
         packed = [np.column_stack([ends, rest]) for ends, rest in self._folded]
         return np.concatenate([*packed, self._recent()])
 
-    def _recent(self) -> Floats:
-        return np.array(self._numbers, dtype=np.float64).reshape(-1, len(Step._fields))
+    def columns(self) -> dict[str, Floats]:
+        """Copy the log by columns, each of them contiguous."""
+        seen = self._seen()
+        return {name: seen[:, place].copy() for place, name in enumerate(Step._fields)}
 
     def delivery_s(self) -> Floats:
         """When each decode step delivered its tokens, [decode steps]."""
-        table = self.table()
-        ends: Floats = table[table[:, Step._fields.index("requests")] > 0, Step._fields.index("end_s")]
+        seen = self._seen()
+        ends: Floats = seen[seen[:, Step._fields.index("requests")] > 0, Step._fields.index("end_s")]
         return ends
+
+    def _recent(self) -> Floats:
+        return np.array(self._numbers, dtype=np.float64).reshape(-1, len(Step._fields))
+
+    def _seen(self) -> Floats:
+        """Look at the log, without a copy where it is in one piece: it cannot grow as long as one looks."""
+        if self._folded or not self._numbers:
+            return self.table()
+        return np.frombuffer(self._numbers, dtype=np.float64).reshape(-1, len(Step._fields))
 
 
 def _step(row: Sequence[float]) -> Step:

@@ -23,7 +23,7 @@ from simulator.core.errors import BadInputError
 from simulator.deployment.setup import Setup
 from simulator.engine.measures.metrics import Metrics
 from simulator.fleet.layout import COOLDOWN, WARMUP, Fleet
-from simulator.fleet.pod import FleetPart, PodRun, ReplicaRun, run_part_row
+from simulator.fleet.pod import FleetPart, PodRun, ReplicaRun, run_part, run_part_row
 from simulator.parallel.backends import Backend
 from simulator.parallel.cells import run_cells
 from simulator.sla.observed import Observed, pool
@@ -85,6 +85,12 @@ def simulate_fleet(
         FleetPart(workload, tuple(plans), fleet, sla, judged_s, seed, index)
         for index in range(fleet.pod_count)
     ]
+    if directory is None:
+        runs = run_cells(
+            run_part, parts, workers=workers, label="Fleet", progress=progress,
+            backend=backend, address=address,
+        )  # fmt: skip
+        return _together(workload, fleet, sla, runs)
     rows = run_cells(
         run_part_row, parts, workers=workers, label="Fleet", progress=progress,
         backend=backend, address=address, directory=directory,

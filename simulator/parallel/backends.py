@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,13 +21,10 @@ from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from simulator.core.errors import BadInputError, SimulatorError
+from simulator.parallel.batches import Batches, Positioned, Task, run_each, run_with
 from simulator.parallel.parcels import Packer, Parcel
 
 Backend = Literal["loky", "dask", "ray"]
-
-Task = Callable[[Any], Any]
-
-Positioned = tuple[int, Any]
 
 Run = Callable[[Task, list[Positioned]], Iterator[Positioned]]
 """Runs a task on cells, each with its position; yields results with theirs. Raises ``WorkersLost``."""
@@ -47,9 +43,6 @@ _IDLE_S = 30
 
 _AHEAD = 2
 """Batches given to a cluster per worker thread, so that the next one is there when one ends. A choice."""
-
-_BATCH_S = 0.2
-"""Seconds that cells given together should take. A choice, far above the 10 ms that giving one takes Dask."""
 
 _OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -97,50 +90,6 @@ def check(backend: str, address: str | None, workers: int) -> None:
         raise BadInputError("has no cluster", field="backend", value=backend, remedy="use dask or ray")
 
 
-@dataclass(slots=True)
-class _Batches:
-    """Cells for a cluster in batches: single ones at first, then as many as take ``_BATCH_S`` together.
-
-    Towards the end, batches are small enough to keep all ``threads`` busy.
-    """
-
-    task: Task
-    pending: list[Positioned]
-    threads: int
-    packer: Packer
-    given: int = 0
-    size: float = 1.0
-
-    def next(self) -> tuple[list[int], Parcel] | None:
-        """Pack the next cells; None when all are given."""
-        left = len(self.pending) - self.given
-        count = min(int(self.size), max(left // (2 * self.threads), 1))
-        batch = self.pending[self.given : self.given + count]
-        self.given += len(batch)
-        if not batch:
-            return None
-        return [at for at, _ in batch], self.packer.pack((self.task, [cell for _, cell in batch]))
-
-    def learn(self, cells: int, seconds: float) -> None:
-        """Set the size of later batches by how long one took."""
-        self.size = min(max(_BATCH_S * cells / max(seconds, 1e-9), 1.0), 2 * self.size)
-
-
-def _each(
-    positions: list[int], parcel: Parcel, fetch: Callable[[str], bytes]
-) -> tuple[list[Positioned], float]:
-    """Run a task on some cells; returns their results with positions, and the seconds that they took."""
-    start_s = time.perf_counter()
-    task, cells = parcel.opened(fetch)
-    done = [(position, task(cell)) for position, cell in zip(positions, cells, strict=True)]
-    return done, time.perf_counter() - start_s
-
-
-def _with(positions: list[int], parcel: Parcel, *large: bytes) -> tuple[list[Positioned], float]:
-    """``_each``, given the pickled values that the parcel lacks."""
-    return _each(positions, parcel, dict(zip(parcel.digests, large, strict=True)).__getitem__)
-
-
 # --- this machine -------------------------------------------------------------------------------------------
 
 
@@ -176,7 +125,7 @@ def _file(folder: str, digest: str) -> Path:
 
 
 def _from_folder(folder: str, position: int, parcel: Parcel) -> tuple[list[Positioned], float]:
-    return _each([position], parcel, lambda digest: _file(folder, digest).read_bytes())
+    return run_each([position], parcel, lambda digest: _file(folder, digest).read_bytes())
 
 
 def _end_with_parent(parent: int) -> None:
@@ -215,13 +164,13 @@ def _on_dask(distributed: Any, client: Any, task: Task, pending: list[Positioned
     running, threads = distributed.as_completed(), max(sum(client.nthreads().values()), 1)
     shared: dict[str, Any] = {}  # with the scheduler, so that a worker that dies takes none along
     packer = Packer(lambda digest, pickled: shared.update({digest: _submitted(client, _itself, pickled)}))
-    batches = _Batches(task, pending, threads, packer)
+    batches = Batches(task, pending, threads, packer)
 
     def hand_over() -> None:
         if (batch := batches.next()) is not None:
             positions, parcel = batch
             large = [shared[digest] for digest in parcel.digests]
-            running.update([_submitted(client, _with, positions, parcel, *large)])
+            running.update([_submitted(client, run_with, positions, parcel, *large)])
 
     for _ in range(_AHEAD * threads):
         hand_over()
@@ -372,8 +321,8 @@ def _on_ray(ray: Any, task: Task, pending: list[Positioned]) -> Iterator[Positio
     threads, lost = max(int(ray.cluster_resources().get("CPU", 1)), 1), None
     shared: dict[str, Any] = {}
     packer = Packer(lambda digest, pickled: shared.update({digest: ray.put(pickled)}))
-    batches = _Batches(task, pending, threads, packer)
-    remote = ray.remote(num_cpus=1, max_retries=0)(_with)
+    batches = Batches(task, pending, threads, packer)
+    remote = ray.remote(num_cpus=1, max_retries=0)(run_with)
 
     def handed_over() -> list[Any]:
         if (batch := batches.next()) is None:

@@ -31,12 +31,12 @@ from simulator.parallel.backends import (
     RETRIES,
     Backend,
     Run,
-    Task,
     WorkerDiedError,
     WorkersLost,
     check,
     runner,
 )
+from simulator.parallel.batches import Task
 from simulator.parallel.hashing import Arrays, code_digest, content_hash
 from simulator.parallel.store import CellStore, open_store
 

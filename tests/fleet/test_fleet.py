@@ -217,7 +217,7 @@ def test_a_fleet_is_saturated_when_more_than_a_hundredth_of_it_is(
     """One pod of a hundred may look saturated by chance; two are no accident."""
     kept = run_pod(Pod(traffic(20, 100), (plan(),), Fleet(1, EngineLimits(16)), 1, SLA, (0.0, 5.0), seed=0))
     grew = replace(kept, saturated=True, observed=None)
-    rows = [each.as_row() for each in [kept] * (100 - growing) + [grew] * growing]
-    monkeypatch.setattr("simulator.fleet.fleet.run_cells", lambda *_, **__: rows)
+    runs = [kept] * (100 - growing) + [grew] * growing
+    monkeypatch.setattr("simulator.fleet.fleet.run_cells", lambda *_, **__: runs)
     run = simulate_fleet(traffic(20), [plan()], Fleet(100, EngineLimits(16)), SLA)
     assert run.assessment.saturated is saturated

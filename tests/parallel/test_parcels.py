@@ -12,13 +12,12 @@ import pytest
 from simulator.acceptance.trace import AcceptanceTrace
 from simulator.capacity.search import Search
 from simulator.capacity.server import Server
-from simulator.core.provenance import Provenance
 from simulator.deployment.setup import Setup
 from simulator.engine.limits import EngineLimits
 from simulator.fleet.layout import Fleet
 from simulator.fleet.pod import FleetPart
 from simulator.parallel import parcels
-from simulator.parallel.backends import _BATCH_S, _Batches
+from simulator.parallel.batches import BATCH_S, Batches
 from simulator.parallel.cells import run_cells
 from simulator.parallel.hashing import content_hash
 from simulator.parallel.parcels import Packer
@@ -29,9 +28,9 @@ from simulator.traffic.lengths import parse_lengths
 from simulator.traffic.sources import ReplayTraffic
 from simulator.traffic.workload import PrefixBlocks, Workload
 from tests.support.engines import constant_cost
-from tests.support.sweep_cells import seen_of
+from tests.support.sweep_cells import seen_of, trace_of
 
-MADE = Provenance(kind="synthetic", source="tests", date="2026-11-30")
+ROWS = 20_000
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +43,6 @@ def nothing_held() -> Iterator[None]:
     parcels._held.clear()
     yield
     parcels._held.clear()
-
-
-def trace(rows: int = 20_000, seed: int = 0) -> AcceptanceTrace:
-    draw = np.random.default_rng(seed)
-    logits = draw.normal(1, 1, (rows, 5)).astype(np.float32)
-    accepted = draw.integers(0, 6, rows).astype(np.uint8)
-    return AcceptanceTrace("recorded", logits, np.array([0, rows // 2, rows]), MADE, accepted=accepted)
 
 
 def setup(acceptance: AcceptanceTrace) -> Setup:
@@ -66,7 +58,7 @@ def recording(requests: int = 5000) -> Workload:
 
 def cells() -> list[object]:
     """A cell of each kind, over a recorded trace and recorded traffic."""
-    plan, sla, load = setup(trace()), parse_sla(["tps_p10>=50"]), recording()
+    plan, sla, load = setup(trace_of(ROWS)), parse_sla(["tps_p10>=50"]), recording()
     server = Server((plan,), EngineLimits(64), sla, ReplayTraffic(load), 500, 0)
     return [
         FrontierRun(plan, EngineLimits(64), parse_lengths("default"), None, 0),
@@ -93,8 +85,8 @@ def test_cells_share_what_is_equal_and_ask_for_it_once() -> None:
         kept[digest] = pickled
 
     packer = Packer(send)
-    packed = [packer.pack(("cell", number, trace())) for number in range(3)]  # equal, and not the same
-    packed.append(packer.pack(("cell", 3, trace(seed=1))))
+    packed = [packer.pack(("cell", number, trace_of(ROWS))) for number in range(3)]  # equal, and not the same
+    packed.append(packer.pack(("cell", 3, trace_of(ROWS, seed=1))))
     assert len(sent) == len(set(sent)) == 2
     asked: list[str] = []
 
@@ -127,7 +119,7 @@ def test_a_worker_forgets_what_has_not_been_used_longest(monkeypatch: pytest.Mon
 
 def test_cells_of_a_worker_meet_the_same_object() -> None:
     """So a replay that is kept by the identity of its trace is realised once in each worker."""
-    recorded = trace()
+    recorded = trace_of(ROWS)
     rows = run_cells(seen_of, [(number, setup(recorded)) for number in range(12)], workers=2)
     workers = {row["process"] for row in rows}
     assert len({(row["process"], row["model"]) for row in rows}) == len(workers)
@@ -137,11 +129,11 @@ def test_cells_of_a_worker_meet_the_same_object() -> None:
 
 def test_batches_grow_with_what_cells_take_and_shrink_towards_the_end() -> None:
     packer = Packer(lambda digest, pickled: None)
-    batches = _Batches(len, [(number, ()) for number in range(1000)], 4, packer)
+    batches = Batches(len, [(number, ()) for number in range(1000)], 4, packer)
     sizes = []
     while (batch := batches.next()) is not None:
         sizes.append(len(batch[0]))
-        batches.learn(sizes[-1], sizes[-1] * _BATCH_S / 40)
+        batches.learn(sizes[-1], sizes[-1] * BATCH_S / 40)
     assert sizes[:6] == [1, 2, 4, 8, 16, 32]
     assert max(sizes) == 40  # so many take the time of a batch
     assert sizes[-8:] == [1] * 8
@@ -149,7 +141,7 @@ def test_batches_grow_with_what_cells_take_and_shrink_towards_the_end() -> None:
 
 
 def test_slow_cells_stay_alone() -> None:
-    batches = _Batches(len, [(number, ()) for number in range(9)], 2, Packer(lambda digest, pickled: None))
+    batches = Batches(len, [(number, ()) for number in range(9)], 2, Packer(lambda digest, pickled: None))
     while (batch := batches.next()) is not None:
         assert len(batch[0]) == 1
         batches.learn(1, 60.0)

@@ -8,7 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from simulator.acceptance.trace import AcceptanceTrace
 from simulator.core.errors import BadInputError
+from simulator.core.provenance import Provenance
 from simulator.core.random import random_stream
 from simulator.deployment.setup import Setup, _cached_replay
 
@@ -49,6 +53,15 @@ def always_fatal(cell: Draw) -> dict[str, object]:
 def refuse(cell: Draw) -> dict[str, object]:
     """Finds every cell at fault."""
     raise BadInputError("is bad", source="sample", field="number", value=cell.number, remedy="mend it")
+
+
+def trace_of(rows: int, seed: int = 0) -> AcceptanceTrace:
+    """A recorded trace of two sequences, drawn."""
+    draw = np.random.default_rng(seed)
+    logits = draw.normal(1, 1, (rows, 5)).astype(np.float32)
+    accepted = draw.integers(0, 6, rows).astype(np.uint8)
+    made = Provenance(kind="synthetic", source="tests", date="2026-11-30")
+    return AcceptanceTrace("recorded", logits, np.array([0, rows // 2, rows]), made, accepted=accepted)
 
 
 def seen_of(cell: tuple[int, Setup]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
 from simulator.core.statistics import BATCHES, divide, divide_each, quantile, rate_interval, weighted_quantile
-from simulator.engine.batch import WAITS, Step
+from simulator.engine.batch import WAITS
 from simulator.engine.cursors import TraceCursors
 from simulator.engine.strides.serving import ServingEngine
 
@@ -82,10 +82,11 @@ class Metrics:
 
 def steps_frame(engine: ServingEngine) -> pd.DataFrame:
     """One row per engine step, columns as in ``engine.batch.Step``."""
-    columns = zip(Step._fields, engine.steps.table().T, strict=True)
-    return pd.DataFrame(
-        {name: column if name.endswith("_s") else column.astype(np.int64) for name, column in columns}
-    )
+    columns = engine.steps.columns()
+    for name in columns:
+        if not name.endswith("_s"):
+            columns[name] = columns[name].astype(np.int64)
+    return pd.DataFrame(columns, copy=False)
 
 
 def requests_frame(engine: ServingEngine) -> pd.DataFrame:
@@ -222,12 +223,11 @@ def measure(
             f"leaves {measured} steps to measure, {2 * BATCHES} are needed", field="steps",
             value=len(steps), remedy="run longer or lower the warm-up share",
         )  # fmt: skip
-    every = {
-        str(name): column.to_numpy() for name, column in steps.items()
-    }  # pandas is slow on short columns
+    # By columns: pandas would take most of the time of a short cell.
+    every = {str(name): column.to_numpy() for name, column in steps.items()}
     window = {name: column[begin:] for name, column in every.items()}
     decoding = window["requests"] > 0
-    decode = {name: column[decoding] for name, column in window.items()}
+    decode = window if decoding.all() else {name: column[decoding] for name, column in window.items()}
     start_s = float(every["end_s"][begin - 1] if begin else window["end_s"][0] - window["duration_s"][0])
     done = requests["finished_s"].to_numpy() > start_s
     decoded = done & (requests["decode_tokens"].to_numpy() > 0)

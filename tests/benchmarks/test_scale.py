@@ -1,0 +1,123 @@
+"""How cost grows, in processor time: concurrency, blocks, requests, cells. ``scripts/bench -k scale``.
+
+A slope is that of a straight line through the logarithms: 1 is linear, 0 is no growth.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simpy
+
+from simulator.deployment.setup import Setup
+from simulator.engine.limits import EngineLimits
+from simulator.engine.run import advance, simulate
+from simulator.engine.simulated import SimulatedExecutor
+from simulator.engine.strides.serving import serving_engine
+from simulator.parallel.cells import run_cells
+from simulator.schedulers.parse import parse_policy
+from simulator.schedulers.policies import DSparkAsync
+from simulator.sweeps.frontier import FrontierRun, run_cell
+from simulator.traffic.lengths import parse_lengths
+from simulator.traffic.workload import Workload
+from tests.benchmarks.test_simulator_speed import COST, TRACE_ROWS, workload
+from tests.support.engines import random_replay
+from tests.support.sweep_cells import trace_of
+
+pytestmark = pytest.mark.benchmark
+
+MOST_S = 60.0
+"""Processor seconds that one size may take at most: it stops before it takes the whole afternoon."""
+
+
+@pytest.fixture(scope="module")
+def report() -> Iterator[list[str]]:
+    lines: list[str] = []
+    yield lines
+    print("\n\n" + "\n".join(lines))
+
+
+def slope(sizes: list[int], seconds: list[float]) -> float:
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def line(what: str, unit: str, sizes: list[int], values: list[float]) -> str:
+    shown = "  ".join(f"{size:,}: {value:.3g}" for size, value in zip(sizes, values, strict=True))
+    return f"{what:<28} {unit:<14} slope {slope(sizes, values):5.2f}   {shown}"
+
+
+def step_us(concurrency: int, gamma: int) -> float:
+    """Microseconds a step, the cheaper of two runs."""
+    load, limits = workload(max(4096, 2 * concurrency)), EngineLimits(concurrency)
+    replay, taken = random_replay(gamma, rows=TRACE_ROWS, sequences=256), []
+    steps = int(np.clip(400_000 // (concurrency * gamma), 100, 20_000))
+    for _ in range(3):  # the first one loads or compiles
+        executor = SimulatedExecutor([replay], load, COST, capacity=concurrency, seed=0)
+        engine = serving_engine(simpy.Environment(), load, executor, DSparkAsync(), COST, limits)
+        start = time.process_time()
+        advance(engine, steps)
+        taken.append((time.process_time() - start) / steps)
+    return 1e6 * min(taken[1:])
+
+
+def test_scale_of_a_step(report: list[str]) -> None:
+    loads = [1, 4, 16, 64, 256, 1024, 4096]
+    report.append(line("concurrency, blocks of 5", "us a step", loads, [step_us(each, 5) for each in loads]))
+    report.append(line("  from 64 on", "us a step", loads[3:], [step_us(each, 5) for each in loads[3:]]))
+    blocks = [5, 7, 10, 15]
+    report.append(
+        line("blocks, 256 concurrent", "us a step", blocks, [step_us(256, each) for each in blocks])
+    )
+
+
+def test_scale_of_requests(report: list[str]) -> None:
+    """An open loop at 60 requests a second, outputs of 100 tokens, from workload to metrics."""
+    sizes, seconds = [10_000, 100_000, 1_000_000], []
+    draw, replay = np.random.default_rng(0), random_replay(5, rows=TRACE_ROWS, sequences=256)
+    step_us(8, 5)  # loads, or compiles
+    for size in sizes:
+        arrival_s = np.cumsum(draw.exponential(1 / 60, size))
+        prompts, outputs = draw.integers(100, 2000, size), draw.geometric(0.01, size)
+        load = Workload.single_class(arrival_s, prompts, outputs)
+        start = time.process_time()
+        simulate(load, [replay], DSparkAsync(), COST, EngineLimits(256))
+        seconds.append(time.process_time() - start)
+        assert seconds[-1] < MOST_S
+    report.append(line("requests, open loop", "s", sizes, seconds))
+
+
+def timed_cell(cell: FrontierRun) -> dict[str, float]:
+    """Run a cell; returns where, and the processor time that it took."""
+    start = time.process_time()
+    run_cell(cell)
+    return {"process": float(os.getpid()), "seconds": time.process_time() - start}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_scale_of_cells(workers: int, report: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of 400 steps at 64 concurrent requests over a trace of a million rows: the critical path.
+
+    That is the processor time of this process and of its busiest worker: what a quiet machine would take.
+    """
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    plan = Setup(parse_policy("dspark-async"), "drafter", trace_of(1_000_000), COST, COST)
+    sizes, seconds = [10, 100, 1000], []
+    for size in sizes:
+        cells = [
+            FrontierRun(plan, EngineLimits(64), parse_lengths("fixed:512/200"), 400, 3 * number // size)
+            for number in range(size)
+        ]
+        start = time.process_time()
+        rows = run_cells(timed_cell, cells, workers=workers)
+        here = time.process_time() - start
+        busy = dict[float, float]()
+        for row in rows:
+            busy[row["process"]] = busy.get(row["process"], 0.0) + row["seconds"]
+        busy.pop(float(os.getpid()), None)  # is in ``here``
+        seconds.append(here + max(busy.values(), default=0.0))
+    report.append(line(f"cells, {workers} worker{'s' if workers > 1 else ''}", "s, critical", sizes, seconds))

@@ -12,7 +12,7 @@ from simulator.core.errors import BadInputError
 from simulator.deployment.deployment import deploy
 from simulator.deployment.profile import load_profile, shipped_profiles
 from simulator.hardware.choose import Hardware, kernel_name, profile_for, require_acceptance
-from simulator.hardware.curves import draft_spec, fit_cells, formula_profile, kernel_profile
+from simulator.hardware.curves import composed, draft_spec, fit_cells, formula_profile, kernel_profile
 from simulator.hardware.drafters import parse_drafter
 from simulator.hardware.engines import HOSTS, as_served
 from simulator.hardware.gpus import load_gpu
@@ -314,6 +314,8 @@ def test_a_cache_in_8_bits_holds_twice_the_tokens() -> None:
     """TensorRT-LLM's fp8 checkpoints bring one along, vLLM's do not: 32 layers of 2 x 8 heads of 128."""
     laid_out = layout(load_model("llama-3.1-8b"), load_gpu("h100"), 1, "fp8")
     left = 0.9 * laid_out.gpu.memory_bytes - 3.5 * 2**30 - laid_out.weight_bytes
-    kept = {name: kernel_profile(laid_out, engine=name).kv_tokens for name in ("trtllm", "vllm")}  # type: ignore[arg-type]
+    tables, passed = KernelTables(laid_out.model, laid_out.gpu, 1, "fp8"), [Gate("vllm", 0, 0, 2, None)]
+    engines: tuple[Engine, ...] = ("trtllm", "vllm")
+    kept = {name: composed(laid_out, tables, passed, name).kv_tokens for name in engines}
     assert kept["vllm"] == pytest.approx(left / (32 * 2 * 8 * 128 * 2), abs=1)
     assert kept["trtllm"] == pytest.approx(left / (32 * 2 * 8 * 128), abs=2)

@@ -149,6 +149,8 @@ def _plan_hardware(
         for note in answer.notes:
             typer.echo(note, err=True)
         if answer.plan is not None:
+            for warning in answer.plan.warnings:
+                typer.echo(f"warning: {answer.name}: {warning}", err=True)
             answer.plan.report(out / answer.name, form)
             (out / answer.name / INFEASIBLE).unlink(missing_ok=True)
         elif answer.why is not None:

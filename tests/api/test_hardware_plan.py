@@ -123,6 +123,15 @@ def test_a_gpu_without_a_plan_leaves_a_report_of_why(tmp_path: Path) -> None:
     assert not (tmp_path / "h100.yaml").exists()  # nothing to refine where nothing fits
 
 
+def test_warnings_of_a_plan_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", "qwen3-8b", "--gpu", "h100", "--policy", "autoregressive", "--out", tmp_path)
+    load = ("--traffic", "poisson:1/s", "--lengths", "fixed:20000/20", "--sla", "tps_p10>=20")
+    assert run("plan", *words, *load, "--acceptance", "length:3@7") == 0
+    assert (
+        "warning: h100: 4,096 of 4,096 requests (100.0%) grow beyond the contexts" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

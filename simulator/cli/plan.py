@@ -208,7 +208,7 @@ def regret(
     )  # fmt: skip
     write_table(out, table)
     if figure is not None:
-        plot_regret(table, figure)
+        plot_regret(table, figure, f"{policy} on {bench.profile.title}, 95% intervals")
         typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     typer.echo(f"wrote {out}" + (f" and {figure}" if figure else ""), err=is_standard_output(out))
     return {"tables": {"regret": table}, "files": [path for path in (out, figure) if path is not None]}

@@ -12,7 +12,15 @@ import pandas as pd
 from simulator.core.files import atomic_path
 from simulator.deployment.profile_parts import PublishedClaims
 from simulator.report.drawing.colours import policy_colour
-from simulator.report.drawing.style import PALETTE, draw_line, finish_axes, new_figure, style_axes
+from simulator.report.drawing.style import (
+    DASHES,
+    MARKS,
+    PALETTE,
+    draw_line,
+    finish_axes,
+    new_figure,
+    style_axes,
+)
 from simulator.sla.terms import Term
 from simulator.sweeps.comparison import Bound, parse_speed
 from simulator.sweeps.lines import lines
@@ -125,20 +133,22 @@ def _dots(axes: Axes, curves: Published, frontier: pd.DataFrame) -> None:
                       markeredgewidth=0.9, color=policy_colour(policy).light)  # fmt: skip
 
 
-def plot_regret(table: pd.DataFrame, path: Path) -> None:
-    """Regret against concurrency with its intervals, one line per belief."""
+def plot_regret(table: pd.DataFrame, path: Path, title: str = "") -> None:
+    """Regret against concurrency with its 95% intervals, one line per belief."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    styles = zip(cycle(PALETTE), cycle("osD^vpX*"), table["belief"].unique(), strict=False)
-    for colour, marker, belief in styles:
+    styles = zip(cycle(PALETTE), cycle(MARKS), cycle(DASHES), table["belief"].unique(), strict=False)
+    for colour, marker, dash, belief in styles:
         mine = table[table["belief"] == belief]
         loss, half = 100 * mine["regret"], 100 * mine["regret_ci95"]
-        drawn = {"color": colour, "marker": marker, "markersize": 5, "capsize": 3, "label": belief}
-        axes.errorbar(mine["concurrency"], loss, yerr=half, **drawn)
+        axes.errorbar(
+            mine["concurrency"], loss, yerr=half, label=belief, color=colour, marker=marker, linestyle=dash,
+            markersize=5, capsize=3,
+        )  # fmt: skip
     axes.axhline(0, color="0.5", linewidth=1)
-    axes.set(xlabel="concurrent requests", ylabel="throughput lost to the wrong table, %")
+    axes.set(xlabel="concurrent requests", ylabel="throughput lost to the wrong table, %", title=title)
     axes.set_xscale("log", base=2)
     # The axis names the loads that were run: a power of two between them would look like one.
     axes.set_xticks(sorted({int(load) for load in table["concurrency"]}))

@@ -126,8 +126,9 @@ def test_regrets_axis_names_the_loads_that_were_run(tmp_path: Path, monkeypatch:
     table = pd.DataFrame({"belief": "flat", "concurrency": [10, 50, 200], "regret": 0.1, "regret_ci95": 0.01})
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (drawn.append(self), path.touch()))
-    plot_regret(table, tmp_path / "regret.png")
+    plot_regret(table, tmp_path / "regret.png", "dspark-async on a profile")
     (axes,) = drawn[0].axes
+    assert axes.get_title() == "dspark-async on a profile"
     low, high = axes.get_xlim()
     named = [
         text.get_text()

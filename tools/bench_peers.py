@@ -2,19 +2,16 @@
 
 AISimulate 0.13 is on PyPI as a pointer to NVIDIA's own index, from which pip installs it here. It simulates
 drafts of one width (``nextn``); we run a fixed length as well, and ``dspark-async``, which decides in every
-step. Start-up is subtracted on both sides: each runs two sizes, and the difference counts.
+step. Start-up is subtracted on both sides: each runs two sizes in one process, and the difference counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import simulator as sim
@@ -23,27 +20,34 @@ PEER, INDEX = "aisimulate==0.13.*", "https://pypi.nvidia.com/"
 
 PROMPT, OUTPUT, DRAFTS, ACCEPTED = 512, 400, 3, 1.5
 
-TURNS = (20, 120)
-"""Requests for each slot, small and large run; ten times as many at one slot."""
+SIZES = (1_000, 4_000)
+"""Requests of the small run and of the large one: tenths of a second, far above what a run scatters by."""
 
-TIMES = 2
+TIMES = 3
 """Runs of each size, of which the cheapest counts."""
 
-SCENARIO = """\
-traffic:
-  source: {{type: synthetic, input_tokens: {prompt}, output_tokens: {output}}}
-  load: {{type: concurrency, concurrency: {concurrency}}}
-  stop: {{requests: {requests}}}
-engine:
-  mode: aggregated
-  model: Qwen/Qwen3-32B-FP8
-  hardware: h200_sxm
-  backend: vllm
-  nextn: {drafts}
-  nextn_accepted: {accepted}
-  workers: {{aggregated: {{}}}}
-execution:
-  resources: {{initialization_timeout_seconds: 600, shutdown_timeout_seconds: 120}}
+THEIRS = """
+import sys, time
+from aisimulate import CorePredictionConfig, EngineReplayRunnerFactory
+from aisimulate.predict import run_prediction
+concurrency, times, prompt, output, drafts, accepted, *sizes = map(float, sys.argv[1:])
+for size in map(int, sizes):
+    config = CorePredictionConfig.model_validate({
+        "traffic": {
+            "source": {"type": "synthetic", "input_tokens": int(prompt), "output_tokens": int(output)},
+            "load": {"type": "concurrency", "concurrency": int(concurrency)}, "stop": {"requests": size},
+        },
+        "engine": {
+            "mode": "aggregated", "model": "Qwen/Qwen3-32B-FP8", "hardware": "h200_sxm", "backend": "vllm",
+            "nextn": int(drafts), "nextn_accepted": accepted, "workers": {"aggregated": {}},
+        },
+    })
+    taken = []
+    for _ in range(int(times)):
+        start = time.process_time()
+        run_prediction(config, stack="engine", runner_factory=EngineReplayRunnerFactory())
+        taken.append(time.process_time() - start)
+    print(size * output, min(taken))
 """
 
 
@@ -53,65 +57,52 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, default=Path("runs/peers"), help="where the peer is installed")
     parser.add_argument("--concurrency", default="1,64,200")
     options = parser.parse_args()
-    command = installed(options.venv)
+    python = installed(options.venv)
+    us("dspark-async", 1, SIZES[0])  # loads the compiled loop, or compiles it
     for concurrency in map(int, options.concurrency.split(",")):
-        turns = [each * (10 if concurrency == 1 else 1) for each in TURNS]
-        sizes = [each * concurrency for each in turns]
-        theirs = tokens_per_s(partial(peer, command, concurrency), sizes)
+        theirs = tokens_per_s(peer(python, concurrency))
         line = f"{concurrency:>4} concurrent  AISimulate {theirs / 1e6:7.2f} M tokens/s"
         for policy in (f"fixed:{DRAFTS}", "dspark-async"):
-            ours = tokens_per_s(partial(us, policy, concurrency), sizes)
+            ours = tokens_per_s([us(policy, concurrency, requests) for requests in SIZES])
             line += f"  {policy} {ours / 1e6:7.2f} M tokens/s, {ours / theirs:6.1f} times"
         print(line, flush=True)
 
 
 def installed(venv: Path) -> Path:
-    """Install the peer into an environment of its own; returns its command."""
-    command = venv / "bin" / "aisimulate"
-    if not command.exists():
+    """Install the peer into an environment of its own; returns its Python."""
+    python = venv / "bin" / "python"
+    if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        pip = [str(venv / "bin" / "pip"), "install", "--quiet", "--only-binary", ":all:"]
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
         subprocess.run([*pip, "--extra-index-url", INDEX, PEER], check=True)
-    return command
+    return python
 
 
-def tokens_per_s(run: Callable[[int], tuple[float, float]], sizes: list[int]) -> float:
-    """Return what the larger run does beyond the smaller one: tokens over seconds."""
-    small, large = ([run(size) for _ in range(TIMES)] for size in sizes)
-    (few, before), (many, after) = (min(each, key=lambda one: one[1]) for each in (small, large))
+def tokens_per_s(runs: Sequence[tuple[float, float]]) -> float:
+    """Return what the larger of two runs does beyond the smaller one: tokens over seconds."""
+    (few, before), (many, after) = runs
     return (many - few) / (after - before)
 
 
-def peer(command: Path, concurrency: int, requests: int) -> tuple[float, float]:
-    """Output tokens and processor seconds of one run of the peer, its child processes included."""
-    with tempfile.TemporaryDirectory() as folder:
-        scenario = Path(folder) / "scenario.yaml"
-        scenario.write_text(
-            SCENARIO.format(
-                prompt=PROMPT, output=OUTPUT, concurrency=concurrency, requests=requests, drafts=DRAFTS,
-                accepted=ACCEPTED,
-            )
-        )  # fmt: skip
-        start_s = _children_s()
-        subprocess.run(
-            [command, "predict", "-c", scenario, "--output-dir", Path(folder) / "out"],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        return float(requests * OUTPUT), _children_s() - start_s
+def peer(python: Path, concurrency: int) -> list[tuple[float, float]]:
+    """Output tokens and processor seconds of the peer, for each size."""
+    asked = [concurrency, TIMES, PROMPT, OUTPUT, DRAFTS, ACCEPTED, *SIZES]
+    command = [str(python), "-I", "-c", THEIRS, *map(str, asked)]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    lines = [each.split() for each in said.splitlines()[-len(SIZES) :]]
+    return [(float(tokens), float(seconds)) for tokens, seconds in lines]
 
 
 def us(policy: str, concurrency: int, requests: int) -> tuple[float, float]:
-    """Return the same of one run of ours, of as many steps as about so many requests take."""
+    """Return the same of ours, over as many steps as about so many requests take."""
     bench = sim.deployment("deepseek-v4-flash")
-    steps = max(requests * OUTPUT // int(concurrency * (1 + ACCEPTED)), 100)
-    start_s = time.process_time()
-    run = bench.simulate(policy, concurrency=concurrency, steps=steps, lengths=f"fixed:{PROMPT}/{OUTPUT}")
-    return float(run.steps["committed_tokens"].sum()), time.process_time() - start_s
-
-
-def _children_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    steps = requests * OUTPUT // int(concurrency * (1 + ACCEPTED))
+    taken = []
+    for _ in range(TIMES):
+        start_s = time.process_time()
+        run = bench.simulate(policy, concurrency=concurrency, steps=steps, lengths=f"fixed:{PROMPT}/{OUTPUT}")
+        taken.append(time.process_time() - start_s)
+    return float(run.steps["committed_tokens"].sum()), min(taken)
 
 
 if __name__ == "__main__":

@@ -61,17 +61,21 @@ class CellStore:
             return None
 
     def write(self, key: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep a result; returns the result as it will be read. Raises ``UnwritableError``."""
+        """Keep a result; returns the result as it will be read: the seal holds its checksum.
+
+        Raises ``UnwritableError``.
+        """
         import pyarrow as pa
         from pyarrow import parquet
 
         table = pa.Table.from_pylist([_plain(row)])
-        seal = json.dumps({"key": key, "sha256": _checksum(table.to_pylist()[0])}).encode()
+        kept: dict[str, Any] = table.to_pylist()[0]
+        seal = json.dumps({"key": key, "sha256": _checksum(kept)}).encode()
         with atomic_path(self.path(key)) as temporary:
             parquet.write_table(
                 table.replace_schema_metadata({_SEAL: seal}), temporary, write_page_checksum=True
             )
-        return _unsealed(self.path(key), key)
+        return kept
 
 
 @contextmanager

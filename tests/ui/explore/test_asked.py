@@ -19,7 +19,7 @@ from simulator.core.errors import BadInputError
 from simulator.sweeps.comparison import parse_speed
 from simulator.ui.explore.asked import Deployed, Explored, as_commands, as_python, from_query, to_query
 from simulator.ui.explore.form import BY_POSITION, POLICIES, acceptance_of, state_of
-from simulator.ui.explore.view import FIRST_LOOK, view_of
+from simulator.ui.explore.view import FIRST_LOOK, View, answered, view_of
 from simulator.ui.explore.work import (
     COARSE_STEPS,
     LOADS,
@@ -30,6 +30,7 @@ from simulator.ui.explore.work import (
     tasks_of,
 )
 from simulator.ui.running.jobs import Seen
+from tests.support.dash_text import words
 
 ON_HARDWARE = Explored(
     Deployed("", "Qwen/Qwen3-32B", "h100", "vllm", "fp8", "qwen3-14b/dspark/mt-bench"), ("mtp1", "dspark"),
@@ -145,6 +146,28 @@ def test_a_curve_that_takes_seconds_is_stood_in_for_by_the_formula(monkeypatch: 
     assert (seen.curve.profile.provenance.kind, seen.notes) == ("modelled", (FIRST_LOOK,))
     jobs.found[tasks[5]] = jobs.found[tasks[4]]
     assert set(view_of(jobs, "", state).table["policy"]) == {"kernels"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "said"),
+    [
+        (1.5, "fixed:3 carries"),
+        (1.0, "dspark-async is not worse for sure"),
+        (0.5, "dspark-async carries"),
+    ],
+)
+def test_a_fixed_length_that_wins_or_ties_is_said_so(fixed: float, said: str) -> None:
+    """Lines that are multiples of each other: dspark-async is twice as fast as mtp1."""
+    rows = [
+        {"policy": policy, "concurrency": load, "concurrency_mean": load,
+         "throughput_tok_per_s": factor * rate, "throughput_ci95": 1.0,
+         "tps_mean": factor * rate / load, "tps_p10": factor * rate / load,
+         "verification_budget_mean": 2.0}
+        for policy, factor in (("mtp1", 1.0), ("fixed:3", 2 * fixed), ("dspark-async", 2.0))
+        for load, rate in ((1, 100.0), (10, 500.0))
+    ]  # fmt: skip
+    told, _ = answered(View(None, pd.DataFrame(rows), (), (), ()), Explored(sla=60.0))
+    assert said in "".join(words(told))
 
 
 @dataclass

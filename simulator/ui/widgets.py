@@ -94,12 +94,23 @@ def figure(name: str, title: str, what: str) -> html.Figure:
     )  # fmt: skip
 
 
-def table(heads: Mapping[str, str], rows: Sequence[Mapping[str, Any]], best: Sequence[bool] = ()) -> html.Div:
-    """Return a table; heads: column to what stands above it. best: which rows are in bold."""
+def table(
+    heads: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    best: Sequence[bool] = (),
+    meanings: Mapping[str, str] = COLUMNS,
+) -> html.Div:
+    """Return a table.
+
+    heads: column to what stands above it. best: which rows are in bold. meanings: what a column means, shown
+    on hover and to a screen reader.
+    """
     kinds = {name: "text" if any(_is_long(row[name]) for row in rows) else "" for name in heads}
     head = html.Tr(
         [
-            html.Th(shown, scope="col", title=COLUMNS.get(name, ""), className=kinds[name])
+            html.Th(
+                shown, scope="col", title=meanings.get(name) or COLUMNS.get(name, ""), className=kinds[name]
+            )
             for name, shown in heads.items()
         ]
     )

@@ -13,11 +13,14 @@ from simulator.core.files import data_directory
 from simulator.report.drawing.colours import policy_colour
 from simulator.report.drawing.style import SYMBOLS
 from simulator.ui import widgets
+from simulator.ui.exports import Page
 from simulator.ui.figures import THEMES, Figure, Scheme, layout
 
 EVERYWHERE = "all models and GPUs"
 
 TITLE = "Time per output token, predicted over measured"
+
+BY_GROUP = "By model and GPU"
 
 MOST_ROWS = 40
 """Runs of a table that are shown: the largest misses. The CSV has all."""
@@ -82,21 +85,47 @@ def groups(table: pd.DataFrame) -> pd.DataFrame:
 def said(where: str) -> list[Any]:
     """Say how far predictions are off, by group and run by run, misses first."""
     table = of(where)
-    held = table[table["half"] == "held out"]
-    size = held["tpot_error"].abs()
-    first = f"{len(held)} published runs that nothing was fitted to: no time is known of them."
-    if len(held):
-        first = (
-            f"{len(held)} published runs that nothing was fitted to: time per output token is off by "
-            f"{size.median():.1%} in the median and within {size.quantile(0.9):.0%} in nine of ten; time to "
-            f"the first token by {held['ttft_error'].abs().median():.0%} in the median."
-        )
-    shown = table.head(MOST_ROWS)
     return [
-        html.P(first),
-        html.H3("By model and GPU"), widgets.table(_GROUPS, _shares(groups(table))),
-        html.H3("Run by run"), widgets.table(_RUNS, _runs(shown)),
+        html.P(_sentence(table)),
+        html.H3(BY_GROUP), widgets.table(_GROUPS, _shares(groups(table)), meanings=_MEANINGS),
+        html.H3("Run by run"), widgets.table(_RUNS, _runs(table.head(MOST_ROWS)), meanings=_MEANINGS),
     ]  # fmt: skip
+
+
+def file_of(where: str) -> Page:
+    """Return the runs of a place as one file."""
+    table = of(where)
+    tables = {BY_GROUP: groups(table), "Run by run": table}
+    return Page(f"{TITLE}: {where}", [_sentence(table)], tables, {TITLE: figure(where, "light")})
+
+
+def _sentence(table: pd.DataFrame) -> str:
+    held = table[table["half"] == "held out"]
+    if held.empty:
+        return "0 published runs that nothing was fitted to: no time is known of them."
+    size = held["tpot_error"].abs()
+    return (
+        f"{len(held)} published runs that nothing was fitted to: time per output token is off by "
+        f"{size.median():.1%} in the median and within {size.quantile(0.9):.0%} in nine of ten; time to "
+        f"the first token by {held['ttft_error'].abs().median():.0%} in the median."
+    )
+
+
+_OFF_BY = "Predicted over measured, less 1; in groups the median of its size."
+
+_MEANINGS = {
+    "tpot": _OFF_BY, "ttft": _OFF_BY, "tpot_median": _OFF_BY, "ttft_median": _OFF_BY,
+    "tpot_p90": "What the size of the error stays below in nine of ten runs.",
+    "ttft_p90": "What the size of the error stays below in nine of ten runs.",
+    "tpot_bias": "Median of the signed error: above 0 predictions are too slow.",
+    "ttft_bias": "Median of the signed error: above 0 predictions are too slow.",
+    "rows": "Published runs of the group that nothing was fitted to.",
+    "half": "Whether the engine's host time was fitted to runs like this one, or it was held out.",
+    "served": "Engine, precision of the weights, and GPUs of a replica.",
+    "lengths": "Tokens of the prompt and of the output.",
+    "tpot_ms": "Time per output token that was measured, ms.", "predicted_tpot_ms": "The same, predicted.",
+    "ttft_ms": "Time to the first token that was measured, ms.", "predicted_ttft_ms": "The same, predicted.",
+}  # fmt: skip
 
 
 _GROUPS = {

@@ -76,7 +76,7 @@ def _end_to_end(where: str) -> html.Section:
             widgets.field("m-runs", "Model and GPU", widgets.dropdown("m-runs", names, where)),
             html.Div(id="m-answer", **widgets.aria(live="polite")),
             widgets.figure("m-figure", measured_runs.TITLE, what),
-            widgets.exports({"m-csv": "CSV"}),
+            widgets.exports({"m-csv": "CSV", "m-html": "One HTML file"}),
             dcc.Download(id="m-file"),
         ],
         hidden=measured_runs.runs().empty,
@@ -115,7 +115,9 @@ def _file() -> html.Section:
             html.P(id="d-large", className="error", role="alert"),
             runs.bar("d"),
             html.Div(id="d-answer", **widgets.aria(live="polite")),
-            widgets.exports({"d-report": "Report (Markdown)", "d-csv": "CSV of the steps"}),
+            widgets.exports(
+                {"d-report": "Report (Markdown)", "d-html": "One HTML file", "d-csv": "CSV of the steps"}
+            ),
         ]
     )
 
@@ -203,11 +205,17 @@ def _register_runs(app: Dash) -> None:
     @app.callback(
         Output("m-file", "data"),
         Input("m-csv", "n_clicks"),
+        Input("m-html", "n_clicks"),
         State("m-runs", "value"),
         prevent_initial_call=True,
     )
-    def export(_csv: int, where: str) -> Any:
-        return {"filename": "runs.csv", "content": measured_runs.of(where).to_csv(index=False)}
+    def export(_csv: int, _html: int, where: str) -> Any:
+        if where not in measured_runs.places():
+            return no_update
+        if ctx.triggered_id == "m-csv":
+            return {"filename": "runs.csv", "content": measured_runs.of(where).to_csv(index=False)}
+        content = one_file(measured_runs.file_of(where))
+        return {"filename": "runs.html", "content": content, "type": "text/html"}
 
 
 # --- An engine's file ---------------------------------------------------------------------------------------
@@ -256,15 +264,19 @@ def _register_file(app: Dash, jobs: Jobs, uploads: Uploads) -> None:
         return "" if found is None else view.explained(found, scheme)
 
     @app.callback(
-        Output("d-file", "data"), Input("d-report", "n_clicks"), Input("d-csv", "n_clicks"),
+        Output("d-file", "data"),
+        Input("d-report", "n_clicks"), Input("d-csv", "n_clicks"), Input("d-html", "n_clicks"),
         State("d-asked", "data"), State("session", "data"), prevent_initial_call=True,
     )  # fmt: skip
-    def export(_report: int, _csv: int, asked: str | None, session: str) -> Any:
+    def export(_report: int, _csv: int, _html: int, asked: str | None, session: str) -> Any:
         found: Any = None if asked is None else _found(jobs, uploads, session, asked)
         if not isinstance(found, Replayed):
             return no_update
         if ctx.triggered_id == "d-csv":
             return {"filename": "decisions.csv", "content": found.steps.to_csv(index=False)}
+        if ctx.triggered_id == "d-html":
+            content = one_file(view.file_of_replay(found))
+            return {"filename": "replay.html", "content": content, "type": "text/html"}
         return {"filename": "report.md", "content": found.report()}
 
 

@@ -15,6 +15,7 @@ from simulator.ui.exports import Page
 from simulator.ui.figures import Figure, Scheme, empty_figure, misses_figure, steps_figure
 
 MISSES, STEPS = "Predicted against published", "Drafts of each step"
+REASONS, OTHERS = "What explains the differences", "What others would have given"
 
 MOST_ROWS = 60
 """Rows of a table that are shown: the largest misses. The CSV has all."""
@@ -60,7 +61,19 @@ def _misses(table: pd.DataFrame, columns: dict[str, str], what: str) -> Any:
     for name, texts in _pairs(shown, known).items():
         shown[name] = texts
     more = f" The {MOST_ROWS} largest misses are shown; the CSV has all." if len(table) > MOST_ROWS else ""
-    return [html.P(_sentence(table, what) + more), widgets.table(columns, widgets.records(shown))]
+    return [
+        html.P(_sentence(table, what) + more),
+        widgets.table(columns, widgets.records(shown), meanings=_MEANINGS),
+    ]
+
+
+_MEANINGS = {
+    "off": "Predicted over what is known, less 1, without its sign.",
+    "fitted": "Whether the model was fitted to this number: it is then no check.",
+    "published": "The number as published or measured elsewhere.",
+    "measured": "The number as measured here.",
+    "predicted": "What this program says.",
+}
 
 
 def _pairs(table: pd.DataFrame, known: str) -> dict[str, list[str]]:
@@ -92,6 +105,15 @@ def file_of(table: pd.DataFrame, subject: str) -> Page:
     return Page(f"{MISSES}: {subject}", [said], {"All": table}, {MISSES: misses(table, "light")})
 
 
+def file_of_replay(found: Replayed) -> Page:
+    """Return what was decided again as one file."""
+    tables = {REASONS: found.reasons(), OTHERS: found.policies}
+    sentences = [f"{line.strip()}." for line in found.summary().splitlines()]
+    return Page(
+        "An engine's steps, decided again", sentences, tables, {STEPS: steps_figure(found.steps, "light")}
+    )
+
+
 def explained(found: Replayed | Read, scheme: Scheme) -> list[Any]:
     """Say what a dropped file tells."""
     return _replayed(found, scheme) if isinstance(found, Replayed) else _read(found)
@@ -112,9 +134,9 @@ def _replayed(found: Replayed, scheme: Scheme) -> list[Any]:
     )
     return [
         html.P([html.Strong(f"{first}.")]), html.P(f"{others[0].strip()}."),
-        html.H3("What explains the differences"),
+        html.H3(REASONS),
         widgets.table({"why": "why", "steps": "steps"}, widgets.records(found.reasons())),
-        html.H3("What others would have given"), widgets.table(heads, widgets.records(policies)),
+        html.H3(OTHERS), widgets.table(heads, widgets.records(policies)),
         html.H3(STEPS), html.Div(graph, className="plot"),
     ]  # fmt: skip
 

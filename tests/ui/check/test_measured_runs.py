@@ -10,8 +10,18 @@ import pytest
 
 from simulator.core.files import write_csv
 from simulator.ui.check import measured_runs
-from simulator.ui.check.measured_runs import EVERYWHERE, figure, groups, of, places, runs, said
-from tests.support.dash_text import words
+from simulator.ui.check.measured_runs import (
+    EVERYWHERE,
+    figure,
+    file_of,
+    groups,
+    of,
+    places,
+    runs,
+    said,
+)
+from simulator.ui.exports import one_file
+from tests.support.dash_text import parts, words
 from tools.validate_silicon import PASSES, with_hosts
 
 QWEN, LLAMA = ("Qwen/Qwen3-32B", "h100", "vllm", "bf16"), ("meta-llama/Llama-3.1-8B", "b200", "trtllm", "fp8")
@@ -68,6 +78,24 @@ def test_what_is_said_names_the_miss_of_each_run() -> None:
     assert [each for each in told if each in ("+20%", "-10%", "+0%")] == ["+20%", "-10%", "+0%"]
     drawn = figure(EVERYWHERE, "dark")["data"]
     assert [(each["name"], len(each["x"])) for each in drawn[:2]] == [("trtllm", 2), ("vllm", 3)]
+
+
+@pytest.mark.usefixtures("shipped")
+def test_the_file_holds_what_the_page_shows() -> None:
+    page = file_of("Qwen/Qwen3-32B on h100")
+    assert page.sentences == [words(said("Qwen/Qwen3-32B on h100"))[0]]
+    assert [len(table) for table in page.tables.values()] == [1, 3]
+    content = one_file(page)
+    assert "Time per output token, predicted over measured: Qwen/Qwen3-32B on h100</h1>" in content
+    assert "off by 10.0% in the median" in content
+
+
+@pytest.mark.usefixtures("shipped")
+def test_every_derived_column_says_what_it_means() -> None:
+    heads = [each for each in parts(said(EVERYWHERE)) if getattr(each, "scope", "") == "col"]
+    derived = [each for each in heads if each.children in ("off by", "TPOT off by", "bias", "half", "runs")]
+    assert len(derived) == 7
+    assert all(each.title for each in derived)
 
 
 def test_without_the_file_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +14,10 @@ from simulator.deployment.profile import load_profile
 from simulator.dumps.outcomes import Replayed
 from simulator.paper.claims_check import check_against
 from simulator.ui.check import work
+from simulator.ui.check.view import file_of_replay
 from simulator.ui.check.work import FileTask, Read, Uploads, claims, measured, subjects
 from simulator.ui.explore.work import Line
+from simulator.ui.exports import one_file
 from tests.dumps.test_redecide import written_dump
 
 
@@ -71,6 +74,9 @@ def test_recorded_steps_are_replayed_and_explained(tmp_path: Path) -> None:
     path = written_dump(tmp_path / "dump.json")
     found = FileTask(str(path), "my dump.json", ("sglang", "fixed:2")).run(str)
     assert isinstance(found, Replayed)
+    content = one_file(file_of_replay(found))
+    assert all(escape(line.strip()) in content for line in found.summary().splitlines())
+    assert content.count("<table") == 2
     assert found.differing == 0  # the recorder follows sglang's own rule
     assert list(found.policies["policy"]) == ["as recorded", "sglang", "fixed:2"]
 

@@ -177,16 +177,18 @@ def test_only_models_that_know_of_difficulty_have_it_varied() -> None:
 
 
 def test_levels_are_solved_once_for_all_policies_and_classes() -> None:
-    asked = scenario(policies=("mtp1", "fixed:3", "dspark", "dspark-async"))
+    """Two policies share DSpark's drafts: two levels, for both of them what each would solve by itself."""
+    asked = scenario(policies=("dspark", "dspark-async"), acceptance=("qwen3-4b-chat@5",))
     servers = servers_of(asked, asked.demand(), asked.parsed_sla())
     wanted = levels_to_solve(servers)
-    assert len(wanted) == len(set(wanted))
+    assert len(wanted) == len(set(wanted)) == 2
     levels = {each: solve_level_row(each)["level"] for each in wanted}
     for server in servers:
+        assert set(fitted_in(server.plans[0].acceptance)) <= {model for model, _ in wanted}
         for factor in (1 - OFF, 1 + OFF):
-            variant = Variant(acceptance=factor)
-            assert set(fitted_in(server.plans[0].acceptance)) <= {model for model, _ in wanted}
-            assert variant.applied(server, levels) == variant.applied(server)
+            assert Variant(acceptance=factor).applied(server, levels) != server
+    worse = Variant(acceptance=1 - OFF)
+    assert worse.applied(servers[1], levels) == worse.applied(servers[1])
 
 
 @pytest.mark.parametrize("spec", ["qwen3-4b-chat@5", "length:3.5@5", "0.5*length:3@5+0.5*qwen3-4b-math@5"])

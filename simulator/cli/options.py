@@ -328,11 +328,16 @@ def say_contexts(bench: Workbench, lengths: str | Traffic) -> None:
     from simulator.capacity.server import share_at_rate
     from simulator.deployment.profile import DRAWN, beyond_contexts
     from simulator.traffic.lengths import as_lengths
+    from simulator.traffic.sources import ReplayTraffic
 
     if isinstance(lengths, str):
         drawn = as_lengths(lengths).sample(0, "contexts", DRAWN)
     else:
-        requests = share_at_rate(lengths, 1.0, DRAWN, 0)
+        requests = (
+            lengths.recorded  # whole, however short
+            if isinstance(lengths, ReplayTraffic)
+            else share_at_rate(lengths, 1.0, DRAWN, 0)
+        )
         drawn = requests.prompt_tokens, requests.output_tokens
     if note := beyond_contexts(bench.profile, *drawn):
         typer.echo(f"warning: {note}", err=True)

@@ -22,7 +22,7 @@ from simulator.cost.draft import DraftCost
 from simulator.cost.models import AdditiveCost, CostModel, LengthByRequests, StepCost, ThroughputCurve
 from simulator.schedulers.batch_table import BatchTable
 from simulator.schedulers.parse import NamedPolicy, as_policy, parse_policy, policy_help, register_policy
-from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
+from simulator.schedulers.policies import MOST_LAG, DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
 from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.schedulers.search import GRID, LARGE, on_grid, throughput_of_budget
 from tests.support.strategies import cost_models, survivals
@@ -441,13 +441,15 @@ def test_policies_as_written(text: str, scheduler: Scheduler, drafter: str | Non
         ("fixed:1.5", "needs a number"),
         ("fixed:-1", "length: must not be negative (got -1)"),
         ("threshold:", "needs a number"),
-        ("threshold:1.1", "threshold: must be between 0 and 1"),
+        ("threshold:1.1", "threshold: must be between 0 and 1 (got 1.1)"),
         ("threshold:nan", "threshold: must be between 0 and 1"),
         ("mtp1:2", "takes no argument (got 'mtp1:2'); write mtp1"),
         ("dspark:2", "takes no argument"),
-        ("dspark-async:-1", "lag: must lie in 0"),
+        ("dspark-async:-1", f"lag: must lie in 0..{MOST_LAG} (got -1); usually 2"),
+        (f"dspark-async:{MOST_LAG + 1}", "lag: must lie in 0"),
         ("dspark-async:soon", "needs a number"),
-        ("tiered:3,1", "tiers: must be increasing"),
+        ("tiered:3,1", "tiers: must be increasing lengths of 0 or more (got (3, 1))"),
+        ("tiered:-1,1", "tiers: must be increasing lengths of 0 or more"),
         ("tiered:1,1", "tiers: must be increasing"),
         ("tiered", "needs a number"),
         (
@@ -459,7 +461,7 @@ def test_policies_as_written(text: str, scheduler: Scheduler, drafter: str | Non
         ("batch-table:1-8=2,9-7=1", "which 9-7=1 breaks"),
         ("batch-table:1-=2,9-=1", "which 9-=1 breaks"),
         ("batch-table:1-8=-1", "needs ranges"),
-        ("tiered:1,3:0", "lag: must be at least 1 to be lossless"),
+        ("tiered:1,3:0", "lag: must be at least 1 to be lossless (got 0)"),
     ],
 )
 def test_policies_that_make_no_sense_are_refused(text: str, message: str) -> None:
@@ -532,3 +534,18 @@ def test_a_large_batch_of_the_oracle_is_decided_as_a_small_one() -> None:
     cost = ThroughputCurve([1, requests * (1 + gamma)], [100.0, 99.0])
     assert_array_equal(Oracle().schedule(certain, Batch(cost)), accepted)
     assert_array_equal(Oracle().schedule(certain[:5], Batch(cost)), accepted[:5])
+
+
+def test_the_ends_of_what_is_allowed_are_allowed() -> None:
+    assert DSparkAsync(MOST_LAG).lag == MOST_LAG
+    assert Tiered((0, 2)).tiers == (0, 2)
+    assert (Threshold(0.0).threshold, Threshold(1.0).threshold) == (0.0, 1.0)
+
+
+def test_a_tier_as_long_as_the_block_is_taken() -> None:
+    """Sure drafts and steps of one length: the longest tier that fits is the best."""
+    cost, sure = ThroughputCurve([1, 64], [100.0, 100.0]), np.ones((4, 3), dtype=np.float32)
+    assert_array_equal(Tiered((1, 3, 5)).schedule(sure, Batch(cost, lagged=sure)), [3, 3, 3, 3])
+    with pytest.raises(BadInputError) as caught:
+        Tiered((4, 5)).schedule(sure, Batch(cost, lagged=sure))
+    assert str(caught.value).endswith("the block of 3 tokens (got (4, 5)); give one of at most 3")

@@ -16,6 +16,7 @@ from simulator.schedulers import search
 from simulator.schedulers.search import (
     GRID,
     LARGE,
+    SAMPLED,
     TIE,
     admit,
     best_budget,
@@ -259,3 +260,15 @@ def test_what_cannot_hold_the_maximum_is_not_sorted(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(search, "throughput_of_budget", counted)
     assert best_budget(grid, requests, times) == everything == requests
     assert sizes == [requests]  # the first draft of each, a quarter of all
+
+
+def test_a_maximum_behind_what_the_sample_shows_is_found() -> None:
+    """The sample meets sure drafts alone; as many nearly as likely ones, between them, still pay.
+
+    Twice the sampled candidates fit into the shortest step, so that budget has the maximum.
+    """
+    sampled = -(-LARGE // SAMPLED)
+    survival = np.full((LARGE, 1), 0.7, dtype=np.float32)
+    survival[::SAMPLED] = 1.0
+    times = np.where(np.arange(LARGE + 1) <= 2 * sampled, 1.0, 5.0)
+    assert best_budget(on_grid(survival), LARGE, times) == 2 * sampled

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from simulator.cost.models import ThroughputCurve
-from simulator.schedulers.early_stop import WatchedDSpark, early_stop_loss, early_stop_note, watched
+from simulator.schedulers.early_stop import (
+    MATERIAL_LOSS,
+    WatchedDSpark,
+    early_stop_loss,
+    early_stop_note,
+    watched,
+)
 from simulator.schedulers.policies import DSpark, DSparkAsync
 from simulator.schedulers.protocol import Batch
 
@@ -30,10 +36,12 @@ def test_the_loss_of_one_step_by_hand() -> None:
     stairs = ThroughputCurve([1, 8], [100.0, 49.0], lookup="ceil")
     scheduler = WatchedDSpark()
     assert scheduler.schedule(survival, Batch(stairs)).tolist() == [0]
-    assert scheduler.lost == pytest.approx(1 - 100 / (49 * (1 - 0.95**7) / 0.05), rel=1e-7)
+    loss = 1 - 100 / (49 * (1 - 0.95**7) / 0.05)
+    assert scheduler.lost == pytest.approx(loss, rel=1e-7)
+    scheduler.schedule(survival, Batch(stairs))
     smooth = ThroughputCurve([1, 8], [100.0, 90.0])
     scheduler.schedule(survival, Batch(smooth))
-    assert early_stop_loss(scheduler) == pytest.approx(scheduler.lost / 2)  # the second step lost nothing
+    assert early_stop_loss(scheduler) == pytest.approx(2 * loss / 3)  # the third step lost nothing
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -58,6 +66,7 @@ def test_only_what_stops_early_is_watched() -> None:
     other = DSparkAsync()
     assert watched(other) is other
     assert early_stop_loss(other) is None
+    assert type(watched(DSpark())) is WatchedDSpark
     assert early_stop_loss(watched(DSpark())) is None  # no step yet
 
 
@@ -67,3 +76,5 @@ def test_small_losses_are_not_worth_a_word() -> None:
     note = early_stop_note("dspark", 0.254, "at 60 requests")
     assert note is not None
     assert note.startswith("dspark gives away 25% of a step's expected throughput at 60 requests")
+    assert note.endswith("dspark-async searches all budgets")
+    assert early_stop_note("dspark", MATERIAL_LOSS, "here") is not None

@@ -39,6 +39,9 @@ GOLDEN = np.array(
 GOLDEN_TOKENS, GOLDEN_S = [0, 8, 16, 32], np.array([2.0, 2.2, 2.6, 9.0]) / 1000
 
 
+ANY = Batch(ThroughputCurve([1], [1.0]))  # for policies that do not ask
+
+
 def golden_cost(lookup: str) -> ThroughputCurve:
     return ThroughputCurve(GOLDEN_TOKENS, 1 / GOLDEN_S, lookup=lookup)  # type: ignore[arg-type]
 
@@ -549,3 +552,22 @@ def test_a_tier_as_long_as_the_block_is_taken() -> None:
     with pytest.raises(BadInputError) as caught:
         Tiered((4, 5)).schedule(sure, Batch(cost, lagged=sure))
     assert str(caught.value).endswith("the block of 3 tokens (got (4, 5)); give one of at most 3")
+
+
+def test_a_table_takes_ranges_of_one_and_says_what_is_wrong_with_others() -> None:
+    one = parse_policy("batch-table:1-1=2,2-=1").scheduler
+    assert one.schedule(np.ones((1, 2), np.float32), ANY).tolist() == [2]
+    assert one.schedule(np.ones((2, 2), np.float32), ANY).tolist() == [1, 1]
+    assert one.schedule(np.ones((0, 2), np.float32), ANY).tolist() == []
+    with pytest.raises(BadInputError) as caught:
+        one.schedule(np.ones((1, 1), np.float32), ANY)
+    assert str(caught.value) == (
+        "policy: batch-table: is longer than the block of 1 tokens (got 2); "
+        "use lengths of at most 1, or a drafter with a larger block"
+    )
+    with pytest.raises(BadInputError) as caught:
+        parse_policy("batch-table:2-8=1")
+    assert str(caught.value) == (
+        "policy: batch-table: must begin at 1 request (got 'batch-table:2-8=1'); "
+        "as in batch-table:1-16=5,17-64=3,65-=1"
+    )

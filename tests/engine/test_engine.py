@@ -25,7 +25,7 @@ from simulator.engine.batch import WAITS, Step, StepLog
 from simulator.engine.cursors import LONG_TRACE
 from simulator.engine.engine import Engine
 from simulator.engine.executor import SchedulerError
-from simulator.engine.limits import EngineLimits
+from simulator.engine.limits import MOST_REQUESTS, EngineLimits
 from simulator.engine.measures.metrics import requests_frame, steps_frame
 from simulator.engine.run import (
     FEWEST_FINISHED,
@@ -353,12 +353,17 @@ def test_a_request_that_could_never_run_is_refused_at_the_start() -> None:
         ({"concurrency": 1, "prefill_tokens_per_s": float("nan")}, "prefill_tokens_per_s: must be"),
         ({"concurrency": 1, "prefill": "sometimes"}, "prefill: is not known"),
         ({"concurrency": 1, "prefill_workers": 0}, "prefill_workers: must be positive"),
-        ({"concurrency": 10**9}, "concurrency: must be at most"),
+        ({"concurrency": MOST_REQUESTS + 1}, r"concurrency: must be at most .* \(got 1000001\)"),
+        ({"concurrency": 1, "prefill_workers": MOST_REQUESTS + 1}, "prefill_workers: must be at most"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         EngineLimits(**limits)
+
+
+def test_the_largest_limits_are_allowed() -> None:
+    assert EngineLimits(MOST_REQUESTS, prefill_workers=MOST_REQUESTS).concurrency == MOST_REQUESTS
 
 
 def test_steps_scatter_as_the_cost_says_and_alike_for_every_policy() -> None:

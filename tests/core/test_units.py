@@ -9,6 +9,7 @@ import pytest
 
 from simulator.core.errors import BadInputError
 from simulator.core.units import (
+    counted,
     number_or_nan,
     numbers,
     parse_duration_s,
@@ -157,3 +158,10 @@ def test_one_and_nothing_mean_percent() -> None:
 )  # fmt: skip
 def test_every_column_has_one_unit(column: str, unit: str | None) -> None:
     assert unit_of(column) == unit
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(1, "1 GPU"), (0, "0 GPUs"), (2, "2 GPUs"), (1200, "1,200 GPUs")]
+)
+def test_one_is_the_only_singular(number: int, said: str) -> None:
+    assert counted(number, "GPU") == said

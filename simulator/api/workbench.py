@@ -360,7 +360,7 @@ class Workbench(Deployment):
         prefix_cache_tokens
             Tokens of prompts that a replica keeps for others with the same start.
         prefill_workers
-            Workers of the prefill pool; one per replica by default.
+            Workers of one prefill pool that all replicas share; by default each replica has its own.
         kv_tokens, prefill, chunk_tokens, prefill_tokens_per_s
             See ``Deployment.limits``.
         seed

@@ -47,14 +47,15 @@ class Policy(ABC):
         Parameters
         ----------
         survival
-            float64 [R, gamma]: probability that drafts 1..k of a request are all accepted.
+            float32 [R, gamma], of NumPy or, on a device, of torch: probability that drafts 1..k of a request
+            are all accepted.
         batch
             The step's cost model, context and, with ``lag``, the older survivals.
 
         Returns
         -------
-        ndarray
-            Verification lengths, int64 [R], each in 0..gamma.
+        array
+            Verification lengths, int64 [R] of the same library, each in 0..gamma.
         """
 
 
@@ -93,13 +94,14 @@ class Scheduler(Protocol):
         Parameters
         ----------
         survival
-            float64 [R, gamma]: probability that drafts 1..k of a request are all accepted.
+            float32 [R, gamma], of NumPy or, on a device, of torch: probability that drafts 1..k of a request
+            are all accepted.
         batch
             The step's cost model, context and, with ``lag``, the older survivals.
 
         Returns
         -------
-        ndarray
-            Verification lengths, int64 [R], each in 0..gamma.
+        array
+            Verification lengths, int64 [R] of the same library, each in 0..gamma.
         """
         ...

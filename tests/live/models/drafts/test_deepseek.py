@@ -25,6 +25,7 @@ from tests.live.conftest import _TINY, MakeTarget
 from tests.live.engine.attention.test_ragged import LATENT
 from tests.live.engine.test_executor import own_greedy, prompts, serve, workload
 from tests.support.deepseek_mtp import MTPOracle, module_tensors
+from tests.support.drafts import assert_batches_agree
 
 FIELDS: dict[str, Any] = _TINY | LATENT | {
     "vocab_size": 64, "routed_scaling_factor": 1.7, "norm_topk_prob": True, "rms_norm_eps": 1e-6,
@@ -91,21 +92,7 @@ def test_the_module_run_k_times_is_the_module_spelled_out(make_target: MakeTarge
 def test_batches_packed_blocks_and_single_requests_agree(make_target: MakeTarget) -> None:
     folder, _ = a_checkpoint(make_target, "experts")
     target, draft = load_target(folder), load_draft(folder, gamma=3)
-    tokens = torch.randint(64, (2, 14), generator=torch.Generator().manual_seed(4))
-    states = target.forward(tokens, layer_ids=draft.target_layer_ids).features
-    counts = [3, 6]
-    together = draft.propose(
-        torch.cat([states[row, :count] for row, count in enumerate(counts)]),
-        torch.cat([tokens[row, 1 : count + 1] for row, count in enumerate(counts)]),
-        torch.tensor(counts), draft.new_cache(2, 20),
-    )  # fmt: skip
-    packed = draft.packed_blocks(states[:, :6], tokens, torch.tensor([[1, 3], [6, 2]]), follow=False)
-    for row, count in enumerate(counts):
-        alone = draft.propose(
-            states[row, :count], tokens[row, 1 : count + 1], torch.tensor([count]), draft.new_cache(1, 20)
-        )
-        torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(packed.logits[row, 1 - row], alone.logits[0], atol=1e-4, rtol=1e-4)
+    assert_batches_agree(target, draft)
 
 
 def test_served_with_its_target_it_changes_nothing(make_target: MakeTarget) -> None:

@@ -20,6 +20,7 @@ from simulator.live.models.pairs import load_draft, new_eagle3, new_mtp, save_dr
 from simulator.live.tracing.generate import generate
 from simulator.live.tracing.record import judge
 from tests.live.conftest import MakeTarget, randomise, skip_unless_known
+from tests.support.drafts import assert_batches_agree
 from tests.support.gemma_oracle import GemmaOracle, eagle3_logits
 from tests.support.oracle import Oracle
 
@@ -167,23 +168,7 @@ def test_mtp_k_feeds_its_normed_output_back(target: Any, tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", ["Eagle3", "Eagle3 for Gemma 4", "MTP-3"])
 def test_chained_drafts_in_a_batch_packed_and_alone_agree(target: Any, tmp_path: Path, kind: str) -> None:
     draft = mtp3(target, tmp_path) if kind == "MTP-3" else eagle_for(kind[11:] or "Qwen3", target, tmp_path)
-    tokens = torch.randint(64, (2, 14), generator=torch.Generator().manual_seed(4))
-    states = target.forward(tokens, layer_ids=draft.target_layer_ids).features
-    counts = [3, 6]
-    together = draft.propose(
-        torch.cat([states[row, :count] for row, count in enumerate(counts)]),
-        torch.cat([tokens[row, 1 : count + 1] for row, count in enumerate(counts)]),
-        torch.tensor(counts), draft.new_cache(2, 20),
-    )  # fmt: skip
-    packed = draft.packed_blocks(states[:, :6], tokens, torch.tensor([[1, 3], [6, 2]]), follow=False)
-    for row, count in enumerate(counts):
-        alone = draft.propose(
-            states[row, :count], tokens[row, 1 : count + 1], torch.tensor([count]), draft.new_cache(1, 20)
-        )
-        torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-4, rtol=1e-4)
-        at = 1 - row  # the anchor's place among the packed ones
-        torch.testing.assert_close(packed.logits[row, at], alone.logits[0], atol=1e-4, rtol=1e-4)
-        assert torch.equal(packed.tokens[row, at], alone.tokens[0])
+    assert_batches_agree(target, draft)
 
 
 @pytest.mark.parametrize("kind", ["Eagle3", "MTP-3"])

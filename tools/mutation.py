@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,9 @@ LEFT_OUT = "not benchmark and not gpu and not slow"
 
 PATIENCE_S = 20.0
 """Seconds that a run may take to end after it was asked to. A choice."""
+
+UNREACHED = "not checked"
+"""What mutmut calls a mutant that it has not tried."""
 
 FOUND = ("killed", "timeout", "segfault", "caught by type check")
 """What mutmut calls a mutant that the tests noticed."""
@@ -52,26 +56,39 @@ def configuration(part: str) -> str:
 def mutate(part: str, folder: Path, minutes: float) -> dict[str, str]:
     """Run the mutants of ``simulator/PART`` in ``folder``; returns by name what became of each.
 
-    Mutants that were not reached within ``minutes`` are ``not checked``.
-    Raises ``RuntimeError`` where mutmut could not begin: the tests fail without a mutant.
+    Mutants that were not reached within ``minutes`` are ``not checked``. A run that fails goes on.
+    Raises ``RuntimeError`` where mutmut cannot go on, as where the tests fail without a mutant.
     """
     copy_project(folder)
     (folder / "mutants").mkdir()  # on the path from the start, else its modules are not found later
     with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write(configuration(part))
+    ends = time.monotonic() + 60 * minutes
+    reached = -1
+    while True:
+        complete = _run(folder, ends - time.monotonic())
+        became = dict(_results(folder))
+        before, reached = reached, sum(status != UNREACHED for status in became.values())
+        if complete:
+            return became
+        if reached <= before or not reached:
+            raise RuntimeError(f"mutmut could not run on {part}: {_tail(folder / 'mutmut.log')}")
+
+
+def _run(folder: Path, seconds: float) -> bool:
+    """Let mutmut go on where it was; returns False where it failed before its work or its time was done.
+
+    mutmut 3.8 fails when a process ends that it did not start itself, as a process tracker of joblib's.
+    """
     running = subprocess.Popen(
         ["mutmut", "run", "--max-children", "1"], cwd=folder, env=_environment(folder),
         start_new_session=True, stdout=(folder / "mutmut.log").open("wb"), stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        code = running.wait(timeout=60 * minutes)
+        return running.wait(timeout=max(seconds, 0.0)) == 0
     except subprocess.TimeoutExpired:
         _end(running)
-        code = 0
-    became = dict(_results(folder))
-    if code or not became:
-        raise RuntimeError(f"mutmut could not run on {part}: {_tail(folder / 'mutmut.log')}")
-    return became
+        return True
 
 
 def _end(running: subprocess.Popen[bytes]) -> None:

@@ -64,3 +64,31 @@ def test_a_run_that_does_not_hear_is_ended_all_the_same(monkeypatch: pytest.Monk
     mutation._end(running)
     assert running.returncode == -signal.SIGKILL
     running.stdout.close()
+
+
+def test_a_run_that_fails_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """mutmut fails twice; both times one more mutant was tried, so it may go on."""
+    tried: list[str] = []
+
+    def run(folder: Path, seconds: float) -> bool:
+        tried.append("killed")
+        return len(tried) == 3
+
+    monkeypatch.setattr(mutation, "copy_project", lambda folder: folder.mkdir())
+    monkeypatch.setattr(mutation, "_run", run)
+    monkeypatch.setattr(
+        mutation, "_results", lambda _: list(zip("abc", [*tried, "not checked", "not checked"], strict=False))
+    )
+    assert mutation.mutate("cost", tmp_path / "copy", 1.0) == {"a": "killed", "b": "killed", "c": "killed"}
+
+
+def test_a_run_that_gets_nowhere_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run(folder: Path, seconds: float) -> bool:
+        (folder / "mutmut.log").write_text("the tests fail", encoding="utf-8")
+        return False
+
+    monkeypatch.setattr(mutation, "copy_project", lambda folder: folder.mkdir())
+    monkeypatch.setattr(mutation, "_run", run)
+    monkeypatch.setattr(mutation, "_results", lambda _: [("a", "not checked")])
+    with pytest.raises(RuntimeError, match="the tests fail"):
+        mutation.mutate("cost", tmp_path / "copy", 1.0)

@@ -19,7 +19,7 @@ from simulator.engine.measures.metrics import Metrics
 from simulator.engine.measures.saturation import MATERIAL_GROWTH
 from simulator.fleet.fleet import FleetRun, simulate_fleet
 from simulator.fleet.layout import Fleet
-from simulator.sla.verdict import TermResult, saturated_assessment, unseen
+from simulator.sla.verdict import TermResult, by_rule_of_three, saturated_assessment
 
 MUCH_WAITING = 0.1
 """Least waiting that is named, as a share of a request's time of decoding. A choice."""
@@ -145,7 +145,7 @@ def together(parts: Sequence[TrialResult], most_per_s: float) -> TrialResult:
         met=not saturated and all(each.met for each in terms),
         saturated=saturated,
         attainment=math.nan if saturated else kept,
-        attainment_ci95=math.nan if saturated else max(half, unseen(kept, requests)),
+        attainment_ci95=math.nan if saturated else by_rule_of_three(kept, half, requests),
         goodput_per_s=_mean([part.goodput_per_s for part in parts]),
         requests=requests,
         terms=terms,
@@ -171,7 +171,7 @@ def _term_together(parts: Sequence[TermResult]) -> TermResult:
         return TermResult(term, bool(term.holds(estimate)), estimate, math.nan, half, requests)
     share, half = _known_interval([part.share for part in parts], 0.0 if waits else math.nan)
     met = bool(share >= term.required_share - 1e-12) or all(part.met for part in parts)
-    return TermResult(term, met, estimate, share, max(half, unseen(share, requests)), requests)
+    return TermResult(term, met, estimate, share, by_rule_of_three(share, half, requests), requests)
 
 
 def _mean_metrics(known: Sequence[Metrics]) -> Metrics | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -301,7 +302,8 @@ def _say_verdict(judged: Assessment, steps: int) -> None:
         typer.echo(f"{'met   ' if each.met else 'MISSED'} {each.term.text}: {each.shown()}")
     kept = ""
     if judged.promises_each:
-        kept = f", attainment {judged.attainment:.2%} ± {judged.attainment_ci95:.2%}"
+        half = "" if math.isnan(judged.attainment_ci95) else f" ± {judged.attainment_ci95:.2%}"
+        kept = f", attainment {judged.attainment:.2%}{half}"
     typer.echo(
         f"{judged.requests:,} requests judged{kept}, goodput {judged.goodput_per_s:.4g} requests/s; "
         f"{steps:,} engine steps"

@@ -40,7 +40,8 @@ class TermResult:
         scale, unit = self.term.unit_for(self.estimate)
         value = f"{self.estimate / scale:.4g}"
         if self.term.per_request:
-            return f"{value}{unit}, kept by {self.share:.2%} ± {self.ci95:.2%}"
+            half = "" if math.isnan(self.ci95) else f" ± {self.ci95:.2%}"
+            return f"{value}{unit}, kept by {self.share:.2%}{half}"
         return f"{value}{unit}" if math.isnan(self.ci95) else f"{value} ± {self.ci95 / scale:.2g}{unit}"
 
     @classmethod
@@ -121,17 +122,18 @@ def assess(sla: Sla, observed: Observed, metrics: Metrics, span_s: float) -> Ass
         if term.per_request:
             kept &= _kept(term, observed)
     share, half = ratio_interval(kept, np.ones(kept.size))
-    half = max(half, unseen(share, kept.size))
+    half = by_rule_of_three(share, half, kept.size)
     met = all(result.met for result in results)
     return Assessment(met, False, share, half, float(kept.sum() / span_s), int(kept.size), results)
 
 
-def unseen(share: float, requests: int) -> float:
-    """Return the least half-width of the interval of a share that ``n`` samples can support.
+def by_rule_of_three(share: float, half: float, requests: int) -> float:
+    """Return the 95% half-width of a share of requests: 3 in n where none of n failed, else ``half``.
 
-    No failure among n samples excludes only shares above 3 in n (95%).
+    No failure among n requests excludes only shares of failures above 3 in n (Hanley and Lippman-Hand,
+    JAMA 249, 1983), however many replications or batches found none.
     """
-    return 3 / requests if share == 1 and requests else 0.0
+    return 3 / requests if share == 1 and requests else half
 
 
 def saturated_assessment(sla: Sla, requests: int) -> Assessment:
@@ -159,7 +161,7 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
         estimate = float(np.quantile(values, term.quantile)) if values.size else float("nan")
         good, of = term.holds(values), np.ones(values.size)
     share, half = ratio_interval(good, of)
-    half = max(half, unseen(share, len(mine)))
+    half = by_rule_of_three(share, half, len(mine))
     # Without a finished request of the class there is nothing to judge, and no breach.
     met = bool(share >= term.required_share - 1e-12) if of.sum() else True
     return TermResult(term, met, estimate, share, half, len(mine))

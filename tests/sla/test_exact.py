@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,16 @@ import pytest
 
 from simulator.core.errors import BadInputError
 from simulator.engine.measures.metrics import Metrics
-from simulator.sla.observed import Observed, observe, pool
-from simulator.sla.terms import Sla, parse_sla, parse_term
-from simulator.sla.verdict import Assessment, TermResult, assess, metric_values, saturated_assessment, unseen
+from simulator.sla.observed import GAP_RESOLUTION, Observed, observe, pool, tally
+from simulator.sla.terms import LONGEST_TERM, Sla, parse_sla, parse_term
+from simulator.sla.verdict import (
+    Assessment,
+    TermResult,
+    assess,
+    by_rule_of_three,
+    metric_values,
+    saturated_assessment,
+)
 
 NOTHING = Metrics(**dict.fromkeys(Metrics.__dataclass_fields__, math.nan))  # type: ignore[arg-type]
 
@@ -59,6 +66,38 @@ def test_a_weight_that_is_no_number_names_its_term() -> None:
         parse_term("x*ttft+tpot_p99<=1s")
     assert parse_term("1e9*ttft+tpot_p99<=1s").metric == "1000000000*ttft+1*tpot"
     assert parse_term("tpot+ttft_mean<=1s").metric == "1*ttft+1*tpot"
+
+
+def test_a_bound_that_is_no_number_names_its_term() -> None:
+    with pytest.raises(BadInputError, match=r"^sla term 'tps_p10>=x': "):
+        parse_term("tps_p10>=x")
+    with pytest.raises(BadInputError, match=r"^sla term 'ttft_p99<=x': "):
+        parse_term("ttft_p99<=x")
+
+
+def test_a_metric_that_nothing_measures_is_told_which_are() -> None:
+    with pytest.raises(BadInputError) as caught:
+        parse_term("speed_p10>=60")
+    said = str(caught.value)
+    assert said.startswith(
+        "sla: names no metric ('speed_p10') (got 'speed_p10>=60'); use tps, ttft, tpot, itl, e2e, "
+        "accepted_length with _mean or _p1 to _p99.9, a sum of times as in "
+        "ttft+16*tpot_p99, or throughput_tok_per_s, "
+    )
+
+
+def test_a_class_that_does_not_exist_is_said_to_the_letter() -> None:
+    with pytest.raises(BadInputError) as caught:
+        parse_sla(["ttft_p99<=2s", "chta:tps_p10>=60"]).check_classes(["chat", "code"])
+    assert str(caught.value) == ("sla: no traffic class 'chta' (got 'chta:tps_p10>=60'); one of chat, code")
+
+
+def test_the_longest_term_is_one_still() -> None:
+    text = "ttft_p99<=" + "0" * (LONGEST_TERM - 12) + "2s"
+    assert len(text) == LONGEST_TERM
+    assert parse_term(text).bound == 2.0
+    with pytest.raises(BadInputError, match="is not a term"):
+        parse_term(text.replace("2s", "02s"))
 
 
 @pytest.mark.parametrize(
@@ -199,6 +238,62 @@ def test_deliveries_are_counted_gap_by_gap() -> None:
     assert result("chat:itl_p50<=400ms").met
 
 
+def test_the_first_gap_of_a_single_delivery_counts() -> None:
+    """Request 3 delivers once, 0.7 s after its first token: one gap more of its class, and no step's."""
+    table = requests()
+    table.loc[3, ["decode_steps", "first_gap_s"]] = 1, 0.7
+    sla = parse_sla(["itl_p50<=400ms"])
+    observed = observe(table, np.array([0.1, 0.4, 0.4, 0.6, 0.3, 0.2, 0.9]), sla)
+    gap, count = observed.gaps["code"]
+    assert count.tolist() == [2, 1]
+    assert gap == pytest.approx([0.2, 0.7], rel=GAP_RESOLUTION - 1)
+    assert observed.on_time[0.4].tolist() == [2, 2, 2, 0]
+
+
+def test_times_end_to_end_include_the_wait() -> None:
+    """3, 4, 1.5 and 2 s from the queue to the last token."""
+    _, observed = seen("e2e_p50<=3s")
+    assert observed.requests["e2e_s"].tolist() == [3.0, 4.0, 1.5, 2.0]
+    assert result("e2e_p50<=2.9s").share == 0.5
+    assert result("e2e_mean<=9s").estimate == pytest.approx(10.5 / 4)
+
+
+def test_classes_stand_in_the_order_of_their_names() -> None:
+    """Whichever comes first, so that the same run is the same bytes."""
+    turned = requests().assign(traffic_class=["code", "code", "chat", "chat"])
+    assert list(observe(turned, np.full(6, 0.1), parse_sla(["tps_p10>=1"])).gaps) == ["chat", "code"]
+
+
+def test_gaps_that_never_were_are_not_counted() -> None:
+    gap, count = tally(np.array([0.0, 1.0, 2.0, 3.0]), np.array([3, 2, 0, -1]))
+    assert (gap.tolist(), count.tolist()) == ([1.0], [2.0])
+
+
+def test_a_metric_of_the_system_is_judged_by_itself() -> None:
+    sla, observed = seen("throughput_tok_per_s>=100", "queue_mean<=2", "step_time_mean<=20ms")
+    measured = replace(
+        NOTHING, throughput_tok_per_s=120.0, throughput_ci95=5.0, queue_mean=3.0, step_time_mean_s=0.02
+    )
+    speed, queue, step = assess(sla, observed, measured, 10.0).terms
+    assert [each.term for each in (speed, queue, step)] == list(sla.terms)
+    assert [each.met for each in (speed, queue, step)] == [True, False, True]
+    assert [each.estimate for each in (speed, queue, step)] == [120.0, 3.0, 0.02]
+    assert [each.requests for each in (speed, queue, step)] == [4, 4, 4]
+    assert all(math.isnan(each.share) for each in (speed, queue, step))
+    assert speed.ci95 == 5.0
+    assert math.isnan(queue.ci95)
+    assert math.isnan(step.ci95)
+    assert speed.shown() == "120 ± 5 tokens/s"
+
+
+def test_no_breach_seen_leaves_room_for_some() -> None:
+    """All four keep a bound of 9 s: at most 3 / 4 of them might not have."""
+    sla, observed = seen("ttft_p50<=9s")
+    judged = assess(sla, observed, NOTHING, 10.0)
+    assert (judged.attainment, judged.attainment_ci95) == (1.0, 0.75)
+    assert judged.saturated is False
+
+
 def test_attainment_wants_every_term_of_each_request() -> None:
     """Request 1 misses the TTFT; request 3 is of no chat. Half of each one's deliveries will do."""
     sla, observed = seen("chat:ttft_p50<=1s", "itl_p50<=400ms")
@@ -213,12 +308,19 @@ def test_attainment_wants_every_term_of_each_request() -> None:
 def test_a_speed_of_zero_steps_is_no_breach_and_no_sum() -> None:
     values = metric_values("1*ttft+2*tpot", requests())
     assert values.tolist() == pytest.approx([1.2, 2.1, 0.56, 2.0])
+    waited = requests().assign(ttft_s=[1.0, np.nan, 0.5, 2.0])
+    assert metric_values("1*ttft+2*tpot", waited).isna().tolist() == [False, True, False, False]
     assert metric_values("ttft", requests()).tolist() == [1.0, 2.0, 0.5, 2.0]
 
 
-@pytest.mark.parametrize(("share", "count", "half"), [(1.0, 60, 0.05), (0.99, 60, 0.0), (1.0, 0, 0.0)])
-def test_no_failure_seen_is_not_none(share: float, count: int, half: float) -> None:
-    assert unseen(share, count) == pytest.approx(half)
+@pytest.mark.parametrize(
+    ("share", "half", "count", "said"),
+    [(1.0, 0.0, 60, 0.05), (1.0, math.nan, 4, 0.75), (0.99, 0.02, 60, 0.02), (0.75, math.nan, 4, math.nan),
+     (1.0, 0.3, 0, 0.3)],
+)  # fmt: skip
+def test_no_failure_seen_is_not_none(share: float, half: float, count: int, said: float) -> None:
+    """By the rule of three: 3 / 60. Where some failed, the interval stays as it is."""
+    assert by_rule_of_three(share, half, count) == pytest.approx(said, nan_ok=True)
 
 
 def test_a_verdict_names_what_was_asked_and_attained() -> None:
@@ -231,6 +333,7 @@ def test_a_verdict_names_what_was_asked_and_attained() -> None:
         "attained_ci95": pytest.approx(math.nan, nan_ok=True),
         "share_asked": 0.99, "share_kept": 0.994, "share_kept_ci95": 0.003, "requests": 500, "holds": True,
     }  # fmt: skip
+    assert replace(quantile, ci95=math.nan).shown() == "1.2 s, kept by 99.40%"
     mean = TermResult(parse_term("tps_mean>=80"), False, 75.0, math.nan, 1.5, 500)
     assert mean.shown() == "75 ± 1.5 tokens/s"
     shown = mean.verdict()
@@ -257,6 +360,9 @@ def test_a_saturated_run_keeps_nothing() -> None:
     judged = saturated_assessment(parse_sla(["tps_mean>=80", "ttft_p99<=1s"]), 7)
     assert (judged.met, judged.saturated, judged.requests) == (False, True, 7)
     assert [each.requests for each in judged.terms] == [7, 7]
+    assert [each.met for each in judged.terms] == [False, False]
+    assert all(math.isnan(value) for each in judged.terms for value in (each.estimate, each.share, each.ci95))
+    assert judged.failing == tuple(each.term for each in judged.terms)
     assert all(
         math.isnan(value) for value in (judged.attainment, judged.attainment_ci95, judged.goodput_per_s)
     )
@@ -278,5 +384,7 @@ def test_what_was_observed_is_kept_and_pooled_by_arrival() -> None:
     late = Observed(later, observed.gaps, observed.on_time)
     both = pool([late, observed])
     assert both.requests["queued_s"].tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
+    assert both.requests.index.tolist() == list(range(8))
+    assert list(both.requests.columns) == list(observed.requests.columns)
     assert both.on_time[0.4].tolist() == [2, 2, 2, 2, 2, 2, 0, 0]
     assert sum(both.gaps["chat"][1]) == 16

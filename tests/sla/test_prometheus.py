@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from simulator.core.errors import BadInputError
-from simulator.sla.metric_names import HISTOGRAMS, in_terms
+from simulator.sla.metric_names import HISTOGRAMS, LONGEST, in_terms
 from simulator.sla.prometheus import Rule, prometheus_rules, rule_of
 from simulator.sla.terms import parse_sla, parse_term
 
@@ -108,6 +108,71 @@ def test_a_rule_file_reads_as_the_operator_s_resource() -> None:
     for alert in alerts:  # an alert reads what is recorded
         assert alert["expr"].split()[0] in records
         assert alert.keys() == {"alert", "expr", "for", "labels", "annotations"}
+
+
+RULES = """\
+# Left out: chat:ttft_p99<=2s: the engine's metrics know no traffic class
+# Left out: itl_p99<=50ms: sglang has no histogram of itl
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: chat
+spec:
+  groups:
+  - name: chat.slo
+    rules:
+    - record: slo:ttft_seconds:p99_9
+      expr: histogram_quantile(0.999, sum by (le) (rate(sglang:time_to_first_token_seconds_bucket[1m])))
+    - alert: ServiceLevelMissed
+      expr: slo:ttft_seconds:p99_9 > 2
+      for: 10m
+      labels:
+        severity: warning
+        term: ttft_p99.9
+      annotations:
+        summary: 'ttft_p99.9<=2s is not kept: {{ $value }}'
+    - record: slo:e2e_seconds:mean
+      expr: sum(rate(sglang:e2e_request_latency_seconds_sum[1m])) / sum(rate(sglang:e2e_request_latency_seconds_count[1m]))
+    - alert: ServiceLevelMissed
+      expr: slo:e2e_seconds:mean > 9
+      for: 10m
+      labels:
+        severity: warning
+        term: e2e_mean
+      annotations:
+        summary: 'e2e_mean<=9s is not kept: {{ $value }}'
+"""  # noqa: E501  # an expression stays on its line, as operators paste it
+"""By hand; the form is that of ``PrometheusRule`` in the API reference of the Prometheus Operator."""
+
+
+def test_a_rule_file_to_the_letter() -> None:
+    sla = parse_sla(["chat:ttft_p99<=2s", "itl_p99<=50ms", "ttft_p99.9<=2s", "e2e_mean<=9s"])
+    assert prometheus_rules(sla, "sglang", "chat", "1m") == RULES
+
+
+def test_a_speed_falls_below_its_bound() -> None:
+    assert rule("tps_mean>=80") == Rule(
+        parse_term("tps_mean>=80"), "slo:tps:mean", rule("tps_mean>=80").expression, 80.0, above=False
+    )
+
+
+def test_a_metric_that_measures_nothing_promised_is_said_to_the_letter() -> None:
+    with pytest.raises(BadInputError) as caught:
+        parse_term("vllm:request_queue_time_seconds_p50<=3")
+    assert str(caught.value) == (
+        "sla: names vllm:request_queue_time_seconds, which measures nothing that a term promises "
+        "(got 'vllm:request_queue_time_seconds_p50<=3'); use one of vllm:time_to_first_token_seconds, "
+        "vllm:request_time_per_output_token_seconds, vllm:inter_token_latency_seconds, "
+        "vllm:e2e_request_latency_seconds, sglang:time_to_first_token_seconds, "
+        "sglang:e2e_request_latency_seconds, or a term such as tpot_p90<=20ms"
+    )
+
+
+def test_the_longest_expression_is_read_still() -> None:
+    text = "vllm:time_to_first_token_seconds_p99" + " " * (LONGEST - 39) + "<=2"
+    assert len(text) == LONGEST
+    assert in_terms(text) == "ttft_p99<=2s"
+    assert in_terms(text + " ") == text + " "
 
 
 def test_terms_survive_the_way_out_and_back() -> None:

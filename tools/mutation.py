@@ -31,6 +31,9 @@ LEFT_OUT = "not benchmark and not gpu and not slow"
 PATIENCE_S = 20.0
 """Seconds that a run may take to end after it was asked to. A choice."""
 
+ENDLESS = 4
+"""Times as long as without a mutant, after which a test is taken to run for ever. A choice."""
+
 UNREACHED = "not checked"
 """What mutmut calls a mutant that it has not tried."""
 
@@ -48,6 +51,7 @@ def configuration(part: str) -> str:
         "also_copy": [name for name in COPIED if name not in ("simulator", "tests")],
         "pytest_add_cli_args": ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", LEFT_OUT],
         "pytest_add_cli_args_test_selection": [f"tests/{package}", *ALSO.get(package, ())],
+        "timeout_multiplier": ENDLESS,
     }
     lines = (f"{name} = {json.dumps(value)}" for name, value in settings.items())
     return "\n".join(("", "[tool.mutmut]", *lines, ""))

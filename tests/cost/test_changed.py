@@ -66,6 +66,33 @@ def test_a_change_passes_on_context_and_prompts() -> None:
         assert cost.step_time_s(3, range(20, 21), 0.5, 7)[0] == told * factor
 
 
+def test_a_step_without_drafts_takes_the_slow_path() -> None:
+    """Half as long again at 2 requests and twice as long at 6; a draft row more and the step is as always."""
+    slow = EnabledCost(LINE, SlowPath((2, 6), (0.5, 1.0)))
+    assert slow.step_time_s(2, 2) == pytest.approx(1.5 * line_s(2))
+    assert slow.step_time_s(4, 4) == pytest.approx(1.75 * line_s(4))
+    assert slow.step_time_s(9, 9) == pytest.approx(2.0 * line_s(9))
+    assert slow.step_time_s(2, 3) == line_s(3)
+    assert slow.step_time_s(2, 9, 0.0, 7) == pytest.approx(1.5 * line_s(9)), "prompt rows are no drafts"
+    assert slow.step_time_s(2, 2, 0.0, 7) == line_s(2)
+    assert slow.step_time_s(0, 7, 0.0, 7) == line_s(7), "prompts alone are not sped up"
+    times = slow.step_time_s(2, range(8, 11), 0.0, 7)
+    assert times == pytest.approx([line_s(8), 1.5 * line_s(9), line_s(10)])
+    assert slow.step_time_s(0, range(7, 9), 0.0, 7) == pytest.approx([line_s(7), line_s(8)])
+    assert slow.step_time_s(2, range(3, 5)) == pytest.approx([line_s(3), line_s(4)])
+
+
+def test_each_row_beyond_two_a_request_costs_more() -> None:
+    """3 requests and 7 prompt rows: the curve includes 13 rows, and each further one takes 1 ms more."""
+    rows = RowCost(LINE, 1e-3)
+    assert rows.step_time_s(3, 13, 0.0, 7) == pytest.approx(line_s(13))
+    assert rows.step_time_s(3, 10, 0.0, 7) == pytest.approx(line_s(10))
+    assert rows.step_time_s(3, 15, 0.0, 7) == pytest.approx(line_s(15) + 2e-3)
+    times = rows.step_time_s(3, range(12, 16), 0.0, 7)
+    assert times == pytest.approx([line_s(12), line_s(13), line_s(14) + 1e-3, line_s(15) + 2e-3])
+    assert rows.step_time_s(0, 15, 0.0, 7) == pytest.approx(line_s(15))
+
+
 # --- scatter and ends of what was changed -------------------------------------------------------------------
 
 
@@ -84,12 +111,19 @@ def test_a_change_keeps_the_scatter_and_the_end_of_what_it_changes() -> None:
      ((1,), (-0.1,)), ((1,), (math.inf,)), ((1,), (math.nan,))],
 )  # fmt: skip
 def test_a_slow_path_must_make_sense(requests: tuple[int, ...], share: tuple[float, ...]) -> None:
-    with pytest.raises(BadInputError, match=r"slow_path: must .*as in 2=6\.6%,189=21\.6%"):
+    with pytest.raises(BadInputError) as caught:
         SlowPath(requests, share)
+    wrong = share[0] if requests == (1,) else requests
+    said = "must not be negative" if requests == (1,) else "must rise from at least 1, one share each"
+    assert str(caught.value) == f"slow_path: {said} (got {wrong}); as in 2=6.6%,189=21.6%"
 
 
 def test_a_slow_path_of_nothing_slows_nothing() -> None:
     assert SlowPath.parse("1=0%, 8=50%") == SlowPath((1, 8), (0.0, 0.5))
+    assert SlowPath.parse("7%") == SlowPath((1,), (0.07,))
+    assert SlowPath.parse("2=0.25") == SlowPath((2,), (0.25,))
+    with pytest.raises(BadInputError, match=r"slow_path: needs REQUESTS=SHARE \(got '1=2=3'\)"):
+        SlowPath.parse("1=2=3")
     with pytest.raises(BadInputError, match=r"slow_path: needs REQUESTS=SHARE \(got '8:50%'\); as in 2="):
         SlowPath.parse("1=0%,8:50%")
 
@@ -156,4 +190,6 @@ def test_lengths_by_requests_price_what_is_drafted() -> None:
     assert cost.step_time_s(10, 20) == pytest.approx(line_s(20) + 3 * 1.9e-3)
     assert cost.step_time_s(11, 20) == pytest.approx(line_s(20))
     assert cost.step_time_s(0, 20) == pytest.approx(line_s(20)), "prompts alone draft nothing"
+    longer = StepCost(LINE, AUTOREGRESSIVE, draft_tokens=lengths, overhead_s=5e-4)
+    assert longer.step_time_s(10, 20, 100.0) == pytest.approx(line_s(20) + 5e-4 + 3 * (1.9e-3 + 1e-4))
     np.testing.assert_allclose(cost.step_time_s(10, range(20, 22)), [line_s(n) + 5.7e-3 for n in (20, 21)])

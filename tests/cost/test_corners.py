@@ -34,31 +34,62 @@ def test_a_model_of_ones_own_knows_no_end() -> None:
     assert table_warnings(Endless()) == ()
 
 
-@pytest.mark.parametrize(("first", "length"), [((2,), (1,)), ((1, 1), (2, 3)), ((1,), (2, 3)), ((1,), (-1,))])
-def test_lengths_by_requests_must_make_sense(first: tuple[int, ...], length: tuple[int, ...]) -> None:
-    with pytest.raises(BadInputError):
+@pytest.mark.parametrize(("first", "length"), [((2,), (1,)), ((1, 1), (2, 3)), ((1,), (2, 3)), ((), ())])
+def test_lengths_by_requests_must_rise(first: tuple[int, ...], length: tuple[int, ...]) -> None:
+    with pytest.raises(BadInputError) as caught:
         LengthByRequests(first, length)
+    assert str(caught.value) == f"first: must rise from 1, one length each (got {first}); as in (1, 17)"
+
+
+def test_no_length_is_negative() -> None:
+    with pytest.raises(BadInputError) as caught:
+        LengthByRequests((1, 2), (3, -1))
+    assert str(caught.value) == "length: must not be negative (got (3, -1)); 0 or more"
 
 
 @pytest.mark.parametrize(
     ("tokens", "rates", "said"),
     [
-        ([1, 8], [100.0], "needs 2 values"),
-        ([1, 8], [100.0, math.nan], r"steps_per_s\[1\]: must be finite"),
-        ([1, 8], [100.0, 0.0], "must be positive"),
+        ([1, 8], [100.0],
+         "steps_per_s: needs 2 values, one per axis point (got 1); export the table again"),
+        ([1, 8], [100.0, math.nan], "steps_per_s[1]: must be finite (got nan); measure again"),
+        ([1, 8], [100.0, 0.0], "steps_per_s: must be positive (got 0.0); measure again"),
+        ([1, -8], [100.0, 1.0], "batch_tokens: must not be negative (got -8.0)"),
     ],
-)
+)  # fmt: skip
 def test_a_believed_table_must_be_readable(tokens: list[int], rates: list[float], said: str) -> None:
     lookup: Lookup = "floor"
-    with pytest.raises(BadInputError, match=said):
+    with pytest.raises(BadInputError) as caught:
         BelievedTable.of_curve(tokens, rates, lookup=lookup)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (([-1], [0.0], [1], [0.0]), "request_probes: must not be negative (got -1.0)"),
+        (([1], [0.0], [-1], [0.0]), "token_probes: must not be negative (got -1.0)"),
+        (([1], [math.inf], [1], [0.0]), "alpha_s[0]: must be finite (got inf); measure again"),
+        (([1], [0.0], [1], [math.inf]), "theta_s[0]: must be finite (got inf); measure again"),
+        (([1], [-1e-3], [1], [0.0]),
+         "bias_s: bias, alpha and theta must add up to a positive time everywhere (got 0.001); "
+         "their smallest sum is 0 s; measure again"),
+    ],
+)  # fmt: skip
+def test_the_parts_of_a_believed_table_are_named(parts: tuple[list[float], ...], said: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        BelievedTable(1e-3, *parts)
+    assert str(caught.value) == said
 
 
 def test_a_believed_table_answers_and_knows_its_end() -> None:
     table = BelievedTable.of_curve([1, 8], [100.0, 200.0], lookup="floor")
     assert table.step_time_s(1, 8) == pytest.approx(1 / 200)
+    assert table.step_time_s(1, 7) == pytest.approx(1 / 100), "floor: the point below"
+    assert BelievedTable.of_curve([1, 8], [0.5, 0.25], lookup="linear").step_time_s(5, 8) == 4.0
     assert table.outside(0, 9)
     assert not table.outside(0, 8)
+    assert BelievedTable(1.0, [2], [0.0], [1], [0.0]).outside(1, 1)
     assert any("less" in warning for warning in table_warnings(table))
 
 
@@ -82,6 +113,24 @@ def test_a_believed_table_by_hand() -> None:
     (warning,) = table_warnings(table)
     assert warning == (
         "more work takes less time at 2 requests (0 ms, then -1 ms): a scheduler jumps over what lies between"
+    )
+
+
+def test_the_first_fall_is_named_after_a_level() -> None:
+    """Level at 2, lower at 4 and at 8."""
+    table = BelievedTable(5e-3, [1], [0.0], [1, 2, 4, 8], [3e-3, 3e-3, 2e-3, 1e-3])
+    (warning,) = table_warnings(table)
+    assert warning == (
+        "more work takes less time at 4 batch tokens (3 ms, then 2 ms): a scheduler jumps over what "
+        "lies between"
+    )
+    assert row_spread(BelievedTable(5e-3, [1, 2], [0.0, 2e-3], [1, 8], [0.0, 3e-3])) == pytest.approx(0.3)
+
+
+def test_a_flat_table_says_by_how_much_it_varies() -> None:
+    (warning,) = table_warnings(BelievedTable(0.99, [1], [0.0], [1, 9], [0.0, 0.01]))
+    assert warning.startswith(
+        "step time varies by 1.0% over all batch tokens: a scheduler that reads it sees no "
     )
 
 

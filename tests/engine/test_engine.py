@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import simpy
 from hypothesis import given, settings
@@ -793,6 +794,7 @@ def test_a_run_is_written_and_a_broken_one_has_no_metrics(tmp_path: Path) -> Non
     write_run(done, tmp_path / "unwatched", {})
     assert "early_stop_loss" not in json.loads((tmp_path / "unwatched" / "run.json").read_text())
     assert pd.read_parquet(tmp_path / "done" / "requests.parquet").equals(done.requests)
+    assert pd.read_parquet(tmp_path / "done" / "steps.parquet").equals(done.steps)
     engine, _ = run(load, constant_replay(2, 1), Fixed(2), constant_cost(), limits)
     write_unfinished(engine, tmp_path / "broken", "the device was lost")
     assert json.loads((tmp_path / "broken" / "unfinished.json").read_text()) == {
@@ -800,6 +802,22 @@ def test_a_run_is_written_and_a_broken_one_has_no_metrics(tmp_path: Path) -> Non
     }  # fmt: skip
     assert not (tmp_path / "broken" / "run.json").exists()
     assert len(pd.read_parquet(tmp_path / "broken" / "steps.parquet")) == len(engine.steps)
+    assert len(pd.read_parquet(tmp_path / "broken" / "requests.parquet")) == len(requests_frame(engine))
+
+
+def test_files_of_a_run_say_their_units_and_take_more_tables(tmp_path: Path) -> None:
+    """A step's ``queued_s`` adds up the waiting of all requests; a request's is when it came."""
+    done = simulate(
+        open_loop([0.0, 1.0], [99, 99]), [constant_replay(2, 1)], Fixed(2), constant_cost(), EngineLimits(2)
+    )
+    write_run(done, tmp_path, {}, classes=pd.DataFrame({"wait_s": [1.0]}))
+    units = {
+        name: {field.name: (field.metadata or {}).get(b"unit") for field in pq.read_schema(tmp_path / name)}
+        for name in ("steps.parquet", "requests.parquet", "classes.parquet")
+    }
+    assert units["steps.parquet"]["queued_s"] == b"requests*s"
+    assert units["requests.parquet"]["queued_s"] == b"s"
+    assert units["classes.parquet"] == {"wait_s": b"s"}
 
 
 def test_a_pod_hears_of_every_request_that_leaves() -> None:

@@ -61,3 +61,10 @@ def test_what_comes_at_once_has_no_trend() -> None:
     found = queue_trend(np.zeros(9), np.full(9, np.inf), 0.0, 0.0)
     assert (found.slope_per_s, found.ci95, found.material_per_s) == (0.0, 0.0, math.inf)
     assert not found.grows
+
+
+def test_growth_that_matters_is_a_share_of_the_arrivals_between() -> None:
+    """40 arrive each second for 100 s, 3,200 of them between 10 and 90 s: 16 of those in 80 s."""
+    arrived = np.arange(4000) / 40
+    found = queue_trend(arrived, arrived + 1.0, 10.0, 90.0)
+    assert found.material_per_s == pytest.approx(MATERIAL_GROWTH * 3200 / 80)

@@ -19,7 +19,9 @@ def trace(rows: int, *, drawn: bool, gamma: int = 1) -> Replay:
 def walked(first: Replay, second: Replay, tokens: list[int]) -> float:
     """Reuse where requests 0 and 2 walk the first class's trace, and 1 and 3 the second's."""
     count = len(tokens)
-    load = Workload(None, np.full(count, 4), np.full(count, 50), np.arange(count) % 2, ("a", "b"))
+    load = Workload(
+        None, np.full(count, 4), np.full(count, 50), np.arange(count, dtype=np.int16) % 2, ("a", "b")
+    )
     cursors = TraceCursors([first, second], load, capacity=1, seed=0)
     return cursors.reuse(np.arange(count), np.array(tokens))
 

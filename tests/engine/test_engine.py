@@ -810,14 +810,14 @@ def test_files_of_a_run_say_their_units_and_take_more_tables(tmp_path: Path) -> 
     done = simulate(
         open_loop([0.0, 1.0], [99, 99]), [constant_replay(2, 1)], Fixed(2), constant_cost(), EngineLimits(2)
     )
-    write_run(done, tmp_path, {}, classes=pd.DataFrame({"wait_s": [1.0]}))
+    write_run(done, tmp_path, {}, classes=pd.DataFrame({"ttft_s": [1.0]}))
     units = {
         name: {field.name: (field.metadata or {}).get(b"unit") for field in pq.read_schema(tmp_path / name)}
         for name in ("steps.parquet", "requests.parquet", "classes.parquet")
     }
     assert units["steps.parquet"]["queued_s"] == b"requests*s"
     assert units["requests.parquet"]["queued_s"] == b"s"
-    assert units["classes.parquet"] == {"wait_s": b"s"}
+    assert units["classes.parquet"] == {"ttft_s": b"s"}
 
 
 def test_a_pod_hears_of_every_request_that_leaves() -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.core.errors import BadInputError
 from simulator.engine.batch import WAITS
 from simulator.engine.limits import EngineLimits
 from simulator.engine.measures.metrics import Metrics
 from simulator.engine.run import simulate
 from simulator.fleet.fleet import FleetRun, mean_metrics, measured_span, simulate_fleet
-from simulator.fleet.layout import WARMUP, Fleet
+from simulator.fleet.layout import COOLDOWN, WARMUP, Fleet
 from simulator.fleet.pod import MEASURABLE_STEPS, FleetPart, PodRun, ReplicaRun, run_part
 from simulator.sla.terms import parse_sla
 from tests.fleet.test_fleet import CURVE, SLA, plan, traffic
+from tests.support.engines import closed_loop
 
 KNOWN = Metrics(**{name: float(place) for place, name in enumerate(Metrics.__dataclass_fields__)})  # type: ignore[arg-type]
 """Metrics whose values are their places."""
@@ -81,8 +84,8 @@ def test_what_is_judged_is_the_middle_of_the_arrivals() -> None:
     assert load.arrival_s is not None
     first, last = load.arrival_s[0], load.arrival_s[-1]
     start_s, end_s = measured_span(load)
-    assert start_s == pytest.approx(first + WARMUP * load.span_s)
-    assert first < start_s < end_s < last
+    assert start_s == pytest.approx(first + WARMUP * (last - first))
+    assert end_s == pytest.approx(last - COOLDOWN * (last - first))
 
 
 def test_means_leave_out_what_is_undefined() -> None:
@@ -160,3 +163,28 @@ def test_the_rows_of_a_fleet_are_those_of_its_busiest_replica() -> None:
     told = FleetRun(run.fleet, 200, 20.0, run.assessment, None, (many, few), None)
     assert told.rows_mean == 7.0
     assert np.array_equal(told.replicas["rows_mean"], [7.0, 2.0])
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_pods_run_where_they_are_told(kept: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: dict[str, object] = {}
+
+    def cells(run: object, parts: list[FleetPart], **how: object) -> list[object]:
+        told.update(how)
+        return [run(part) for part in parts]  # type: ignore[operator]
+
+    monkeypatch.setattr("simulator.fleet.fleet.run_cells", cells)
+    where = {"backend": "dask", "address": "tcp://head:8786", "workers": 3, "progress": True}
+    if kept:
+        where["directory"] = tmp_path
+    simulate_fleet(traffic(20, 100), [plan()], Fleet(1, EngineLimits(16)), SLA, **where)  # type: ignore[arg-type]
+    assert told == where | {"label": "Fleet"}
+
+
+def test_traffic_that_no_fleet_can_serve_is_refused_to_the_letter() -> None:
+    fleet = Fleet(1, EngineLimits(4))
+    with pytest.raises(BadInputError) as caught:
+        simulate_fleet(closed_loop([5] * 9), [plan()], fleet, SLA)
+    assert str(caught.value) == "fleet traffic: needs requests with arrival times"
+    with pytest.raises(BadInputError, match="no traffic class 'chat'"):
+        simulate_fleet(traffic(20, 100), [plan()], fleet, parse_sla(["chat:tps_p10>=1"]))

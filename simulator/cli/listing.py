@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -63,7 +62,8 @@ def print_listing() -> None:
     """Print every profile, policy and acceptance model, each with its kind, its date and its source."""
     console, sources = Console(), _Sources()
     console.print(_profiles(sources))
-    console.print(_policies(console.width))
+    console.print(_policies())
+    console.print(_in_full())
     console.print(_acceptance(sources))
     console.print(
         "Also: a trace FILE.parquet, an engine's log FILE or FILE@BLOCK, conditional:0.9,0.88, "
@@ -76,11 +76,15 @@ def print_listing() -> None:
 
 def print_models() -> None:
     """Print every model that ``--model`` names, with its size."""
-    table = _table("Models", "name", "parameters", "active", "own precision", "KV bytes a token")
+    table = _table("Models", "name")
+    for head in ("billion\nparameters", "\nactive"):
+        table.add_column(head, justify="right")
+    table.add_column("own\nweights")
+    table.add_column("KV bytes\na token", justify="right")
     for name, model in models.catalogue().items():
-        active = "" if model.experts is None else f"{model.active_parameters / 1e9:,.1f} B"
+        active = "" if model.experts is None else f"{model.active_parameters / 1e9:,.1f}"
         kept = f"{model.kv_bytes_per_token():,.0f}"
-        table.add_row(name, f"{model.parameters / 1e9:,.1f} B", active, model.native, kept)
+        table.add_row(name, f"{model.parameters / 1e9:,.1f}", active, model.native, kept)
     console = Console()
     console.print(table)
     console.print(
@@ -92,19 +96,22 @@ def print_models() -> None:
 
 def print_gpus() -> None:
     """Print every GPU that ``--gpu`` names, and where its numbers and its price come from."""
-    table = _table("GPUs", "name", "what", "memory", "bandwidth", "bf16", "kernels", "price")
+    table = _table("GPUs", "name")
+    for head in ("memory\nGiB", "bandwidth\nTB/s", "bf16\nTFLOP/s"):
+        table.add_column(head, justify="right")
+    table.add_column("\nkernels")
+    table.add_column("price\nUSD/h", justify="right")
     for name, gpu in gpus.catalogue().items():
-        price = "" if gpu.price_per_hour is None else f"{gpu.price_per_hour:.2f} USD/h"
         table.add_row(
-            name, gpu.title, f"{gpu.memory_bytes / 2**30:,.0f} GiB",
-            f"{gpu.bandwidth_bytes_per_s / 1e12:.2f} TB/s", f"{gpu.flop_per_s['bf16'] / 1e12:,.0f} TFLOP/s",
-            "measured" if gpu.kernel_tables else "formula", price,
+            name, f"{gpu.memory_bytes / 2**30:,.0f}", f"{gpu.bandwidth_bytes_per_s / 1e12:.2f}",
+            f"{gpu.flop_per_s['bf16'] / 1e12:,.0f}", "measured" if gpu.kernel_tables else "formula",
+            "" if gpu.price_per_hour is None else f"{gpu.price_per_hour:.2f}",
         )  # fmt: skip
     console = Console()
     console.print(table)
     for name, gpu in gpus.catalogue().items():
         price = "" if gpu.price_source is None else f"; price: {gpu.price_source}"
-        console.print(f"{name}: {gpu.source}{price}", style="dim", highlight=False)
+        console.print(f"{name}: {gpu.title}; {gpu.source}{price}", style="dim", highlight=False)
 
 
 _FITS = (
@@ -190,26 +197,30 @@ def _profiles(sources: _Sources) -> Table:
         table.add_row(name, profile.title, sources.mark_provenance(profile.provenance))
     kernels = f"kernels: {curves} curves are shipped; else derived, or modelled by a formula; always said"
     table.add_row(
-        "--model M --gpu G", "any of `list --models` on any of `list --gpus`",
+        "--model M --gpu G", "see list --models, --gpus",
         sources.mark("kernels or formula", kernels),
     )  # fmt: skip
     return table
 
 
-_LONGEST_NAME = 16
-"""Characters of a policy's form that leave room for what it does on 80 columns: a choice."""
+_LONGEST_NAME = 14
+"""Characters of a policy's form that leave room for what it does on a line of 80: a choice."""
 
 
-def _policies(width: int) -> Table:
-    """Tabulate policies in two lines each at most: their options stand behind what they do."""
-    table = _table(
-        "Policies (POLICY or POLICY@DRAFTER; in brackets what may be added)", "policy", "what it does"
-    )
-    names = {form: _name(form) for form in policy_help()}
-    room = width - max(map(len, names.values())) - 4  # two blanks behind each column
+def _policies() -> Table:
+    """Tabulate policies, a line each on 80 columns."""
+    table = _table("Policies (POLICY or POLICY@DRAFTER)", "policy", "what it does")
     for form, text in policy_help().items():
-        said = _wrapped(f"{text} {form.removeprefix(names[form])}".strip(), room)
-        table.add_row(escape(names[form]), escape("\n".join(said)))
+        table.add_row(escape(_name(form)), escape(text))
+    return table
+
+
+def _in_full() -> Table:
+    """Tabulate all that can be said to a policy, as one word: a line each on 80 columns."""
+    table = _table("Policies in full (what is in brackets may be left out)", "policy")
+    for form in policy_help():
+        if form != _name(form):
+            table.add_row(escape(form))
     return table
 
 
@@ -217,16 +228,6 @@ def _name(form: str) -> str:
     """Return a policy's form without what may be added, and without arguments where it is long even so."""
     needed = form.partition("[")[0]
     return needed if len(needed) <= _LONGEST_NAME else needed.partition(":")[0]
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Break a line behind blanks and commas: options are one long word otherwise."""
-    lines = [""]
-    for piece in re.findall(r"[^ ,]*(?:[ ,]|$)", text):
-        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
-            lines.append("")
-        lines[-1] += piece
-    return [line.rstrip() for line in lines]
 
 
 def _acceptance(sources: _Sources) -> Table:

@@ -8,9 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from html import escape
 from io import StringIO
-from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +20,7 @@ from simulator.acceptance.fitted import catalogue
 from simulator.cli import explore
 from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import shipped_profiles
+from simulator.hardware import gpus, models
 from simulator.report.columns import definition
 from simulator.schedulers.parse import policy_help
 from tests.support.command_line import command_names, run
@@ -51,7 +52,7 @@ def test_list_shows_everything_with_its_provenance(capsys: pytest.CaptureFixture
         assert text in shown
 
 
-def test_list_keeps_a_row_within_two_lines_on_80_columns(
+def test_list_keeps_a_row_on_one_line_of_80_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -59,23 +60,36 @@ def test_list_keeps_a_row_within_two_lines_on_80_columns(
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     profiles = {name for name in shipped_profiles() if not name.startswith("kernels/")} | {"--model"}
-    models = {model.name for model in catalogue()} | production_acceptance().keys()
+    acceptance = {model.name for model in catalogue()} | production_acceptance().keys()
     policies = {re.split(r"[:\[]", form)[0] for form in policy_help()}
-    for title, names, end in (
-        ("Profiles", profiles, "Policies"), ("Policies", policies, "Acceptance models"),
-        ("Acceptance models", models, "Also:"),
+    for title, names, end, heads in (
+        ("Profiles", profiles, "Policies", 1), ("Policies", policies, "Policies in full", 1),
+        ("Acceptance models", acceptance, "Also:", 2),
     ):  # fmt: skip
         first = next(number for number, line in enumerate(lines) if line.startswith(title))
-        last = next(number for number, line in enumerate(lines) if line.startswith(end))
-        words = {number: re.split(r"[ :]", lines[number])[0] for number in range(first + 2, last)}
-        begins = [number for number, word in words.items() if word in names]
-        assert {words[number] for number in begins} == names
-        assert max(below - above for above, below in pairwise([*begins, last])) <= 2
+        last = next(number for number in range(first + 1, len(lines)) if lines[number].startswith(end))
+        rows = lines[first + 1 + heads : last]
+        assert [re.split(r"[ :]", row)[0] in names for row in rows] == [True] * len(names)
+    lines = [line.rstrip() for line in lines]
     written = "".join("".join(lines).split())
-    for form, text in policy_help().items():  # what may be added stands whole, behind what a policy does
+    for form, text in policy_help().items():  # what may be added stands whole, in a table of its own
         assert "".join(text.split()) in written
-        assert form.partition("[")[1] + form.partition("[")[2] in written
+        assert "[" not in form or form in lines
     assert " ".join(" ".join(lines).split()).count("arXiv 2607.05147, table 1 and figures 2, 6") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "names"), [("--models", models.catalogue()), ("--gpus", gpus.catalogue())]
+)
+def test_models_and_gpus_take_one_line_each_on_80_columns(
+    option: str, names: Mapping[str, object],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("list", option) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3 : 3 + len(names)]] == list(names)
+    assert max(map(len, lines)) <= 80
 
 
 def test_frontier_writes_the_promised_columns_and_the_figure(

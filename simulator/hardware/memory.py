@@ -37,6 +37,11 @@ class Layout:
     kv_tokens: int
 
     @property
+    def label(self) -> str:
+        """Widths, as names of files and answers have them: ``tp8``."""
+        return f"tp{self.gpus}"
+
+    @property
     def fits(self) -> bool:
         """Whether weights leave room for keys and values of ``LEAST_TOKENS``."""
         return self.kv_tokens >= LEAST_TOKENS

@@ -68,7 +68,7 @@ def line_figure(
                 "hovertemplate": "%{y:,.4g} at %{x:,.4g}<br>%{text} requests",
             }
         )  # fmt: skip
-        traces += _marks(policy, published, colour, theme)
+        traces += _marks(policy, published, colour)
     figure: Figure = {"data": traces, "layout": layout(axes, theme)}
     if share:
         figure["layout"]["yaxis"]["tickformat"] = ".0%"
@@ -84,14 +84,14 @@ def line_figure(
     return figure
 
 
-def _marks(policy: str, published: Points | None, colour: str, theme: Theme) -> list[dict[str, Any]]:
-    """Draw what was published of a policy as open diamonds."""
+def _marks(policy: str, published: Points | None, colour: str) -> list[dict[str, Any]]:
+    """Draw what was published of a policy as open diamonds, which the legend names."""
     points = [] if published is None else published.get(policy, [])
     if not points:
         return []
     return [
         {
-            "type": "scatter", "mode": "markers", "name": f"{policy}, published", "showlegend": False,
+            "type": "scatter", "mode": "markers", "name": f"{policy}, published",
             "x": [x for x, _ in points], "y": [y for _, y in points],
             "marker": {"symbol": "diamond-open", "size": 7, "color": colour},
             "hovertemplate": "published: %{y:,.4g} at %{x:,.4g}",

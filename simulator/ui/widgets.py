@@ -171,7 +171,7 @@ def code(text: str, name: str) -> html.Div:
 
 def badge(kind: str, band: float | None) -> html.Span:
     """Return what a curve rests on, and by how much it may be off."""
-    off = "" if band is None else f", step times within {band:.0%}"
+    off = ", no error band is known" if band is None else f", step times within {band:.0%}"
     return html.Span(f"{kind}{off}", className=f"badge {kind}", title="What the curve rests on")
 
 

@@ -41,6 +41,14 @@ def click(browser: Any, name: str) -> None:
     browser.execute_script("document.getElementById(arguments[0]).click()", name)
 
 
+def choose(browser: Any, name: str, shown: str) -> None:
+    """Open a list as a hand does, and choose the option whose text contains ``shown``."""
+    browser.find_element("id", name).click()
+    script = """return [...document.querySelectorAll('.dash-dropdown-option')]
+      .find(e => e.innerText.includes(arguments[0]))"""
+    wait(browser, lambda b: b.execute_script(script, shown)).click()
+
+
 def session_of(browser: Any) -> str:
     """The session of the page, as its requests name it."""
     return str(browser.execute_script("return window.dash_component_api.getLayout('session').props.data"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,7 +26,7 @@ class Deployed:
     """What runs: a shipped profile, or a model on a GPU where ``profile`` is empty, and its acceptance.
 
     All words are names of the catalogues. engine, precision, acceptance: empty takes what the model, the
-    kernels or the profile say.
+    kernels or the profile say. layout: widths such as ``tp8``; empty takes the fewest GPUs that fit.
     """
 
     profile: str = "deepseek-v4-flash"
@@ -34,6 +35,7 @@ class Deployed:
     engine: str = ""
     precision: str = ""
     acceptance: str = ""
+    layout: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +116,23 @@ def as_commands(state: Explored, loads: Sequence[int], seeds: int) -> list[str]:
 
 
 def _deployed_options(on: Deployed) -> list[str]:
-    names = ("profile",) if on.profile else ("model", "gpu", "engine", "precision")
-    return [
-        word
-        for name in (*names, "acceptance")
-        if getattr(on, name)
-        for word in (f"--{name}", str(getattr(on, name)))
-    ]
+    """Return the options that choose what runs, those of the layout behind the GPU."""
+    if on.profile:
+        words: dict[str, object] = {"profile": on.profile}
+    else:
+        further = {"engine": on.engine, "precision": on.precision}
+        words = {"model": on.model, "gpu": on.gpu, **widths_of(on.layout), **further}
+    words["acceptance"] = on.acceptance
+    return [word for name, value in words.items() if value for word in (f"--{name}", str(value))]
+
+
+def widths_of(label: str) -> dict[str, int]:
+    """Return the widths that the label of a layout names, none for an empty one.
+
+    >>> widths_of("tp8")
+    {'tp': 8}
+    """
+    return {name: int(size) for name, size in re.findall(r"([a-z]+)(\d+)", label)}
 
 
 def as_python(state: Explored, loads: Sequence[int], seeds: int) -> str:
@@ -128,7 +140,8 @@ def as_python(state: Explored, loads: Sequence[int], seeds: int) -> str:
     on = state.on
     what = repr(on.profile)
     if not on.profile:
-        named = {name: getattr(on, name) for name in ("engine", "precision") if getattr(on, name)}
+        further = {name: getattr(on, name) for name in ("engine", "precision") if getattr(on, name)}
+        named = widths_of(on.layout) | further
         more = "".join(f", {name}={value!r}" for name, value in named.items())
         what = f"sim.hardware({on.model!r}, {on.gpu!r}{more})"
     acceptance = f", {on.acceptance!r}" if on.acceptance else ""

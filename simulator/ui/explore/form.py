@@ -9,13 +9,14 @@ from typing import Any
 from dash import dcc, html
 
 from simulator.acceptance.fitted import catalogue as fitted_acceptance
-from simulator.core.errors import BadInputError
+from simulator.core.errors import BadInputError, SimulatorError
 from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import shipped_profiles
 from simulator.hardware import gpus, models
 from simulator.hardware.models import WEIGHT_BYTES
 from simulator.hardware.steps.kernel_modes import ENGINES
 from simulator.ui.explore.asked import Deployed, Explored
+from simulator.ui.explore.work import hardware_of
 from simulator.ui.security import check_acceptance, check_hardware, check_policies, check_profile
 from simulator.ui.widgets import aria, choices, dropdown, field
 
@@ -30,6 +31,8 @@ POLICIES = (
     "moving-average", "utility", "bandit", "oracle",
 )  # fmt: skip
 """Policies to choose from; any other form of `dspark-sim list` can be typed."""
+
+FEWEST = "the fewest that fit"
 
 EFFORTS = {"usual": "9 loads, once each", "full": "14 loads, 3 seeds, as `compare`"}
 
@@ -57,11 +60,13 @@ def _what_runs(on: Deployed) -> list[Any]:
     }
     engines = {"": "the engine nearest the median"} | {name: name for name in ENGINES}
     precisions = {"": "the model's own"} | {name: name for name in WEIGHT_BYTES}
+    layouts = {"": FEWEST} | ({on.layout: on.layout} if on.layout else {})
     hardware = [
         field("e-model", "Model", dropdown("e-model", sorted(models.catalogue()), on.model or None)),
         field("e-gpu", "GPU", dropdown("e-gpu", titles, on.gpu or None)),
         field("e-engine", "Kernels of", dropdown("e-engine", engines, on.engine)),
         field("e-precision", "Precision of weights", dropdown("e-precision", precisions, on.precision)),
+        field("e-layout", "GPUs of a replica", dropdown("e-layout", layouts, on.layout)),
     ]
     ways = {"profile": "a profile", "hardware": "a model on a GPU"}
     usual = on.profile or Deployed().profile
@@ -152,11 +157,13 @@ def acceptance_of(chosen: str, rates: Sequence[float | None]) -> str:
 
 
 def state_of(
-    on: str, profile: str, model: str | None, gpu: str | None, engine: str, precision: str, acceptance: str,
-    policies: Sequence[str], effort: str, *rates: float | None,
+    on: str, profile: str, model: str | None, gpu: str | None, engine: str, precision: str, layout: str,
+    acceptance: str, policies: Sequence[str], effort: str, *rates: float | None,
 ) -> Explored:  # fmt: skip
     """Return what the controls ask, checked. Raises ``BadInputError`` whose source is the field."""
-    where = Deployed(profile) if on == "profile" else Deployed("", model or "", gpu or "", engine, precision)
+    where = Deployed(profile) if on == "profile" else Deployed(
+        "", model or "", gpu or "", engine, precision, layout=layout
+    )  # fmt: skip
     where = replace(where, acceptance=acceptance_of(acceptance, rates))
     check(where)
     check_policies(policies)
@@ -169,4 +176,28 @@ def check(on: Deployed) -> None:
         check_profile(on.profile)
     else:
         check_hardware(on.model, on.gpu)
+        _check_layout(on)
     check_acceptance(on.acceptance)
+
+
+def layouts_of(on: Deployed) -> dict[str, str]:
+    """Return the label of every layout that holds a model, with what is shown of it; none where none does."""
+    try:
+        fitting = hardware_of(replace(on, layout="")).layouts()
+    except SimulatorError:  # the run says why, at its field
+        return {}
+    return {each.label: f"{each.gpus} ({each.label}), {_tokens(each.kv_tokens)}" for each in fitting}
+
+
+def _tokens(count: int) -> str:
+    return f"{count / 1e6:,.1f}M tokens fit" if count >= 1e6 else f"{count / 1e3:,.0f}k tokens fit"
+
+
+def _check_layout(on: Deployed) -> None:
+    """Refuse a layout that does not hold the model; where none does, the run says so."""
+    fitting = layouts_of(on)
+    if on.layout and fitting and on.layout not in fitting:
+        raise BadInputError(
+            f"does not hold {on.model} on {on.gpu}", source="layout", value=on.layout,
+            remedy=", ".join(fitting),
+        )  # fmt: skip

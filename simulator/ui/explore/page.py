@@ -11,8 +11,8 @@ from dash import ClientsideFunction, Dash, Input, Output, State, ctx, html, no_u
 from simulator.core.errors import BadInputError, InfeasibleError, SimulatorError
 from simulator.ui import widgets
 from simulator.ui.explore import view
-from simulator.ui.explore.asked import Explored, from_query, to_query
-from simulator.ui.explore.form import BY_POSITION, MOST_EDITED, check, controls, state_of
+from simulator.ui.explore.asked import Deployed, Explored, from_query, to_query
+from simulator.ui.explore.form import BY_POSITION, FEWEST, MOST_EDITED, check, controls, layouts_of, state_of
 from simulator.ui.explore.view import view_of
 from simulator.ui.explore.work import tasks_of
 from simulator.ui.exports import one_file
@@ -23,7 +23,7 @@ from simulator.ui.security import check_policies
 
 TITLE = "Explore"
 
-FIELDS = ("profile", "model", "gpu", "engine", "precision", "acceptance", "policy", "sla")
+FIELDS = ("profile", "model", "gpu", "engine", "precision", "layout", "acceptance", "policy", "sla")
 """Fields that can show an error; whatever belongs to none is shown with the policies."""
 
 
@@ -87,6 +87,16 @@ def _register_controls(app: Dash) -> None:
     def choose(on: str) -> tuple[bool, bool]:
         return on != "profile", on == "profile"
 
+    @app.callback(
+        Output("e-layout", "options"), Output("e-layout", "value"),
+        Input("e-model", "value"), Input("e-gpu", "value"), Input("e-precision", "value"),
+        State("e-layout", "value"),
+    )  # fmt: skip
+    def fit(model: str | None, gpu: str | None, precision: str, chosen: str) -> Any:
+        fitting = layouts_of(Deployed("", model or "", gpu or "", precision=precision))
+        options = [{"value": label, "label": shown} for label, shown in fitting.items()]
+        return [{"value": "", "label": FEWEST}, *options], chosen if chosen in fitting else ""
+
     @app.callback(Output("e-rates", "hidden"), Input("e-acceptance", "value"))
     def edit(acceptance: str) -> bool:
         return acceptance != BY_POSITION
@@ -109,7 +119,9 @@ def _register_controls(app: Dash) -> None:
 
 
 def _register_asking(app: Dash, jobs: Jobs) -> None:
-    words = ("on", "profile", "model", "gpu", "engine", "precision", "acceptance", "policy", "effort")
+    words = (
+        "on", "profile", "model", "gpu", "engine", "precision", "layout", "acceptance", "policy", "effort",
+    )  # fmt: skip
 
     @app.callback(
         Output("e-asked", "data"), Output("e-problem", "data"),

@@ -169,8 +169,9 @@ def _winner(rows: list[dict[Any, Any]], unit: str) -> list[Any]:
 def _table(rows: list[dict[Any, Any]]) -> html.Div:
     base = rows[0]["baseline"]
     heads = {
-        "policy": "policy", "throughput_tok_per_s": "tokens/s", "concurrency": "requests", "tps_mean": "mean",
-        "tps_p10": "p10", "gain": f"over {base}", "speed_gain": f"speed over {base}",
+        "policy": "policy", "throughput_tok_per_s": "tokens/s", "concurrency": "requests",
+        "tps_mean": "per user", "tps_p10": "per user, p10",
+        "gain": f"over {base}", "speed_gain": f"speed over {base}",
     }  # fmt: skip
     shown: list[Mapping[str, Any]] = []
     for row in rows:

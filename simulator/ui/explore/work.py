@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from simulator.api.workbench import Workbench, deployment
 from simulator.core.errors import BadInputError, SimulatorError
 from simulator.deployment.profile import Profile
 from simulator.hardware.choose import DRAFTERS, Hardware, first_look, profile_for, require_acceptance
-from simulator.ui.explore.asked import Deployed, Explored
+from simulator.ui.explore.asked import Deployed, Explored, widths_of
 from simulator.ui.running.jobs import Say, Task
 
 Stage = Literal["formula", "coarse", "usual", "full"]
@@ -129,14 +129,16 @@ def tasks_of(state: Explored) -> list[Task]:
 def is_composed(on: Deployed) -> bool:
     """Whether the curve of a deployment takes seconds to compose; not where it has an error to show."""
     with suppress(SimulatorError):
-        return not on.profile and first_look(_hardware(on)) is not None
+        return not on.profile and first_look(hardware_of(on)) is not None
     return False
 
 
-def _hardware(on: Deployed) -> Hardware:
+def hardware_of(on: Deployed) -> Hardware:
+    """Return a model on a GPU as the library reads it; whatever is empty is left to it."""
+    widths: dict[str, Any] = dict(widths_of(on.layout))
     return Hardware(
         model=on.model, gpu=on.gpu, engine=on.engine or None, precision=on.precision or None,
-        drafters=DRAFTERS,
+        drafters=DRAFTERS, **widths,
     )  # fmt: skip
 
 
@@ -148,7 +150,7 @@ def bench_of(on: Deployed, formula: bool = False) -> tuple[Workbench, tuple[str,
         bench = deployment(on.profile, given)
         return bench, bench.notes
     require_acceptance(on.model, given)
-    asked = _hardware(on)
+    asked = hardware_of(on)
     chosen = (first_look(asked) if formula else None) or profile_for(asked)
     bench = deployment(chosen.profile, given)
     return bench, (*chosen.notes, *bench.notes)

@@ -6,6 +6,7 @@ import base64
 import binascii
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +15,13 @@ from urllib.parse import parse_qs, urlencode
 
 import yaml
 
-from simulator.core.errors import BadInputError
+from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.reading import MAX_YAML_BYTES, read_yaml
+from simulator.hardware.choose import Hardware
 from simulator.planning.scenario.example import EXAMPLE
 from simulator.planning.scenario.reading import load_scenario
 from simulator.planning.scenario.scenario import Scenario
+from simulator.planning.scenario.sections import HardwareSpec
 from simulator.ui.security import check_acceptance, check_hardware, check_profile
 
 Effort = Literal["first", "scenario"]
@@ -28,7 +31,8 @@ Kind = Literal["text", "number", "list"]
 
 FIELDS: Mapping[str, tuple[str, Kind]] = {
     "name": ("name", "text"), "profile": ("profile", "text"), "model": ("hardware.model", "text"),
-    "gpu": ("hardware.gpu", "text"), "policies": ("policies", "list"), "acceptance": ("acceptance", "list"),
+    "gpu": ("hardware.gpu", "text"), "tp": ("hardware.tp", "number"),
+    "policies": ("policies", "list"), "acceptance": ("acceptance", "list"),
     "arrivals": ("traffic.arrivals", "text"), "lengths": ("traffic.lengths", "text"), "sla": ("sla", "list"),
     "concurrency": ("replica.concurrency", "number"),
     "prefill": ("replica.prefill_tokens_per_s", "number"), "headroom": ("fleet.headroom", "text"),
@@ -146,6 +150,7 @@ def _check_names(scenario: Scenario) -> None:
         _at("profile", check_profile, scenario.profile)
     if scenario.hardware is not None:
         _at("hardware", check_hardware, scenario.hardware.model, scenario.hardware.gpu)
+        _at("hardware", _check_layout, scenario.hardware)
     for index, text in enumerate(scenario.acceptance):
         _at(f"acceptance.{index}", check_acceptance, text)
     traffic = scenario.traffic
@@ -165,11 +170,17 @@ def _check_names(scenario: Scenario) -> None:
         )  # fmt: skip
 
 
-def _at(field: str, check: Any, *words: str) -> None:
+def _check_layout(spec: HardwareSpec) -> None:
+    """Refuse widths that the model cannot be split into; what does not fit is left to the plan."""
+    with suppress(InfeasibleError):
+        Hardware(**spec.model_dump()).layout()
+
+
+def _at(field: str, check: Any, *words: Any) -> None:
     try:
         check(*words)
     except BadInputError as error:
-        key = f"{field}.{error.source}" if field == "hardware" else field
+        key = f"{field}.{error.source or error.field}" if field == "hardware" else field
         raise BadInputError(
             error.problem, source="scenario", field=key, value=error.value, remedy=error.remedy
         ) from error

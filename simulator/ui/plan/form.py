@@ -16,6 +16,7 @@ EFFORTS = {"first": "a first answer", "scenario": "as the scenario's search asks
 
 LABELS: Mapping[str, tuple[str, str]] = {
     "name": ("Name", ""),
+    "tp": ("GPUs of a replica", "Empty: the fewest that hold the model."),
     "policies": ("Policies", "Comma-separated; gains are over the first."),
     "acceptance": ("Acceptance", "[DRAFTER=]MODEL, comma-separated; empty: the profile's own."),
     "arrivals": ("Traffic", "poisson:12/s, gamma:12/s,cv=3 or diurnal:120/s,peak=1.6"),
@@ -64,6 +65,7 @@ def _what_runs(state: Planned, shown: Mapping[str, Any]) -> list[Any]:
     hardware = [
         field("p-model", "Model", dropdown("p-model", sorted(models.catalogue()), shown["model"])),
         field("p-gpu", "GPU", dropdown("p-gpu", titles, shown["gpu"])),
+        field("p-tp", *_label("tp", shown)),
         field(
             "p-gpus", "Beside it", further, f"Up to {MOST_GPUS} further GPUs, each at its catalogue price."
         ),

@@ -17,8 +17,16 @@ from simulator.cli import app as cli
 from simulator.cli.explore import DEFAULT_LOADS
 from simulator.core.errors import BadInputError
 from simulator.sweeps.comparison import parse_speed
-from simulator.ui.explore.asked import Deployed, Explored, as_commands, as_python, from_query, to_query
-from simulator.ui.explore.form import BY_POSITION, POLICIES, acceptance_of, state_of
+from simulator.ui.explore.asked import (
+    Deployed,
+    Explored,
+    as_commands,
+    as_python,
+    from_query,
+    to_query,
+    widths_of,
+)
+from simulator.ui.explore.form import BY_POSITION, POLICIES, acceptance_of, check, layouts_of, state_of
 from simulator.ui.explore.view import FIRST_LOOK, View, answered, view_of
 from simulator.ui.explore.work import (
     COARSE_STEPS,
@@ -26,6 +34,7 @@ from simulator.ui.explore.work import (
     Line,
     bench_of,
     conditional_rates,
+    hardware_of,
     is_composed,
     tasks_of,
 )
@@ -33,8 +42,8 @@ from simulator.ui.running.jobs import Seen
 from tests.support.dash_text import words
 
 ON_HARDWARE = Explored(
-    Deployed("", "Qwen/Qwen3-32B", "h100", "vllm", "fp8", "qwen3-14b/dspark/mt-bench"), ("mtp1", "dspark"),
-    sla=25, statistic="p10",
+    Deployed("", "Qwen/Qwen3-32B", "h100", "vllm", "fp8", "qwen3-14b/dspark/mt-bench", "tp4"),
+    ("mtp1", "dspark"), sla=25, statistic="p10",
 )  # fmt: skip
 
 WORDS = st.text(max_size=12).map(str.strip)
@@ -43,7 +52,7 @@ WORDS = st.text(max_size=12).map(str.strip)
 @given(
     st.builds(
         Explored,
-        st.builds(Deployed, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS),
+        st.builds(Deployed, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS),
         st.lists(WORDS.filter(bool), max_size=12, unique=True).map(tuple),
         st.sampled_from(["usual", "full"]),
         st.integers(1, 10**5).map(lambda tenths: tenths / 10),
@@ -88,6 +97,7 @@ def test_commands_are_read_by_the_command_line(state: Explored) -> None:
         assert (read["profile"] or "") == on.profile
         assert (read["model"] or "", read["gpu"] or "") == (on.model, on.gpu)
         assert (read["engine"] or "", read["precision"] or "") == (on.engine, on.precision)
+        assert read["tp"] == (4 if on.layout else None)
         assert list(read["acceptance"] or []) == ([on.acceptance] if on.acceptance else [])
         assert tuple(read["policy"]) == state.policies
         assert (read["concurrency"], read["seeds"]) == ("1,10", 1)
@@ -108,7 +118,35 @@ def test_python_gives_the_table_of_the_page(capsys: pytest.CaptureFixture[str]) 
 def test_python_on_hardware_compiles_and_names_all() -> None:
     text = as_python(ON_HARDWARE, (1,), 1)
     compile(text, "shown", "exec")
-    assert "sim.hardware('Qwen/Qwen3-32B', 'h100', engine='vllm', precision='fp8')" in text
+    assert "sim.hardware('Qwen/Qwen3-32B', 'h100', tp=4, engine='vllm', precision='fp8')" in text
+
+
+@pytest.mark.parametrize(
+    ("label", "widths"), [("", {}), ("tp8", {"tp": 8}), ("tp1-dp16", {"tp": 1, "dp": 16})]
+)
+def test_the_label_of_a_layout_names_its_widths(label: str, widths: dict[str, int]) -> None:
+    assert widths_of(label) == widths
+
+
+def test_every_layout_of_a_node_that_fits_can_be_chosen() -> None:
+    """By hand: 64 GB of weights fit on one GPU of 80 GiB, and a node has eight."""
+    on = Deployed("", "Qwen/Qwen3-32B", "h100")
+    shown = layouts_of(on)
+    assert [*shown] == ["tp1", "tp2", "tp4", "tp8"]
+    assert shown["tp8"].startswith("8 (tp8), ")
+    for label in shown:
+        assert hardware_of(replace(on, layout=label)).layout().label == label
+    assert layouts_of(replace(on, model="none-such")) == {}
+
+
+def test_a_layout_that_does_not_fit_is_refused_at_its_field() -> None:
+    with pytest.raises(BadInputError, match="does not hold deepseek-ai/DeepSeek-R1 on h200") as caught:
+        check(Deployed("", "deepseek-ai/DeepSeek-R1", "h200", acceptance="conditional:0.8", layout="tp4"))
+    assert (caught.value.source, caught.value.remedy) == ("layout", ", ".join(layouts_of(R1)))
+    check(replace(R1, layout="tp8"))
+
+
+R1 = Deployed("", "deepseek-ai/DeepSeek-R1", "h200")
 
 
 def test_the_stages_are_what_the_page_says() -> None:
@@ -196,7 +234,7 @@ def test_rates_of_a_model_are_those_that_it_was_given() -> None:
 
 
 def test_every_policy_to_choose_from_can_be_read() -> None:
-    state = state_of("profile", "deepseek-v4-flash", None, None, "", "", "", POLICIES, "usual")
+    state = state_of("profile", "deepseek-v4-flash", None, None, "", "", "", "", POLICIES, "usual")
     assert state.policies == POLICIES
     for policy in set(POLICIES) - {"fixed:7"}:  # longer than the blocks of this profile, not than others'
         bench_of(Deployed())[0].plan(policy)

@@ -11,7 +11,7 @@ from simulator.ui.app import Served
 from simulator.ui.explore.asked import from_query
 from simulator.ui.explore.view import view_of
 from tests.support.browsers import chromium
-from tests.support.pages import click, opened, put, session_of, shows, text, wait
+from tests.support.pages import choose, click, opened, put, session_of, shows, text, wait
 
 CHEAP = "policy=autoregressive&policy=mtp1"
 
@@ -90,6 +90,9 @@ def test_a_model_on_a_gpu_needs_acceptance_and_shows_its_band(browser: Any, serv
     assert text(browser, "e-curve").startswith("kernels, step times within")
     # Weights take 61 of 80 GiB: the longest requests do not fit beside them.
     shows(browser, "e-gpu-error", "choose a GPU with more memory")
+    choose(browser, "e-layout", "2 (tp2), ")
+    shows(browser, "e-curve", "on 2 x NVIDIA H100")
+    wait(browser, lambda b: "layout=tp2" in b.current_url)
     served.jobs.cancel(session_of(browser))
 
 

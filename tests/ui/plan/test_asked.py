@@ -65,7 +65,7 @@ def test_every_control_writes_the_key_that_it_shows() -> None:
             built = with_field(built, name, value)
     assert scenario_of(written(built)) == scenario_of(written(SCENARIO))
     assert {name for name, value in form_of(SCENARIO).items() if value is None} == {
-        "model", "gpu", "acceptance", "headroom", "price"
+        "model", "gpu", "tp", "acceptance", "headroom", "price"
     }  # fmt: skip
 
 
@@ -76,6 +76,9 @@ def test_a_model_and_a_profile_put_each_other_out() -> None:
     assert "hardware" not in back
     assert with_field(SCENARIO, "prefill", None)["replica"] == {"concurrency": 8}
     assert SCENARIO["replica"]["prefill_tokens_per_s"] == 10000.0  # what was given is left alone
+
+
+ON_THREE = {"model": "Qwen/Qwen3-8B", "gpu": "h100", "tp": 3}
 
 
 @pytest.mark.parametrize(
@@ -90,12 +93,14 @@ def test_a_model_and_a_profile_put_each_other_out() -> None:
         ({"colour": "red"}, "yaml", "unknown key"),
         ({"fleet": {"headroom": "lots"}}, "headroom", "lots"),
         ({"price": {"gpu_hour": -1}}, "price", "greater than 0"),
+        ({"profile": None, "hardware": ON_THREE}, "tp", "must be a power of two"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_error_belongs_to_its_control(change: dict[str, Any], control: str, said: str) -> None:
+    scenario = {key: value for key, value in {**SCENARIO, **change}.items() if value is not None}
     with pytest.raises(BadInputError) as caught:
-        scenario_of(written({**SCENARIO, **change}))
+        scenario_of(written(scenario))
     assert field_of(caught.value) == control
     assert said in str(caught.value)
     assert "/" not in (caught.value.source or "")  # no path of this machine

@@ -115,6 +115,33 @@ def test_one_long_stall_is_felt_by_every_request_in_the_batch() -> None:
     assert metrics.itl_p99_s == 9.0  # 30 of 129 deliveries, though 1 of 100 steps
 
 
+def test_the_way_from_a_prefill_pool_counts_as_decoding() -> None:
+    """Of each cycle 1 and 2 request-seconds more, in which requests wait to be handed over."""
+    steps = steps_of(handover_s=np.tile([0.0, 1.0, 0.0, 2.0], 10))
+    assert measure(steps, requests_of(), warmup=0).tps_mean == pytest.approx(13 / (19 + 3))
+
+
+@pytest.mark.parametrize(("outside", "share"), [(20, 0.5), (41, 1.0)])
+def test_steps_beyond_the_table_are_a_share_of_all(outside: int, share: float) -> None:
+    """A run of 40 steps may have looked up one more, in flight at its end."""
+    assert measure(steps_of(), requests_of(), warmup=0, steps_outside=outside).steps_outside_fraction == share
+
+
+def test_first_deliveries_have_gaps_of_their_own() -> None:
+    """Thirty decode steps before the window and thirty in it; newcomers at its first and at its last one.
+
+    One that came before does not count.
+    """
+    first = (np.array([5, 30, 59]), np.array([99.0, 0.25, 0.75]))
+    metrics = measure(steps_of(20), requests_of(), first=first, warmup=0.5)
+    gaps = [1.0] * (10 - 1) + [2.0] * 30 + [5.0] * (30 - 1) + [0.25, 0.75]
+    assert metrics.itl_p50_s == np.quantile(gaps, 0.5)
+    assert metrics.itl_p99_s == np.quantile(gaps, 0.99)
+    early = (np.array([30, 33, 36, 39, 42, 45, 48, 51, 54, 57]), np.full(10, 7.0))
+    metrics = measure(steps_of(20), requests_of(), first=early, warmup=0.5)
+    assert metrics.itl_p99_s == 7.0
+
+
 def test_nothing_drafted_wastes_nothing() -> None:
     metrics = measure(steps_of(draft_tokens=0, accepted_tokens=0), requests_of(), warmup=0)
     assert (metrics.wasted_fraction, metrics.verification_budget_mean) == (0.0, 1.0)

@@ -1,0 +1,140 @@
+"""``simulate`` hands on what it is given, and says what it measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.core.errors import BadInputError
+from simulator.cost.models import ThroughputCurve
+from simulator.engine.limits import EngineLimits
+from simulator.engine.measures.metrics import Metrics
+from simulator.engine.run import STEPS_LIMIT, Run, is_overloaded, require_steps, run_engine, simulate
+from simulator.engine.simulated import SimulatedExecutor
+from simulator.schedulers.policies import DSpark, Fixed
+from simulator.schedulers.protocol import Scheduler
+from simulator.traffic.workload import Workload
+from tests.support.engines import (
+    TICK,
+    closed_loop,
+    constant_cost,
+    constant_replay,
+    open_loop,
+    random_replay,
+    rising_cost,
+)
+
+LOOP = closed_loop([30, 50, 40, 70] * 8)
+
+
+def looped(scheduler: Scheduler | None = None, workload: Workload = LOOP, **options: object) -> Run:
+    replays, limits = [random_replay(4)], EngineLimits(4)
+    return simulate(
+        workload,
+        replays,
+        scheduler or DSpark(),
+        rising_cost(),
+        limits,
+        **({"steps": 200} | options),  # type: ignore[arg-type]
+    )
+
+
+def same(one: Run, other: Run) -> bool:
+    return one.steps.equals(other.steps) and one.requests.equals(other.requests)
+
+
+def test_a_seed_moves_the_phase_of_a_closed_loop_and_the_drafts() -> None:
+    """Where each slot stands in its first request is drawn by the engine, the drafts by the executor."""
+    assert same(looped(seed=0), looped())
+    assert not same(looped(seed=0), looped(seed=1))
+    alike = {"seed": 0}, {"seed": 1}
+    one, other = (
+        simulate(LOOP, [constant_replay(4, 2)], Fixed(2), constant_cost(), EngineLimits(4), steps=200, **seed)
+        for seed in alike
+    )
+    assert not same(one, other), "constant drafts differ by nothing: the phase does"
+
+
+def test_a_scheduler_believes_what_it_is_told() -> None:
+    """One that thinks rows are free verifies every draft."""
+    free = ThroughputCurve([1, 1000], [128.0, 128.0])
+    assert looped(believed=free).metrics.verification_budget_mean == 5.0
+    assert same(looped(believed=rising_cost()), looped())
+    assert looped().metrics.verification_budget_mean < 5.0
+
+
+def test_warm_up_is_left_out_by_the_share_that_is_asked_for() -> None:
+    assert (looped(warmup=0.5).metrics.steps, looped().metrics.steps) == (100, 160)
+
+
+def test_a_loop_goes_on_until_enough_are_complete() -> None:
+    assert len(looped(finish=60).requests) >= 60 > len(looped().requests)
+
+
+def test_what_an_early_stop_lost_is_told() -> None:
+    assert looped().early_stop_loss is not None
+    assert looped(Fixed(2)).early_stop_loss is None
+
+
+def test_an_open_loop_is_measured_by_what_arrives() -> None:
+    """A closed loop's interval comes from its requests; an open one's from batches of steps."""
+    load = open_loop(np.arange(60) * 0.2, [40] * 60)
+    run = looped(workload=load, steps=None, warmup=0.25)
+    engine = run_engine(
+        load, SimulatedExecutor([random_replay(4)], load, rising_cost(), capacity=4, seed=0), DSpark(),
+        rising_cost(), EngineLimits(4),
+    )  # fmt: skip
+    assert len(engine.steps) == len(run.steps)
+    assert run.metrics.requests_finished < len(run.requests) == 60
+    assert run.metrics.queue_mean == 0.0
+
+
+def test_overload_is_looked_for_after_a_share_of_the_arrivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrivals from 3 to 11 s: a quarter of the 8 s is left out. A run cut at 7 s is judged up to there."""
+    asked: list[tuple[float, float]] = []
+
+    def saturated(arrived_s: object, served_s: object, from_s: float, to_s: float) -> bool:
+        asked.append((from_s, to_s))
+        return False
+
+    monkeypatch.setattr("simulator.engine.run.is_saturated", saturated)
+    load = open_loop([3.0, 5.0, 9.0, 11.0], [400] * 4)
+    for steps in (None, 400):
+        executor = SimulatedExecutor([constant_replay(2, 0)], load, constant_cost(), capacity=4, seed=0)
+        engine = run_engine(load, executor, Fixed(0), constant_cost(), EngineLimits(4), steps=steps)
+        is_overloaded(engine, warmup=0.25)
+    (whole_from_s, whole_to_s), (from_s, to_s) = asked
+    assert (whole_from_s, whole_to_s) == (5.0, 11.0)
+    assert to_s == engine.now_s == pytest.approx(3.0 + 400 * TICK, abs=2 * TICK)
+    assert from_s == pytest.approx(3.0 + 0.25 * (to_s - 3.0))
+
+
+def test_a_saturated_run_keeps_its_throughput_alone() -> None:
+    load = open_loop(np.arange(400) * 1e-3, [40] * 400)
+    run = looped(workload=load, steps=None)
+    assert run.saturated
+    assert isinstance(run.metrics, Metrics)
+    assert np.isnan(run.metrics.ttft_mean_s)
+    assert run.metrics.throughput_tok_per_s > 0
+
+
+def test_the_rows_of_a_run_are_of_its_decode_steps() -> None:
+    steps = pd.DataFrame({"requests": [2, 0, 4], "draft_tokens": [6, 0, 0]})
+    run = looped()
+    assert Run(run.requests, steps, run.metrics).rows_mean == 6.0
+    assert Run(run.requests, steps[:0], run.metrics).rows_mean == 0.0
+
+
+def test_a_number_of_steps_has_two_ends() -> None:
+    for steps in (None, 1, STEPS_LIMIT):
+        require_steps(steps)
+    with pytest.raises(BadInputError) as caught:
+        looped(steps=0)
+    assert str(caught.value) == "steps: must be at least 1 (got 0)"
+    with pytest.raises(BadInputError) as caught:
+        require_steps(STEPS_LIMIT + 1, source="--steps")
+    assert str(caught.value) == (
+        "--steps: steps: must be at most 10,000,000 (got 10000001); "
+        "give fewer; some thousands are enough for most answers"
+    )

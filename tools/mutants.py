@@ -49,6 +49,8 @@ _PASSES = "simulator/live/engine/passes.py"
 
 _RELEASED = ("tests/live/models/drafts/test_released.py",)
 
+_V4 = ("tests/live/models/drafts/test_dspark_v4.py",)
+
 _PAIR_RUN = ("tests/live/tracing/test_pair_run.py",)
 
 MUTANTS = (
@@ -96,7 +98,7 @@ MUTANTS = (
         _RELEASED,
     ),
     Mutant(
-        "values-of-gemma-4-not-normed", "simulator/live/models/drafts/gemma4.py",
+        "values-of-gemma-4-not-normed", "simulator/live/models/drafts/blocks/gemma4.py",
         "rms_norm(values, (self.head_dim,), eps=self.eps)", "values", _RELEASED,
     ),
     Mutant(
@@ -106,9 +108,26 @@ MUTANTS = (
         ("tests/live/models/drafts/test_deepseek.py",),
     ),
     Mutant(
-        "deepseeks-pairs-not-put-apart", "simulator/live/models/drafts/latent.py",
+        "deepseeks-pairs-not-put-apart", "simulator/live/models/drafts/blocks/latent.py",
         "if self.sizes.interleaved else x", "if not self.sizes.interleaved else x",
         ("tests/live/models/drafts/test_deepseek.py",),
+    ),
+    Mutant(
+        "window-of-v4s-draft-one-longer", "simulator/live/models/layers.py",
+        "torch.arange(-window, beyond", "torch.arange(-window - 1, beyond", _V4,
+    ),
+    Mutant(
+        "window-of-packed-blocks-one-longer", "simulator/live/models/drafts/dspark.py",
+        "context &= position >= anchors[..., None] - window",
+        "context &= position >= anchors[..., None] - window - 1", _V4,
+    ),
+    Mutant(
+        "confidence-behind-the-norm", "simulator/live/models/drafts/dspark_v4.py",
+        "state: Tensor = self.last_hc(hidden)", "state: Tensor = self.norm(self.last_hc(hidden))", _V4,
+    ),
+    Mutant(
+        "streams-mixed-the-other-way", "simulator/live/models/drafts/blocks/streams.py",
+        "shares.to(streams.dtype).transpose(-1, -2) @ streams", "shares.to(streams.dtype) @ streams", _V4,
     ),
     Mutant(
         "fused-rotation-turns-back", "simulator/live/families/fused/kernels.py",

@@ -111,8 +111,8 @@ class OnHardware:
     drafter: Annotated[
         list[str] | None,
         typer.Option(
-            help="Drafter whose cost is derived, repeatable: dspark:LAYERSl@BLOCK, dflash:5l, eagle3, mtp1, "
-            "mtp:K. Default: dspark:5l and mtp1."
+            help="Drafter whose cost is derived, repeatable: dspark:LAYERSl@BLOCK, dspark:v4, dflash:5l, "
+            "eagle3, mtp1, mtp:K. Default: dspark:5l and mtp1."
         ),
     ] = None
     host_time: Annotated[

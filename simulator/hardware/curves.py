@@ -200,16 +200,21 @@ def prefill_s_per_token(times: PassTimes, fit: AdditiveFit) -> float:
 
 
 def draft_spec(times: PassTimes, layers: int, drafter: Drafter) -> DraftSpec:
-    """Price a drafter: its share of the target's layers over its rows, and the output matrix once."""
+    """Price a drafter: its share of the target's layers over its rows, and the output matrix once.
+
+    Attention to a window costs what the target's costs at contexts of that length, whatever the context.
+    """
     share = drafter.layers / layers
     contexts = np.array(CONTEXTS, dtype=np.float64)
     attention = np.array([times.attention_s(REQUESTS[-1], context) for context in CONTEXTS])
     slope = float(np.polyfit(contexts * REQUESTS[-1], attention, 1)[0]) * share
+    slope = slope if drafter.window is None else 0.0
+    nearest = min(CONTEXTS[0], drafter.window or CONTEXTS[0])
 
     def pass_s(requests: int) -> float:
         rows = requests * drafter.rows
         table = times.table_s(rows)
-        shortest = share * times.attention_s(requests, CONTEXTS[0]) - slope * requests * CONTEXTS[0]
+        shortest = share * times.attention_s(requests, nearest) - slope * requests * nearest
         return share * (times.operations_s(rows) - table) + table + max(shortest, 0.0)
 
     passes = np.maximum.accumulate([pass_s(requests) for requests in REQUESTS])

@@ -17,7 +17,7 @@ from simulator.live.engine.graphs import Captured
 from simulator.live.engine.observed import ObservedScheduler
 from simulator.live.engine.passes import Passes
 from simulator.live.engine.prompt_rows import PromptPiece
-from simulator.live.models.dspark import DSparkDraft
+from simulator.live.models.drafts.dspark import DSparkDraft
 
 READING_S = 2e-6
 """What happens on the host between two readings of the clock."""

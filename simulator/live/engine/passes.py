@@ -26,7 +26,7 @@ from simulator.live.engine.prompt_rows import PromptPiece
 from simulator.live.families.architectures import LayerShape
 from simulator.live.models import checkpoints, sampling
 from simulator.live.models.draft import Draft
-from simulator.live.models.dspark import DSparkDraft
+from simulator.live.models.drafts.dspark import DSparkDraft
 from simulator.live.models.kv_cache import DraftStep, cache_bytes
 from simulator.live.models.targets import Target, TargetOutput
 

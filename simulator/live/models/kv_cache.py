@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from simulator.live.families.architectures import LayerShape
-from simulator.live.models.layers import DraftCache, KeysValues, Mask, OwnContext
+from simulator.live.models.layers import DraftCache, KeysValues, Mask, OwnContext, last_places, taken
 
 PAGE = 256
 """Capacities are whole pages: what paged attention kernels take as a block."""
@@ -115,13 +115,20 @@ class DraftStep:
         """See ``DraftCache.write``."""
         self._cache.write(layer, rows + self._first, positions, keys, values)
 
-    def read(self, layer: int, beyond: int = 0) -> KeysValues:
+    def read(self, layer: int, beyond: int = 0, window: int | None = None) -> KeysValues:
         """See ``DraftCache.read``; as far as ``_end`` whatever the lengths are."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        if window is not None:
+            rows = self._first + torch.arange(self.rows, device=keys.device)[:, None]
+            places = last_places(self.lengths, window, beyond).clamp(min=0)
+            return taken(keys, rows, places), taken(values, rows, places)
         mine, end = slice(self._first, self._first + self.rows), self._end(beyond)
-        return self._cache.keys[layer][mine, :, :end], self._cache.values[layer][mine, :, :end]
+        return keys[mine, :, :end], values[mine, :, :end]
 
-    def mask(self, beyond: int = 0) -> Mask:
+    def mask(self, beyond: int = 0, window: int | None = None) -> Mask:
         """See ``DraftCache.mask``."""
+        if window is not None:
+            return last_places(self.lengths, window, beyond)[:, None] >= 0
         if self._attend is not None:
             return OwnContext(self.lengths + beyond, self._attend)
         position = torch.arange(self._end(beyond), device=self.lengths.device)

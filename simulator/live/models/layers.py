@@ -344,15 +344,35 @@ class DraftCache:
         self.keys[layer][rows, :, positions] = keys
         self.values[layer][rows, :, positions] = values
 
-    def read(self, layer: int, beyond: int = 0) -> KeysValues:
-        """View the cache [R, kv_heads, longest + beyond, head_dim]: context and scratch entries."""
+    def read(self, layer: int, beyond: int = 0, window: int | None = None) -> KeysValues:
+        """View the cache [R, kv_heads, longest + beyond, head_dim]: context and scratch entries.
+
+        window: of each row only the last so many positions of its context, copied, and the scratch entries:
+        [R, kv_heads, window + beyond, head_dim].
+        """
+        if window is not None:
+            rows = torch.arange(self.rows, device=self.keys.device)[:, None]
+            places = last_places(self.lengths.to(self.keys.device), window, beyond).clamp(min=0)
+            return taken(self.keys[layer], rows, places), taken(self.values[layer], rows, places)
         end = int(self.lengths.max()) + beyond
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
-    def mask(self, beyond: int = 0) -> Tensor | None:
+    def mask(self, beyond: int = 0, window: int | None = None) -> Tensor | None:
         """Which of ``read``'s entries belong to each row: bool [R, 1, longest + beyond]; None if all do."""
+        if window is not None:
+            return last_places(self.lengths.to(self.keys.device), window, beyond)[:, None] >= 0
         longest = int(self.lengths.max())
         if int(self.lengths.min()) == longest:
             return None
         ends = (self.lengths + beyond).to(self.keys.device)
         return torch.arange(longest + beyond, device=self.keys.device) < ends[:, None, None]
+
+
+def last_places(lengths: Tensor, window: int, beyond: int) -> Tensor:
+    """Positions of each row's window and of what is behind it: [R, window + beyond], negative before 0."""
+    return lengths[:, None] + torch.arange(-window, beyond, device=lengths.device)
+
+
+def taken(cached: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """Copy the places [R, K] of rows [R, 1]: [R, kv_heads, capacity, hd] -> [R, kv_heads, K, hd]."""
+    return cached[rows, :, places].transpose(1, 2)

@@ -15,17 +15,21 @@ from simulator.core.reading import read_json
 from simulator.live.models import checkpoints
 from simulator.live.models.checkpoints import Fields
 from simulator.live.models.draft import Draft
-from simulator.live.models.drafts import deepseek, mtp
+from simulator.live.models.drafts import deepseek, dspark_v4, mtp
 from simulator.live.models.drafts.deepseek import DeepSeekMTPConfig, DeepSeekMTPDraft
+from simulator.live.models.drafts.dspark import ARCHITECTURE, GEMMA4, DSparkConfig, DSparkDraft
+from simulator.live.models.drafts.dspark_v4 import V4Config, V4Draft
 from simulator.live.models.drafts.eagle3 import ARCHITECTURES as EAGLE3
 from simulator.live.models.drafts.eagle3 import Eagle3Config, Eagle3Draft
 from simulator.live.models.drafts.mtp import MTPConfig, MTPDraft
 from simulator.live.models.drafts.packaging import architecture
-from simulator.live.models.dspark import ARCHITECTURE, GEMMA4, DSparkConfig, DSparkDraft
 from simulator.live.models.layers import ROPE_TYPES
 from simulator.live.models.targets import Target, load_target
 
 _TOKENIZER_FILE = "tokenizer.json"
+
+AnyDraft = DSparkDraft | MTPDraft | DeepSeekMTPDraft | Eagle3Draft
+"""Kinds of drafts that a checkpoint can hold; V4's is a DSpark draft."""
 
 _INITIAL_SPREAD = 0.02  # standard deviation of new weights, Qwen3's initializer_range
 
@@ -205,14 +209,18 @@ def load_draft(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     gamma: int | None = None,
+    config_only: bool = False,
+    seed: int = 0,
 ) -> Draft:
     """Load a DSpark, DFlash, Eagle3 or MTP draft from a folder or a hub repository.
 
     Of a checkpoint of DeepSeek-V3 that is the MTP module behind its layers.
 
     ``dtype`` None keeps the checkpoint's. ``gamma``: the block size; what was trained, but for drafters of
-    one layer (Eagle3, MTP), which run as often as is asked. Raises ``BadInputError`` for a config, keys,
-    shapes, dtypes or a file that are not what they should be, and before loading when memory is too little.
+    one layer (Eagle3, MTP), which run as often as is asked. ``config_only`` reads config.json alone and gives
+    the draft of that shape random weights (of ``seed``, bfloat16 by default); on the device ``meta`` none.
+    Raises ``BadInputError`` for a config, keys, shapes, dtypes or a file that are not what they should be,
+    and before loading when memory is too little.
     """
     folder = checkpoints.model_folder(path)
     fields = checkpoints.read_fields(folder)
@@ -227,6 +235,8 @@ def load_draft(
             remedy="verify fewer tokens with a scheduler, or train a draft for that block size",
         )
     device = torch.device(device)
+    if config_only:
+        return _with_random_weights(draft, dtype or torch.bfloat16, device, fields.source, seed)
     tensors = draft.read(folder, device)
     checkpoints.require_same_tensors(tensors, draft.state_dict(), str(folder))
     wide = {name: tensors.pop(name).float() for name in list(tensors) if name.endswith(draft.in_float32)}
@@ -236,12 +246,36 @@ def load_draft(
     return draft.to(device).eval().requires_grad_(False)
 
 
-def _empty_draft(
-    fields: Fields, gamma: int | None
-) -> DSparkDraft | MTPDraft | DeepSeekMTPDraft | Eagle3Draft:
+@torch.no_grad()
+def _with_random_weights(
+    draft: AnyDraft, dtype: torch.dtype, device: torch.device, source: str, seed: int
+) -> AnyDraft:
+    """Give a draft without storage random matrices; norms and scalars are 1, biases and sinks 0."""
+    weights = draft.state_dict()
+    needed = sum(each.numel() for each in weights.values()) * dtype.itemsize
+    checkpoints.require_memory(needed, device, source)
+    kept = {name for name in weights if name.endswith(draft.in_float32)}
+    draft = draft.to(dtype).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(seed) if device.type != "meta" else None
+    for name, weight in draft.state_dict().items():
+        if generator is None:
+            break
+        if weight.dim() > 1:
+            weight.normal_(0.0, _INITIAL_SPREAD, generator=generator)
+        else:
+            weight.fill_(0.0 if name.endswith(("bias", ".base", ".sinks")) else 1.0)
+    for name, tensor in (*draft.named_parameters(), *draft.named_buffers()):
+        if name in kept:
+            tensor.data = tensor.data.float()
+    return draft.eval().requires_grad_(False)
+
+
+def _empty_draft(fields: Fields, gamma: int | None) -> AnyDraft:
     """Return the draft of a config without its weights, run as often as asked where it is one layer."""
-    known = (ARCHITECTURE, GEMMA4, *EAGLE3, mtp.ARCHITECTURE, deepseek.ARCHITECTURE)
+    known = (ARCHITECTURE, GEMMA4, *EAGLE3, mtp.ARCHITECTURE, deepseek.ARCHITECTURE, dspark_v4.ARCHITECTURE)
     named = architecture(fields, known)
+    if named == dspark_v4.ARCHITECTURE:
+        return V4Draft(V4Config.from_fields(fields))
     if named == deepseek.ARCHITECTURE:
         return DeepSeekMTPDraft(replace(DeepSeekMTPConfig.from_fields(fields), block_size=gamma or 1))
     if named == mtp.ARCHITECTURE:

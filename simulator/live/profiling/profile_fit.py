@@ -22,7 +22,7 @@ from simulator.deployment.profile import Profile
 from simulator.deployment.profile_parts import AdditiveSpec, DraftSpec
 from simulator.live.device import device_name, software
 from simulator.live.models.draft import Draft
-from simulator.live.models.dspark import DSparkDraft
+from simulator.live.models.drafts.dspark import DSparkDraft
 from simulator.live.models.sampling import is_greedy
 from simulator.live.models.targets import Target
 from simulator.live.profiling.cells import CellLog

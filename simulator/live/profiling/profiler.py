@@ -26,7 +26,7 @@ import torch
 from simulator.core.errors import InfeasibleError
 from simulator.live.device import OutOfMemoryError, Tell, is_out_of_memory, long_lived_objects_set_aside
 from simulator.live.models.draft import Draft
-from simulator.live.models.dspark import DSparkDraft
+from simulator.live.models.drafts.dspark import DSparkDraft
 from simulator.live.models.targets import Target
 from simulator.live.profiling.bench import Bench, judge_sample
 from simulator.live.profiling.cells import CellLog, MeasuredCell, Measurement, measure

@@ -25,7 +25,7 @@ from simulator.core.errors import BadInputError
 from simulator.core.provenance import Provenance
 from simulator.core.reading import read_json
 from simulator.live.models.checkpoints import Fields
-from simulator.live.models.dspark import DSparkDraft
+from simulator.live.models.drafts.dspark import DSparkDraft
 from simulator.live.tracing.record import Kind, judge_read
 
 _VERSION = 2

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from simulator.live.models.dspark import DSparkDraft
+from simulator.live.models.drafts.dspark import DSparkDraft
 
 # Keeps a batch without a single supervised token from dividing by zero, as in the reference.
 _DENOMINATOR_FLOOR = 1e-6

@@ -27,8 +27,8 @@ from simulator.core.files import write_json
 from simulator.core.reading import read_json
 from simulator.live.device import device_name, software
 from simulator.live.models.checkpoints import CONFIG_FILE, save_model
+from simulator.live.models.drafts.dspark import DSparkDraft
 from simulator.live.models.drafts.mtp import MTPDraft
-from simulator.live.models.dspark import DSparkDraft
 from simulator.live.models.pairs import new_dspark, new_mtp, save_draft
 from simulator.live.models.targets import Target, load_target
 from simulator.live.training import losses

@@ -247,6 +247,19 @@ def test_drafters_are_priced_by_layers() -> None:
             parse_drafter(wrong)
 
 
+def test_v4s_draft_is_priced_by_its_window_and_weighed_with_its_experts() -> None:
+    flash, draft = load_model("deepseek-v4-flash"), parse_drafter("dspark:v4")
+    times = FormulaTimes(layout(flash, load_gpu("b200"), 2, "fp4"))
+    spec = draft_spec(times, flash.layers, draft)
+    assert (spec.structure, spec.block_size, spec.context_s_per_token) == ("semi-autoregressive", 5, 0.0)
+    one = 3 / 43 * (times.operations_s(5) - times.table_s(5) + times.attention_s(1, 128)) + times.table_s(5)
+    assert spec.pass_s[0] == pytest.approx(one)
+    # Published: 10.86 GB in three files, of which 0.18 GB are main_proj and the heads, no layers.
+    assert draft.weight_bytes(flash) == pytest.approx(10.68e9, rel=0.002)
+    with pytest.raises(BadInputError, match="has layers of experts, and the model has none"):
+        draft.weight_bytes(QWEN8)
+
+
 def test_the_fit_holds_on_cells_it_has_not_seen() -> None:
     fit = fit_cells(FormulaTimes(layout(QWEN8, H200, 1, "bf16")))
     assert fit.held_out.median < 0.03

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from simulator.traffic.workload import Workload
 from tests.live.conftest import MakeTarget, skip_unless_known
 from tests.live.engine.attention.test_ragged import KINDS
 from tests.live.models.drafts.test_deepseek import a_checkpoint
+from tests.support.deepseek_v4_draft import TINY
 
 
 class StaysOnTheDevice(TorchDispatchMode):
@@ -103,6 +106,23 @@ def test_experts_and_latents_of_a_target_and_its_mtp_module_can_be_recorded(make
     with StaysOnTheDevice() as seen:
         executor.passes.draft(8, 16, 256)
         executor.passes.verify(8, 32, 256, 4)
+    assert seen.operations > 100
+
+
+@pytest.mark.usefixtures("meta_like_a_device")
+def test_streams_and_windows_of_v4s_draft_can_be_recorded(make_target: MakeTarget, tmp_path: Path) -> None:
+    skip_unless_known("deepseek_v4")
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    draft: Any = load_draft(tmp_path, config_only=True, device="meta")
+    experts = draft.layers[0].mlp.experts
+    if getattr(experts.config, "_experts_implementation", None) != "grouped_mm":
+        pytest.skip("this transformers or torch has no grouped product: experts run one by one, by the host")
+    target = make_target("qwen3")
+    meta = Target(target.model.to("meta").bfloat16(), target.name)
+    load = Workload.single_class(None, np.full(8, 100), np.full(8, 20))
+    executor = LiveExecutor(meta, draft, load, concurrency=8, prompts=random_prompts(64, 0))
+    with StaysOnTheDevice() as seen:
+        executor.passes.draft(8, 16, 256)
     assert seen.operations > 100
 
 

@@ -16,7 +16,7 @@ from simulator.core.errors import BadInputError
 from simulator.cost.models import ThroughputCurve
 from simulator.live.models import sampling
 from simulator.live.models.draft import Proposal
-from simulator.live.models.dspark import DSparkDraft
+from simulator.live.models.drafts.dspark import DSparkDraft
 from simulator.live.models.pairs import new_dspark, new_mtp
 from simulator.live.tracing.generate import generate, random_uniforms
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered

@@ -1,1 +1,1 @@
-"""Drafters of one layer that runs once a token, and the parts that variants of DSpark are made of."""
+"""Drafts by kind: DSpark and DFlash, DeepSeek-V4's, and drafters of one layer that runs once a token."""

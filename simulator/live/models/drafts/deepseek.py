@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from simulator.core.errors import BadInputError
 from simulator.live.models import checkpoints
 from simulator.live.models.checkpoints import Fields
-from simulator.live.models.drafts.latent import LatentBlock, LatentCache, LatentSizes
+from simulator.live.models.drafts.blocks.latent import LatentBlock, LatentCache, LatentSizes
 from simulator.live.models.drafts.mtp import MTPModule
 from simulator.live.models.layers import BackboneConfig, Rotary, read_rope
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from simulator.live.models.checkpoints import Fields
+from simulator.live.models.drafts.blocks.gemma4 import GemmaBlock, GemmaTraits, read_gemma
 from simulator.live.models.drafts.chain import ChainedDraft
-from simulator.live.models.drafts.gemma4 import GemmaBlock, GemmaTraits, read_gemma
 from simulator.live.models.layers import Attention, BackboneConfig, Block, KeysValues, Mask, Reach, Rotary
 
 QWEN3, GEMMA4 = "Qwen3Eagle3Model", "Gemma4Eagle3Model"

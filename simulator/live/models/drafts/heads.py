@@ -68,9 +68,9 @@ HEADS: dict[str, type[MarkovHead]] = {"vanilla": MarkovHead, "gated": GatedMarko
 class ConfidenceHead(nn.Module):
     """Logit of P(token k is accepted | those before are), from h_k and the token before (equation 7)."""
 
-    def __init__(self, hidden_size: int, markov_rank: int) -> None:
+    def __init__(self, hidden_size: int, markov_rank: int, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Linear(hidden_size + markov_rank, 1)
+        self.proj = nn.Linear(hidden_size + markov_rank, 1, bias=bias)
 
     def forward(self, hidden: Tensor, embedding: Tensor | None) -> Tensor:
         """Hidden [..., d] and W1[previous] [..., r] (None without Markov input) -> logits [...]."""

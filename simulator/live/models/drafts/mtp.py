@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from simulator.live.models.checkpoints import Fields
 from simulator.live.models.draft import DraftConfig
+from simulator.live.models.drafts.blocks.latent import LatentBlock
 from simulator.live.models.drafts.chain import ChainedDraft
-from simulator.live.models.drafts.latent import LatentBlock
 from simulator.live.models.layers import BackboneConfig, Block, KeysValues, Mask, Reach, Rotary
 
 ARCHITECTURE = "MTPDraftModel"

@@ -11,8 +11,8 @@ _PACKAGINGS = {
     "DFlash": "z-lab's DFlash packaging",
     "NextN": "an MTP module exported by itself",
     "MTPModel": "an MTP module exported by itself",
-    "Deepseek": "DeepSeek's own packaging of another model than V3",
-    "DeepSeek": "DeepSeek's own packaging of another model than V3",
+    "Deepseek": "DeepSeek's own packaging of another model than V3 and V4",
+    "DeepSeek": "DeepSeek's own packaging of another model than V3 and V4",
     "Glm4Moe": "GLM's packaging of an MTP module",
     "ForCausalLM": "a whole language model, not a draft",
 }

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from simulator.core.errors import BadInputError
 from simulator.live.models import pairs
 from simulator.live.models.checkpoints import Fields, save_model
+from simulator.live.models.drafts.dspark import DSparkConfig, DSparkDraft
 from simulator.live.models.drafts.eagle3 import Eagle3Config, Eagle3Draft
 from simulator.live.models.drafts.mtp import MTPDraft
-from simulator.live.models.dspark import DSparkConfig, DSparkDraft
 from simulator.live.models.pairs import load_draft, new_eagle3, new_mtp, save_draft
 from simulator.live.tracing.generate import generate
 from simulator.live.tracing.record import judge
@@ -218,7 +218,7 @@ def test_a_pair_asks_for_mtp_k_by_its_name(target: Any, tmp_path: Path) -> None:
 def test_the_layer_of_gemma_4_is_transformers_own(make_target: MakeTarget) -> None:
     """With the weights of a target's full layer: its keys are its values, and no context is injected."""
     skip_unless_known("gemma4_text")
-    from simulator.live.models.drafts.gemma4 import GemmaBlock, read_gemma
+    from simulator.live.models.drafts.blocks.gemma4 import GemmaBlock, read_gemma
     from simulator.live.models.layers import Rotary
     from tests.live.engine.attention.test_ragged import GEMMA4
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from simulator.live.models import sampling
 from simulator.live.models.checkpoints import Fields
 from simulator.live.models.draft import DraftModule, PackedBlocks, Proposal
-from simulator.live.models.drafts.gemma4 import GemmaBlock, GemmaTraits, read_gemma
+from simulator.live.models.drafts.blocks.gemma4 import GemmaBlock, GemmaTraits, read_gemma
+from simulator.live.models.drafts.blocks.streams import StreamBlock
 from simulator.live.models.drafts.heads import HEADS, ConfidenceHead, MarkovHead
 from simulator.live.models.kv_cache import DraftContext
 from simulator.live.models.layers import BackboneConfig, Block, KeysValues, Rotary
@@ -106,6 +107,8 @@ class DSparkDraft(DraftModule):
     """The DSpark draft; with ``markov_rank`` 0 and no confidence head it is DFlash."""
 
     config: DSparkConfig
+    window: int | None = None
+    """Positions of its context that a block sees, the last ones; None: all."""
 
     def __init__(self, config: DSparkConfig) -> None:
         super().__init__()
@@ -128,7 +131,7 @@ class DSparkDraft(DraftModule):
             else None
         )
 
-    def _new_block(self) -> Block:
+    def _new_block(self) -> Block | StreamBlock:
         shape, gemma = self.config.shape, self.config.gemma
         return Block(shape) if gemma is None else GemmaBlock(shape, gemma)
 
@@ -207,17 +210,16 @@ class DSparkDraft(DraftModule):
             self.gamma, device=anchors.device
         )
         rope = self.rotary(positions, self.fc.weight.dtype)
-        mask = cache.mask(beyond=self.gamma)
+        mask = cache.mask(beyond=self.gamma, window=self.window)
         hidden = self._embed_blocks(anchors)
         for index, layer in enumerate(self._blocks()):
 
             def reach(keys: Tensor, values: Tensor, index: int = index) -> KeysValues:
                 cache.write(index, rows, positions, keys, values)
-                return cache.read(index, beyond=self.gamma)
+                return cache.read(index, beyond=self.gamma, window=self.window)
 
             hidden = layer(hidden, rope, reach, mask)
-        normed: Tensor = self.norm(hidden)
-        return normed
+        return self._left(hidden)
 
     def packed_hidden(self, features: Tensor, tokens: Tensor, anchors: Tensor) -> Tensor:
         """Run the backbone over many blocks of the same sequences in one pass (training, tracing).
@@ -231,7 +233,7 @@ class DSparkDraft(DraftModule):
         context_rope = self.rotary(torch.arange(length, device=tokens.device), context.dtype)
         positions = anchors[..., None] + torch.arange(self.gamma, device=anchors.device)
         rope = self.rotary(positions.flatten(1), context.dtype)
-        mask = packed_mask(anchors, length, self.gamma)
+        mask = packed_mask(anchors, length, self.gamma, self.window)
         hidden = self._embed_blocks(tokens.gather(1, anchors)).flatten(1, 2)
         for layer in self._blocks():
             past = layer.self_attn.keys_values(context, context_rope)
@@ -241,8 +243,7 @@ class DSparkDraft(DraftModule):
                 return joined[0].transpose(1, 2), joined[1].transpose(1, 2)
 
             hidden = layer(hidden, rope, reach, mask)
-        normed: Tensor = self.norm(hidden)
-        return normed.view(sequences, anchors.shape[1], self.gamma, -1)
+        return self._left(hidden).view(sequences, anchors.shape[1], self.gamma, -1)
 
     def packed_blocks(
         self, features: Tensor, tokens: Tensor, anchors: Tensor, *, follow: bool
@@ -309,18 +310,26 @@ class DSparkDraft(DraftModule):
         gemma = self.config.gemma
         return embedded if gemma is None else embedded * gemma.embed_scale(self.shape, embedded.dtype)
 
-    def _blocks(self) -> list[Block]:
-        return [layer for layer in self.layers if isinstance(layer, Block)]
+    def _left(self, hidden: Tensor) -> Tensor:
+        """Turn the last layer's output into what the heads read."""
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def _blocks(self) -> list[Block | StreamBlock]:
+        return [layer for layer in self.layers if isinstance(layer, (Block, StreamBlock))]
 
 
-def packed_mask(anchors: Tensor, length: int, gamma: int) -> Tensor:
+def packed_mask(anchors: Tensor, length: int, gamma: int, window: int | None = None) -> Tensor:
     """Who sees what when blocks are packed: bool [S, A * gamma, T + A * gamma].
 
     A block sees the context strictly before its anchor, whose features the target has not computed
-    when the block is drafted, and all of itself.
+    when the block is drafted, and all of itself. window: of the context only the last so many positions.
     """
     sequences, blocks = anchors.shape
-    context = torch.arange(length, device=anchors.device) < anchors[..., None]
+    position = torch.arange(length, device=anchors.device)
+    context = position < anchors[..., None]
+    if window is not None:
+        context &= position >= anchors[..., None] - window
     owner = torch.arange(blocks, device=anchors.device).repeat_interleave(gamma)
     own = (owner[:, None] == owner).expand(sequences, -1, -1)
     return torch.cat((context.repeat_interleave(gamma, dim=1), own), dim=2)

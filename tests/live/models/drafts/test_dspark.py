@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simulator.core.errors import BadInputError
+from simulator.live.models.drafts.dspark import DSparkDraft
 from simulator.live.models.drafts.mtp import MTPDraft
-from simulator.live.models.dspark import DSparkDraft
 from simulator.live.models.pairs import (
     check_pair,
     load_draft,
@@ -269,7 +269,8 @@ def edit_config(folder: Path, **fields: Any) -> None:
         ({"architectures": ["DFlashDraftModel"]}, "architectures", "z-lab's DFlash"),
         ({"architectures": ["Gemma4DSparkModel"]}, "model_type", "must be gemma4_text"),
         ({"architectures": ["X"], "speculators_config": {}}, "architectures", "vLLM's speculators format"),
-        ({"architectures": ["DeepseekV4ForCausalLM"]}, "architectures", "another model than V3"),
+        ({"architectures": ["DeepseekV4ForCausalLM"]}, "dspark_block_size", "has no DSpark draft"),
+        ({"architectures": ["DeepseekV32ForCausalLM"]}, "architectures", "another model than V3 and V4"),
         ({"architectures": ["DeepseekV3ForCausalLMNextN"]}, "architectures", "exported by itself"),
         ({"architectures": ["DeepSeekMTPModel"]}, "architectures", "exported by itself"),
         ({"architectures": ["Glm4MoeForCausalLM"]}, "architectures", "GLM.s packaging"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -11,6 +14,15 @@ LONG = ("tests/tools/test_campaign.py", "tests/notebooks/", "tests/cli/test_reli
 # A busy machine takes long over any example: neither that nor slow drawing is a fault of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+gc.disable()  # until all modules are imported: they stay, so that looking through them frees nothing
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, and only what tests make."""
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.unfreeze)  # some modules count what is left of them at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

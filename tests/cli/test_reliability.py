@@ -26,7 +26,9 @@ from simulator.core.interruption import interruptible
 from simulator.parallel.backends import WorkerDiedError
 from simulator.parallel.cells import run_cells
 from simulator.parallel.hashing import content_hash
+from tests.support.command_line import run
 from tests.support.sweep_cells import Draw, growing, times_computed
+from tests.support.sweep_cells import draw as sweep_draw
 
 HERE = Path(__file__).parents[1]
 
@@ -73,8 +75,10 @@ def test_no_flipped_bit_makes_a_trace_other_data(flips: int, tmp_path: Path) -> 
 
 FRONTIER = (
     "frontier", "--profile", "deepseek-v4-flash", "--policy", "mtp1", "--policy", "dspark-async",
-    "--concurrency", "20,60", "--seeds", "4", "--steps", "1500", "--workers", "2",
+    "--concurrency", "20,60", "--workers", "2", "--seeds",
 )  # fmt: skip
+LONG, SHORT = (*FRONTIER, "6", "--steps", "1200"), (*FRONTIER, "4", "--steps", "300")
+"""Sweeps of 24 cells that are under way for a while, and of 16 that are not."""
 SWEEP = """
 from pathlib import Path
 from simulator.parallel.cells import run_cells
@@ -109,24 +113,31 @@ def start(*command: object, **options: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What ``FRONTIER`` writes when nothing happens."""
-    out = tmp_path_factory.mktemp("undisturbed") / "frontier.csv"
-    subprocess.run(
-        [sys.executable, "-m", "simulator", *FRONTIER, "--out", str(out)], cwd=HERE.parent, check=True
-    )
-    return out.read_bytes()
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
-def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(
-    name: str, tmp_path: Path, undisturbed: bytes
-) -> None:
+def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(tmp_path: Path) -> None:
+    """Ended by one signal after another, the same command at last writes what nothing disturbed."""
     cells, out = tmp_path / "cells", tmp_path / "frontier.csv"
-    command = ("-m", "simulator", *FRONTIER, "--cells", cells, "--out", out)
-    child = start(*command)
-    wait_for(lambda: len(finished(cells)) >= 2)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"):
+        before = finished(cells)
+        said = ended_by(name, start("-m", "simulator", *LONG, "--cells", cells, "--out", out), cells)
+        assert name == "SIGKILL" or re.fullmatch(
+            rf"interrupted by {name}; \d+ of 24 cells are finished and kept in {cells}: the same command "
+            r"resumes\n", said,
+        ), said  # fmt: skip
+        assert before.items() < finished(cells).items()
+        assert len(finished(cells)) < 24
+        assert not out.exists()
+    before = finished(cells)
+    assert run(*LONG, "--workers", 1, "--cells", cells, "--out", out) == 0
+    assert before.items() <= finished(cells).items()
+    undisturbed = tmp_path / "undisturbed.csv"
+    assert run(*LONG, "--workers", 1, "--out", undisturbed) == 0
+    assert out.read_bytes() == undisturbed.read_bytes()
+
+
+def ended_by(name: str, child: subprocess.Popen[str], cells: Path) -> str:
+    """Send a signal once another cell is finished, see all processes end, and return what was said."""
+    already = len(finished(cells))
+    wait_for(lambda: len(finished(cells)) > already)
     workers = psutil.Process(child.pid).children(recursive=True)
     assert len(workers) >= 2
     ended = time.monotonic()
@@ -137,22 +148,9 @@ def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(
     print(f"{name}: {len(workers)} processes ended within {seconds:.1f} s")
     assert not alive
     assert seconds < 10  # 5 s are promised; a loaded machine is given twice that
+    assert child.returncode == (-signal.SIGKILL if name == "SIGKILL" else 130)
     assert child.stderr is not None
-    said = child.stderr.read()
-    if name == "SIGKILL":
-        assert child.returncode == -signal.SIGKILL
-    else:
-        assert child.returncode == 130
-        assert re.fullmatch(
-            rf"interrupted by {name}; \d+ of 16 cells are finished and kept in {cells}: the same command "
-            r"resumes\n", said,
-        )  # fmt: skip
-    before = finished(cells)
-    assert len(before) < 16
-    assert not out.exists()
-    subprocess.run([sys.executable, *map(str, command)], cwd=HERE.parent, check=True, capture_output=True)
-    assert out.read_bytes() == undisturbed
-    assert before.items() <= finished(cells).items()
+    return child.stderr.read()
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
@@ -174,7 +172,7 @@ def test_random_kills_lose_no_finished_cell(kills: int, tmp_path: Path) -> None:
         (os.kill if draw.integers(2) else os.killpg)(child.pid, signal.SIGKILL)
         child.wait()
         killed += 1
-        time.sleep(2 * float(draw.integers(2)))  # sometimes while workers of the last run still write
+        time.sleep(0.5 * float(draw.integers(2)))  # sometimes while workers of the last run still write
         kept |= finished(run)
     assert killed == kills
     computed = len(list(log.iterdir()))
@@ -186,10 +184,10 @@ def test_random_kills_lose_no_finished_cell(kills: int, tmp_path: Path) -> None:
         f"{killed} kills, {len(kept)} of {count} cells finished before the last run, {again} computed in it"
     )
     assert again <= count - len(kept)
-    quiet = tmp_path / "quiet"
-    code = SWEEP.format(log=str(log), count=count, run=str(quiet), out=str(tmp_path / "not killed"))
-    subprocess.run([sys.executable, "-c", code.replace("0.05", "0.0")], cwd=HERE.parent, check=True)
-    assert (tmp_path / "killed").read_text() == (tmp_path / "not killed").read_text()
+    quiet = [Draw(number, str(log)) for number in range(count)]
+    assert (tmp_path / "killed").read_text() == repr(
+        run_cells(sweep_draw, quiet, directory=tmp_path / "quiet")
+    )
 
 
 def test_ignored_signals_stay_ignored_and_handlers_are_put_back() -> None:
@@ -220,7 +218,7 @@ def test_a_local_ray_cluster_listens_to_this_machine_only_and_ends_with_its_pare
 ) -> None:
     cells = tmp_path / "cells"
     child = start(
-        "-m", "simulator", *FRONTIER, "--backend", "ray", "--cells", cells, "--out", tmp_path / "a.csv"
+        "-m", "simulator", *SHORT, "--backend", "ray", "--cells", cells, "--out", tmp_path / "a.csv"
     )
     wait_for(lambda: len(finished(cells)) >= 1)
     started = psutil.Process(child.pid).children(recursive=True)
@@ -276,16 +274,8 @@ def test_a_full_disk_in_a_sweep_is_one_line_and_loses_no_finished_cell(tmp_path:
     if mounted.returncode:
         pytest.skip("needs the right to mount a file system")
     try:
-        command = (
-            "-m",
-            "simulator",
-            *FRONTIER,
-            "--cells",
-            disk / "cells",
-            "--out",
-            tmp_path / "frontier.csv",
-        )
-        full = start(*command)
+        command = (*SHORT, "--cells", disk / "cells", "--out", tmp_path / "frontier.csv")
+        full = start("-m", "simulator", *command)
         said = full.communicate(timeout=300)[1]
         assert full.returncode == 2
         assert re.fullmatch(
@@ -296,7 +286,7 @@ def test_a_full_disk_in_a_sweep_is_one_line_and_loses_no_finished_cell(tmp_path:
         before = finished(disk / "cells")
         assert 0 < len(before) < 16
         subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
-        assert start(*command).wait(300) == 0
+        assert run(*command, "--workers", 1) == 0
         assert before.items() <= finished(disk / "cells").items()
     finally:
         subprocess.run(["umount", "-l", disk], check=True)

@@ -134,8 +134,8 @@ def _options(campaign: Campaign, part: str, asked: Mapping[str, Any]) -> Profile
 
 
 _TINY: dict[str, Any] = {
-    "requests": (1, 32), "context": (16,), "prefill": (8,),
-    "confidence": 0.9, "repeats": 6, "tolerance": 50.0,
+    "requests": (1, 16), "context": (16,), "prefill": (8,),
+    "confidence": 0.9, "repeats": 3, "tolerance": 50.0,
 }  # fmt: skip
 
 

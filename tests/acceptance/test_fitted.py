@@ -45,7 +45,7 @@ from simulator.report.thresholds import plot_threshold_sweep, published_ends
 from simulator.sweeps.thresholds import threshold_sweep
 from tests.support.strategies import SYNTHETIC
 
-SEEDS = (7001, 7002, 7003)
+SEEDS = (7001, 7002)
 
 
 @cache
@@ -79,9 +79,9 @@ def test_accepted_length_is_table_1_in_every_cell() -> None:
     found = errors("table 1", "accepted length")
     cells = found[found.index.get_level_values("quantity") == "accepted length"]
     assert len(cells) == 108
-    # One pool gives a length to within 0.02 (one standard deviation), three to 0.012, and models of one
+    # One pool gives a length to within 0.02 (one standard deviation), two to 0.014, and models of one
     # dataset share their text: what is asked is 0.02 beyond three deviations of that.
-    assert cells.abs().max() < 0.02 + 3 * 0.012
+    assert cells.abs().max() < 0.02 + 3 * 0.014
     assert cells.abs().mean() < 0.02
 
 
@@ -146,7 +146,7 @@ def test_domain_means_of_table_1_follow_from_figure_2() -> None:
 
 
 def test_threshold_sweeps_end_where_figure_5_ends() -> None:
-    """Two unknowns a domain meet two numbers: what is left is what three seeds scatter."""
+    """Two unknowns a domain meet two numbers: what is left is what two seeds scatter."""
     assert errors("figure 5", "accepted length").abs().max() < 0.05
     assert errors("figure 5", "acceptance rate").abs().max() < 0.01
     rows = comparison()

@@ -149,8 +149,7 @@ def ended_by(name: str, child: subprocess.Popen[str], cells: Path) -> str:
     assert not alive
     assert seconds < 10  # 5 s are promised; a loaded machine is given twice that
     assert child.returncode == (-signal.SIGKILL if name == "SIGKILL" else 130)
-    assert child.stderr is not None
-    return child.stderr.read()
+    return child.communicate()[1]
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
@@ -161,7 +160,7 @@ def test_random_kills_lose_no_finished_cell(kills: int, tmp_path: Path) -> None:
     count = 25 * kills
     code = SWEEP.format(log=str(log), count=count, run=str(run), out=str(tmp_path / "killed"))
     kept: dict[str, bytes] = {}
-    killed = 0
+    killed, workers = 0, list[psutil.Process]()
     while killed < kills:
         child = start("-c", code)
         before = len(finished(run))
@@ -169,12 +168,14 @@ def test_random_kills_lose_no_finished_cell(kills: int, tmp_path: Path) -> None:
         time.sleep(float(draw.uniform(0, 0.5)))
         if child.poll() is not None:
             break
+        workers = psutil.Process(child.pid).children(recursive=True)
         (os.kill if draw.integers(2) else os.killpg)(child.pid, signal.SIGKILL)
-        child.wait()
+        child.communicate()
         killed += 1
         time.sleep(0.5 * float(draw.integers(2)))  # sometimes while workers of the last run still write
         kept |= finished(run)
     assert killed == kills
+    assert not psutil.wait_procs(workers, timeout=60)[1]
     computed = len(list(log.iterdir()))
     subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, check=True, capture_output=True)
     assert kept.items() <= finished(run).items()

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+ROUGH = """
+import simulator.planning.plan as planning
+planning.REPLICATIONS = planning.GRID_REPLICATIONS = 2
+"""
+"""Runs before the notebook: each trial is repeated twice. ``DOCS_EXECUTE=true scripts/docs`` runs all of it."""
+
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "capacity.ipynb"
 
 
@@ -12,8 +18,9 @@ def test_the_notebook_reaches_a_decision() -> None:
     import nbformat
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(ROUGH))
     nbclient.NotebookClient(
-        notebook, timeout=180, resources={"metadata": {"path": str(NOTEBOOK.parents[1])}}
+        notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parents[1])}}
     ).execute()
     decision = notebook.cells[-1].outputs[0].text
     policy, _, numbers = decision.partition(": ")

@@ -69,6 +69,7 @@ def test_the_first_compilation_is_announced_and_no_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(jit, "CACHE", tmp_path)
+    monkeypatch.setattr(serving._LOG, "disabled", False)  # a cluster's package may have silenced all loggers
     with caplog.at_level(logging.WARNING):
         assert type(engine()) is StridingEngine
     assert "compiling the step loop" in caplog.text

@@ -34,8 +34,8 @@ SPEED = (
     "generate.against_generate",
 )  # fmt: skip
 BRIEF = replace(
-    PRESETS["nano"], target=Schedule(steps=12, learning_rate=5e-3), draft=Schedule(steps=8, learning_rate=5e-3),
-    mtp=Schedule(steps=8, learning_rate=5e-3),
+    PRESETS["nano"], target=Schedule(steps=12, learning_rate=5e-3),
+    draft=Schedule(steps=8, learning_rate=5e-3), mtp=Schedule(steps=8, learning_rate=5e-3),
 )  # fmt: skip
 """Trained just long enough for every loss to fall."""
 

@@ -59,8 +59,9 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     So a running sum never spans a vocabulary of 152 000, where float32 would misplace rare tokens, and an
     index of weight zero is never drawn.
     """
-    padded = torch.nn.functional.pad(weights.float(), (0, -weights.shape[-1] % _CHUNK))
-    chunks = torch.unflatten(padded, -1, (-1, _CHUNK))
+    size = min(_CHUNK, weights.shape[-1])
+    padded = torch.nn.functional.pad(weights.float(), (0, -weights.shape[-1] % size))
+    chunks = torch.unflatten(padded, -1, (-1, size))
     sums = chunks.sum(dim=-1).double().cumsum(dim=-1)
     thresholds = uniforms.double()[..., None] * sums[..., -1:]
     chunk = torch.searchsorted(sums, thresholds, right=True).clamp(max=sums.shape[-1] - 1)
@@ -69,7 +70,7 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     inside = chunks.take_along_dim(chunk[..., None], dim=-2)[..., 0, :].double().cumsum(dim=-1)
     # The two sums of a chunk differ by rounding: its share of them is kept below all of it.
     within = torch.searchsorted(inside, share.clamp(max=_BELOW_ONE) * inside[..., -1:], right=True)
-    return (chunk * _CHUNK + within)[..., 0]
+    return (chunk * size + within)[..., 0]
 
 
 def choose(logits: Tensor, temperature: float, uniforms: Tensor | None) -> Tensor:

@@ -149,18 +149,23 @@ def test_the_engines_sampled_output_has_the_targets_distribution(target: Any, dr
     assert p_value > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("lenience", "seen"), [(1.0, False), pytest.param(1.02, True, marks=pytest.mark.slow)]
+)
 def test_acceptance_that_is_two_percent_lenient_is_seen(
-    target: Any, draft: Any, monkeypatch: pytest.MonkeyPatch
+    target: Any, draft: Any, lenience: float, seen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """So many tokens that it would be; ``scripts/mutants`` puts the fault into the source itself."""
     exact = sampling.verify
 
     def lenient(logits: Any, tokens: Any, lengths: Any, **given: Any) -> Any:
-        return exact(logits, tokens, lengths, **given | {"accept_uniforms": given["accept_uniforms"] / 1.02})
+        uniforms = given["accept_uniforms"] / lenience
+        return exact(logits, tokens, lengths, **given | {"accept_uniforms": uniforms})
 
-    size = {"requests": 256, "tokens": 440}
-    assert abs(sampled(target, draft, Fixed(GAMMA), **size)[0]) < 4
     monkeypatch.setattr(sampling, "verify", lenient)
-    assert sampled(target, draft, Fixed(GAMMA), **size)[0] > 4
+    score, _ = sampled(target, draft, Fixed(GAMMA), requests=256, tokens=440)
+    assert (score > 4) == seen
+    assert seen or score > -4
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])

@@ -8,7 +8,7 @@ ROUGH = """
 import simulator.planning.plan as planning
 planning.REPLICATIONS = planning.GRID_REPLICATIONS = 2
 """
-"""Runs before the notebook: each trial is repeated twice. ``DOCS_EXECUTE=true scripts/docs`` runs it whole."""
+"""Runs before the notebook: trials are repeated twice. ``DOCS_EXECUTE=true scripts/docs`` repeats all."""
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "capacity.ipynb"
 

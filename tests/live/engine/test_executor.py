@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,14 @@ def own_greedy(target: Any, prompt: list[int], tokens: int) -> list[int]:
     return ids
 
 
+@pytest.fixture(scope="module")
+def own(target: Any) -> Callable[[int, int, int], list[int]]:
+    """``own_greedy`` by request, prompt tokens and output tokens, each once."""
+    return cache(
+        lambda request, prompt, output: own_greedy(target, prompts(request, prompt).tolist(), output)
+    )
+
+
 class Prophet:
     """A draft that says what usually follows a token in these outputs: right often, but not always.
 
@@ -101,13 +110,11 @@ def serve(
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 def test_greedy_output_is_the_targets_own(
-    target: Any, draft: Any, policy: Callable[[], Any], concurrency: int
+    target: Any, draft: Any, own: Any, policy: Callable[[], Any], concurrency: int
 ) -> None:
-    load = workload(14)
-    expected = {
-        r: own_greedy(target, prompts(r, int(load.prompt_tokens[r])).tolist(), int(load.output_tokens[r]))
-        for r in range(len(load))
-    }
+    load = workload(6 + concurrency)
+    sizes = zip(load.prompt_tokens.tolist(), load.output_tokens.tolist(), strict=True)
+    expected = {request: own(request, *size) for request, size in enumerate(sizes)}
     prophet: Any = Prophet(draft, expected.values())
     tiers = (
         Tiers(rows=(4, 8, 16, 32, 64), requests=(2, 4, 8), context=(16, 64)) if concurrency == 3 else Tiers()
@@ -128,7 +135,7 @@ def test_greedy_output_is_the_targets_own(
     ("prefill", "chunk"), [("whole", 16), ("chunked", 3), ("chunked", 16), ("chunked", 400)]
 )
 def test_every_drafter_and_prefill_in_the_engine(
-    target: Any, draft: Any, prefill: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
+    target: Any, draft: Any, own: Any, prefill: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simulator.live.engine.prompt_rows.PREFILL_ROWS", 5)
     load, limits = workload(9, seed=4), EngineLimits(4, prefill=prefill, chunk_tokens=chunk)
@@ -143,9 +150,8 @@ def test_every_drafter_and_prefill_in_the_engine(
         mixed = [step for step in engine.steps if step.prefill_tokens and step.requests]
         assert bool(mixed) == (prefill == "chunked")
         for request, tokens in executor.outputs.items():
-            prompt = prompts(request, int(load.prompt_tokens[request])).tolist()
             wanted = int(load.output_tokens[request])
-            assert tokens[:wanted] == own_greedy(target, prompt, wanted)
+            assert tokens[:wanted] == own(request, int(load.prompt_tokens[request]), wanted)
 
 
 def test_sampled_runs_repeat_and_differ_by_seed(target: Any, draft: Any) -> None:
@@ -186,8 +192,8 @@ def test_trace_driven_decisions_are_the_simulators(
         target, draft, load, concurrency=5, prompts=prompts, replays=replays,
         prompt_rows=prompt_rows_for(load, limits),
     )  # fmt: skip
-    live = serve(executor, policy(), load, limits, steps=60)
-    simulated = simulate(load, replays, policy(), STAIRCASE, limits, steps=60).steps
+    live = serve(executor, policy(), load, limits, steps=50)
+    simulated = simulate(load, replays, policy(), STAIRCASE, limits, steps=50).steps
     for name in ("requests", "draft_tokens", "accepted_tokens", "committed_tokens"):
         assert [getattr(step, name) for step in live.steps] == simulated[name].tolist()
     observed: Any = executor._observed

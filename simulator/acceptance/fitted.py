@@ -13,7 +13,7 @@ Parameters are fitted by ``simulator/paper/fit.py`` and shipped in ``traces/fitt
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -24,7 +24,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.optimize import brentq
 from scipy.special import expit, ndtri
 
 from simulator.acceptance.trace import SEQUENCE_ROWS, SEQUENCES, AcceptanceTrace, Replay, check_truncation
@@ -33,6 +32,7 @@ from simulator.core.files import data_directory
 from simulator.core.provenance import Provenance
 from simulator.core.random import random_stream
 from simulator.core.reading import checked, read_json
+from simulator.core.statistics import root
 
 SOLVING_SEQUENCES = 4 * SEQUENCES
 """Sequences over which expectations are taken when a level is solved for."""
@@ -232,14 +232,14 @@ def solve_level(logits: Chances, accepted_length: float) -> float:
     by_row = _by_row(logits)
     few = by_row[..., :: max(1, len(logits) // _FEW)]
 
-    def excess(level: float, of: Chances) -> float:
-        return _mean_length(of + np.float32(level)) - accepted_length
+    def excess(of: Chances) -> Callable[[float], float]:
+        return lambda level: _mean_length(of + np.float32(level)) - accepted_length
 
-    near = brentq(excess, -_LEVEL_LIMIT, _LEVEL_LIMIT, args=(few,), xtol=1e-3)
+    near = root(excess(few), -_LEVEL_LIMIT, _LEVEL_LIMIT, xtol=1e-3)
     try:
-        return float(brentq(excess, near - _NEAR, near + _NEAR, args=(by_row,), xtol=1e-4))
+        return root(excess(by_row), near - _NEAR, near + _NEAR, xtol=1e-4)
     except ValueError:  # the few are not like all
-        return float(brentq(excess, -_LEVEL_LIMIT, _LEVEL_LIMIT, args=(by_row,), xtol=1e-4))
+        return root(excess(by_row), -_LEVEL_LIMIT, _LEVEL_LIMIT, xtol=1e-4)
 
 
 def expected_walk(chances: Chances) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from simulator.acceptance.trace import (
     MAX_GAMMA,
@@ -24,6 +23,7 @@ from simulator.acceptance.trace import (
 from simulator.core.errors import BadInputError
 from simulator.core.provenance import Provenance
 from simulator.core.random import random_stream
+from simulator.core.statistics import root
 
 HOW_TO = (
     "pass a name that `dspark-sim list` shows (qwen3-4b-chat, qwen3-8b/dspark/gsm8k), a trace FILE.parquet, "
@@ -111,7 +111,7 @@ def mean_length(accepted_length: float, gamma: int) -> Rates:
     def excess(rate: float) -> float:
         return 1.0 + float(np.sum(rate ** np.arange(1, gamma + 1))) - accepted_length
 
-    return Rates(name, (float(brentq(excess, 0.0, 1.0, xtol=1e-12)),) * gamma)
+    return Rates(name, (root(excess, 0.0, 1.0, xtol=1e-12),) * gamma)
 
 
 def mean_rate(rate: float, gamma: int) -> Rates:

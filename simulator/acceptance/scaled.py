@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from simulator.acceptance.fitted import FittedModel
@@ -18,6 +17,7 @@ from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
 from simulator.core.provenance import Provenance
 from simulator.core.random import random_stream
+from simulator.core.statistics import root
 
 Lengths = NDArray[np.uint8]
 
@@ -128,7 +128,7 @@ class ScaledTrace:
 
         if now in (0.0, goal):
             return replay
-        accepted = alter(replay.accepted, uniform, float(brentq(excess, 0.0, 1.0, xtol=1e-5)))
+        accepted = alter(replay.accepted, uniform, root(excess, 0.0, 1.0, xtol=1e-5))
         return replace(replay, accepted=accepted, survival=_following(replay, accepted))
 
 
@@ -159,7 +159,7 @@ def _following(replay: Replay, accepted: Lengths) -> NDArray[np.float32]:
     low, high = -8.0, 8.0
     if excess(low) * excess(high) >= 0:
         return replay.survival  # survival of 0 or 1 everywhere, which no power changes
-    power = np.exp(brentq(excess, low, high, xtol=1e-6))
+    power = np.exp(root(excess, low, high, xtol=1e-6))
     survival: NDArray[np.float32] = (replay.survival**power).astype(np.float32)
     return survival
 
@@ -171,7 +171,7 @@ def _shifted_rates(model: Rates, factor: float) -> Rates:
     def length(shift: float) -> float:
         return 1.0 + float(np.cumprod(expit(logit(inner) + shift)).sum())
 
-    shift = brentq(lambda s: length(s) - goal, -30.0, 30.0, xtol=1e-9)
+    shift = root(lambda s: length(s) - goal, -30.0, 30.0, xtol=1e-9)
     rates: Sequence[float] = expit(logit(inner) + shift).tolist()
     return replace(model, name=f"{model.name} x{factor:g}", conditional=tuple(rates))
 

@@ -1,7 +1,11 @@
-"""Means, quantiles and their confidence intervals."""
+"""Means, quantiles and their confidence intervals; roots and fits.
+
+SciPy's optimisers are imported when a fit is first made: most results need none.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,12 @@ from simulator.core.arrays import Floats
 
 BATCHES = 20
 """Batch means: enough batches for a t interval (a choice); fewer are taken where they are correlated."""
+
+
+MOST_STEPS = 100
+"""Steps of ``root``: SciPy's choice; what is solved here takes ten."""
+
+Point = tuple[float, float]
 
 
 def t_quantile(share: float, freedom: float) -> float:
@@ -180,3 +190,64 @@ def _cluster_variance(clusters: Floats) -> tuple[float, float]:
         return 0.0, float(clusters.size - 1)
     freedom = max(1.0, 2 * total**2 / float((squares**2).sum()))
     return total * clusters.size / (clusters.size - 1), min(freedom, clusters.size - 1.0)
+
+
+def root(
+    function: Callable[[float], float], low: float, high: float, *, xtol: float = 2e-12, rtol: float = 2**-50
+) -> float:
+    """Return where a function crosses 0 between ``low`` and ``high``, at which its signs differ.
+
+    The method is Brent's (Algorithms for Minimization without Derivatives, 1973, chapter 4), in the
+    arithmetic of SciPy's ``brentq`` and so with the same bits: lengths of requests solve one equation, and
+    importing SciPy's optimisers for it would take a tenth of a second. xtol, rtol: largest error, and as a
+    share of the answer.
+
+    Raises ``ValueError`` where the signs agree, ``ArithmeticError`` where no root is found.
+    """
+    behind, best = (low, float(function(low))), (high, float(function(high)))
+    for at, value in (behind, best):
+        if value == 0:
+            return at
+    if (behind[1] < 0) == (best[1] < 0):
+        raise ValueError(f"no change of sign between {low} and {high}")
+    across, before, move = behind, 0.0, 0.0
+    for _ in range(MOST_STEPS):
+        if (behind[1] < 0) != (best[1] < 0):
+            across, before, move = behind, best[0] - behind[0], best[0] - behind[0]
+        if abs(across[1]) < abs(best[1]):
+            behind, best, across = best, across, best
+        least, half = (xtol + rtol * abs(best[0])) / 2, (across[0] - best[0]) / 2
+        if best[1] == 0 or abs(half) < least:
+            return best[0]
+        next_move = half
+        if abs(before) > least and abs(best[1]) < abs(behind[1]):
+            tried = _interpolated(behind, best, across)
+            if 2 * abs(tried) < min(abs(before), 3 * abs(half) - least):
+                next_move = tried
+        before, move = half if next_move == half else move, next_move
+        step = move if abs(move) > least else (least if half > 0 else -least)
+        behind, best = best, (best[0] + step, float(function(best[0] + step)))
+    raise ArithmeticError(f"no root between {low} and {high} in {MOST_STEPS} steps")
+
+
+def _interpolated(behind: Point, best: Point, across: Point) -> float:
+    """Return the step from the best point to where a line, or an inverse parabola through three, is 0."""
+    if behind[0] == across[0]:
+        return -best[1] * (best[0] - behind[0]) / (best[1] - behind[1])
+    near = (behind[1] - best[1]) / (behind[0] - best[0])
+    far = (across[1] - best[1]) / (across[0] - best[0])
+    return -best[1] * (across[1] * far - behind[1] * near) / (far * near * (across[1] - behind[1]))
+
+
+def isotonic(values: Floats, *, increasing: bool = True) -> Floats:
+    """Return the values that never fall, or never rise, with the least squared distance to these."""
+    from scipy.optimize import isotonic_regression
+
+    return np.asarray(isotonic_regression(values, increasing=increasing).x)
+
+
+def non_negative(matrix: Floats, wanted: Floats) -> Floats:
+    """Return unknowns of at least 0 by least squares: ``matrix`` times them comes closest to ``wanted``."""
+    from scipy.optimize import nnls
+
+    return np.asarray(nnls(matrix, wanted)[0])

@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import isotonic_regression, nnls
 
 from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
 from simulator.core.random import random_stream
+from simulator.core.statistics import isotonic, non_negative
 from simulator.cost.believed import table_warnings
 from simulator.cost.curve import Beyond, Lookup, axis, values
 from simulator.cost.models import AdditiveCost, ThroughputCurve
@@ -146,7 +146,7 @@ def monotone(
     if np.any(rate <= 0):
         raise BadInputError("must be positive", field="steps_per_s", value=float(rate.min()))
     logarithm = np.log(rate)
-    fitted = isotonic_regression(logarithm, increasing=False).x
+    fitted = isotonic(logarithm, increasing=False)
     repaired = np.where(fitted == logarithm, rate, np.exp(fitted))
     repaired = np.minimum.accumulate(repaired)  # exp and log round, and rounding must not change the order
     change = np.abs(repaired / rate - 1).max()
@@ -208,7 +208,7 @@ def _solve(matrix: Floats, measured_s: Floats) -> Floats:
     relative = matrix / measured_s[:, None]
     scale = np.linalg.norm(relative, axis=0)
     scale[scale == 0] = 1.0  # a fold may hold no cell of a stretch
-    solution = nnls(relative / scale, 1.0 - least / measured_s)[0] / scale
+    solution = non_negative(relative / scale, 1.0 - least / measured_s) / scale
     solution[0] += least
     return np.asarray(solution)
 

@@ -12,12 +12,12 @@ from typing import Any, get_args
 
 import numpy as np
 from pydantic import ValidationError
-from scipy.optimize import isotonic_regression
 
 from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError, naming
 from simulator.core.provenance import Kind
 from simulator.core.reading import complain, is_file, read_json, strictly
+from simulator.core.statistics import isotonic
 from simulator.deployment.engine_files import Imported
 from simulator.deployment.profile import Profile
 
@@ -155,7 +155,7 @@ def _rising(at: Floats, time_s: Floats, name: str, noise: float, notes: list[str
     if not np.any(np.diff(time_s) < 0):
         return time_s
     logarithm = np.log(time_s)
-    fitted = isotonic_regression(logarithm).x
+    fitted = isotonic(logarithm)
     mended = np.maximum.accumulate(np.where(fitted == logarithm, time_s, np.exp(fitted)))
     change = np.abs(mended / time_s - 1)
     worst = int(change.argmax())

@@ -17,9 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
-from joblib import Parallel, cpu_count, delayed
-from joblib.externals.loky.process_executor import TerminatedWorkerError
-
 from simulator.core.errors import BadInputError, SimulatorError
 from simulator.parallel.batches import Batches, Positioned, Task, run_each, run_with
 from simulator.parallel.parcels import Packer, Parcel
@@ -59,7 +56,7 @@ class WorkersLost(Exception):
 def runner(backend: Backend, address: str | None, workers: int) -> Iterator[Run]:
     """Yield the function that runs cells on this backend; a cluster started here is closed at the end."""
     check(backend, address, workers)
-    count = cpu_count() if workers == -1 else workers
+    count = _processors() if workers == -1 else workers
     if backend == "loky":
         yield _one_after_the_other if count == 1 else _Loky(count)
         return
@@ -98,6 +95,12 @@ def _one_after_the_other(task: Task, pending: list[Positioned]) -> Iterator[Posi
         yield position, task(cell)
 
 
+def _processors() -> int:
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
 class _Loky:
     """Processes of this machine that end within seconds of the process that started them."""
 
@@ -105,6 +108,9 @@ class _Loky:
         self.workers = workers
 
     def __call__(self, task: Task, pending: list[Positioned]) -> Iterator[Positioned]:
+        from joblib import Parallel, delayed  # a tenth of a second that one worker need not wait for
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
         parallel = Parallel(
             n_jobs=self.workers, backend="loky", return_as="generator_unordered", batch_size="auto",
             initializer=_end_with_parent, initargs=(os.getpid(),), idle_worker_timeout=_IDLE_S,

@@ -15,16 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
 from simulator.core.errors import BadInputError, UnwritableError
 from simulator.core.interruption import noting
 from simulator.parallel.backends import (
@@ -38,6 +28,7 @@ from simulator.parallel.backends import (
 )
 from simulator.parallel.batches import Task
 from simulator.parallel.hashing import Arrays, code_digest, content_hash
+from simulator.parallel.progress import counting
 from simulator.parallel.store import CellStore, open_store
 
 Cell = TypeVar("Cell")
@@ -80,25 +71,15 @@ def run_cells(
         pending = [(i, (plan.keys[i], cell)) for i, cell in enumerate(cells) if i not in found]
         if pending:
             plan.check_writable(sum(key is not None for _, (key, _) in pending))
-            # On standard error, and only on a terminal: standard output may be the result.
-            screen = Console(stderr=True)
-            shows = progress and screen.is_terminal
-            bar = stack.enter_context(
-                Progress(*_columns(), console=screen, transient=True, disable=not shows)
-            )
-            shown = bar.add_task(label, total=len(cells), completed=len(found))
+            advance = stack.enter_context(counting(label, len(cells), len(found), wanted=progress))
             stack.enter_context(
                 noting(lambda: _kept(len(found), len(cells), directory), WorkerDiedError, UnwritableError)
             )
             run = stack.enter_context(runner(backend, address, workers))
             for position, result in _surviving(run, plan.task, pending):
                 found[position] = result
-                bar.advance(shown)
+                advance()
     return [found[i] for i in range(len(cells))]
-
-
-def _columns() -> tuple[ProgressColumn, ...]:
-    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
 
 
 @dataclass(frozen=True, slots=True)

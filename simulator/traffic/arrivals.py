@@ -9,10 +9,10 @@ from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import i0e
 
 from simulator.core.errors import BadInputError
+from simulator.core.statistics import root
 from simulator.traffic.workload import MAX_REQUESTS
 
 Times = NDArray[np.float64]
@@ -153,7 +153,7 @@ class DiurnalArrivals:
         if self.peak_to_mean == 1:
             return 0.0
         # Peak over mean is e^k / I0(k), which grows like sqrt(2 pi k).
-        return float(brentq(lambda k: 1 / i0e(k) - self.peak_to_mean, 0, 1 + self.peak_to_mean**2))
+        return root(lambda k: 1 / i0e(k) - self.peak_to_mean, 0, 1 + self.peak_to_mean**2)
 
 
 @dataclass(frozen=True, slots=True)

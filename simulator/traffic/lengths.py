@@ -13,12 +13,12 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from simulator.core.errors import BadInputError
 from simulator.core.provenance import Provenance
 from simulator.core.random import random_stream
+from simulator.core.statistics import root
 from simulator.core.units import parse_number
 from simulator.traffic.recorded.files import read_lengths
 from simulator.traffic.workload import MAX_TOKENS
@@ -156,7 +156,7 @@ class Lognormal:
                 field="lognormal length",
                 remedy="raise max or lower the mean",
             )
-        return float(brentq(excess, lowest, highest, xtol=1e-12, rtol=1e-14))
+        return root(excess, lowest, highest, xtol=1e-12, rtol=1e-14)
 
     def _mean_tokens(self, log_median: float) -> float:
         """E[ceil X] given X <= limit: the sum over k >= 0 of P(X > k), conditioned."""

@@ -134,6 +134,16 @@ MUTANTS = (
         "-second.to(tl.float32)", "second.to(tl.float32)", ("tests/live/families/fused/test_kernels.py",),
     ),
     Mutant(
+        "a-fused-sum-forgets-the-residual", "simulator/live/families/fused/kernels.py",
+        "(one.to(tl.float32) + other.to(tl.float32))", "(one.to(tl.float32))",
+        ("tests/live/families/fused/test_kernels.py",),
+    ),
+    Mutant(
+        "a-layers-sums-are-not-tried", "simulator/live/families/fused/residual.py",
+        "if _close(forward(trial), own):", "if forward is not None:",
+        ("tests/live/families/fused/test_replace.py",),
+    ),
+    Mutant(
         "a-fused-piece-is-not-tried", "simulator/live/families/fused/replace.py",
         "verdicts[kind] = _equal(module, forward, _drawn(like, 1, 3, width))", "verdicts[kind] = True",
         ("tests/live/families/fused/test_replace.py",),

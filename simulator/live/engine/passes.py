@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from simulator.core.errors import BadInputError
 from simulator.live.device import OutOfMemoryError, is_out_of_memory
@@ -24,6 +24,7 @@ from simulator.live.engine.batch_state import BatchState
 from simulator.live.engine.graphs import Captured, Tiers
 from simulator.live.engine.prompt_rows import PromptPiece
 from simulator.live.families.architectures import LayerShape
+from simulator.live.families.fused import replace
 from simulator.live.models import checkpoints, sampling
 from simulator.live.models.draft import Draft
 from simulator.live.models.drafts.dspark import DSparkDraft
@@ -77,6 +78,9 @@ class Passes:
         self.layer_ids = () if draft is None else draft.target_layer_ids
         self.device = target.device
         self.ragged = RaggedTarget(target, options.attention, fuse=options.fuse)
+        self._draft_replaced: list[replace.Replacement] = (
+            replace.replacements(draft, options.fuse) if isinstance(draft, nn.Module) else []
+        )
         self.largest_batch_tokens = 0
         self._temperatures = self._as_temperatures(calibration)
         self._require_memory(rows, prompt_rows, capacity)
@@ -117,7 +121,7 @@ class Passes:
         if not head:
             assert isinstance(self.draft_model, DSparkDraft)
             propose = self.draft_model.propose_in_parallel
-        with torch.no_grad():
+        with torch.no_grad(), replace.installed(self._draft_replaced):
             proposal = propose(
                 state.pending_features[request, rank], state.pending_tokens[request, rank], counts, view,
                 temperature=self.options.temperature, uniforms=state.draft_uniforms(requests),
@@ -223,7 +227,7 @@ class Passes:
             first_row=row,
             attend=self.ragged.draft_attend,
         )
-        with torch.no_grad():
+        with torch.no_grad(), replace.installed(self._draft_replaced):
             self.draft_model.propose(features, following, torch.tensor([count]), view)
 
     # ---------------------------------------------------------------- randomness and memory

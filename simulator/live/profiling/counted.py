@@ -59,6 +59,8 @@ def operations(work: Callable[[], object]) -> int:
 
 def _is_view(operation: Any) -> bool:
     """Whether all that an operation returns is its input seen otherwise."""
+    if operation.__name__.startswith("_unsafe_view"):  # how a product of more than two dimensions ends
+        return True
     returned = [value.alias_info for value in operation._schema.returns]
     return bool(returned) and all(alias is not None and not alias.is_write for alias in returned)
 

@@ -1,4 +1,4 @@
-"""Triton kernels for what lies between the products of a layer: norm, rotation and gate.
+"""Triton kernels for what lies between the products of a layer: sum, norm, rotation and gate.
 
 Each rounds where transformers' own code rounds, in the type of its input. Importing this module needs Triton.
 """
@@ -24,6 +24,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         PADDED=triton.next_power_of_2(width),
     )  # fmt: skip
     return normed.view(x.shape)
+
+
+def sum_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Norm of x + residual along the last dimension, times ``weight``; and the sum itself."""
+    width = x.shape[-1]
+    rows, others = x.reshape(-1, width), residual.reshape(-1, width)
+    normed, total = (torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(2))
+    _sum_norm[(len(rows),)](
+        rows, others, weight, normed, total, rows.stride(0), rows.stride(1), others.stride(0),
+        others.stride(1), float(eps), WIDTH=width, PADDED=triton.next_power_of_2(width),
+    )  # fmt: skip
+    return normed.view(x.shape), total.view(x.shape)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -54,6 +66,25 @@ def _norm(
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, PADDED)
     inside = column < WIDTH
     narrow = tl.load(x + row * x_row + column * x_column, mask=inside, other=0.0)
+    wide = narrow.to(tl.float32)
+    scaled = wide * (1.0 / tl.sqrt(tl.sum(wide * wide, 0) / WIDTH + eps))
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    rounded = scaled.to(narrow.dtype).to(tl.float32)
+    tl.store(normed + row * WIDTH + column, (rounded * scale).to(narrow.dtype), mask=inside)
+
+
+@triton.jit
+def _sum_norm(
+    x, residual, weight, normed, total, x_row, x_column, r_row, r_column, eps, WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+):  # fmt: skip
+    """One row: x + residual rounded, and its norm as in ``_norm``."""
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, PADDED)
+    inside = column < WIDTH
+    one = tl.load(x + row * x_row + column * x_column, mask=inside, other=0.0)
+    other = tl.load(residual + row * r_row + column * r_column, mask=inside, other=0.0)
+    narrow = (one.to(tl.float32) + other.to(tl.float32)).to(one.dtype)
+    tl.store(total + row * WIDTH + column, narrow, mask=inside)
     wide = narrow.to(tl.float32)
     scaled = wide * (1.0 / tl.sqrt(tl.sum(wide * wide, 0) / WIDTH + eps))
     scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)

@@ -1,6 +1,7 @@
-"""Norm, rotation and gate as one operation of PyTorch each: Triton's kernel on CUDA, the formula elsewhere.
+"""Norm, sum with norm, rotation and gate as one operation of PyTorch each.
 
-As operations they are counted as launches (``profiling.counted``) and seen by whatever watches a pass.
+On CUDA that is Triton's kernel, elsewhere the formula. As operations they are counted as launches
+(``profiling.counted``) and seen by whatever watches a pass.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * scaled.to(x.dtype)
 
 
+def _sum_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return _rms_norm(total, weight, eps), total
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
@@ -33,6 +39,12 @@ rms_norm: Any = _custom_op(
     "dspark::rms_norm", _rms_norm, mutates_args=(), schema="(Tensor x, Tensor weight, float eps) -> Tensor"
 )
 """``weight`` times x over its root mean square, along the last dimension."""
+
+sum_norm: Any = _custom_op(
+    "dspark::sum_norm", _sum_norm, mutates_args=(),
+    schema="(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)",
+)  # fmt: skip
+"""``rms_norm`` of x + residual, and the sum."""
 
 rotate: Any = _custom_op(
     "dspark::rotate", _rotate, mutates_args=(), schema="(Tensor x, Tensor cos, Tensor sin) -> Tensor"
@@ -50,6 +62,13 @@ def _rms_norm_cuda(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return kernels.rms_norm(x, weight, eps)
 
 
+@sum_norm.register_kernel("cuda")  # type: ignore[untyped-decorator]
+def _sum_norm_cuda(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    from simulator.live.families.fused import kernels  # needs Triton
+
+    return kernels.sum_norm(x, residual, weight, eps)
+
+
 @rotate.register_kernel("cuda")  # type: ignore[untyped-decorator]
 def _rotate_cuda(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     from simulator.live.families.fused import kernels  # needs Triton
@@ -64,5 +83,7 @@ def _gated_cuda(gate: Tensor, up: Tensor) -> Tensor:
     return kernels.gated(gate, up)
 
 
-for _operation, _formula in ((rms_norm, _rms_norm), (rotate, _rotate), (gated, _gated)):
+for _operation, _formula in (
+    (rms_norm, _rms_norm), (sum_norm, _sum_norm), (rotate, _rotate), (gated, _gated),
+):  # fmt: skip
     _operation.register_fake(_formula)

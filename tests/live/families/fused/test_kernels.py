@@ -48,6 +48,21 @@ def test_a_norm_is_x_over_its_root_mean_square(fused: ModuleType, dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", UNITS)
+@pytest.mark.parametrize("width", [16, 24])
+def test_a_sum_and_its_norm(fused: ModuleType, dtype: torch.dtype, width: int) -> None:
+    whole, weight = draw(2, 3, 2 * width, dtype=dtype), draw(width, dtype=dtype, seed=1)
+    x, residual = whole[..., :width], whole.flip(0)[..., width:]  # rows that do not lie side by side
+    normed, total = fused.sum_norm(x, residual, weight, 1e-6)
+    close(total, x.double() + residual.double(), roundings=1)
+    wide = total.double()  # the norm is of the sum as it was rounded
+    exact = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+    assert (normed.shape, normed.dtype, total.dtype) == (x.shape, dtype, dtype)
+    close(normed, exact, roundings=2)
+    for ours, theirs in zip(operators.sum_norm(x, residual, weight, 1e-6), (normed, total), strict=True):
+        close(ours, theirs.double(), roundings=4)
+
+
+@pytest.mark.parametrize("dtype", UNITS)
 @pytest.mark.parametrize("head_dim", [16, 24])
 def test_a_rotation_turns_pairs_of_halves(fused: ModuleType, dtype: torch.dtype, head_dim: int) -> None:
     x = draw(1, 5, 3, head_dim, dtype=dtype).transpose(1, 2)  # [1, heads, N, head_dim], as a view

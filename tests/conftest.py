@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +15,9 @@ LONG = ("tests/tools/test_campaign.py", "tests/notebooks/", "tests/cli/test_reli
 # A busy machine takes long over any example: neither that nor slow drawing is a fault of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+# Tests share the cores already: where none asks for workers, a sweep starts no process of its own.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 
 gc.disable()  # until all modules are imported: they stay, so that looking through them frees nothing
 

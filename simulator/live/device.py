@@ -82,14 +82,17 @@ def device_name(device: torch.device) -> str:
 def long_lived_objects_set_aside() -> Iterator[None]:
     """Keep the collector away from what is alive now.
 
-    Models and libraries are far too much to walk in the middle of a step.
+    Models and libraries are far too much to walk in the middle of a step. What the caller has set aside
+    before stays so.
     """
+    already = gc.get_freeze_count() > 0
     gc.collect()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not already:
+            gc.unfreeze()
 
 
 Tell = Callable[[str], None]

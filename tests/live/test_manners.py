@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from simulator.cli.measure.options import show_table
 from simulator.cli.measure.train import _shown_progress
 from simulator.core.units import UNKNOWN
+from simulator.live.device import long_lived_objects_set_aside
 from simulator.live.models.targets import load_target
 from simulator.live.training.optimisation import Progress
 from simulator.report.terminal import print_metrics
@@ -72,3 +74,14 @@ def test_loading_draws_no_bar_and_leaves_the_users_setting(
     load_target(folder)
     assert capfd.readouterr().err == ""
     assert logging.is_progress_bar_enabled()
+
+
+def test_what_a_caller_has_set_aside_stays_so() -> None:
+    gc.unfreeze()
+    with long_lived_objects_set_aside():
+        inside = gc.get_freeze_count()
+        with long_lived_objects_set_aside():
+            pass
+        assert gc.get_freeze_count() >= inside > 0
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # as tests/conftest.py left it

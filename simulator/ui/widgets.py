@@ -31,7 +31,7 @@ def field(name: str, label: str, control: Any, hint: str = "") -> html.Div:
         [
             html.Label(label, htmlFor=name, id=f"{name}-label"),
             control,
-            html.P(hint, className="soft hint") if hint else None,
+            html.P(hint, className="soft hint", id=f"{name}-hint") if hint else None,
             html.P(id=f"{name}-error", className="error", role="alert"),
         ],
         className="field",
@@ -43,7 +43,7 @@ def dropdown(name: str, options: Sequence[str] | Mapping[str, str], value: Any, 
     """Return a list to choose from. options: names, or value to what is shown."""
     shown = options if isinstance(options, Mapping) else {each: each for each in options}
     listed = [{"value": value, "label": label} for value, label in shown.items()]
-    return dcc.Dropdown(id=name, options=listed, value=value, clearable=False, **more)
+    return dcc.Dropdown(id=name, options=listed, value=value, clearable=False, placeholder="choose", **more)
 
 
 def choices(name: str, label: str, options: Mapping[str, str], value: str | None) -> html.Div:
@@ -59,10 +59,26 @@ def choices(name: str, label: str, options: Mapping[str, str], value: str | None
 def answer(page: str, run: html.Div) -> html.Div:
     """Return the card that says the answer first, then what it rests on, then how far a run is.
 
-    page: letter that the names of its parts begin with. run: ``runs.bar``.
+    page: letter that the names of its parts begin with. run: ``runs.bar``. A sentence beside the answer is
+    what a screen reader speaks whenever it changes.
     """
-    said = html.Div(id=f"{page}-answer", className="answer", **aria(live="polite"))
-    return html.Div([said, html.Div(id=f"{page}-curve", className="soft"), run], className="card")
+    said = html.Div(id=f"{page}-answer", className="answer")
+    spoken = html.P(id=f"{page}-said", className="unseen", **aria(live="polite", atomic="true"))
+    return html.Div([said, spoken, html.Div(id=f"{page}-curve", className="soft"), run], className="card")
+
+
+def found(page: str) -> html.Div:
+    """Return the room for what was found: a sentence, spoken whenever it changes, and its tables below.
+
+    page: letter that the names of its parts begin with.
+    """
+    said = html.P(id=f"{page}-said", **aria(live="polite", atomic="true"))
+    return html.Div([said, html.Div(id=f"{page}-tables")], id=f"{page}-answer")
+
+
+def failed(error: Exception) -> html.Span:
+    """Return an error as what was found."""
+    return html.Span(str(error), className="error")
 
 
 def exports(buttons: Mapping[str, str]) -> html.Div:
@@ -95,6 +111,7 @@ def figure(name: str, title: str, what: str) -> html.Figure:
 
 
 def table(
+    name: str,
     heads: Mapping[str, str],
     rows: Sequence[Mapping[str, Any]],
     best: Sequence[bool] = (),
@@ -102,26 +119,35 @@ def table(
 ) -> html.Div:
     """Return a table.
 
-    heads: column to what stands above it. best: which rows are in bold. meanings: what a column means, shown
-    on hover and to a screen reader.
+    name: what a screen reader calls it. heads: column to what stands above it. best: which rows are in bold.
+    meanings: what a column means, shown on hover and to a screen reader.
     """
-    kinds = {name: "text" if any(_is_long(row[name]) for row in rows) else "" for name in heads}
+    kinds = {column: "text" if any(_is_long(row[column]) for row in rows) else "" for column in heads}
     head = html.Tr(
         [
             html.Th(
-                shown, scope="col", title=meanings.get(name) or COLUMNS.get(name, ""), className=kinds[name]
+                shown,
+                scope="col",
+                title=meanings.get(column) or COLUMNS.get(column, ""),
+                className=kinds[column],
             )
-            for name, shown in heads.items()
+            for column, shown in heads.items()
         ]
     )
-    columns = [texts([row[name] for row in rows]) for name in heads]
+    columns = [texts([row[column] for row in rows]) for column in heads]
     body = []
     for index, (first, *others) in enumerate(zip(*columns, strict=True)):
         cells: list[Any] = [html.Th(first, scope="row")]
         for kind, text in zip(list(kinds.values())[1:], others, strict=True):
             cells.append(html.Td(text, className=kind))
         body.append(html.Tr(cells, className="best" if index < len(best) and best[index] else ""))
-    return html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="table", tabIndex="0")
+    return scrolled(name, head, body)
+
+
+def scrolled(name: str, head: html.Tr, body: Sequence[html.Tr]) -> html.Div:
+    """Return a table that scrolls sideways, by keyboard too; its numbers are not read out as they change."""
+    listed = html.Table([html.Thead(head), html.Tbody(body)], **aria(label=name))
+    return html.Div(listed, className="table", tabIndex="0", role="group", **aria(label=name, live="off"))
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from simulator.ui.app import Served
-from tests.support.pages import opened, shows, wait
+from tests.support.pages import opened, put, shows, text, wait
 
 ADDRESSES = {
     "explore": ("?policy=autoregressive&policy=mtp1", "e-answer", "carries"),
@@ -20,7 +20,7 @@ NAMED = {
     "button", "checkbox", "combobox", "figure", "image", "img", "link", "listbox", "radio", "slider",
     "spinbutton", "textbox", "table",
 }  # fmt: skip
-"""Roles whose elements a screen reader announces by name; a table is named by what stands above it."""
+"""Roles whose elements a screen reader announces by name; a figure is named by its caption."""
 
 REACHABLE = """const folded = e => e.tagName !== 'SUMMARY' && e.closest('details:not([open])');
   return [...document.querySelectorAll('a[href], button, input, textarea, summary, select, [tabindex]')]
@@ -66,7 +66,7 @@ def test_what_is_announced_has_a_name(page: Any) -> None:
         return [
             str(node)[:300]
             for node in nodes
-            if not node["ignored"] and node["role"]["value"] in NAMED - {"table", "figure"}
+            if not node["ignored"] and node["role"]["value"] in NAMED - {"figure"}
             and not node.get("name", {}).get("value", "").strip()
         ]  # fmt: skip
 
@@ -78,6 +78,56 @@ def test_what_is_announced_has_a_name(page: Any) -> None:
         assert image.get_attribute("aria-label").startswith(
             figure.find_element("css selector", "strong").text
         )
+
+
+NAMELESS = """const nameless = [];
+  for (const field of document.querySelectorAll('.field')) {
+    const label = field.querySelector('label').textContent, name = field.id.replace(/-field$/, '');
+    for (const control of field.querySelectorAll('button.dash-dropdown, .dash-dropdown-focus-target')) {
+      const by = (control.getAttribute('aria-labelledby') || '').split(' ');
+      const said = by[0] ? by.map(each => (document.getElementById(each) || {}).textContent).join(' ')
+        : control.getAttribute('aria-label') || '';
+      if (!said.startsWith(label)) nameless.push(said); }
+    for (const control of field.querySelectorAll('input, textarea, button.dash-dropdown')) {
+      const described = control.getAttribute('aria-describedby') || '';
+      if (!described.includes(name + '-error')) nameless.push(control.outerHTML);
+      const hinted = !field.querySelector('.hint') || described.includes(name + '-hint');
+      if (!hinted) nameless.push(control.outerHTML); } }
+  return nameless"""
+
+
+def test_lists_say_what_they_are_of_and_fields_their_hint_and_error(page: Any) -> None:
+    """As a screen reader was heard to speak them: a list by its value alone says nothing."""
+    wait(page, lambda b: b.execute_script(NAMELESS) == [])
+    path = page.execute_script("return window.location.pathname")
+    here = {"/": "Explore", "/plan": "Plan", "/check": "Check"}[path]
+    wait(page, lambda b: b.title == f"{here} · DSpark simulator")
+
+
+def test_an_error_is_spoken_and_marks_its_field(browser: Any, served: Served) -> None:
+    path, name, said = ADDRESSES["explore"]
+    opened(browser, served.address + path)
+    shows(browser, name, said)
+    marked = "return document.getElementById('e-own').getAttribute('aria-invalid')"
+    wait(browser, lambda b: b.execute_script(marked) == "false")
+    put(browser, "e-own", "fixed:x")
+    shows(browser, "e-own-error", "needs a number")
+    wait(browser, lambda b: b.execute_script(marked) == "true")
+    spoken = "return document.getElementById('e-own-error').getAttribute('role')"
+    assert browser.execute_script(spoken) == "alert"
+
+
+def test_answers_are_spoken_whole_and_tables_are_not(page: Any) -> None:
+    """A sentence that changes is a live region of its own; the numbers below it are read when asked for."""
+    if page.execute_script("return window.location.pathname") == "/":
+        wait(page, lambda b: text(b, "e-said") == text(b, "e-answer") != "")
+    regions = """return [...document.querySelectorAll('[aria-live=polite]')]
+      .map(e => [e.id, e.getAttribute('aria-atomic'), e.querySelectorAll('table').length])"""
+    for name, atomic, tables in page.execute_script(regions):
+        assert (name, atomic, tables) == (name, "true", 0)
+    ids = {name for name, _, _ in page.execute_script(regions)}
+    assert ids & {"e-said", "p-said", "c-said"}
+    assert all(e.get_attribute("aria-live") == "off" for e in page.find_elements("css selector", "div.table"))
 
 
 def test_tab_reaches_all_that_can_be_used(page: Any) -> None:

@@ -20,7 +20,7 @@ EVERYWHERE = "all models and GPUs"
 
 TITLE = "Time per output token, predicted over measured"
 
-BY_GROUP = "By model and GPU"
+BY_GROUP, BY_RUN = "By model and GPU", "Run by run"
 
 MOST_ROWS = 40
 """Runs of a table that are shown: the largest misses. The CSV has all."""
@@ -82,20 +82,19 @@ def groups(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def said(where: str) -> list[Any]:
+def said(where: str) -> tuple[str, list[Any]]:
     """Say how far predictions are off, by group and run by run, misses first."""
     table = of(where)
-    return [
-        html.P(_sentence(table)),
-        html.H3(BY_GROUP), widgets.table(_GROUPS, _shares(groups(table)), meanings=_MEANINGS),
-        html.H3("Run by run"), widgets.table(_RUNS, _runs(table.head(MOST_ROWS)), meanings=_MEANINGS),
+    return _sentence(table), [
+        html.H3(BY_GROUP), widgets.table(BY_GROUP, _GROUPS, _shares(groups(table)), meanings=_MEANINGS),
+        html.H3(BY_RUN), widgets.table(BY_RUN, _RUNS, _runs(table.head(MOST_ROWS)), meanings=_MEANINGS),
     ]  # fmt: skip
 
 
 def file_of(where: str) -> Page:
     """Return the runs of a place as one file."""
     table = of(where)
-    tables = {BY_GROUP: groups(table), "Run by run": table}
+    tables = {BY_GROUP: groups(table), BY_RUN: table}
     return Page(f"{TITLE}: {where}", [_sentence(table)], tables, {TITLE: figure(where, "light")})
 
 

@@ -59,7 +59,7 @@ def _published(subject: str) -> html.Section:
             html.H2("Predicted against published"),
             widgets.field("c-subject", "Of", widgets.dropdown("c-subject", names, subject)),
             runs.bar("c"),
-            html.Div(id="c-answer", **widgets.aria(live="polite")),
+            widgets.found("c"),
             widgets.figure("c-misses", view.MISSES, "Zero is right; the largest miss is on top."),
             widgets.exports({"c-csv": "CSV", "c-html": "One HTML file"}),
         ]
@@ -74,7 +74,7 @@ def _end_to_end(where: str) -> html.Section:
         [
             html.H2("Predicted against measured end to end, elsewhere"),
             widgets.field("m-runs", "Model and GPU", widgets.dropdown("m-runs", names, where)),
-            html.Div(id="m-answer", **widgets.aria(live="polite")),
+            widgets.found("m"),
             widgets.figure("m-figure", measured_runs.TITLE, what),
             widgets.exports({"m-csv": "CSV", "m-html": "One HTML file"}),
             dcc.Download(id="m-file"),
@@ -114,7 +114,7 @@ def _file() -> html.Section:
             dcc.Store(id="d-sent"),
             html.P(id="d-large", className="error", role="alert"),
             runs.bar("d"),
-            html.Div(id="d-answer", **widgets.aria(live="polite")),
+            widgets.found("d"),
             widgets.exports(
                 {"d-report": "Report (Markdown)", "d-html": "One HTML file", "d-csv": "CSV of the steps"}
             ),
@@ -152,15 +152,15 @@ def _register_published(app: Dash, jobs: Jobs) -> None:
         return subject, urlencode(words), ""
 
     @app.callback(
-        Output("c-answer", "children"), Output("c-misses", "figure"),
+        Output("c-said", "children"), Output("c-tables", "children"), Output("c-misses", "figure"),
         Input("c-seen", "data"), Input("theme", "data"), State("c-asked", "data"), State("session", "data"),
     )  # fmt: skip
-    def draw(_seen: str | None, scheme: Scheme, asked: str | None, session: str) -> tuple[Any, Figure]:
+    def draw(_seen: str | None, scheme: Scheme, asked: str | None, session: str) -> tuple[Any, Any, Figure]:
         table = None if asked is None else _table(jobs, session, asked)
         if isinstance(table, SimulatorError):
-            return html.P(str(table), className="error"), view.misses(None, scheme)
-        said = "" if table is None else view.compared(table, str(asked))
-        return said, view.misses(table, scheme)
+            return widgets.failed(table), "", view.misses(None, scheme)
+        found = ("", "") if table is None else view.compared(table, str(asked))
+        return *found, view.misses(table, scheme)
 
     @app.callback(
         Output("c-file", "data"), Input("c-csv", "n_clicks"), Input("c-html", "n_clicks"),
@@ -194,13 +194,13 @@ def _table(jobs: Jobs, session: str, subject: str) -> pd.DataFrame | SimulatorEr
 
 def _register_runs(app: Dash) -> None:
     @app.callback(
-        Output("m-answer", "children"), Output("m-figure", "figure"),
+        Output("m-said", "children"), Output("m-tables", "children"), Output("m-figure", "figure"),
         Input("m-runs", "value"), Input("theme", "data"),
     )  # fmt: skip
-    def show(where: str, scheme: Scheme) -> tuple[Any, Figure]:
+    def show(where: str, scheme: Scheme) -> tuple[Any, Any, Figure]:
         if measured_runs.runs().empty or where not in measured_runs.places():
-            return "", empty_figure("none is shipped", scheme)
-        return measured_runs.said(where), measured_runs.figure(where, scheme)
+            return "", "", empty_figure("none is shipped", scheme)
+        return *measured_runs.said(where), measured_runs.figure(where, scheme)
 
     @app.callback(
         Output("m-file", "data"),
@@ -254,14 +254,15 @@ def _register_file(app: Dash, jobs: Jobs, uploads: Uploads) -> None:
         return asked, "", ""
 
     @app.callback(
-        Output("d-answer", "children"), Input("d-seen", "data"), Input("theme", "data"),
-        State("d-asked", "data"), State("session", "data"), prevent_initial_call=True,
+        Output("d-said", "children"), Output("d-tables", "children"),
+        Input("d-seen", "data"), Input("theme", "data"), State("d-asked", "data"), State("session", "data"),
+        prevent_initial_call=True,
     )  # fmt: skip
-    def show(_seen: str | None, scheme: Scheme, asked: str | None, session: str) -> Any:
+    def show(_seen: str | None, scheme: Scheme, asked: str | None, session: str) -> tuple[Any, Any]:
         found: Any = None if asked is None else _found(jobs, uploads, session, asked)
         if isinstance(found, SimulatorError):
-            return html.P(str(found), className="error", role="alert")
-        return "" if found is None else view.explained(found, scheme)
+            return widgets.failed(found), ""
+        return ("", "") if found is None else view.explained(found, scheme)
 
     @app.callback(
         Output("d-file", "data"),

@@ -21,7 +21,7 @@ MOST_ROWS = 60
 """Rows of a table that are shown: the largest misses. The CSV has all."""
 
 
-def compared(table: pd.DataFrame, subject: str) -> Any:
+def compared(table: pd.DataFrame, subject: str) -> tuple[str, Any]:
     """Say how far predictions are off, and tabulate them with the largest miss first."""
     columns = _COLUMNS.get(subject, _CLAIMS)
     return _misses(table, columns, f"{len(table)} published numbers")
@@ -50,10 +50,10 @@ def measured(table: pd.DataFrame) -> Any:
         "validation": "validation", "policy": "policy", "concurrency": "requests", "metric": "metric",
         "measured": "measured", "predicted": "predicted", "off": "off by",
     }  # fmt: skip
-    return _misses(table, columns, f"{len(table)} measured numbers")
+    return list(_misses(table, columns, f"{len(table)} measured numbers"))
 
 
-def _misses(table: pd.DataFrame, columns: dict[str, str], what: str) -> Any:
+def _misses(table: pd.DataFrame, columns: dict[str, str], what: str) -> tuple[str, html.Div]:
     shown = table.head(MOST_ROWS)
     shown = shown.assign(off=[f"{miss:.1%}" for miss in shown["miss"]])
     known = "published" if "published" in table else "measured"
@@ -61,10 +61,8 @@ def _misses(table: pd.DataFrame, columns: dict[str, str], what: str) -> Any:
     for name, texts in _pairs(shown, known).items():
         shown[name] = texts
     more = f" The {MOST_ROWS} largest misses are shown; the CSV has all." if len(table) > MOST_ROWS else ""
-    return [
-        html.P(_sentence(table, what) + more),
-        widgets.table(columns, widgets.records(shown), meanings=_MEANINGS),
-    ]
+    listed = widgets.table(what, columns, widgets.records(shown), meanings=_MEANINGS)
+    return _sentence(table, what) + more, listed
 
 
 _MEANINGS = {
@@ -114,12 +112,12 @@ def file_of_replay(found: Replayed) -> Page:
     )
 
 
-def explained(found: Replayed | Read, scheme: Scheme) -> list[Any]:
+def explained(found: Replayed | Read, scheme: Scheme) -> tuple[Any, list[Any]]:
     """Say what a dropped file tells."""
     return _replayed(found, scheme) if isinstance(found, Replayed) else _read(found)
 
 
-def _replayed(found: Replayed, scheme: Scheme) -> list[Any]:
+def _replayed(found: Replayed, scheme: Scheme) -> tuple[Any, list[Any]]:
     first, *others = found.summary().splitlines()
     policies = found.policies.assign(table=found.policies["table"].replace("", "-"))
     heads = {
@@ -132,23 +130,22 @@ def _replayed(found: Replayed, scheme: Scheme) -> list[Any]:
     graph = dcc.Graph(
         figure=steps_figure(found.steps, scheme), config={"displayModeBar": False, "responsive": True}
     )
-    return [
-        html.P([html.Strong(f"{first}.")]), html.P(f"{others[0].strip()}."),
+    return html.Strong(f"{first}."), [
+        html.P(f"{others[0].strip()}."),
         html.H3(REASONS),
-        widgets.table({"why": "why", "steps": "steps"}, widgets.records(found.reasons())),
-        html.H3(OTHERS), widgets.table(heads, widgets.records(policies)),
-        html.H3(STEPS), html.Div(graph, className="plot"),
+        widgets.table(REASONS, {"why": "why", "steps": "steps"}, widgets.records(found.reasons())),
+        html.H3(OTHERS), widgets.table(OTHERS, heads, widgets.records(policies)),
+        html.H3(STEPS), html.Div(graph, className="plot", role="img", **widgets.aria(label=STEPS)),
     ]  # fmt: skip
 
 
-def _read(found: Read) -> list[Any]:
+def _read(found: Read) -> tuple[Any, list[Any]]:
     rows = [{"position": k, "rate": rate} for k, rate in enumerate(found.rates, 1)]
     text = "conditional:" + ",".join(f"{rate:g}" for rate in found.rates)
     heads = {"position": "position", "rate": "P(accepted, given those before)"}
-    return [
-        html.P([html.Strong(found.model.name), f": {found.model.provenance.line()}"]),
+    return [html.Strong(found.model.name), f": {found.model.provenance.line()}"], [
         html.P(found.model.provenance.notes or ""),
-        widgets.table(heads, rows),
+        widgets.table("Acceptance by position", heads, rows),
         html.P(["As acceptance elsewhere: ", html.Code(text), ". ",
                 dcc.Link("Explore with it", href=f"/?acceptance={text}")]),
     ]  # fmt: skip

@@ -180,7 +180,8 @@ def _register_drawing(app: Dash, jobs: Jobs) -> None:
         return *figures.values(), view.curve_line(seen.curve), widgets.bullets(seen.notes), fastest
 
     @app.callback(
-        Output("e-speed", "figure"), Output("e-answer", "children"), Output("e-table", "children"),
+        Output("e-speed", "figure"), Output("e-answer", "children"), Output("e-said", "children"),
+        Output("e-table", "children"),
         Output("e-same", "children"), Output("e-address", "data"),
         Input("e-seen", "data"), Input("e-sla", "value"),
         Input("e-statistic", "value"), Input("theme", "data"),
@@ -198,7 +199,7 @@ def _register_drawing(app: Dash, jobs: Jobs) -> None:
         said, table = view.answered(seen, state)
         figure = view.speed_figure(seen, state, scheme)
         address = no_update if asked is None else to_query(state)
-        return figure, said, table, view.same(state), address
+        return figure, said, view.plainly(said), table, view.same(state), address
 
 
 def _register_exports(app: Dash, jobs: Jobs) -> None:

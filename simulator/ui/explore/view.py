@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,8 @@ SPEED, BUDGET, ACCEPTED, WASTED = (
 )
 
 LOAD = "requests running at once"
+
+CARRIES = "What each policy carries"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,12 @@ def answered(seen: View, state: Explored) -> tuple[Any, Any]:
     return [f"{told[0].upper()}{told[1:]}: ", *_winner(rows, seen.unit)], _table(rows)
 
 
+def plainly(said: Any) -> str:
+    """Return an answer as plain text."""
+    pieces = said if isinstance(said, list) else [said]
+    return "".join(each if isinstance(each, str) else str(each.children) for each in pieces)
+
+
 def _winner(rows: list[dict[Any, Any]], unit: str) -> list[Any]:
     leading = [row for row in rows if row["leading"]]
     if not leading:
@@ -157,6 +166,8 @@ def _winner(rows: list[dict[Any, Any]], unit: str) -> list[Any]:
     base = best["baseline"]
     least = "at least " if best["lower_bound"] else ""
     gain = "" if best["policy"] == base else f", {widgets.percent(best['gain'])} over {base}"
+    if math.isnan(best["gain"]):
+        gain = f", and {base} cannot keep it"
     verb = "are" if len(ties) > 1 else "is"
     tie = f"; {' and '.join(ties)} {verb} not worse for sure" if ties else ""
     carried = f"{best['throughput_tok_per_s']:,.0f} {unit}"
@@ -181,7 +192,7 @@ def _table(rows: list[dict[Any, Any]]) -> html.Div:
             for name in ("gain", "speed_gain")
         }
         shown.append({str(name): value for name, value in row.items()} | gains | cannot)
-    return widgets.table(heads, shown, [bool(row["leading"]) for row in rows])
+    return widgets.table(CARRIES, heads, shown, [bool(row["leading"]) for row in rows])
 
 
 def same(state: Explored) -> list[Any]:
@@ -200,7 +211,7 @@ def file_of(seen: View, state: Explored) -> Page:
     tables = {"All loads": seen.table}
     try:
         term = parse_speed(state.term)
-        tables = {f"What each policy carries: {promise(term)}": at_slas(seen.table, [term])} | tables
+        tables = {f"{CARRIES}: {promise(term)}": at_slas(seen.table, [term])} | tables
     except SimulatorError as error:
         sentences.append(str(error))
     figures = {SPEED: speed_figure(seen, state, "light")} | load_figures(seen, "light")

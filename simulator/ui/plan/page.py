@@ -155,7 +155,7 @@ def _register_drawing(app: Dash, jobs: Jobs) -> None:
 
     @app.callback(
         Output("p-shown", "options"), Output("p-shown", "value"), Output("p-answer", "children"),
-        Output("p-curve", "children"), Output("p-hardware-table", "children"),
+        Output("p-said", "children"), Output("p-curve", "children"), Output("p-hardware-table", "children"),
         Output("p-tables", "children"), Output("p-same", "children"),
         *seen, *known,
     )  # fmt: skip
@@ -163,12 +163,13 @@ def _register_drawing(app: Dash, jobs: Jobs) -> None:
         listed, chosen = _found(jobs, session, asked, shown)
         if asked is None or chosen is None:
             said = "Change what you like, then press Plan." if asked is None else "The plan is being made."
-            return [], None, said, "", "", "", ""
+            return [], None, said, said, "", "", "", ""
         options = [{"value": each.gpu, "label": view.name_of(each)} for each in listed]
         tables = "" if chosen.answer is None else view.tables_of(chosen.answer.plan)
         return (
-            options, chosen.gpu, view.said(chosen), widgets.bullets(view.notes_of(chosen)),
-            view.compared(listed) if len(listed) > 1 else "", tables, view.same(from_query(asked)),
+            options, chosen.gpu, view.said(chosen), view.plainly(chosen),
+            widgets.bullets(view.notes_of(chosen)), view.compared(listed) if len(listed) > 1 else "",
+            tables, view.same(from_query(asked)),
         )  # fmt: skip
 
     @app.callback(

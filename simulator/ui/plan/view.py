@@ -104,6 +104,14 @@ def said(found: Found) -> list[Any]:
     ]  # fmt: skip
 
 
+def plainly(found: Found) -> str:
+    """Say what to run, on how many GPUs and for how much, or why there is no plan, in plain sentences."""
+    if found.answer is None:
+        return f"No plan: {found.error}"
+    told = decision(found.answer.plan)
+    return " ".join(f"{question} {told[question][0].rstrip('.')}." for question in ("Run", "On", "Costs"))
+
+
 def _terms(told: Mapping[str, str | Sequence[str]]) -> list[Any]:
     """Return topics with their sentences."""
     listed: list[Any] = []
@@ -133,11 +141,11 @@ def tables_of(plan: Plan) -> list[Any]:
         each
         for name, shown in plan_tables(plan).items()
         if shown.rows
-        for each in (html.H3(titles[name]), _shown(shown))
+        for each in (html.H3(titles[name]), _shown(titles[name], shown))
     ]
 
 
-def _shown(table: ShownTable) -> html.Div:
+def _shown(name: str, table: ShownTable) -> html.Div:
     """Return a table of the report as it stands in a page."""
     head = html.Tr(
         [
@@ -153,7 +161,7 @@ def _shown(table: ShownTable) -> html.Div:
         for text, each in zip(row[1:], table.heads[1:], strict=True):
             cells.append(html.Td(text, className="text" if each.is_text else ""))
         body.append(html.Tr(cells, className="best" if index == table.best else ""))
-    return html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="table", tabIndex="0")
+    return widgets.scrolled(name, head, body)
 
 
 def notes_of(found: Found) -> list[str]:
@@ -238,7 +246,7 @@ def compared(listed: list[Found]) -> Any:
             UNKNOWN if band is None or band != band else f"{band:.0%}" for band in table["step_time_band"]
         ]
         rows = widgets.records(table.assign(band=bands))
-        shown.append(widgets.table(heads, rows, list(table["recommended"])))
+        shown.append(widgets.table(HARDWARE, heads, rows, list(table["recommended"])))
     return html.Div(shown)
 
 
@@ -271,7 +279,7 @@ def beside(one: Plan, other: Plan) -> html.Div:
             change = widgets.percent(now / before - 1)
         rows.append({"what": what, "kept": _text(before), "this": _text(now), "change": change})
     names = {"kept": f"kept: {one.scenario.name}", "this": f"this: {other.scenario.name}"}
-    return widgets.table({"what": "", **names, "change": "change"}, rows)
+    return widgets.table("Two plans", {"what": "", **names, "change": "change"}, rows)
 
 
 def _text(value: str | float) -> str:

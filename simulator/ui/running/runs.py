@@ -25,12 +25,17 @@ def parts(page: str) -> list[Any]:
 
 
 def bar(page: str) -> html.Div:
-    """Return how far a run is, with what can be done about it."""
+    """Return how far a run is, with what can be done about it.
+
+    A screen reader speaks its beginning and where it was stopped, not every part of it.
+    """
     buttons = [
         html.Button(shown, id=f"{page}-{name}", type="button", className="small", hidden=True)
         for name, shown in (("cancel", "Cancel"), ("again", "Run again"))
     ]
-    return html.Div([html.Span(id=f"{page}-progress", role="status"), *buttons], className="progress")
+    shown = html.Span(id=f"{page}-progress")
+    spoken = html.Span(id=f"{page}-spoken", role="status", className="unseen")
+    return html.Div([shown, spoken, *buttons], className="progress")
 
 
 def register(
@@ -46,7 +51,8 @@ def register(
     )  # fmt: skip
 
     @app.callback(
-        Output(f"{page}-seen", "data"), Output(f"{page}-progress", "children"),
+        Output(f"{page}-seen", "data"),
+        Output(f"{page}-progress", "children"), Output(f"{page}-spoken", "children"),
         Output(f"{page}-clock", "disabled"),
         Output(f"{page}-cancel", "hidden"), Output(f"{page}-again", "hidden"),
         Input(f"{page}-clock", "n_intervals"), Input(f"{page}-asked", "data"),
@@ -58,7 +64,7 @@ def register(
         _ticks: int, asked: str | None, _cancelled: int, session: str, before: str | None
     ) -> tuple[Any, ...]:
         if asked is None:
-            return no_update, "", True, True, True
+            return no_update, "", "", True, True, True
         if ctx.triggered_id == f"{page}-cancel":
             jobs.cancel(session + of)
         tasks = tasks_of(asked)
@@ -66,8 +72,10 @@ def register(
         token = f"{asked}|{len(seen.found)}|{seen.running}"
         said = progress(seen, len(tasks))
         stopped = not seen.running and len(seen.found) < len(tasks)
+        spoken = "Running." if seen.running else said
         return (
-            no_update if token == before else token, said, not seen.running, not seen.running, not stopped
+            no_update if token == before else token, said, spoken,
+            not seen.running, not seen.running, not stopped,
         )  # fmt: skip
 
 

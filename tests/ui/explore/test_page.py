@@ -69,7 +69,7 @@ def test_an_error_shows_at_its_field_and_controls_have_names(browser: Any, serve
     own = browser.find_element("id", "e-own")
     own.send_keys("fixed:x", Keys.ENTER)
     shows(browser, "e-own-error", "needs a number after the colon")
-    assert wait(browser, lambda b: own.get_attribute("aria-describedby")) == "e-own-error"
+    assert wait(browser, lambda b: own.get_attribute("aria-describedby")) == "e-own-hint e-own-error"
     wait(browser, lambda b: not [each for each in b.execute_script(NAMES) if each.startswith("NONE")])
     names = " | ".join(browser.execute_script(NAMES))
     for expected in ("Profile: deepseek-v4-flash", "Acceptance: ", "Side by side: ", "Add a policy", "CSV"):

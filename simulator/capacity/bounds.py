@@ -11,7 +11,7 @@ import pandas as pd
 from simulator.capacity.server import Server, share_at_rate
 from simulator.core.statistics import BATCHES, rate_interval
 from simulator.engine.limits import EngineLimits
-from simulator.engine.measures.metrics import steps_frame
+from simulator.engine.measures.recorded import steps_frame
 from simulator.engine.run import run_engine
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.parallel.hashing import content_hash

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.core.arrays import Floats, Rows
+from simulator.core.arrays import Floats, Log, Rows
 
 
 class Step(NamedTuple):
@@ -39,77 +38,65 @@ class Step(NamedTuple):
     handover_s: float
 
 
-class StepLog:
-    """Recorded steps in one array of float64, 96 bytes a step; counts are exact below 2^53.
+class StepLog(Log):
+    """Recorded steps, exactly, in 20 to 60 bytes a step, and 96 for each of the latest; counts below 2^53.
 
     A log that is ``fold``ed now and then takes 52 bytes a step: all but the ends in float32.
     """
 
-    __slots__ = ("_folded", "_numbers")
+    __slots__ = ("_folded",)
 
     def __init__(self) -> None:
-        self._numbers = array("d")
+        super().__init__(Step._fields, _expected_of_steps)
         self._folded: list[tuple[Floats, NDArray[np.float32]]] = []
 
     def __len__(self) -> int:
-        folded = sum(ends.size for ends, _ in self._folded)
-        return folded + len(self._numbers) // len(Step._fields)
+        return sum(ends.size for ends, _ in self._folded) + super().__len__()
 
     def __iter__(self) -> Iterator[Step]:
         return (_step(row) for row in self.table().tolist())
 
     def __getitem__(self, index: int) -> Step:
         """Return one step, counted from the end where ``index`` is negative."""
-        if self._folded:
-            return _step(self.table()[index].tolist())
-        first = range(len(self))[index] * len(Step._fields)
-        return _step(self._numbers[first : first + len(Step._fields)])
-
-    def append(self, *numbers: float) -> None:
-        """Record a step, given by its fields in order."""
-        self._numbers.extend(numbers)
-
-    def extend(self, rows: Floats) -> None:
-        """Record steps, [n, fields of ``Step``] in float64."""
-        self._numbers.frombytes(rows.tobytes())
+        return _step(self.table()[index].tolist())
 
     def fold(self) -> None:
-        """Pack the steps recorded so far: all but their ends are rounded to float32."""
-        if self._numbers:
-            table = self._recent()
+        """Pack the steps recorded so far more: all but their ends are rounded to float32."""
+        if super().__len__():
+            table = super().table()
             self._folded.append((table[:, 0].copy(), table[:, 1:].astype(np.float32)))
-            del self._numbers[:]
+            super().clear()
 
     def clear(self) -> None:
         """Forget all steps."""
-        del self._numbers[:], self._folded[:]
+        super().clear()
+        del self._folded[:]
 
     def table(self) -> Floats:
         """Copy the log into float64 [steps, fields of ``Step``]."""
-        if not self._folded:
-            return self._recent()
-        packed = [np.column_stack([ends, rest]) for ends, rest in self._folded]
-        return np.concatenate([*packed, self._recent()])
+        folded = [np.column_stack([ends, rest]) for ends, rest in self._folded]
+        return np.concatenate([*folded, super().table()]) if folded else super().table()
 
-    def columns(self) -> dict[str, Floats]:
-        """Copy the log by columns, each of them contiguous."""
-        seen = self._seen()
-        return {name: seen[:, place].copy() for place, name in enumerate(Step._fields)}
+    def column(self, name: str) -> Floats:
+        """Copy one field of all steps, [steps]."""
+        at = self.names.index(name)
+        folded = [rest[:, at - 1].astype(np.float64) if at else ends for ends, rest in self._folded]
+        return np.concatenate([*folded, super().column(name)]) if folded else super().column(name)
 
     def delivery_s(self) -> Floats:
         """When each decode step delivered its tokens, [decode steps]."""
-        seen = self._seen()
-        ends: Floats = seen[seen[:, Step._fields.index("requests")] > 0, Step._fields.index("end_s")]
+        ends: Floats = self.column("end_s")[self.column("requests") > 0]
         return ends
 
-    def _recent(self) -> Floats:
-        return np.array(self._numbers, dtype=np.float64).reshape(-1, len(Step._fields))
 
-    def _seen(self) -> Floats:
-        """Look at the log, without a copy where it is in one piece: it cannot grow as long as one looks."""
-        if self._folded or not self._numbers:
-            return self.table()
-        return np.frombuffer(self._numbers, dtype=np.float64).reshape(-1, len(Step._fields))
+def _expected_of_steps(name: str, column: Callable[[str], Floats]) -> Floats | None:
+    """Expect every step to decode: it delivers to all requests that the step before it delivered to."""
+    if name == "gap_s":
+        ends = column("end_s")
+        return np.diff(ends, prepend=ends[0])
+    if name == "decoding_s":
+        return column("requests") * column("gap_s")
+    return None
 
 
 def _step(row: Sequence[float]) -> Step:
@@ -135,6 +122,54 @@ ADMITTED = (
 BATCH_ROW = ("entry", "request", "remaining", "finished_s", "last_step")
 
 REQUEST, REMAINING, FINISHED_S, LAST_STEP = range(1, len(BATCH_ROW))
+
+DESCRIBED = (*ADMITTED, *BATCH_ROW[2:])
+"""What is known of a request in the batch, or of one that has left it."""
+
+
+def joined_log() -> Log:
+    """Make a log of ``ADMITTED``: a row for each request, in order of joining."""
+    return Log(ADMITTED, _expected_of_joined)
+
+
+def _expected_of_joined(name: str, column: Callable[[str], Floats]) -> Floats | None:
+    """Expect that no request waits, and that those prefilled elsewhere join as they are admitted."""
+    return column("admitted_s") if name == "first_token_s" else None
+
+
+def finished_log() -> Log:
+    """Make a log of ``BATCH_ROW``: a row for each request that has finished, in order of completion."""
+    return Log(BATCH_ROW)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Described(Mapping[str, Floats]):
+    """What is known of requests: ``DESCRIBED`` by name, [n] each, put together when asked for.
+
+    row: gives a column of ``BATCH_ROW``.
+    """
+
+    joined: Log
+    row: Callable[[str], Floats]
+
+    def __getitem__(self, name: str) -> Floats:
+        if name in BATCH_ROW[2:]:
+            return self.row(name)
+        return self.joined.column(name)[self.row("entry").astype(np.int64)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(DESCRIBED)
+
+    def __len__(self) -> int:
+        return len(DESCRIBED)
+
+
+def arrived_and_waited(joined: Log) -> tuple[Floats, Floats]:
+    """When each request that has joined arrived, and all that it waited for before, [n] in seconds."""
+    waited: Floats = np.zeros(len(joined))
+    for name in WAITS:
+        waited += joined.column(name)
+    return joined.column("queued_s"), waited
 
 
 @dataclass(slots=True)

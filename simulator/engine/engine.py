@@ -8,7 +8,6 @@ measured on a GPU is the executor's affair, so a live run and a simulated one ar
 from __future__ import annotations
 
 import math
-from array import array
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
@@ -20,17 +19,19 @@ from simulator.core.arrays import Floats, Rows
 from simulator.core.random import random_stream
 from simulator.cost.models import CostModel
 from simulator.engine.batch import (
-    ADMITTED,
     BATCH_ROW,
     FINISHED_S,
     LAST_STEP,
     REMAINING,
     REQUEST,
-    WAITS,
     BatchRows,
+    Described,
     History,
     Prompt,
     StepLog,
+    arrived_and_waited,
+    finished_log,
+    joined_log,
 )
 from simulator.engine.executor import (
     NO_PROMPTS,
@@ -87,8 +88,7 @@ class Engine:
         self.scheduler = self.learner or scheduler
         self._lengths: Rows = np.zeros(0, dtype=np.int64)  # of the step under way, for a learner
         self.steps = StepLog()
-        self._joined = array("d")  # ``ADMITTED`` of one request after the other, in order of joining
-        self._finished: list[Floats] = []  # each [len(_BATCH_ROW), n], in order of completion
+        self._joined, self._finished = joined_log(), finished_log()
         self.completed = 0
         self.kv_reserved = 0
         self._kv_need = workload.prompt_tokens + workload.output_tokens + executor.gamma
@@ -205,13 +205,14 @@ class Engine:
         """When each decode step so far delivered its tokens, [decode steps]."""
         return self.steps.delivery_s()
 
-    def finished(self) -> dict[str, Floats]:
-        """Finished requests, in that order: ``ADMITTED``, ``remaining``, ``finished_s``, ``last_step``."""
-        return self._described(np.concatenate([np.empty((len(BATCH_ROW), 0)), *self._finished], axis=1))
+    def finished(self) -> Described:
+        """Finished requests, in that order."""
+        return Described(self._joined, self._finished.column)
 
-    def decoding(self) -> dict[str, Floats]:
+    def decoding(self) -> Described:
         """Return the same of requests now in the batch, which have not finished."""
-        return self._described(np.delete(self._rows.table[:, : self._rows.count], self._rows.holes, axis=1))
+        rows = np.delete(self._rows.table[:, : self._rows.count], self._rows.holes, axis=1)
+        return Described(self._joined, dict(zip(BATCH_ROW, rows, strict=True)).__getitem__)
 
     def served_s(self) -> tuple[Floats, Floats]:
         """Of each request that has arrived, [n]: when, and when all that it waited for was over.
@@ -219,21 +220,14 @@ class Engine:
         As if all of it had come in one piece: arrival plus the sum of ``WAITS``; infinite for those who wait
         now. This is what ``engine.measures.saturation.is_saturated`` reads.
         """
-        joined = np.array(self._joined).reshape(-1, len(ADMITTED))
-        waits = [ADMITTED.index(name) for name in WAITS]
+        joined_s, joined_waited_s = arrived_and_waited(self._joined)
         started = [prompt for prompt in self._prefilling if prompt.started]
         served = [*self._in_pool.values(), *self._completing, *started]
         waiting = [*self._waiting, *(prompt for prompt in self._prefilling if not prompt.started)]
         under_way = [prompt.queued_s for prompt in (*served, *waiting)]
-        arrived_s = np.concatenate([joined[:, ADMITTED.index("queued_s")], under_way])
+        arrived_s = np.concatenate([joined_s, under_way])
         waited = [prompt.waited_s for prompt in served] + [np.inf] * len(waiting)
-        return arrived_s, arrived_s + np.concatenate([joined[:, waits].sum(axis=1), waited])
-
-    def _described(self, rows: Floats) -> dict[str, Floats]:
-        joined = np.array(self._joined).reshape(-1, len(ADMITTED))[rows[0].astype(np.int64)]
-        table = dict(zip(ADMITTED, joined.T, strict=True))
-        changing = {"remaining": REMAINING, "finished_s": FINISHED_S, "last_step": LAST_STEP}
-        return table | {name: rows[row] for name, row in changing.items()}
+        return arrived_s, arrived_s + np.concatenate([joined_waited_s, waited])
 
     def _run(self) -> Generator[simpy.Event, Any, None]:
         """Run the step loop: one event a step."""
@@ -326,7 +320,7 @@ class Engine:
         """Let requests whose output is complete leave, with their batch rows ([columns, n])."""
         left[FINISHED_S] = self.environment.now
         left[LAST_STEP] = self._decode_steps
-        self._finished.append(left)
+        self._finished.extend(left.T)
         self.completed += left.shape[1]
         needed = int(np.add.reduce(self._kv_need[left[REQUEST].astype(np.int64)]))
         self.kv_reserved -= needed
@@ -403,7 +397,7 @@ class Engine:
     def _join(self, prompts: list[Prompt]) -> None:
         """Prefilled requests get batch rows; prefill has given each its first output token."""
         now, step, outputs = self.environment.now, self._decode_steps, self.workload.output_tokens
-        rows_held, context, width = [], [], len(ADMITTED)
+        rows_held, context = [], []
         for prompt in prompts:  # one or two as a rule: plain numbers beat arrays
             tokens = int(outputs[prompt.request]) - 1
             if self._phase:
@@ -411,8 +405,8 @@ class Engine:
             held = int(self._kv_need[prompt.request]) - self.executor.gamma - tokens
             self._context_tokens += held
             first_token_s = now if math.isnan(prompt.first_token_s) else prompt.first_token_s
-            entry = len(self._joined) // width
-            self._joined.extend(prompt.described(first_token_s, step, tokens))
+            entry = len(self._joined)
+            self._joined.append(*prompt.described(first_token_s, step, tokens))
             if tokens:
                 self._handover_s += now - first_token_s
                 rows_held.append((entry, prompt.request, tokens, 0.0, 0.0))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import simpy
 
 from simulator.acceptance.trace import Replay
@@ -17,13 +17,17 @@ from simulator.core.files import write_json, write_table
 from simulator.cost.models import CostModel
 from simulator.engine.executor import Executor
 from simulator.engine.limits import EngineLimits
-from simulator.engine.measures.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame, walks
+from simulator.engine.measures.metrics import Metrics, first_gaps, measure, walks
+from simulator.engine.measures.recorded import Recorded, frame, requests_frame, steps_frame
 from simulator.engine.measures.saturation import is_saturated
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.engine.strides.serving import ServingEngine, serving_engine
 from simulator.schedulers.early_stop import early_stop_loss, watched
 from simulator.schedulers.protocol import Scheduler
 from simulator.traffic.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_run(run: Run, directory: Path, description: Mapping[str, object], **more: pd.DataFrame) -> None:
@@ -54,9 +58,9 @@ def write_unfinished(engine: ServingEngine, directory: Path, reason: str) -> Non
 
 
 def _write_frames(directory: Path, **frames: pd.DataFrame) -> None:
-    for name, frame in frames.items():
+    for name, table in frames.items():
         units = {"queued_s": "requests*s"} if name == "steps" else {}
-        write_table(directory / f"{name}.parquet", frame, units=units)
+        write_table(directory / f"{name}.parquet", table, units=units)
 
 
 SATURATED = (
@@ -78,25 +82,36 @@ STEPS_LIMIT = 10**7
 """Engine steps that can be asked for: a choice, some hours of computing far above what answers need."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
-    """What happened: one row per finished request, one per engine step, and the metrics over them.
+    """What happened: the metrics, and what was recorded of every finished request and engine step.
 
+    The frames are made when they are asked for, since most runs are wanted for their metrics alone.
     saturated: requests arrived faster than they were served; whatever contains their wait is NaN.
     early_stop_loss: see ``schedulers.early_stop``; None where the policy does not stop early.
     """
 
-    requests: pd.DataFrame
-    steps: pd.DataFrame
+    recorded: Recorded
     metrics: Metrics
     saturated: bool = False
     early_stop_loss: float | None = None
 
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row per finished request in order of completion, columns as in ``RequestColumns``."""
+        return frame(self.recorded.requests)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One row per engine step, columns as in ``engine.batch.Step``."""
+        return frame(self.recorded.steps)
+
     @property
     def rows_mean(self) -> float:
         """Mean drafts and anchors of a decode step, without prompt rows; 0 where nothing was decoded."""
-        decode = self.steps[self.steps["requests"] > 0]
-        return float((decode["requests"] + decode["draft_tokens"]).mean()) if len(decode) else 0.0
+        requests, drafts = (self.recorded.steps[name] for name in ("requests", "draft_tokens"))
+        decode = requests > 0
+        return float((requests + drafts)[decode].mean()) if decode.any() else 0.0
 
 
 def simulate(
@@ -230,16 +245,17 @@ def advance(engine: ServingEngine, steps: int | None, finish: int = 0) -> None:
 
 
 def summarise(engine: ServingEngine, *, warmup: float = 0.2, steps_outside: int = 0) -> Run:
-    """Frames and metrics of an engine that has run."""
-    requests, steps = requests_frame(engine), steps_frame(engine)
+    """Metrics of an engine that has run, and what it recorded."""
+    recorded = Recorded.of(engine)
     metrics = measure(
-        steps, requests, first=first_gaps(engine), warmup=warmup, steps_outside=steps_outside,
+        recorded.steps, recorded.requests, first=first_gaps(engine), warmup=warmup,
+        steps_outside=steps_outside,
         walked=walks(engine) if engine.workload.is_closed_loop else None,
     )  # fmt: skip
     if not is_overloaded(engine, warmup=warmup):
-        return Run(requests, steps, metrics)
+        return Run(recorded, metrics)
     metrics = metrics.without_waiting(decoding_waits=engine.limits.has_pool)
-    return Run(requests, steps, metrics, saturated=True)
+    return Run(recorded, metrics, saturated=True)
 
 
 def is_overloaded(engine: ServingEngine, *, warmup: float = 0.2) -> bool:
@@ -257,7 +273,7 @@ def arrivals(
     """Submit each request to one engine at its arrival time."""
     assert workload.arrival_s is not None
     reached_s = environment.now
-    for request, arrival_s in enumerate(workload.arrival_s.tolist()):
+    for request, arrival_s in enumerate(map(float, workload.arrival_s)):
         if arrival_s > reached_s:  # not ``now``, which rounding may leave just short of it: ties stay ties
             yield environment.timeout(max(0.0, arrival_s - environment.now))
             reached_s = arrival_s

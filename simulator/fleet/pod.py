@@ -17,7 +17,8 @@ from simulator.core.random import random_stream
 from simulator.deployment.setup import Setup
 from simulator.engine.batch import WAITS
 from simulator.engine.limits import PrefillPool
-from simulator.engine.measures.metrics import Metrics, first_gaps, measure, requests_frame, steps_frame
+from simulator.engine.measures.metrics import Metrics, first_gaps, measure
+from simulator.engine.measures.recorded import requests_frame, steps_frame
 from simulator.engine.measures.saturation import Trend, queue_trend
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.engine.strides.serving import ServingEngine, serving_engine

@@ -27,7 +27,7 @@ from simulator.engine.cursors import LONG_TRACE
 from simulator.engine.engine import Engine
 from simulator.engine.executor import SchedulerError
 from simulator.engine.limits import MOST_REQUESTS, EngineLimits
-from simulator.engine.measures.metrics import requests_frame, steps_frame
+from simulator.engine.measures.recorded import requests_frame, steps_frame
 from simulator.engine.run import (
     FEWEST_FINISHED,
     TURNOVERS,

@@ -18,7 +18,7 @@ from simulator.deployment.profile import load_profile
 from simulator.deployment.setup import Setup
 from simulator.engine.batch import WAITS
 from simulator.engine.limits import EngineLimits
-from simulator.engine.measures.metrics import requests_frame, steps_frame
+from simulator.engine.measures.recorded import requests_frame, steps_frame
 from simulator.engine.run import simulate
 from simulator.fleet.fleet import simulate_fleet
 from simulator.fleet.layout import Fleet

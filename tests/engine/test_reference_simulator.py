@@ -17,7 +17,8 @@ from simulator.core.random import random_stream
 from simulator.cost.models import AdditiveCost, LengthByRequests, StepCost
 from simulator.engine.engine import Engine
 from simulator.engine.limits import EngineLimits
-from simulator.engine.measures.metrics import first_gaps, requests_frame, steps_frame
+from simulator.engine.measures.metrics import first_gaps
+from simulator.engine.measures.recorded import requests_frame, steps_frame
 from simulator.engine.run import advance
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.schedulers.batch_table import BatchTable

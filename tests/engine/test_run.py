@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-import pandas as pd
 import pytest
+from numpy.testing import assert_equal
 
 from simulator.core.errors import BadInputError
 from simulator.cost.models import ThroughputCurve
+from simulator.engine.batch import Step, StepLog
 from simulator.engine.limits import EngineLimits
-from simulator.engine.measures.metrics import Metrics
+from simulator.engine.measures.metrics import Metrics, first_gaps, measure, walks
 from simulator.engine.run import STEPS_LIMIT, Run, is_overloaded, require_steps, run_engine, simulate
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.schedulers.policies import DSpark, Fixed
@@ -120,10 +123,29 @@ def test_a_saturated_run_keeps_its_throughput_alone() -> None:
 
 
 def test_the_rows_of_a_run_are_of_its_decode_steps() -> None:
-    steps = pd.DataFrame({"requests": [2, 0, 4], "draft_tokens": [6, 0, 0]})
-    run = looped()
-    assert Run(run.requests, steps, run.metrics).rows_mean == 6.0
-    assert Run(run.requests, steps[:0], run.metrics).rows_mean == 0.0
+    run, log = looped(), StepLog()
+    recorded = replace(run.recorded, log=log)
+    assert Run(recorded, run.metrics).rows_mean == 0.0
+    for requests, drafts in ((2, 6), (0, 0), (4, 0)):
+        log.append(*Step(*[0.0] * 3, requests, drafts, *[0] * 7))
+    assert Run(recorded, run.metrics).rows_mean == 6.0
+
+
+@pytest.mark.parametrize("workload", [None, open_loop(np.arange(60) * 0.2, [40] * 60)])
+def test_a_run_is_the_same_packed_and_its_metrics_are_those_of_its_frames(
+    workload: Workload | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, steps = (LOOP, 200) if workload is None else (workload, None)
+    whole = looped(workload=load, steps=steps)
+    monkeypatch.setattr("simulator.core.arrays.PACKED_ROWS", 16)
+    packed = looped(workload=load, steps=steps)
+    assert_equal(packed.metrics.as_row(), whole.metrics.as_row())
+    assert same(packed, whole)
+    executor = SimulatedExecutor([random_replay(4)], load, rising_cost(), capacity=4, seed=0)
+    engine = run_engine(load, executor, DSpark(), rising_cost(), EngineLimits(4), steps=steps)
+    walked = walks(engine) if workload is None else None
+    framed = measure(whole.steps, whole.requests, first=first_gaps(engine), walked=walked)
+    assert_equal(framed.as_row(), whole.metrics.as_row())
 
 
 def test_a_number_of_steps_has_two_ends() -> None:

@@ -17,21 +17,25 @@ Definitions, once:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
-from simulator.core.statistics import BATCHES, divide, divide_each, quantile, rate_interval, weighted_quantile
-from simulator.engine.batch import WAITS
+from simulator.core.statistics import BATCHES, divide, quantile, rate_interval, weighted_quantile
 from simulator.engine.cursors import TraceCursors
 from simulator.engine.strides.serving import ServingEngine
 
-Columns = dict[str, NDArray[Any]]
+
+class Table(Protocol):
+    """Columns by name: a frame, or what ``Recorded`` puts together when asked for."""
+
+    def __getitem__(self, name: str, /) -> ArrayLike:
+        """Return a column, [rows]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,58 +82,6 @@ class Metrics:
             names += ["tps_mean", "tps_p10", "tps_p50", "itl_p50_s", "itl_p99_s", "tpot_p50_s", "tpot_p99_s"]
         unknown: dict[str, Any] = dict.fromkeys(names, float("nan"))
         return replace(self, **unknown)
-
-
-def steps_frame(engine: ServingEngine) -> pd.DataFrame:
-    """One row per engine step, columns as in ``engine.batch.Step``."""
-    columns = engine.steps.columns()
-    for name in columns:
-        if not name.endswith("_s"):
-            columns[name] = columns[name].astype(np.int64)
-    return pd.DataFrame(columns, copy=False)
-
-
-def requests_frame(engine: ServingEngine) -> pd.DataFrame:
-    """One row per finished request in order of completion: its times, tokens, waits and derived speeds.
-
-    first_gap_s: from its first token to its next delivery, NaN where there was none. waited_*_s: see
-    ``engine.batch.WAITS``. ttft_s: NaN in a closed loop whose prompts are prefilled elsewhere, which nobody
-    timed.
-    """
-    table = engine.finished()
-    request = table["request"].astype(np.int64)
-    first_step = table["first_step"].astype(np.int64)
-    steps = table["last_step"].astype(np.int64) - first_step
-    tokens = table["decode_tokens"].astype(np.int64)
-    decode_s = table["finished_s"] - table["first_token_s"]
-    first_gap_s = np.full(len(request), np.nan)
-    decoded = steps > 0
-    first_gap_s[decoded] = engine.delivery_s()[first_step[decoded]] - table["first_token_s"][decoded]
-    workload = engine.workload
-    ttft_s = table["first_token_s"] - table["queued_s"]
-    if workload.is_closed_loop and engine.limits.prefill == "elsewhere":
-        ttft_s = np.full(len(request), np.nan)  # its next request is there, prefilled, when a slot frees
-    return pd.DataFrame(
-        {
-            "request": request,
-            "traffic_class": np.asarray(workload.classes, dtype=object)[workload.class_index[request]],
-            "prompt_tokens": workload.prompt_tokens[request],
-            "output_tokens": workload.output_tokens[request],
-            "queued_s": table["queued_s"],
-            "admitted_s": table["admitted_s"],
-            "first_token_s": table["first_token_s"],
-            "finished_s": table["finished_s"],
-            "decode_tokens": tokens,
-            "first_step": first_step,
-            "decode_steps": steps,
-            "ttft_s": ttft_s,
-            "first_gap_s": first_gap_s,
-            "tpot_s": divide_each(decode_s, tokens),
-            "tps": divide_each(tokens, decode_s),
-            "accepted_length": divide_each(tokens, steps),
-            **{name: table[name] for name in WAITS},
-        }
-    )
 
 
 def first_gaps(engine: ServingEngine) -> tuple[NDArray[np.int64], Floats]:
@@ -197,8 +149,8 @@ def walks(engine: ServingEngine) -> Walks:
 
 
 def measure(
-    steps: pd.DataFrame,
-    requests: pd.DataFrame,
+    steps: Table,
+    requests: Table,
     *,
     first: tuple[NDArray[np.int64], Floats] | None = None,
     walked: Walks | None = None,
@@ -216,93 +168,138 @@ def measure(
     """
     if not 0 <= warmup < 1:
         raise BadInputError("must be at least 0 and below 1", field="warmup", value=warmup)
-    begin = int(len(steps) * warmup)
-    measured = len(steps) - begin
-    if measured < 2 * BATCHES:
-        raise BadInputError(
-            f"leaves {measured} steps to measure, {2 * BATCHES} are needed", field="steps",
-            value=len(steps), remedy="run longer or lower the warm-up share",
-        )  # fmt: skip
-    # By columns: pandas would take most of the time of a short cell.
-    every = {str(name): column.to_numpy() for name, column in steps.items()}
-    window = {name: column[begin:] for name, column in every.items()}
-    decoding = window["requests"] > 0
-    decode = window if decoding.all() else {name: column[decoding] for name, column in window.items()}
-    start_s = float(every["end_s"][begin - 1] if begin else window["end_s"][0] - window["duration_s"][0])
-    done = requests["finished_s"].to_numpy() > start_s
-    decoded = done & (requests["decode_tokens"].to_numpy() > 0)
-    speed, tpot = requests["tps"].to_numpy()[decoded], requests["tpot_s"].to_numpy()[decoded]
-    ttft = requests["ttft_s"].to_numpy()[done]
-    elapsed = np.diff(window["end_s"], prepend=start_s)
-    mean, half = _throughput(window, elapsed, decode, every, begin, walked)
-    rows, drafts = decode["requests"].sum(), decode["draft_tokens"].sum()
-    accepted, decoding_s = decode["accepted_tokens"].sum(), float(decode["decoding_s"].sum())
-    batch = decode["requests"] + decode["draft_tokens"] + decode["prefill_tokens"]
-    itl = weighted_quantile(*_gaps(decode, first, int((every["requests"][:begin] > 0).sum())), [0.5, 0.99])
+    window = _Window.of(steps, warmup)
+    ends, elapsed, start_s = window.clock()
+    mean, half = _throughput(window, ends, elapsed, walked)
+    done = np.asarray(requests["finished_s"]) > start_s
+    decoded = done & (np.asarray(requests["decode_tokens"]) > 0)
+    ttft, ttft_quantiles = _quantiles(requests, "ttft_s", done, [0.50, 0.99])
+    _, speed_quantiles = _quantiles(requests, "tps", decoded, [0.10, 0.50])
+    _, tpot_quantiles = _quantiles(requests, "tpot_s", decoded, [0.50, 0.99])
+    rows, drafts, accepted, committed = (
+        window.decode(name).sum()
+        for name in ("requests", "draft_tokens", "accepted_tokens", "committed_tokens")
+    )
+    decoding_s, handover_s = (float(window.decode(name).sum()) for name in ("decoding_s", "handover_s"))
+    itl = weighted_quantile(*_gaps(window, first), [0.5, 0.99])
     return Metrics(
         throughput_tok_per_s=mean,
         throughput_ci95=half,
-        tps_mean=divide(decode["committed_tokens"].sum(), decoding_s + float(decode["handover_s"].sum())),
-        tps_p10=quantile(speed, 0.10),
-        tps_p50=quantile(speed, 0.50),
+        tps_mean=divide(committed, decoding_s + handover_s),
+        tps_p10=speed_quantiles[0],
+        tps_p50=speed_quantiles[1],
         verification_budget_mean=divide(rows + drafts, rows),
         accepted_length_mean=divide(rows + accepted, rows),
         acceptance_rate=divide(rows + accepted, rows + drafts),
-        batch_tokens_mean=float(batch.mean()) if batch.size else np.nan,
-        step_time_mean_s=float(decode["duration_s"].mean()) if batch.size else np.nan,
+        batch_tokens_mean=_mean(window.rows()),
+        step_time_mean_s=_mean(window.decode("duration_s")),
         wasted_fraction=divide(drafts - accepted, drafts) if drafts else 0.0,
         itl_p50_s=float(itl[0]),
         itl_p99_s=float(itl[1]),
-        ttft_mean_s=float(ttft.mean()) if ttft.size else np.nan,
-        ttft_p50_s=quantile(ttft, 0.50),
-        ttft_p99_s=quantile(ttft, 0.99),
-        tpot_p50_s=quantile(tpot, 0.50),
-        tpot_p99_s=quantile(tpot, 0.99),
+        ttft_mean_s=ttft,
+        ttft_p50_s=ttft_quantiles[0],
+        ttft_p99_s=ttft_quantiles[1],
+        tpot_p50_s=tpot_quantiles[0],
+        tpot_p99_s=tpot_quantiles[1],
         concurrency_mean=divide(decoding_s, float(elapsed.sum())),
-        queue_mean=divide(float(window["queued_s"].sum()), float(elapsed.sum())),
+        queue_mean=divide(float(window.every("queued_s").sum()), float(elapsed.sum())),
         requests_finished=int(done.sum()),
-        steps=measured,
+        steps=elapsed.size,
         # The step in flight when the run stopped may have been looked up as well.
-        steps_outside_fraction=min(steps_outside / len(steps), 1.0),
+        steps_outside_fraction=min(steps_outside / ends.size, 1.0),
         window_s=float(elapsed.sum()),
     )  # fmt: skip
 
 
-def _throughput(
-    window: Columns,
-    elapsed: Floats,
-    decode: Columns,
-    steps: Columns,
-    begin: int,
-    walked: Walks | None,
-) -> tuple[float, float]:
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The measured steps: all from ``begin`` on. decoding: [steps], whether each one decodes."""
+
+    steps: Table
+    begin: int
+    decoding: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, steps: Table, warmup: float) -> _Window:
+        decoding = np.asarray(steps["requests"]) > 0
+        begin = int(decoding.size * warmup)
+        measured = decoding.size - begin
+        if measured < 2 * BATCHES:
+            raise BadInputError(
+                f"leaves {measured} steps to measure, {2 * BATCHES} are needed", field="steps",
+                value=decoding.size, remedy="run longer or lower the warm-up share",
+            )  # fmt: skip
+        return cls(steps, begin, decoding)
+
+    @property
+    def earlier(self) -> int:
+        """Decode steps before the window."""
+        return int(self.decoding[: self.begin].sum())
+
+    def every(self, name: str) -> NDArray[Any]:
+        """Return a column of all measured steps."""
+        return np.asarray(self.steps[name])[self.begin :]
+
+    def decode(self, name: str) -> NDArray[Any]:
+        """Return a column of the measured decode steps."""
+        column, decoding = self.every(name), self.decoding[self.begin :]
+        return column if decoding.all() else column[decoding]
+
+    def rows(self) -> NDArray[Any]:
+        """Return the rows of each measured decode step: anchors, drafts and prompts."""
+        rows: NDArray[Any] = (
+            self.decode("requests") + self.decode("draft_tokens") + self.decode("prefill_tokens")
+        )
+        return rows
+
+    def clock(self) -> tuple[Floats, Floats, float]:
+        """Return the ends of all steps, the time that each measured one takes, and when the window begins."""
+        ends = np.asarray(self.steps["end_s"])
+        if self.begin:
+            start_s = float(ends[self.begin - 1])
+        else:
+            start_s = float(ends[0] - np.asarray(self.steps["duration_s"])[0])
+        return ends, np.diff(ends[self.begin :], prepend=start_s), start_s
+
+
+def _mean(values: NDArray[Any]) -> float:
+    return float(values.mean()) if values.size else np.nan
+
+
+def _quantiles(
+    requests: Table, name: str, which: NDArray[np.bool_], at: Sequence[float]
+) -> tuple[float, list[float]]:
+    """Return the mean and quantiles of a column over some requests."""
+    values = np.asarray(requests[name])[which]
+    return _mean(values), [quantile(values, share) for share in at]
+
+
+def _throughput(window: _Window, ends: Floats, elapsed: Floats, walked: Walks | None) -> tuple[float, float]:
     """Tokens per second over the window and its half-width."""
-    tokens = window["committed_tokens"]
-    if walked is None or not decode["requests"].size:
+    tokens, begin, decoding = window.every("committed_tokens"), window.begin, window.decoding
+    if walked is None or not decoding[begin:].any():
         return rate_interval(tokens, elapsed)
-    decoding = steps["requests"] > 0
-    before = int(decoding[:begin].sum())
+    before = window.earlier
     # Time from delivery to delivery, so that prefill in between is shared by those who waited for it.
-    ends = steps["end_s"][decoding]
-    gap = np.diff(ends, prepend=0.0)
-    gap[before] = ends[before] - (float(window["end_s"][0]) - elapsed[0])
+    delivered = ends[decoding]
+    gap = np.diff(delivered, prepend=0.0)
+    gap[before] = delivered[before] - (float(ends[begin]) - elapsed[0])
     rate = float(tokens.sum() / elapsed.sum())
-    residual = walked.residuals(rate, gap, steps["requests"][decoding], before)
+    residual = walked.residuals(rate, gap, np.asarray(window.steps["requests"])[decoding], before)
     return rate_interval(tokens, elapsed, by_request=residual, reuse=walked.reuse)
 
 
 def _gaps(
-    decode: Columns, first: tuple[NDArray[np.int64], Floats] | None, earlier: int
+    window: _Window, first: tuple[NDArray[np.int64], Floats] | None
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Gaps before all deliveries of a window, and how many deliveries had each.
 
-    decode: its decode steps, before which there were ``earlier`` ones. A step's own gap is that of the
-    requests that were in the step before it; newcomers have their own.
+    A step's own gap is that of the requests that were in the step before it; newcomers have their own.
     """
-    gap, count = decode["gap_s"], decode["requests"]
+    gap, count = window.decode("gap_s"), window.decode("requests")
     if first is None:
         return gap, count
-    step, own = first[0] - earlier, first[1]
-    step, own = step[step >= 0], own[step >= 0]
+    here = first[0] >= window.earlier
+    step, own = first[0][here] - window.earlier, first[1][here]
     there_before = count - np.bincount(step, minlength=count.size)
     return np.concatenate([gap, own]), np.concatenate([there_before, np.ones(own.size, dtype=np.int64)])

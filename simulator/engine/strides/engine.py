@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from array import array
 from collections.abc import Callable, Generator
 from typing import Any, Self
 
@@ -14,7 +13,15 @@ import simpy
 from simulator.core.arrays import Floats
 from simulator.core.random import random_stream
 from simulator.cost.models import CostModel
-from simulator.engine.batch import ADMITTED, BATCH_ROW, WAITS, Prompt, StepLog
+from simulator.engine.batch import (
+    BATCH_ROW,
+    Described,
+    Prompt,
+    StepLog,
+    arrived_and_waited,
+    finished_log,
+    joined_log,
+)
 from simulator.engine.limits import (
     EngineLimits,
     PrefillPool,
@@ -68,7 +75,7 @@ class StridingEngine:
         check_closed_loop_advances(workload, limits)
         self.steps = StepLog()
         self._memory, self._state = memory, memory.state.view(_FIELDS)[0]
-        self._joined, self._finished = array("d"), array("d")
+        self._joined, self._finished = joined_log(), finished_log()
         self._pool = limits.pool() if pool is None else pool
         self._in_pool: dict[int, Prompt] = {}
         self._handovers: list[float] = []  # a heap: when prompts leave the pool
@@ -225,10 +232,10 @@ class StridingEngine:
             self.steps.extend(memory.log[:logged])
             state["logged"] = 0
         if joined:
-            self._joined.frombytes(memory.joined[:joined].tobytes())
+            self._joined.extend(memory.joined[:joined])
             state["joined"] = 0
         if finished:
-            self._finished.frombytes(memory.finished[:finished].tobytes())
+            self._finished.extend(memory.finished[:finished])
             state["finished"] = 0
         self.executor.steps_outside = int(state["outside"])
         if isinstance(self.scheduler, WatchedDSpark):
@@ -242,43 +249,35 @@ class StridingEngine:
         """When each decode step so far delivered its tokens, [decode steps]."""
         return self.steps.delivery_s()
 
-    def finished(self) -> dict[str, Floats]:
-        """Finished requests, in that order: ``ADMITTED``, ``remaining``, ``finished_s``, ``last_step``."""
-        return self._described(np.array(self._finished).reshape(-1, len(BATCH_ROW)).T)
+    def finished(self) -> Described:
+        """Finished requests, in that order."""
+        return Described(self._joined, self._finished.column)
 
-    def decoding(self) -> dict[str, Floats]:
+    def decoding(self) -> Described:
         """Return the same of requests now in the batch, which have not finished."""
         memory, count = self._memory, int(self._state["count"])
-        rows = np.zeros((len(BATCH_ROW), count))
-        rows[:3] = [memory.batch[name][:count] for name in BATCH_ROW[:3]]
-        return self._described(rows)
-
-    def _described(self, rows: Floats) -> dict[str, Floats]:
-        joined = self._joined_table()[rows[0].astype(np.int64)]
-        changing = dict(zip(BATCH_ROW[2:], rows[2:], strict=True))
-        return dict(zip(ADMITTED, joined.T, strict=True)) | changing
-
-    def _joined_table(self) -> Floats:
-        return np.array(self._joined).reshape(-1, len(ADMITTED))
+        rows = {name: np.zeros(count) for name in BATCH_ROW}
+        rows |= {name: memory.batch[name][:count].astype(np.float64) for name in BATCH_ROW[:3]}
+        return Described(self._joined, rows.__getitem__)
 
     def served_s(self) -> tuple[Floats, Floats]:
         """Of each request that has arrived, [n]: when, and when all that it waited for was over.
 
         As ``Engine.served_s``.
         """
-        joined, memory, state = self._joined_table(), self._memory, self._state
-        waits = [ADMITTED.index(name) for name in WAITS]
+        memory, state = self._memory, self._state
+        joined_s, joined_waited_s = arrived_and_waited(self._joined)
         prefilling = _in_order(memory.prefilling, state, "prefilling")
         waiting = _in_order(memory.waiting, state, "waiting")
         begun = prefilling["started"] != 0
         served = np.concatenate([memory.completing[: state["completing"]], prefilling[begun]])
         pool = [(prompt.queued_s, prompt.waited_s) for prompt in self._in_pool.values()]
-        queued_s = [
-            joined[:, ADMITTED.index("queued_s")], [queued for queued, _ in pool], served["queued_s"],
+        queued_s: list[Any] = [
+            joined_s, [queued for queued, _ in pool], served["queued_s"],
             waiting["queued_s"], prefilling[~begun]["queued_s"],
         ]  # fmt: skip
         unserved = np.full(waiting.size + int((~begun).sum()), np.inf)
-        waited_s = [joined[:, waits].sum(axis=1), [waited for _, waited in pool], _waited(served), unserved]
+        waited_s: list[Any] = [joined_waited_s, [waited for _, waited in pool], _waited(served), unserved]
         arrived_s = np.concatenate(queued_s)
         return arrived_s, arrived_s + np.concatenate(waited_s)
 

@@ -11,7 +11,7 @@ import simpy
 
 from simulator.core.arrays import Floats
 from simulator.cost.models import CostModel
-from simulator.engine.batch import StepLog
+from simulator.engine.batch import Described, StepLog
 from simulator.engine.engine import Engine
 from simulator.engine.executor import Executor
 from simulator.engine.limits import EngineLimits, PrefillPool
@@ -77,11 +77,11 @@ class ServingEngine(Protocol):
         """When each decode step so far delivered its tokens."""
         ...
 
-    def finished(self) -> dict[str, Floats]:
+    def finished(self) -> Described:
         """Return what is known of finished requests."""
         ...
 
-    def decoding(self) -> dict[str, Floats]:
+    def decoding(self) -> Described:
         """Return what is known of requests in the batch."""
         ...
 

@@ -19,7 +19,8 @@ from simulator.core.statistics import BATCHES, mean_interval, weighted_quantile
 from simulator.engine.batch import Step, StepLog
 from simulator.engine.cursors import count_visits
 from simulator.engine.limits import EngineLimits
-from simulator.engine.measures.metrics import Metrics, Walks, measure, requests_frame, steps_frame
+from simulator.engine.measures.metrics import Metrics, Walks, measure
+from simulator.engine.measures.recorded import requests_frame, steps_frame
 from simulator.engine.run import simulate
 from simulator.schedulers.policies import DSpark, Fixed
 from simulator.traffic.arrivals import ClosedLoop

@@ -165,8 +165,12 @@ def test_bad_fleets_are_explained(options: dict[str, object], message: str) -> N
 
 
 def test_prefix_cache_needs_traffic_with_prefixes() -> None:
-    with pytest.raises(BadInputError, match="which prefixes are common"):
+    with pytest.raises(BadInputError) as caught:
         simulate_fleet(traffic(20), [plan()], Fleet(1, EngineLimits(4), prefix_cache_tokens=100), SLA)
+    assert str(caught.value) == (
+        "prefix_cache_tokens: the traffic does not say which prefixes are common (got 100); "
+        "replay a file with hash_ids, or leave it out"
+    )
 
 
 def test_closed_loops_are_refused() -> None:

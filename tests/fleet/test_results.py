@@ -14,6 +14,7 @@ from simulator.core.errors import BadInputError
 from simulator.engine.batch import WAITS
 from simulator.engine.limits import EngineLimits
 from simulator.engine.measures.metrics import Metrics
+from simulator.engine.measures.saturation import Trend
 from simulator.engine.run import simulate
 from simulator.fleet.fleet import FleetRun, mean_metrics, measured_span, simulate_fleet
 from simulator.fleet.layout import COOLDOWN, WARMUP, Fleet
@@ -26,9 +27,17 @@ KNOWN = Metrics(**{name: float(place) for place, name in enumerate(Metrics.__dat
 """Metrics whose values are their places."""
 
 
-def test_a_pod_of_one_replica_is_the_engine_alone() -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [
+        EngineLimits(16),
+        EngineLimits(16, prefill="chunked", chunk_tokens=32),
+        EngineLimits(16, prefill_tokens_per_s=1500.0),
+    ],
+)
+def test_a_pod_of_one_replica_is_the_engine_alone(limits: EngineLimits) -> None:
     """The same requests, drafts and steps, measured by the same rule."""
-    load, limits, setup = traffic(20), EngineLimits(16), plan()
+    load, setup = traffic(20), plan()
     alone = simulate(
         load,
         [setup.replay(5)],
@@ -141,6 +150,13 @@ def test_a_pod_of_many_shares_its_trend_and_hears_who_leaves() -> None:
     assert 2 * one.queue_trend_per_s == pytest.approx(280, abs=15)
     assert one.requests + two.requests == 1000
     assert abs(one.requests - two.requests) < 50
+
+
+def test_each_replica_has_its_share_of_the_trend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulator.fleet.pod.queue_trend_of", lambda *_: Trend(4.0, 1.0, math.inf))
+    load, fleet = traffic(20, 200), Fleet(2, EngineLimits(8), "least-loaded")
+    part = run_part(FleetPart(load, (plan(),), fleet, SLA, measured_span(load), 0, 0))
+    assert [(each.queue_trend_per_s, each.queue_trend_ci95) for each in part.replicas] == [(2.0, 0.5)] * 2
 
 
 def test_rows_rebuild_what_they_were_made_of() -> None:

@@ -5,6 +5,7 @@ SciPy's optimisers are imported when a fit is first made: most results need none
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -42,9 +43,14 @@ def weighted_quantile(values: Floats, weights: NDArray[Any], at: list[float]) ->
     """Return the smallest value with at least that share of the weight at or below it; NaN when empty."""
     if values.size == 0:
         return np.full(len(at), np.nan)
-    order = np.argsort(values, kind="stable")
-    share = np.cumsum(weights[order]) / np.sum(weights)
-    return np.asarray(values[order][np.clip(np.searchsorted(share, at), 0, values.size - 1)])
+    order, whole = np.argsort(values, kind="stable"), np.sum(weights)
+    below = weights[order]
+    np.cumsum(below, out=below)
+    # Halving takes 20 divisions where one of all shares would take another array.
+    places = [
+        bisect_left(range(values.size - 1), share, key=lambda place: below[place] / whole) for share in at
+    ]
+    return np.asarray(values[order[places]])
 
 
 def rate_interval(

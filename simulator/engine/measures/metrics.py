@@ -169,8 +169,13 @@ def measure(
     if not 0 <= warmup < 1:
         raise BadInputError("must be at least 0 and below 1", field="warmup", value=warmup)
     window = _Window.of(steps, warmup)
-    ends, elapsed, start_s = window.clock()
-    mean, half = _throughput(window, ends, elapsed, walked)
+    start_s, elapsed = window.clock()
+    (mean, half), window_s, measured = (
+        _throughput(window, elapsed, walked),
+        float(elapsed.sum()),
+        elapsed.size,
+    )
+    del elapsed  # a long run's columns are there as long as they are needed
     done = np.asarray(requests["finished_s"]) > start_s
     decoded = done & (np.asarray(requests["decode_tokens"]) > 0)
     ttft, ttft_quantiles = _quantiles(requests, "ttft_s", done, [0.50, 0.99])
@@ -201,13 +206,13 @@ def measure(
         ttft_p99_s=ttft_quantiles[1],
         tpot_p50_s=tpot_quantiles[0],
         tpot_p99_s=tpot_quantiles[1],
-        concurrency_mean=divide(decoding_s, float(elapsed.sum())),
-        queue_mean=divide(float(window.every("queued_s").sum()), float(elapsed.sum())),
+        concurrency_mean=divide(decoding_s, window_s),
+        queue_mean=divide(float(window.every("queued_s").sum()), window_s),
         requests_finished=int(done.sum()),
-        steps=elapsed.size,
+        steps=measured,
         # The step in flight when the run stopped may have been looked up as well.
-        steps_outside_fraction=min(steps_outside / ends.size, 1.0),
-        window_s=float(elapsed.sum()),
+        steps_outside_fraction=min(steps_outside / window.decoding.size, 1.0),
+        window_s=window_s,
     )  # fmt: skip
 
 
@@ -252,14 +257,14 @@ class _Window:
         )
         return rows
 
-    def clock(self) -> tuple[Floats, Floats, float]:
-        """Return the ends of all steps, the time that each measured one takes, and when the window begins."""
+    def clock(self) -> tuple[float, Floats]:
+        """Return when the window begins, and the time that each of its steps adds to the clock."""
         ends = np.asarray(self.steps["end_s"])
         if self.begin:
             start_s = float(ends[self.begin - 1])
         else:
             start_s = float(ends[0] - np.asarray(self.steps["duration_s"])[0])
-        return ends, np.diff(ends[self.begin :], prepend=start_s), start_s
+        return start_s, np.diff(ends[self.begin :], prepend=start_s)
 
 
 def _mean(values: NDArray[Any]) -> float:
@@ -274,12 +279,12 @@ def _quantiles(
     return _mean(values), [quantile(values, share) for share in at]
 
 
-def _throughput(window: _Window, ends: Floats, elapsed: Floats, walked: Walks | None) -> tuple[float, float]:
+def _throughput(window: _Window, elapsed: Floats, walked: Walks | None) -> tuple[float, float]:
     """Tokens per second over the window and its half-width."""
     tokens, begin, decoding = window.every("committed_tokens"), window.begin, window.decoding
     if walked is None or not decoding[begin:].any():
         return rate_interval(tokens, elapsed)
-    before = window.earlier
+    before, ends = window.earlier, np.asarray(window.steps["end_s"])
     # Time from delivery to delivery, so that prefill in between is shared by those who waited for it.
     delivered = ends[decoding]
     gap = np.diff(delivered, prepend=0.0)
@@ -296,10 +301,13 @@ def _gaps(
 
     A step's own gap is that of the requests that were in the step before it; newcomers have their own.
     """
-    gap, count = window.decode("gap_s"), window.decode("requests")
+    count = window.decode("requests")
     if first is None:
-        return gap, count
-    here = first[0] >= window.earlier
-    step, own = first[0][here] - window.earlier, first[1][here]
-    there_before = count - np.bincount(step, minlength=count.size)
-    return np.concatenate([gap, own]), np.concatenate([there_before, np.ones(own.size, dtype=np.int64)])
+        return window.decode("gap_s"), count
+    here, steps = first[0] >= window.earlier, count.size
+    gap, weight = np.empty(steps + here.sum()), np.ones(steps + here.sum(), dtype=np.int64)
+    weight[:steps] = count
+    del count
+    weight[:steps] -= np.bincount(first[0][here] - window.earlier, minlength=steps)
+    gap[:steps], gap[steps:] = window.decode("gap_s"), first[1][here]
+    return gap, weight

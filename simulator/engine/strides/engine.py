@@ -169,7 +169,9 @@ class StridingEngine:
             return
         memory, state = self._memory, self._state
         prompt.admitted_s = state["now_s"] = now
-        state["kv_reserved"] += memory.load["kv_need"][prompt.request]  # given back at once by ``join``
+        load, request = self.workload, prompt.request
+        needed = load.prompt_tokens[request] + load.output_tokens[request] + self.executor.gamma
+        state["kv_reserved"] += needed  # given back at once by ``join``
         memory.completing[0] = _record(prompt)
         _join(memory, 1)
         self._take_over()

@@ -70,10 +70,16 @@ def free_slots(memory: Memory) -> int:
 
 
 @inner
+def kv_need(memory: Memory, request: int) -> int:
+    """Count the tokens that a request will ever have in the KV cache, and one block."""
+    return memory.load[request].prompt_tokens + memory.load[request].output_tokens + memory.state[0].gamma
+
+
+@inner
 def fits(memory: Memory, request: int) -> bool:
     """Whether the KV cache has room for all that a request will ever need."""
     state = memory.state[0]
-    return state.kv_tokens < 0 or state.kv_reserved + memory.load[request].kv_need <= state.kv_tokens
+    return state.kv_tokens < 0 or state.kv_reserved + kv_need(memory, request) <= state.kv_tokens
 
 
 @inner
@@ -118,7 +124,7 @@ def take_next(memory: Memory, elsewhere: bool, already: int) -> bool:
     request = state.next_closed if state.closed else memory.waiting[state.waiting_first].request
     if not fits(memory, request):
         return False
-    state.kv_reserved += memory.load[request].kv_need
+    state.kv_reserved += kv_need(memory, request)
     if elsewhere:
         prompt = memory.completing[state.completing + already]
     else:
@@ -162,7 +168,7 @@ def join(memory: Memory, joining: int) -> None:
         if state.phases:
             state.phases -= 1
             tokens = math.ceil(tokens * memory.phase[state.phases])
-        held = memory.load[request].kv_need - state.gamma - tokens
+        held = kv_need(memory, request) - state.gamma - tokens
         state.context_tokens += held
         first_token_s = state.now_s if math.isnan(prompt.first_token_s) else prompt.first_token_s
         _record_joined(memory, index, first_token_s, tokens)
@@ -222,7 +228,7 @@ def leave(memory: Memory, entry: int, request: int) -> None:
     row[0], row[1], row[2], row[3], row[4] = entry, request, 0.0, state.now_s, state.decode_steps
     state.finished += 1
     state.completed += 1
-    needed = memory.load[request].kv_need
+    needed = kv_need(memory, request)
     state.kv_reserved -= needed
     state.context_tokens -= needed - state.gamma
 

@@ -76,9 +76,14 @@ accepted: drafts of the step under way. hole, by place in the list and not by ro
 """
 
 LOAD = record(
-    [(name, np.int64) for name in ("prompt_tokens", "output_tokens", "kv_need", "first_row", "class_index")]
+    [
+        ("prompt_tokens", np.int64),
+        ("output_tokens", np.int64),
+        ("first_row", np.int32),
+        ("class_index", np.int32),
+    ]
 )
-"""A request of the workload."""
+"""A request of the workload. first_row: of the recorded outcomes, which fill no memory with 2^31 rows."""
 
 JOINED, FINISHED, STEP = len(ADMITTED), len(BATCH_ROW), len(Step._fields)
 
@@ -138,7 +143,7 @@ def allocate(
         state=_state(limits, workload, gamma, phase.size),
         kept_out_s=np.zeros(3),
         batch=np.zeros(most, dtype=ROW),
-        load=_load(workload, gamma, first_row),
+        load=_load(workload, first_row),
         history=np.full((policy.lag, most * gamma), GRID, dtype=np.int32),
         grid=np.zeros(most * gamma, dtype=np.int32),
         lengths=np.zeros(most, dtype=np.int64),
@@ -161,10 +166,9 @@ def allocate(
     )
 
 
-def _load(workload: Workload, gamma: int, first_row: Rows) -> Records:
+def _load(workload: Workload, first_row: Rows) -> Records:
     load = np.zeros(len(workload), dtype=LOAD)
     load["prompt_tokens"], load["output_tokens"] = workload.prompt_tokens, workload.output_tokens
-    load["kv_need"] = workload.prompt_tokens + workload.output_tokens + gamma
     load["first_row"], load["class_index"] = first_row, workload.class_index
     return load
 

@@ -149,10 +149,14 @@ MOST_MISSES = 20
 def misses_figure(
     names: Sequence[str], published: Sequence[float], predicted: Sequence[float], scheme: Scheme
 ) -> Figure:
-    """Draw by how much predictions are off, as a share of what was published; the largest is on top."""
+    """Draw by how much predictions are off, as a share of what was published; the largest is on top.
+
+    Names are cut, and stand behind their place, which the table has too.
+    """
     theme = THEMES[scheme]
     errors = [now / then - 1 for then, now in zip(published, predicted, strict=True)]
-    rows = sorted(zip(names, errors, strict=True), key=lambda row: abs(row[1]))[-MOST_MISSES:]
+    ranked = sorted(zip(names, errors, strict=True), key=lambda row: -abs(row[1]))[:MOST_MISSES]
+    rows = [(numbered(place, name), error) for place, (name, error) in enumerate(ranked, 1)][::-1]
     places = list(range(len(rows)))
     bars = {
         "type": "bar", "orientation": "h", "y": places, "x": [error for _, error in rows],
@@ -160,11 +164,16 @@ def misses_figure(
         "text": [name for name, _ in rows], "textposition": "none",
         "hovertemplate": "%{text}: %{x:+.1%}<extra></extra>",
     }  # fmt: skip
-    shown = layout(("error", ""), theme)
+    shown = layout(("predicted over published, less 1", ""), theme)
     shown["xaxis"] |= {"tickformat": "+.0%", "rangemode": "normal", "zerolinecolor": theme.soft}
     labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name, _ in rows]
     shown["yaxis"] |= {"tickvals": places, "ticktext": labels, "rangemode": "normal"}
     return {"data": [bars], "layout": shown}
+
+
+def numbered(place: int, name: str) -> str:
+    """Return a name behind its place in a list that begins with 1."""
+    return f"{place}. {name}"
 
 
 def steps_figure(steps: pd.DataFrame, scheme: Scheme) -> Figure:

@@ -118,6 +118,8 @@ _MEANINGS = {
     "ttft_p90": "What the size of the error stays below in nine of ten runs.",
     "tpot_bias": "Median of the signed error: above 0 predictions are too slow.",
     "ttft_bias": "Median of the signed error: above 0 predictions are too slow.",
+    "model": "Target model.", "where": "Target model and GPU.", "engine": "Engine that served the runs.",
+    "precision": "Precision of the weights.", "concurrency": "Requests that ran at once.",
     "rows": "Published runs of the group that nothing was fitted to.",
     "half": "Whether the engine's host time was fitted to runs like this one, or it was held out.",
     "served": "Engine, precision of the weights, and GPUs of a replica.",

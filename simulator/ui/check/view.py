@@ -12,7 +12,7 @@ from simulator.dumps.outcomes import Replayed
 from simulator.ui import widgets
 from simulator.ui.check.work import ACCEPTANCE, HELD_OUT, Read
 from simulator.ui.exports import Page
-from simulator.ui.figures import Figure, Scheme, empty_figure, misses_figure, steps_figure
+from simulator.ui.figures import Figure, Scheme, empty_figure, misses_figure, numbered, steps_figure
 
 MISSES, STEPS = "Predicted against published", "Drafts of each step"
 REASONS, OTHERS = "What explains the differences", "What others would have given"
@@ -61,6 +61,8 @@ def _misses(table: pd.DataFrame, columns: dict[str, str], what: str) -> tuple[st
     for name, texts in _pairs(shown, known).items():
         shown[name] = texts
     more = f" The {MOST_ROWS} largest misses are shown; the CSV has all." if len(table) > MOST_ROWS else ""
+    first = next(iter(columns))
+    shown[first] = [numbered(place, name) for place, name in enumerate(shown[first], 1)]
     listed = widgets.table(what, columns, widgets.records(shown), meanings=_MEANINGS)
     return _sentence(table, what) + more, listed
 
@@ -71,6 +73,13 @@ _MEANINGS = {
     "published": "The number as published or measured elsewhere.",
     "measured": "The number as measured here.",
     "predicted": "What this program says.",
+    "quantity": "What is compared; the number in front is the place by the size of the miss.",
+    "source": "Where it is published; the number in front is the place by the size of the miss.",
+    "where": "Target, GPU and engine; the number in front is the place by the size of the miss.",
+    "validation": "The live run; the number in front is the place by the size of the miss.",
+    "drafts": "Draft tokens of each request and step.",
+    "metric": "What was measured and predicted.",
+    "model": "Target model.",
 }
 
 
@@ -139,13 +148,19 @@ def _replayed(found: Replayed, scheme: Scheme) -> tuple[Any, list[Any]]:
     ]  # fmt: skip
 
 
+_BY_POSITION = {
+    "position": "Place of a draft in its block, 1 for the first.",
+    "rate": "Share of the drafts at this place that are accepted, where all before it were.",
+}
+
+
 def _read(found: Read) -> tuple[Any, list[Any]]:
     rows = [{"position": k, "rate": rate} for k, rate in enumerate(found.rates, 1)]
     text = "conditional:" + ",".join(f"{rate:g}" for rate in found.rates)
     heads = {"position": "position", "rate": "P(accepted, given those before)"}
     return [html.Strong(found.model.name), f": {found.model.provenance.line()}"], [
         html.P(found.model.provenance.notes or ""),
-        widgets.table("Acceptance by position", heads, rows),
+        widgets.table("Acceptance by position", heads, rows, meanings=_BY_POSITION),
         html.P(["As acceptance elsewhere: ", html.Code(text), ". ",
                 dcc.Link("Explore with it", href=f"/?acceptance={text}")]),
     ]  # fmt: skip

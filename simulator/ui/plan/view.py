@@ -231,6 +231,9 @@ def _currency(listed: list[Found]) -> str:
     return next(each.answer.plan.scenario.price.currency for each in listed if each.answer)
 
 
+_BAND = {"band": "By how much step times of the curve may be off; a dash where that is not known."}
+
+
 def compared(listed: list[Found]) -> Any:
     """Tabulate what the same traffic takes on each GPU, cheapest first, and why others have no plan."""
     table = hardware_table(listed)
@@ -246,7 +249,7 @@ def compared(listed: list[Found]) -> Any:
             UNKNOWN if band is None or band != band else f"{band:.0%}" for band in table["step_time_band"]
         ]
         rows = widgets.records(table.assign(band=bands))
-        shown.append(widgets.table(HARDWARE, heads, rows, list(table["recommended"])))
+        shown.append(widgets.table(HARDWARE, heads, rows, list(table["recommended"]), _BAND))
     return html.Div(shown)
 
 

@@ -13,12 +13,15 @@ from simulator.core.errors import BadInputError
 from simulator.deployment.profile import load_profile
 from simulator.dumps.outcomes import Replayed
 from simulator.paper.claims_check import check_against
+from simulator.report.columns import COLUMNS
 from simulator.ui.check import work
-from simulator.ui.check.view import file_of_replay
+from simulator.ui.check.view import _CLAIMS, _COLUMNS, _MEANINGS, compared, file_of_replay
 from simulator.ui.check.work import FileTask, Read, Uploads, claims, measured, subjects
 from simulator.ui.explore.work import Line
 from simulator.ui.exports import one_file
+from simulator.ui.figures import misses_figure
 from tests.dumps.test_redecide import written_dump
+from tests.support.dash_text import words
 
 
 def test_subjects_have_something_published() -> None:
@@ -121,3 +124,24 @@ def test_uploads_are_known_by_content_and_few_are_kept(monkeypatch: pytest.Monke
             uploads.task(f"dump={gone}")
     uploads.close()
     assert not Path(first.path).exists()
+
+
+def test_places_in_the_figure_are_those_of_the_table() -> None:
+    """Names in the figure are cut, so that places have to tell rows apart."""
+    names, values = (
+        ("a name that is longer than the room beside its bar, b", "y"),
+        ((10.0, 11.0), (10.0, 5.0)),
+    )
+    published, predicted = zip(*values, strict=True)
+    axis = misses_figure(names, published, predicted, "light")["layout"]["yaxis"]
+    assert axis["ticktext"] == ["2. a name that is longer th…", "1. y"]  # the largest miss is on top
+    rows = {"quantity": names[::-1], "published": 10.0, "predicted": (5.0, 11.0), "miss": (0.5, 0.1)}
+    table = pd.DataFrame(rows)
+    shown = words(compared(table, "deepseek-v4-flash")[1])
+    assert "1. y" in shown
+    assert f"2. {names[0]}" in shown
+
+
+def test_every_column_says_what_it_means() -> None:
+    for columns in (_CLAIMS, *_COLUMNS.values()):
+        assert [name for name in columns if not (_MEANINGS.get(name) or COLUMNS.get(name))] == []

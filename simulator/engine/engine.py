@@ -126,6 +126,10 @@ class Engine:
     def expect(self, least_steps: int | None, finish: int, most_steps: int) -> None:
         """Take note of how far it will be run; this loop goes step by step and need not know."""
 
+    def takes_arrivals(self) -> bool:
+        """Return False: this loop is told of each request."""
+        return False
+
     @property
     def load(self) -> int:
         """Requests on this replica, waiting or running: what a router balances."""

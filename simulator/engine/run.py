@@ -227,7 +227,7 @@ def advance(engine: ServingEngine, steps: int | None, finish: int = 0) -> None:
     """Let a new engine serve its workload, or so many steps of it; a closed loop may need to go on."""
     environment, workload, wanted = engine.environment, engine.workload, len(engine.workload)
     engine.expect(steps, finish if workload.is_closed_loop else 0, MOST_STEPS)
-    if not workload.is_closed_loop:
+    if not workload.is_closed_loop and not engine.takes_arrivals():
         environment.process(arrivals(environment, workload, engine))
     try:
         if steps is None:

@@ -158,7 +158,8 @@ def run_pod(pod: Pod) -> PodRun:
     prefill = pod.fleet.pod_pool()
     replicas = [_replica(environment, pod, replays, board, index, prefill) for index in range(pod.replicas)]
     router = _router(pod, board)
-    environment.process(_arrivals(environment, pod.workload, replicas, router, board))
+    if not (pod.replicas == 1 and replicas[0].takes_all()):
+        environment.process(_arrivals(environment, pod.workload, replicas, router, board))
     environment.process(_fold(environment, replicas))
     while board.served < len(pod.workload):
         environment.step()
@@ -175,6 +176,15 @@ class Replica:
     executor: SimulatedExecutor
     cache: PrefixCache | None
     submitted: int = 0
+
+    def takes_all(self) -> bool:
+        """Whether the engine takes all requests of its workload by itself, as no other replica gets any."""
+        if self.cache is not None or not self.engine.takes_arrivals():
+            return False
+        self.submitted = len(self.engine.workload)
+        self.board.loads[self.index] += self.submitted
+        self.board.next_arrival_s = math.inf
+        return True
 
     def submit(self, request: int) -> None:
         """Take a request; the cached part of its prompt is not prefilled again."""

@@ -32,7 +32,7 @@ from simulator.engine.simulated import SimulatedExecutor
 from simulator.engine.strides import flat_cost, policies
 from simulator.engine.strides.jit import direct
 from simulator.engine.strides.lines import enqueue, join, watch_queue
-from simulator.engine.strides.loop import FULL, UNDER_WAY, stride
+from simulator.engine.strides.loop import CROWDED, FULL, UNDER_WAY, stride
 from simulator.engine.strides.memory import PROMPT, STATE, STEPS_KEPT, Memory, Records, allocate
 from simulator.schedulers.early_stop import WatchedDSpark
 from simulator.schedulers.protocol import Scheduler
@@ -141,6 +141,13 @@ class StridingEngine:
 
     # ---------------------------------------------------------------- arrivals
 
+    def takes_arrivals(self) -> bool:
+        """Take every request of the workload at its time, from now on: see ``ServingEngine``."""
+        if self._pool is not None or self.workload.is_closed_loop:
+            return False
+        self._state["arrivals"] = len(self.workload)
+        return True
+
     def submit(self, request: int, *, cached_tokens: int = 0) -> None:
         """Submit a request that has arrived now; see ``Engine.submit``."""
         now = float(self.environment.now)
@@ -177,10 +184,8 @@ class StridingEngine:
         self._take_over()
 
     def _enqueue(self, prompt: Prompt) -> None:
-        ring, state = self._memory.waiting, self._state
-        if state["waiting"] == ring.size:
-            self._memory = self._memory._replace(waiting=_wider(ring, int(state["waiting_first"])))
-            state["waiting_first"] = 0
+        if self._state["waiting"] == self._memory.waiting.size:
+            self._widen_line()
         _enqueue(
             self._memory, float(self.environment.now), prompt.request, prompt.queued_s, prompt.left,
             prompt.waited_pool_s, prompt.first_token_s,
@@ -188,6 +193,10 @@ class StridingEngine:
         if self._wake is not None:
             self._wake.succeed()
             self._wake = None
+
+    def _widen_line(self) -> None:
+        wider = _wider(self._memory.waiting, int(self._state["waiting_first"]))
+        self._memory, self._state["waiting_first"] = self._memory._replace(waiting=wider), 0
 
     def _push_start(self, start_s: float) -> None:
         ring, state = self._memory.starts, self._state
@@ -212,12 +221,15 @@ class StridingEngine:
 
     def _stride(self) -> bool:
         """Run to the horizon; whether a step is under way."""
-        outcome = FULL
+        outcome, now_s = FULL, float(self.environment.now)
         horizon_s = min(float(self._horizon()), self._handovers[0] if self._handovers else math.inf)
-        while outcome == FULL:
+        while outcome in (FULL, CROWDED):
             self._draw_scatter()
-            outcome = _stride(self._memory, float(self.environment.now), horizon_s)
+            outcome = _stride(self._memory, now_s, horizon_s)
             self._take_over()
+            now_s = float(self._state["now_s"])
+            if outcome == CROWDED:
+                self._widen_line()
         return outcome == UNDER_WAY
 
     def _draw_scatter(self) -> None:

@@ -37,6 +37,49 @@ def enqueue(
     prompt.waited_step_s = memory.kept_out_s[STEP]
 
 
+@inner
+def next_arrival_s(memory: Memory) -> float:
+    """When the next request arrives by the clock, which adds delays to itself: ``engine.run.arrivals``."""
+    state, at = memory.state[0], memory.arrival_s[memory.state[0].next_arrival]
+    if at > state.reached_s:
+        return state.arrived_s + max(0.0, at - state.arrived_s)
+    return state.arrived_s
+
+
+@inner
+def take_arrivals(memory: Memory, until_s: float) -> bool:
+    """Put requests in line that arrive during the step under way, which ends at ``until_s``.
+
+    At that very instant they come first, as events do in the order in which they were planned, unless others
+    came since the step began. False where the line has no room: make it longer and call again.
+    """
+    state = memory.state[0]
+    while state.next_arrival < state.arrivals:
+        now_s = next_arrival_s(memory)
+        if now_s > until_s or (now_s == until_s and state.interrupted):
+            return True
+        if not take_together(memory, now_s):
+            return False
+        state.interrupted = 1
+    return True
+
+
+@inner
+def take_together(memory: Memory, now_s: float) -> bool:
+    """Put in line the requests that arrive next, all at once; False where the line has no room for them."""
+    state, arrival_s = memory.state[0], memory.arrival_s
+    reached_s = max(state.reached_s, arrival_s[state.next_arrival])
+    end = state.next_arrival
+    while end < state.arrivals and arrival_s[end] <= reached_s:
+        end += 1
+    if state.waiting + end - state.next_arrival > memory.waiting.size:
+        return False
+    for request in range(state.next_arrival, end):
+        enqueue(memory, now_s, request, now_s, memory.load[request].prompt_tokens, 0.0, math.nan)
+    state.next_arrival, state.arrived_s, state.reached_s = end, now_s, reached_s
+    return True
+
+
 @compiled
 def watch_queue(memory: Memory) -> None:
     """Add up the time in line so far; called before the line changes."""

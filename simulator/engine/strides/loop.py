@@ -8,7 +8,16 @@ import numpy as np
 
 from simulator.engine.strides.flat_cost import is_outside, step_times
 from simulator.engine.strides.jit import compiled, inner, zero
-from simulator.engine.strides.lines import admit_waiting, join, leave, next_prefill, watch_queue
+from simulator.engine.strides.lines import (
+    admit_waiting,
+    join,
+    leave,
+    next_arrival_s,
+    next_prefill,
+    take_arrivals,
+    take_together,
+    watch_queue,
+)
 from simulator.engine.strides.memory import CHUNKED, DECODING, NOTHING, PREFILLING, Memory
 from simulator.engine.strides.policies import (
     ORACLE,
@@ -19,30 +28,41 @@ from simulator.engine.strides.policies import (
 )
 from simulator.schedulers.search import GRID
 
-UNDER_WAY, IDLE, FULL = range(3)
+UNDER_WAY, IDLE, FULL, CROWDED = range(4)
 
 
 @compiled
 def stride(memory: Memory, now_s: float, horizon_s: float) -> int:
-    """Run steps from ``now_s`` on, the end of the step under way; returns why it stopped.
+    """Run steps from ``now_s`` on, the end of the step under way if there is one; returns why it stopped.
 
-    ``UNDER_WAY``: the last step has begun. ``IDLE``: there is nothing to do. ``FULL``: a record is full; take
-    it over and call again at once. A step whose end reaches ``horizon_s`` is begun and left under way. So is
-    the next one once enough steps and requests are complete, or a record is full.
+    ``UNDER_WAY``: the last step has begun, or nothing happens before ``ends_s``. ``IDLE``: there is nothing
+    to do. ``FULL``: a record is full; take it over. ``CROWDED``: the line is; make it longer. After both,
+    call again at once. A step whose end reaches ``horizon_s`` is begun and left under way. So is the next one
+    once enough steps and requests are complete, or a record is full.
     """
     state = memory.state[0]
     state.now_s = now_s
     while True:
+        if state.under_way != NOTHING:
+            if not take_arrivals(memory, state.ends_s):
+                return CROWDED
+            state.now_s = state.ends_s
         end_step(memory)
         if not admit_waiting(memory):
             return FULL
         if state.count == 0 and state.prefilling == 0:
-            return IDLE
+            if state.next_arrival == state.arrivals:
+                return IDLE
+            state.ends_s = next_arrival_s(memory)
+            if state.ends_s > state.now_s and state.ends_s >= horizon_s:
+                return UNDER_WAY
+            if not take_together(memory, state.ends_s):
+                return CROWDED
+            continue
         begin_step(memory)
-        state.ends_s = state.now_s + state.duration_s
+        state.ends_s, state.interrupted = state.now_s + state.duration_s, 0
         if state.ends_s >= horizon_s or _must_stop(memory):
             return UNDER_WAY
-        state.now_s = state.ends_s
 
 
 @inner

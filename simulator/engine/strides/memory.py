@@ -30,6 +30,8 @@ STEPS_KEPT = 1024
 _TIMES = (
     "now_s", "ends_s", "duration_s", "delivered_s", "joined_late_s", "handover_s", "queued_s", "seen_s",
     "lost",
+    # by the clock and by the workload, the last arrivals
+    "arrived_s", "reached_s",
 )  # fmt: skip
 _COUNTS = (
     # limits
@@ -44,6 +46,9 @@ _COUNTS = (
     # lines: the first and how many; prompts of the step under way that end with it
     "waiting_first", "waiting", "prefilling_first", "prefilling", "starts_first", "starts", "completing",
     "unstarted", "cause", "next_closed", "phases",
+    # requests that the engine takes at their time by itself: the next one, how many; whether one came since
+    # the step under way began
+    "next_arrival", "arrivals", "interrupted",
     # records since they were last taken over, and requests that ever joined
     "logged", "joined", "finished", "entries",
 )  # fmt: skip
@@ -94,17 +99,19 @@ class Memory(NamedTuple):
     """The arrays of one engine; ``c`` is its concurrency, ``n`` the requests of its workload.
 
     Compiling is slow in the number of arrays, so columns share one where they can. kept_out_s: [3], see
-    ``engine.engine``. batch: [c]. load: [n]. history: int32 [lag, c * gamma], survivals. grid: int32
-    [c * gamma], of this step. lengths: int64 [c]. waiting, starts: rings, which Python makes longer.
-    prefilling: a ring, and completing, [c + 1]. log, joined, finished: what was recorded since it was last
-    taken over. scatter: multiples of the mean step time. survival: float32 [trace rows, gamma]; outcome:
-    uint8 [trace rows]; traces: int64 [2, classes], the first row and the rows of each.
+    ``engine.engine``. batch: [c]. load: [n]. arrival_s: [n], empty in a closed loop. history: int32
+    [lag, c * gamma], survivals. grid: int32 [c * gamma], of this step. lengths: int64 [c]. waiting, starts:
+    rings, which Python makes longer. prefilling: a ring, and completing, [c + 1]. log, joined, finished: what
+    was recorded since it was last taken over. scatter: multiples of the mean step time. survival: float32
+    [trace rows, gamma]; outcome: uint8 [trace rows]; traces: int64 [2, classes], the first row and the rows
+    of each.
     """
 
     state: Records
     kept_out_s: Floats
     batch: Records
     load: Records
+    arrival_s: Floats
     history: Grid
     grid: Grid
     lengths: Rows
@@ -144,6 +151,7 @@ def allocate(
         kept_out_s=np.zeros(3),
         batch=np.zeros(most, dtype=ROW),
         load=_load(workload, first_row),
+        arrival_s=_read_only(np.empty(0) if workload.arrival_s is None else workload.arrival_s),
         history=np.full((policy.lag, most * gamma), GRID, dtype=np.int32),
         grid=np.zeros(most * gamma, dtype=np.int32),
         lengths=np.zeros(most, dtype=np.int64),
@@ -164,6 +172,13 @@ def allocate(
         believed=believed,
         search=scratch(most * gamma),
     )
+
+
+def _read_only(values: Floats) -> Floats:
+    """Return the same numbers as the one kind of array that the loop is compiled for."""
+    view = np.ascontiguousarray(values).view()
+    view.flags.writeable = False
+    return view
 
 
 def _load(workload: Workload, first_row: Rows) -> Records:

@@ -70,6 +70,13 @@ class ServingEngine(Protocol):
         ``most_steps``.
         """
 
+    def takes_arrivals(self) -> bool:
+        """Whether it takes every request of the workload at its time by itself, from now on.
+
+        False where someone has to ``submit`` each of them.
+        """
+        ...
+
     def submit(self, request: int, *, cached_tokens: int = 0) -> None:
         """Submit a request that has arrived now."""
 

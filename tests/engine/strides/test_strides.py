@@ -24,7 +24,7 @@ from simulator.cost.padded import PaddedCost
 from simulator.cost.scaled import EnabledCost, RowCost, ScaledCost, SlowPath
 from simulator.engine.engine import Engine
 from simulator.engine.limits import EngineLimits
-from simulator.engine.run import advance
+from simulator.engine.run import advance, arrivals
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.engine.strides.engine import StridingEngine, wait_until
 from simulator.engine.strides.serving import ServingEngine, serving_engine
@@ -33,7 +33,7 @@ from simulator.schedulers.early_stop import WatchedDSpark, watched
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
 from simulator.schedulers.protocol import Scheduler
 from simulator.traffic.workload import Workload
-from tests.support.engines import closed_loop, constant_cost, random_replay
+from tests.support.engines import TICK, closed_loop, constant_cost, random_replay, rising_cost
 
 POLICIES = ("fixed", "dspark", "dspark-async", "threshold", "tiered", "batch-table", "oracle")
 MODES = ("elsewhere", "pool", "chunked", "whole")
@@ -248,6 +248,51 @@ def test_what_only_python_can_run_stays_with_it(
     executor = SimulatedExecutor([random_replay(5, rows=64)], load, cost, capacity=2, seed=0)
     engine = serving_engine(simpy.Environment(), load, executor, policy, believed or cost, EngineLimits(2))
     assert type(engine) is Engine
+
+
+@pytest.mark.parametrize("mode", ["elsewhere", "chunked", "whole"])
+@pytest.mark.parametrize("seed", range(6))
+def test_arrivals_at_the_very_end_of_a_step_come_in_the_same_order(seed: int, mode: str) -> None:
+    """Steps last a tick, arrivals stand on half ticks: alone, in pairs, many at once into a short line."""
+    draw = np.random.default_rng(seed)
+    half_ticks = np.cumsum(draw.choice([0, 1, 2, 3, 40], 150, p=[0.3, 0.2, 0.3, 0.15, 0.05]))
+    half_ticks[100:140] = half_ticks[100]  # more than the line has room for
+    outputs = draw.integers(1, 9, 150)
+    load = Workload.single_class(half_ticks * TICK / 2, draw.integers(1, 30, 150), outputs)
+    limits = EngineLimits(int(draw.integers(1, 40)), prefill=mode, chunk_tokens=20)  # type: ignore[arg-type]
+    engines = []
+    for compiled in (False, True):
+        executor = SimulatedExecutor(
+            [random_replay(3)], load, constant_cost(), capacity=limits.concurrency, seed=seed
+        )
+        engine = serving_engine(
+            simpy.Environment(), load, executor, DSparkAsync(), constant_cost(), limits, compiled=compiled
+        )
+        advance(engine, None if seed % 2 else 60)
+        engines.append(engine)
+    assert_same(*engines)
+
+
+def test_requests_that_are_told_one_by_one_give_the_same_steps() -> None:
+    """The engine takes arrivals by itself where nobody else has a say in them: the steps are the same."""
+    told, alone = (engine_over(poisson_load()) for _ in range(2))
+    told.environment.process(arrivals(told.environment, told.workload, told))
+    told.expect(None, 0, 100_000)
+    while told.completed < len(told.workload):
+        told.environment.step()
+    advance(alone, None)
+    assert_same(told, alone)
+
+
+def poisson_load() -> Workload:
+    draw = np.random.default_rng(0)
+    outputs = draw.integers(1, 30, 300)
+    return Workload.single_class(np.cumsum(draw.exponential(3 * TICK, 300)), outputs, outputs)
+
+
+def engine_over(load: Workload) -> ServingEngine:
+    executor = SimulatedExecutor([random_replay(3)], load, rising_cost(), capacity=8, seed=0)
+    return serving_engine(simpy.Environment(), load, executor, DSparkAsync(), rising_cost(), EngineLimits(8))
 
 
 def test_many_outputs_of_one_token_do_not_overrun_the_records() -> None:

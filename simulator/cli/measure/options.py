@@ -43,7 +43,7 @@ class Pair:
     attention: Annotated[str, typer.Option(help="auto, sdpa, varlen, split or plain.")] = "auto"
     graphs: Annotated[bool, typer.Option(help="Record CUDA graphs (on a GPU).")] = True
     fuse: Annotated[
-        bool, typer.Option(help="Norms, rotation and gates as one kernel each, where equal (on a GPU).")
+        bool, typer.Option(help="Norms, rotation, gates and sums as one kernel each, where equal (on a GPU).")
     ] = True
 
     def load(self) -> tuple[Target, dict[str, Draft]]:

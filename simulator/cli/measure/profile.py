@@ -64,7 +64,6 @@ def measure(
     from simulator.core.files import check_writable_directory
 
     check_writable_directory(out)
-    model, drafters = pair.load()
     from simulator.live.profiling.cells import Repeats
     from simulator.live.profiling.grid import Grid, ProfileOptions
     from simulator.live.profiling.run import measure_profile
@@ -79,6 +78,7 @@ def measure(
         temperature=temperature,
         command=command_line(),
     )  # fmt: skip
+    model, drafters = pair.load()  # last, so that what cannot be read is said at once
     console = Console(stderr=True)
     found = measure_profile(model, drafters, options, out, console.print)
     fit, drift = found.profiled.fit, found.profiled.drift

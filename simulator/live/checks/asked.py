@@ -19,6 +19,7 @@ from simulator.live.engine.prompts import RANDOM, text_prompts
 from simulator.live.models.draft import Draft
 from simulator.live.models.targets import Target
 from simulator.live.profiling.cells import CellLog
+from simulator.live.profiling.grid import NO_DRAFTER
 from simulator.live.profiling.profile_fit import schedule_s
 from simulator.schedulers.parse import parse_policy
 from simulator.traffic.lengths import parse_lengths
@@ -72,7 +73,10 @@ class OwnAcceptance:
 
     def truncated(self, gamma: int) -> OwnAcceptance:
         """Refuse: a drafter that runs drafts its whole block."""
-        raise self._unknown()
+        raise BadInputError(
+            f"is drafted whole, {self.gamma} tokens: a policy of {gamma} needs a drafter of its own here",
+            source="acceptance", field=self.name, remedy="load one beside it, as in --draft mtp1=FOLDER",
+        )  # fmt: skip
 
     def _unknown(self) -> BadInputError:
         return BadInputError(
@@ -88,11 +92,17 @@ def validation_case(target: Target, drafters: dict[str, Draft], asked: Asked) ->
     """
     log = cells_beside(asked.profile)
     deployment = deploy(asked.profile, asked.acceptance, required=False)
+    policies = [parse_policy(text) for text in asked.policies]
     if asked.own and not asked.simulated:
         deployment = _with_own(deployment, drafters)
+    elif not deployment.acceptance and any(each.drafter != NO_DRAFTER for each in policies):
+        raise BadInputError(
+            "is not given, and there is no default", field="acceptance",
+            remedy="name a model (`dspark-sim list`) or the pair's trace; `dspark-sim live --own` needs none",
+        )  # fmt: skip
     return ValidationCase(
         target=target, drafters=drafters, deployment=deployment,
-        policies=[parse_policy(text) for text in asked.policies], concurrency=asked.concurrency,
+        policies=policies, concurrency=asked.concurrency,
         lengths=parse_lengths(asked.lengths), steps=asked.steps, seed=asked.seed, replayed=not asked.own,
         schedule_s=(lambda policy: schedule_s(log, policy)) if log else lambda policy: 0.0,
         prompts=None if asked.prompts == RANDOM else text_prompts(

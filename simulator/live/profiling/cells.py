@@ -36,10 +36,13 @@ class Repeats:
     warmup: int = 3
 
     def __post_init__(self) -> None:
-        if not 0 < self.relative < 1 or not 2 <= self.least <= self.most or self.warmup < 0:
+        if not 0 < self.relative < 1:
             raise BadInputError(
-                "must be relative in 0..1 and 2 <= least <= most", field="repeats", value=self
-            )
+                "must be a share between 0 and 1", field="confidence", value=self.relative,
+                remedy="0.01 asks for means within 1%",
+            )  # fmt: skip
+        if not 2 <= self.least <= self.most or self.warmup < 0:
+            raise BadInputError("must be 2 <= least <= most", field="repeats", value=self)
 
 
 Key = tuple[str, str, int, int, int, int]

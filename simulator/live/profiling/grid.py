@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from simulator.core.errors import BadInputError
 from simulator.live.profiling.cells import Repeats
+from simulator.schedulers.parse import parse_policy
 
 What = tuple[str, str, int, int, int]
 """Of a cell: kind, name, requests, batch tokens, context tokens."""
@@ -15,7 +16,10 @@ NO_DRAFTER = "none"
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What to measure. drafts: draft tokens per request; context: positions per request."""
+    """What to measure. drafts: draft tokens per request; context: positions per request.
+
+    Raises ``BadInputError`` for sizes that do not increase and for a policy that nobody knows.
+    """
 
     requests: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     drafts: tuple[int, ...] = (0, 1, 3, 7)
@@ -33,6 +37,8 @@ class Grid:
             raise BadInputError(
                 "needs two sizes: requests and batch tokens must be told apart", field="requests, drafts"
             )
+        for policy in self.policies:  # known before anything is measured
+            parse_policy(policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

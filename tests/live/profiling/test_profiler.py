@@ -479,6 +479,12 @@ def test_grids_that_cannot_tell_axes_apart_are_refused() -> None:
         Grid(requests=(4,))
     with pytest.raises(BadInputError, match="increasing"):
         Grid(context=(512, 64))
+    with pytest.raises(BadInputError, match="is not a policy"):
+        Grid(policies=("dspark", "dsprak"))
+    for wrong, field in (({"relative": 2.0}, "confidence"), ({"least": 1}, "repeats")):
+        with pytest.raises(BadInputError, match="must be") as raised:
+            Repeats(**wrong)
+        assert raised.value.field == field
 
 
 def test_the_bench_runs_varied_tokens(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:

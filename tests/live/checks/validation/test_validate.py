@@ -357,10 +357,23 @@ def test_the_pairs_own_acceptance_needs_no_model(
     steps = pd.read_parquet(out / "steps.parquet")
     assert len(steps) == 60
     # Replayed acceptance, and the simulated half of a validation, have nothing to stand on.
-    with pytest.raises(BadInputError, match="acceptance"):
-        serving_commands.live(**given, policy=policy, concurrency=2, out=tmp_path / "b")
-    with pytest.raises(BadInputError, match="acceptance"):
-        serving_commands.validate(**given, policies=policy, concurrency="2", out=tmp_path / "c", own=True)
+    for refused in (
+        lambda: serving_commands.live(**given, policy=policy, concurrency=2, out=tmp_path / "b"),
+        lambda: serving_commands.validate(
+            **given, policies=policy, concurrency="2", out=tmp_path / "c", own=True
+        ),
+    ):
+        with pytest.raises(BadInputError, match="is not given") as raised:
+            refused()
+        assert raised.value.field == "acceptance"
+        assert "live --own" in str(raised.value.remedy)
+
+
+def test_a_policy_of_fewer_tokens_needs_a_drafter_of_its_own(files: dict[str, Any], tmp_path: Path) -> None:
+    given = files | {"acceptance": None, "lengths": "fixed:8/fixed:12", "steps": 60}
+    with pytest.raises(BadInputError, match="a policy of 1 needs a drafter of its own") as raised:
+        serving_commands.live(**given, policy="mtp1", concurrency=2, out=tmp_path / "run", own=True)
+    assert "--draft mtp1=FOLDER" in str(raised.value.remedy)
 
 
 def test_live_runs_are_limited_by_what_the_profile_knows(

@@ -30,6 +30,11 @@ on AMD GPUs, AMD-AGI/Infera issue 74, 32 requests).
 """
 
 
+KEPT_REPLAYS = 8
+"""Realised traces kept in a process, some 3 MB each as shipped: more than the five seeds that a rate's trials
+take in turn (``capacity.trials.REPLICATIONS``), as fewer would never be met again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """A policy made concrete: its scheduler, its drafter's acceptance, and what its steps cost.
@@ -87,6 +92,6 @@ def realised(model: AcceptanceModel, seed: int) -> Replay:
     return _cached_replay(model, seed) if isinstance(model, Hashable) else model.replay(seed)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=KEPT_REPLAYS)
 def _cached_replay(model: AcceptanceModel, seed: int) -> Replay:
     return model.replay(seed)

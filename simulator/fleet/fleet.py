@@ -130,6 +130,7 @@ def _together(workload: Workload, fleet: Fleet, sla: Sla, runs: Sequence[PodRun]
     if metrics is None or saturated > 0.01 * sum(run.requests for run in runs):
         overrun = saturated_assessment(sla, sum(run.requests for run in runs))
         return FleetRun(*what, overrun, None, parts, None)
-    observed = pool([run.observed for run in runs if run.observed is not None])
+    pooled = [run.observed for run in runs if run.observed is not None]
+    observed = pooled[0] if len(pooled) == 1 else pool(pooled)  # a pod has pooled its replicas
     start_s, end_s = measured_span(workload)
     return FleetRun(*what, assess(sla, observed, metrics, end_s - start_s), metrics, parts, observed)

@@ -235,8 +235,8 @@ def solve_level(logits: Chances, accepted_length: float) -> float:
     def excess(of: Chances) -> Callable[[float], float]:
         return lambda level: _mean_length(of + np.float32(level)) - accepted_length
 
-    near = root(excess(few), -_LEVEL_LIMIT, _LEVEL_LIMIT, xtol=1e-3)
     try:
+        near = root(excess(few), -_LEVEL_LIMIT, _LEVEL_LIMIT, xtol=1e-3)
         return root(excess(by_row), near - _NEAR, near + _NEAR, xtol=1e-4)
     except ValueError:  # the few are not like all
         return root(excess(by_row), -_LEVEL_LIMIT, _LEVEL_LIMIT, xtol=1e-4)

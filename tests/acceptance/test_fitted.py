@@ -192,6 +192,20 @@ def test_shipped_levels_and_shifts_are_reproduced_by_their_stages() -> None:
     assert shift == pytest.approx(shipped.models["qwen3-8b/dspark/alpaca"].shift, abs=1e-3)
 
 
+@pytest.mark.parametrize("hopeless", [slice(0, None, 2), slice(1, None, 2)])
+def test_a_level_is_found_though_a_few_sequences_are_unlike_all(hopeless: slice) -> None:
+    """One draft a block. Half of the sequences accept none; the others have to accept 0.25 / 0.5 of theirs.
+
+    A hopeless sequence takes a step a row, and one that accepts a share p takes 1 / (1 + p) of them: with
+    512 rows the mean length is 2 / (1 + 1 / (1 + p)), which is 1.2 at p = 0.5, where log-odds are 0.
+    """
+    logits = np.full((128, 512, 1), -1.0, np.float32)
+    logits[hopeless] = -100.0
+    assert solve_level(logits, 1.2) == pytest.approx(1.0, abs=0.01)
+    with pytest.raises(ValueError, match="no change of sign"):
+        solve_level(logits, 1.5)
+
+
 def test_shipped_confidence_is_a_local_optimum_of_the_misfit() -> None:
     shipped = read_parameters(data_directory("traces") / "fitted.json")
     spread = shipped.predictability

@@ -204,6 +204,7 @@ def acceptance_show(
     from simulator.core.files import beside, check_writable_file, is_standard_output, write_table
     from simulator.deployment.acceptance_text import parse_acceptance
     from simulator.report.drawing.style import save
+    from simulator.report.terminal import print_thresholds
     from simulator.report.thresholds import plot_threshold_sweep
     from simulator.sweeps.thresholds import threshold_sweep
 
@@ -214,7 +215,7 @@ def acceptance_show(
     write_table(out, table, "%.8g")
     if figure is not None:
         save(plot_threshold_sweep(table, parsed), figure)
-        typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        print_thresholds(table)
     written = f"wrote {out}" + (f" and {figure}" if figure else "")
     typer.echo(f"{parsed.provenance.line()}\n{written}", err=is_standard_output(out))
     return {

@@ -195,6 +195,7 @@ def regret(
     """Show what a scheduler loses when the cost table it believes is not the true one."""
     from simulator.core.files import beside, check_writable_file, is_standard_output, write_table
     from simulator.report.frontier import plot_regret
+    from simulator.report.terminal import print_regret
     from simulator.sweeps.regret import belief_warnings
 
     figure = beside(out, ".png")
@@ -210,7 +211,7 @@ def regret(
     write_table(out, table)
     if figure is not None:
         plot_regret(table, figure, f"{policy} on {bench.profile.title}, 95% intervals")
-        typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        print_regret(table)
     typer.echo(f"wrote {out}" + (f" and {figure}" if figure else ""), err=is_standard_output(out))
     return {"tables": {"regret": table}, "files": [path for path in (out, figure) if path is not None]}
 

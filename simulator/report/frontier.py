@@ -64,7 +64,7 @@ def plot_frontier(
     for policy, group in frontier.groupby("policy", sort=False):
         draw_line(axes, group["tps_mean"], group["throughput_tok_per_s"], str(policy), frontier)
     _dots(axes, published.throughput_vs_tps if published else {}, frontier)
-    captions = [_mark(axes, parse_speed(sla), frontier) for sla in slas]
+    captions = [_mark(axes, parse_speed(sla), frontier, row) for row, sla in enumerate(slas)]
     if captions:
         figure.supxlabel("\n".join(captions), fontsize=7.5, color="#444444")
     axes.set_xlabel("mean generation speed, tokens/s/user")
@@ -73,13 +73,16 @@ def plot_frontier(
     return figure
 
 
-def _mark(axes: Axes, term: Term, frontier: pd.DataFrame) -> str:
-    """Draw where an SLA holds; returns the caption with each policy's p10 there."""
+def _mark(axes: Axes, term: Term, frontier: pd.DataFrame, row: int) -> str:
+    """Draw where an SLA holds; returns the caption with each policy's p10 there.
+
+    row: on which its label stands, so that labels of near bounds do not overlap.
+    """
     found = {policy: line.at_sla(term) for policy, line in lines(frontier).items()}
     if term.quantile is None:
         axes.axvline(term.bound, color="#444444", linewidth=0.8, linestyle=":")
         axes.annotate(f"SLA {term.bound:g} on average", (term.bound, 1), xycoords=("data", "axes fraction"),
-                      xytext=(3, -3), textcoords="offset points", va="top", fontsize=8,
+                      xytext=(3, -3 - 10 * row), textcoords="offset points", va="top", fontsize=8,
                       color="#444444")  # fmt: skip
     else:
         x, y = zip(*((each.tps_mean, each.throughput) for each in found.values()), strict=True)

@@ -28,7 +28,7 @@ from simulator.planning.scenario.scenario import Scenario
 from simulator.report.drawing.colours import policy_colour
 from simulator.report.drawing.style import SYMBOLS
 from simulator.report.plan.decision import decision
-from simulator.report.plan.figures import lane_floor
+from simulator.report.plan.figures import lane_floor, with_unit
 from simulator.report.plan.tables import Head, at_sla_heads, cost_head, plan_tables
 from simulator.sweeps.lines import SPEEDS
 
@@ -141,12 +141,14 @@ def page_data(result: CapacityPlan) -> dict[str, Any]:
         if term.key in SPEEDS and term.key in result.frontier
     }
     statistic = next(iter(speeds), "mean")
+    costed = result.sla.terms[0]  # the one that ``tables.cost_table`` moves
     tables = {name: table.to_dict(orient="records") for name, table in result.tables().items()}
     return tables | {
         "name": scenario.name,
         "sla": list(scenario.sla),
         "speeds": speeds,
         "statistic": statistic,
+        "costed": {"axis": with_unit(costed), "bound": costed.bound},
         "lane_floor": lane_floor(result.trials),
         "recommended": result.recommended,
         "colours": {policy: policy_colour(policy)._asdict() for policy in result.plans["policy"]},

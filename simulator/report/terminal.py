@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from simulator.core.files import write_table
-from simulator.core.units import readable, readable_column, share
+from simulator.core.units import readable, readable_column, share, signed_share
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile, beyond_contexts
 from simulator.engine.run import SATURATED, Run, write_run
@@ -119,14 +119,16 @@ def print_hardware(table: pd.DataFrame, refused: Mapping[str, str]) -> None:
     if not table.empty:
         shown = _table(
             "By hardware, cheapest first", "replica", "policy", "GPUs", "replicas",
-            "cost per 1M output tokens", "requests/s a replica", "curve",
+            "cost per 1M\noutput tokens", "requests/s\na replica", "curve",
         )  # fmt: skip
+        for whole in (0, -1):
+            shown.columns[whole].no_wrap = True
         columns = {
             name: readable_column(table[name].astype(float).tolist())
             for name in ("gpus", "replicas", "cost_per_million_output_tokens", "rate_per_replica_per_s")
         }
         for row, *numbers in zip(table.to_dict("records"), *columns.values(), strict=True):
-            band = "" if pd.isna(row["step_time_band"]) else f" ± {row['step_time_band']:.0%}"
+            band = "" if pd.isna(row["step_time_band"]) else f" ±{row['step_time_band']:.0%}"
             layout = f"{row['replica_gpus']} x {row['gpu']}"
             shown.add_row(
                 layout, str(row["policy"]), *numbers, f"{row['curve']}{band}",
@@ -135,6 +137,35 @@ def print_hardware(table: pd.DataFrame, refused: Mapping[str, str]) -> None:
         console.print(shown)
     for name, why in refused.items():
         _say(console, f"{name}: {why}")
+
+
+def print_regret(table: pd.DataFrame) -> None:
+    """Print what a scheduler loses with each belief at each load."""
+    shown = _table(
+        "Throughput lost to the wrong table, with 95% intervals", "belief", "requests", "tokens/s",
+        "with the\ntrue table", "lost", "±", "for sure",
+    )  # fmt: skip
+    for row in table.to_dict("records"):
+        shown.add_row(
+            escape(str(row["belief"])), f"{row['concurrency']:,}", f"{row['throughput_tok_per_s']:,.0f}",
+            f"{row['true_throughput_tok_per_s']:,.0f}", signed_share(row["regret"], 2),
+            share(row["regret_ci95"], 2), "yes" if row["significant"] else "no",
+        )  # fmt: skip
+    Console().print(shown)
+
+
+def print_thresholds(table: pd.DataFrame) -> None:
+    """Print what a static confidence threshold lets through, step by step of the threshold."""
+    shown = _table(
+        "Blocks that end at a low confidence", "threshold", "verified\nlength",
+        "accepted\nlength", "acceptance\nrate",
+    )  # fmt: skip
+    names = ("verified_length_mean", "accepted_length_mean")
+    lengths = [readable_column(table[name].tolist()) for name in names]
+    rows = zip(table["threshold"], *lengths, table["acceptance_rate"], strict=True)
+    for threshold, verified, accepted, rate in rows:
+        shown.add_row(f"{threshold:g}", verified, accepted, share(rate))
+    Console().print(shown)
 
 
 _FLEET = ("policy", "rate_per_replica_per_s", "replicas", "gpus", COST)

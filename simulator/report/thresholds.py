@@ -41,7 +41,9 @@ def plot_threshold_sweep(sweep: pd.DataFrame, model: AcceptanceModel) -> Figure:
             ends.threshold, ends.acceptance_rate, color="tab:orange", label="_", **style
         )  # one entry for both
     lengths.set(
-        xlabel="threshold on raw confidence", ylabel="tokens per step, bonus included", title=model.name
+        xlabel="threshold on raw confidence",
+        ylabel="tokens per step, bonus included",
+        title=f"A threshold on confidence: {model.name}",
     )
     lengths.set_ylim(bottom=0)
     rates.set(ylabel="accepted / verified", ylim=(0, 1.02))

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from simulator.report.drawing.colours import policy_colour
 from simulator.report.drawing.style import save
 
 LABELS: Mapping[str, str] = {"dspark": "DSpark", "dflash": "DFlash", "mtp": "MTP-1"}
@@ -19,7 +20,11 @@ KIND_LABELS: Mapping[str, str] = {
     "coupled": "temperature 1, coupled",
 }
 
-_COLOURS = {"dspark": "tab:blue", "dflash": "tab:orange", "mtp": "tab:green"}
+_COLOURS = {name: policy_colour(policy).light for name, policy in
+            (("dspark", "dspark"), ("dflash", "dflash"), ("mtp", "mtp1"))}  # fmt: skip
+"""The colours of the policies that verify all that a draft proposes."""
+
+_MARKS = {"dspark": "o", "dflash": "s", "mtp": "D"}
 
 _FEWEST_DRAWN = 30
 """Rates of fewer observations than this are noise, and not drawn."""
@@ -57,14 +62,15 @@ def plot_conditional(table: pd.DataFrame) -> Figure:
                 axis.plot(
                     own["position"],
                     own["rate"],
-                    marker="o",
+                    marker=_MARKS[draft],
                     markersize=3.5,
                     color=_COLOURS[draft],
                     label=label,
                 )
             axis.set(title=f"{domain}, {KIND_LABELS[kind]}", ylim=(0, 1.02), xlabel="draft position")
         axes[row][0].set_ylabel("P(accepted | those before)")
-    axes[0][0].legend(frameon=False, fontsize="small", loc="lower left")
+    figure.suptitle("Acceptance by position in the block")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -86,7 +92,8 @@ def plot_thresholds(table: pd.DataFrame) -> Figure:
         rates.set_ylim(0, 1.02)
         rates.spines["top"].set_visible(False)
     axes[0][0].set_ylabel("tokens per round")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.suptitle("Blocks that end at the first low confidence")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -109,7 +116,8 @@ def plot_reliability(table: pd.DataFrame) -> Figure:
             axis.set_title(title, fontsize="medium")
             axis.set(xlabel="predicted survival", xlim=(0, 1), ylim=(0, 1.02))
         row[0].set_ylabel("accepted")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    figure.suptitle("Accepted against predicted survival")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -141,6 +149,7 @@ def plot_losses(rows: pd.DataFrame) -> Figure:
         axis.set(title=stage, xlabel="step", ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize="small")
+    figure.suptitle("Losses of training")
     axes[0].set_ylabel(f"loss, mean of {SMOOTHING_STEPS} steps")
     return figure
 

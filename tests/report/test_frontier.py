@@ -36,6 +36,13 @@ def frontier() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def test_labels_of_near_slas_stand_below_each_other(frontier: pd.DataFrame) -> None:
+    (axes,) = plot_frontier(frontier, slas=(30, 31)).axes
+    first, second = axes.texts
+    assert first.get_text() == "SLA 30 on average"
+    assert second.xyann[1] <= first.xyann[1] - 10
+
+
 def by_label(axes):  # type: ignore[no-untyped-def]
     return {line.get_label(): line for line in axes.lines if not str(line.get_label()).startswith("_")}
 

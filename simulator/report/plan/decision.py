@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from simulator.capacity.trials import REPLICATIONS
@@ -45,26 +45,42 @@ def recommended_row(result: CapacityPlan) -> dict[str, Any]:
 def _policy(result: CapacityPlan) -> Iterator[str]:
     yield result.recommended
     if result.tied:
-        yield f"A tie with {' and '.join(result.tied)}: chance explains the difference."
+        yield f"A tie with {listed(result.tied)}: chance explains the difference."
     yield from _as_many(result)
 
 
 def _as_many(result: CapacityPlan) -> Iterator[str]:
     """Say why this policy and not another that takes as many GPUs: it is faster for sure."""
     row = recommended_row(result)
-    slower = [
+    speed = readable(row["tps_mean_at_peak"])
+    others = [
         each
         for each in result.plans.to_dict("records")
         if each["feasible"] and each["decode_gpus"] == row["decode_gpus"]
         and each["policy"] not in (result.recommended, "oracle", *result.tied)
     ]  # fmt: skip
-    if slower:
-        names = " and ".join(str(each["policy"]) for each in slower)
-        speeds = " and ".join(readable(each["tps_mean_at_peak"]) for each in slower)
+    speeds = {str(each["policy"]): readable(each["tps_mean_at_peak"]) for each in others}
+    slower = {policy: other for policy, other in speeds.items() if other != speed}
+    alike = [policy for policy, other in speeds.items() if other == speed]
+    if alike:
         yield (
-            f"{names} would need as many GPUs, and serve users slower at the peak: {speeds} tokens/s on "
-            f"average instead of {readable(row['tps_mean_at_peak'])}."
+            f"{listed(alike)} would need as many GPUs, and serve users as fast to the digits that are shown: "
+            f"{speed} tokens/s on average at the peak."
         )
+    if slower:
+        yield (
+            f"{listed(list(slower))} would need as many GPUs, and serve users slower at the peak: "
+            f"{listed(list(slower.values()))} tokens/s on average instead of {speed}."
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write a list in words.
+
+    >>> listed(["mtp1", "fixed:3", "dspark"])
+    'mtp1, fixed:3 and dspark'
+    """
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _fleet(result: CapacityPlan) -> str:

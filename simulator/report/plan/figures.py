@@ -35,7 +35,7 @@ def plan_figures(result: CapacityPlan) -> dict[str, Figure]:
         ),
         "attainment": _attainment(result),
         "cost": _drawn(
-            result, result.cost, "bound", "cost_per_million_output_tokens", _with_unit(costed),
+            result, result.cost, "bound", "cost_per_million_output_tokens", with_unit(costed),
             f"{result.scenario.price.currency} per million output tokens", costed,
         ),
     }  # fmt: skip
@@ -135,7 +135,8 @@ def _title(result: CapacityPlan) -> str:
     return _plain(f"{result.scenario.name}\nSLA: {result.sla}")
 
 
-def _with_unit(term: Term) -> str:
+def with_unit(term: Term) -> str:
+    """Name the axis on which the bound of a term lies."""
     unit = "s" if term.is_time else term.unit_for(term.bound)[1].strip()
     return f"bound of {term.key}, {unit}" if unit else f"bound of {term.key}"
 

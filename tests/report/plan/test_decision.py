@@ -6,12 +6,13 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from simulator.core.units import readable
 from simulator.planning.notes import answer_line
 from simulator.planning.plan import CapacityPlan, plan
 from simulator.planning.scenario.scenario import Scenario
-from simulator.report.plan.decision import decision
+from simulator.report.plan.decision import decision, listed
 from simulator.sweeps.leads import Recommendation
 from tests.report.conftest import SCENARIO
 from tests.support.plans import rough_plans
@@ -82,6 +83,25 @@ def test_another_policy_with_as_many_gpus_is_said_to_be_slower(result: CapacityP
         f"{second} would need as many GPUs, and serve users slower at the peak: 100 tokens/s on average "
         "instead of 200."
     )
+
+
+def test_a_policy_that_is_as_fast_is_not_said_to_be_slower(result: CapacityPlan) -> None:
+    """Speeds that are written alike are no reason for a choice."""
+    first, second = (result.recommended, next(p for p in result.plans["policy"] if p != result.recommended))
+    speeds = {first: 116.04, second: 115.96}
+    plans = result.plans.assign(decode_gpus=4, tps_mean_at_peak=result.plans["policy"].map(speeds))
+    said = decision(replace(result, plans=plans, recommendation=Recommendation(first, ())))["Run"]
+    assert said[1] == (
+        f"{second} would need as many GPUs, and serve users as fast to the digits that are shown: "
+        "116 tokens/s on average at the peak."
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
+def test_lists_are_written_in_words(names: list[str], said: str) -> None:
+    assert listed(names) == said
 
 
 def test_values_come_with_their_intervals() -> None:

@@ -38,6 +38,9 @@ _LOOK_S = 1.0
 _IDLE_S = 30
 """Seconds without work after which a process ends. A choice."""
 
+_ANSWER_S = 10
+"""Seconds in which a cluster must answer. A choice."""
+
 _AHEAD = 2
 """Batches given to a cluster per worker thread, so that the next one is there when one ends. A choice."""
 
@@ -156,7 +159,7 @@ def _dask(address: str | None, workers: int) -> Iterator[Run]:
     with ExitStack() as stack:
         at = address or stack.enter_context(_local_dask(distributed, workers))
         try:
-            client = stack.enter_context(distributed.Client(at, timeout=10))
+            client = stack.enter_context(distributed.Client(at, timeout=_ANSWER_S))
         except (OSError, ValueError, TypeError) as error:
             raise _no_answer(address, error) from error
 

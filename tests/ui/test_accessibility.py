@@ -48,7 +48,7 @@ CONTRAST = """
   return low"""
 
 
-@pytest.fixture(params=list(ADDRESSES))
+@pytest.fixture(scope="module", params=list(ADDRESSES))
 def page(request: pytest.FixtureRequest, browser: Any, served: Served) -> Iterator[Any]:
     path, name, said = ADDRESSES[request.param]
     opened(browser, served.address + path)

@@ -12,9 +12,12 @@ from hypothesis import HealthCheck, settings
 LONG = ("tests/tools/test_campaign.py", "tests/notebooks/", "tests/cli/test_reliability.py")
 """Files with a test or a fixture of ten seconds and more: at the end they would keep one worker busy."""
 
-# A busy machine takes long over any example: neither that nor slow drawing is a fault of the code.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+# A busy machine takes long over any example: neither that nor slow drawing is a fault of the code. The gate
+# tries the same few examples each time; ``pytest --hypothesis-profile thorough`` draws many new ones.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("gate", PATIENT, max_examples=50, derandomize=True)
+settings.register_profile("thorough", PATIENT, max_examples=2000)
+settings.load_profile("gate")
 
 # Tests share the cores already: where none asks for workers, a sweep starts no process of its own.
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")

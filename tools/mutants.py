@@ -119,7 +119,7 @@ MUTANTS = (
     Mutant(
         "window-of-packed-blocks-one-longer", "simulator/live/models/drafts/dspark.py",
         "context &= position >= anchors[..., None] - window",
-        "context &= position >= anchors[..., None] - window - 1", _V4,
+        "context &= position >= anchors[..., None] - (window + 1)", _V4,
     ),
     Mutant(
         "confidence-behind-the-norm", "simulator/live/models/drafts/dspark_v4.py",

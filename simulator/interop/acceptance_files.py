@@ -321,6 +321,9 @@ def _deepspec_table(file: _File) -> Rates:
 def _deepspec(file: _File, rates: list[float], drafts: float, field: str, dataset: str) -> Rates:
     """Rate k is of rounds that proposed more than k drafts: it may rise where stop tokens cut blocks."""
     vllm.refuse_shortened(drafts, 1.0, len(rates), file.source)
+    outside = [rate for rate in rates if not 0 <= rate <= 1]
+    if outside:  # behind a smaller one it would not be seen
+        raise file.error("must be rates from 0 to 1", field, outside[0], "take the file as it was written")
     falling = np.minimum.accumulate(rates).tolist() if rates else rates
     return file.measured(file.from_marginals(falling, field), f"dataset {dataset}")
 

@@ -272,6 +272,8 @@ def test_evaluations_of_deepspec_are_read_one_dataset_at_a_time(write: Write) ->
     cut = DEEPSPEC.replace("3.00+1", "2.10+1")
     with pytest.raises(BadInputError, match=r"shortened to 2\.10 on average"):
         rates_of(write(cut))
+    with pytest.raises(BadInputError, match=r"accept_rate@: must be rates from 0 to 1"):
+        rates_of(write(DEEPSPEC.replace("0.4000", "1.4000")))
     rising = DEEPSPEC.replace("0.2000", "0.4010")
     assert rates_of(write(rising)).conditional == pytest.approx((0.6, 2 / 3, 1.0))
     assert "dataset gsm8k" in rates_of(write(DEEPSPEC)).provenance.source

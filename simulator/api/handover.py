@@ -43,13 +43,12 @@ def intervals_of(plan: CapacityPlan, policy: str | None = None) -> pd.DataFrame:
     """
     policy, scenario, day = policy or plan.recommended, plan.scenario, plan.day
     per_worker = scenario.replica.prefill_gpus or scenario.replica_gpus()
-    return pd.DataFrame(
-        {
-            "start_s": day["start_s"], "end_s": day["end_s"], "rate_per_s": day["rate_per_s"],
-            "replicas": day[f"replicas {policy}"].astype(int),
-            "prefill_workers": day["prefill_gpus"] / per_worker, "gpus": day[f"gpus {policy}"],
-        }
-    )  # fmt: skip
+    counts = {
+        "replicas": day[f"replicas {policy}"], "prefill_workers": day["prefill_gpus"] / per_worker,
+        "gpus": day[f"gpus {policy}"],
+    }  # fmt: skip
+    times = {name: day[name] for name in ("start_s", "end_s", "rate_per_s")}
+    return pd.DataFrame(times | {name: _counted(column) for name, column in counts.items()})
 
 
 def hours_of(intervals: pd.DataFrame) -> pd.DataFrame | None:
@@ -65,7 +64,14 @@ def hours_of(intervals: pd.DataFrame) -> pd.DataFrame | None:
         inside = (start < 3600 * (hour + 1) - 1e-6) & (end > 3600 * hour + 1e-6)
         most = intervals[inside].drop(columns=["start_s", "end_s"]).max(skipna=False)
         rows.append({"hour": hour} | most.to_dict())
-    return pd.DataFrame(rows).astype({"replicas": int})
+    table = pd.DataFrame(rows)
+    return table.assign(**{name: _counted(table[name]) for name in ("replicas", "prefill_workers", "gpus")})
+
+
+def _counted(column: pd.Series[float]) -> pd.Series[float] | pd.Series[int]:
+    """Return counts as whole numbers where all are known and whole: others read 17 and not 17.0."""
+    whole = bool(column.notna().all() and (column == column.round()).all())
+    return column.astype(int) if whole else column
 
 
 def write_handover(plan: CapacityPlan, folder: Path, form: str = "csv") -> None:

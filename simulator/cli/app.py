@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from simulator.cli.groups import answering, print_error
+from simulator.cli.groups import Once, answering, print_error
 from simulator.core.errors import BadInputError, Interrupted, SimulatorError
 
 app = typer.Typer(
@@ -72,12 +72,12 @@ def commands() -> typer.Typer:
                     groups[group] = typer.Typer(help=_GROUPS[group], no_args_is_help=True)
                     app.add_typer(groups[group], name=group, rich_help_panel=panel)
                 of = groups[group] if group else app
-                of.command(name, rich_help_panel=None if group else panel)(
+                of.command(name, cls=Once, rich_help_panel=None if group else panel)(
                     answering(getattr(import_module(module), function), words)
                 )
     profiles = import_module("simulator.cli.measure.profile").profile_app
     for each in profiles.registered_commands:
-        each.callback = answering(each.callback, f"profile {each.name}")
+        each.callback, each.cls = answering(each.callback, f"profile {each.name}"), Once
     app.add_typer(profiles, name="profile", rich_help_panel="Measure")
     return app
 

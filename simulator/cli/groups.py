@@ -12,6 +12,9 @@ from io import StringIO
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand
+
+from simulator.core.errors import BadInputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +49,21 @@ def grouped(command: Callable[..., Answer]) -> Callable[..., Answer]:
         return command(**given, **made)
 
     return _described(call, parameters)
+
+
+class Once(TyperCommand):
+    """A command whose ``--gpu`` may be given once, with commas: of two the first would be lost silently."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as ever. Raises ``BadInputError`` where GPUs are named one by one."""
+        if not ctx.resilient_parsing:  # a shell completes what is not finished
+            named, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            if [option.name for option in given].count("gpu") > 1:
+                raise BadInputError(
+                    "is given more than once", source="gpu", value=named["gpu"],
+                    remedy="give it once, several GPUs with commas: h100,h200",
+                )  # fmt: skip
+        return super().parse_args(ctx, args)
 
 
 AsJson = Annotated[

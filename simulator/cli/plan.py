@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from simulator.sla.verdict import Assessment
 
 
+DEFAULT_LENGTHS = "azure-2023-conversation"
+
+
 @grouped
 def plan(
     where: Workers,
@@ -53,7 +56,7 @@ def plan(
     traffic: Annotated[
         str | None, typer.Option(help="Without a scenario, with --model and --gpu: poisson:50/s, ...")
     ] = None,
-    lengths: Annotated[str, typer.Option(help="Lengths of that traffic.")] = "azure-2023-conversation",
+    lengths: Annotated[str, typer.Option(help="Lengths of that traffic.")] = DEFAULT_LENGTHS,
     sla: Annotated[
         list[str] | None, typer.Option(help="Term, repeatable: tps_p10>=60, ttft_p99<=2s.")
     ] = None,
@@ -91,6 +94,10 @@ def plan(
         raise BadInputError(
             "needs a scenario and --out DIR", source="plan", remedy="`dspark-sim plan --init scenario.yaml`"
         )
+    _refuse_beside_scenario(
+        on, {"traffic": traffic, "sla": sla, "acceptance": acceptance, "policy": policy,
+             "lengths": None if lengths == DEFAULT_LENGTHS else lengths, "all_layouts": all_layouts or None},
+    )  # fmt: skip
     from simulator.api.handover import write_handover
     from simulator.core.files import check_writable_directory
     from simulator.core.interruption import noting
@@ -119,6 +126,18 @@ def plan(
     print_plan(result)
     typer.echo(f"wrote {out / 'report.html'} and the tables beside it")
     return {**summary(result), "tables": result.tables(), "directory": out}
+
+
+def _refuse_beside_scenario(on: OnHardware, given: Mapping[str, object]) -> None:
+    """Refuse options that a scenario would silently win over."""
+    on_hardware = {field.name: getattr(on, field.name) for field in fields(on)}
+    for name, value in {**given, **on_hardware}.items():
+        if value is not None:
+            raise BadInputError(
+                "is for --model and --gpu, and has no effect beside a scenario",
+                source=name.replace("_", "-"), value=", ".join(value) if isinstance(value, list) else value,
+                remedy="write it into the scenario",
+            )  # fmt: skip
 
 
 def _plan_hardware(

@@ -85,6 +85,7 @@ def test_replicas_by_the_hour_are_the_most_of_each_hour(plan: Plan, folder: Path
     said = json.loads((folder / "replicas.json").read_text())
     assert [each["replicas"] for each in said["hours"]] == hours["replicas"].tolist()
     assert len(said["intervals"]) == len(day)
+    assert all(type(each["gpus"]) is int for each in said["hours"])  # counts are whole: 19 and not 19.0
 
 
 def test_keda_scales_decode_and_prefill(folder: Path) -> None:

@@ -18,6 +18,9 @@ REGRET = ("regret", *FLASH, "--believed", "floor:4", "--concurrency", "4", "--wo
 FLEET = ("fleet", *FLASH, "--traffic", "poisson:1/s", "--sla", "ttft_p99<=1s", "--out", "out")
 
 OPTIONS = {
+    "GPUs one by one": (("list", "--gpu", "h100", "--gpu", "h200"), "--gpu: is given more than once"),
+    "an SLA beside a scenario": (("plan", "s.yaml", "--out", "p", "--sla", "tps_p10>=60"), "--sla: is for"),
+    "a width beside a scenario": (("plan", "s.yaml", "--out", "p", "--tp", "4"), "--tp: is for --model"),
     "negative seed": ((*SIMULATE, "--steps", "60", "--seed", "-1"), "--seed"),
     "cluster without a port": ((*FRONTIER, "--backend", "dask", "--address", "foo"), "address"),
     "name longer than any file's": ((*FRONTIER, "--acceptance", "a" * 300), "acceptance"),

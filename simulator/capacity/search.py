@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from simulator.capacity.bounds import Capacity, capacity
+from simulator.capacity.bounds import UNBOUNDED, Capacity, capacity
 from simulator.capacity.results import RateSearch, TrialResult
 from simulator.capacity.server import Server
-from simulator.capacity.trials import Trial, one_trial, together, try_rate
+from simulator.capacity.trials import Trial, one_trial, together
 from simulator.core.arrays import Floats
 from simulator.core.errors import BadInputError
 from simulator.core.statistics import mean_interval
@@ -51,6 +51,19 @@ class Search:
             raise BadInputError("must be between 0.1% and 50%", field="precision", value=self.precision)
 
 
+RunCells = Callable[[Any, Sequence[Any], str], list[dict[str, Any]]]
+"""Runs a function on cells under a label, as ``parallel.cells.Sweeping.run`` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """The search of one replication: a cell of a sweep."""
+
+    server: Server
+    precision: float
+    guess_per_s: float | None
+
+
 def find_rate_row(search: Search) -> dict[str, Any]:
     """Run ``find_rate`` as a cell of a sweep."""
     return find_rate(search).as_row()
@@ -70,61 +83,168 @@ def find_rate(search: Search) -> RateSearch:
     The result also holds the first replication's bracket and trials. ``rate_per_s`` is 0 when the lightest
     load fails.
     """
-    first = replace(_search(search.server, search.precision, search.guess_per_s), variant=search.variant)
-    low = first.rate_per_s
-    if low == 0 and search.replications > 1:
-        return replace(first, beyond=_worst_alone(search, first.failing_rate_per_s))
-    if low == 0 or search.replications == 1:
-        return first
-    servers = [search.server.replication(index) for index in range(search.replications)]
-    others = [_search(each, 1.5 * search.precision, low) for each in servers[1:]]
-    ceilings = np.array([capacity(each).ceiling_per_s for each in servers])
-    rates = np.minimum([each.seed_rates[0] for each in (first, *others)], ceilings)
-    mean, half = mean_interval(rates)
-    at_rate, beyond = _all_together(search, mean)
-    rate = at_rate.rate_per_s if at_rate.met else 0.0
-    most, most_half = mean_interval(ceilings) if np.isfinite(ceilings).all() else (math.inf, 0.0)
-    return replace(
-        first,
-        rate_per_s=rate,
-        failing_rate_per_s=beyond.rate_per_s,
-        rate_low_per_s=max(min(mean, rate) - half, 0.0),
-        rate_high_per_s=min(max(mean, rate) + half, max(most + most_half, rate)),
-        seed_rates=tuple(rates.tolist()),
-        at_rate=at_rate,
-        beyond=beyond,
-    )
+    return find_rates([search], lambda function, cells, _: [function(cell) for cell in cells])[0]
 
 
-def _worst_alone(search: Search, rate: float) -> TrialResult:
+def find_rates(searches: Sequence[Search], run: RunCells) -> list[RateSearch]:
+    """Find the rates of several searches, all replications side by side; see ``find_rate``."""
+    firsts = run(replication_row, first_replications(searches), "Sustainable rates")
+    return finish_rates(searches, firsts, run)
+
+
+def first_replications(searches: Sequence[Search]) -> list[Replication]:
+    """Return the first replication of each search, a cell of ``replication_row``."""
+    return [Replication(each.server, each.precision, each.guess_per_s) for each in searches]
+
+
+def finish_rates(
+    searches: Sequence[Search], rows: Sequence[dict[str, Any]], run: RunCells
+) -> list[RateSearch]:
+    """Find the rates of several searches whose first replications are there: ``rows``.
+
+    Further replications start where the first one ends, which is near their answers.
+    """
+    firsts = [_Found.of(row) for row in rows]
+    several = [(each, first) for each, first in zip(searches, firsts, strict=True) if each.replications > 1]
+    further = [
+        Replication(each.server.replication(index), 1.5 * each.precision, first.search.rate_per_s)
+        for each, first in several
+        for index in range(1, each.replications)
+        if first.search.feasible
+    ]
+    others = (_Found.of(row) for row in run(replication_row, further, "Their replications"))
+    feasible = [
+        _Together(each, (first, *(next(others) for _ in range(1, each.replications))))
+        for each, first in several
+        if first.search.feasible
+    ]
+    alone = [
+        Trial(each.server, first.search.failing_rate_per_s, each.replications)
+        for each, first in several
+        if not first.search.feasible
+    ]
+    failed = run(worst_alone_row, alone, "Lightest load") if alone else []
+    worst = (TrialResult.from_row(row) for row in failed)
+    settled = iter(_settled(feasible, run))
+    found = []
+    for each, first in zip(searches, firsts, strict=True):
+        result = first.search
+        if each.replications > 1:
+            result = next(settled) if result.feasible else replace(result, beyond=next(worst))
+        found.append(replace(result, variant=each.variant))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one replication found, and the highest rate that its capacity leaves possible."""
+
+    search: RateSearch
+    ceiling_per_s: float
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> _Found:
+        return cls(RateSearch.from_row(row["search"]), row["ceiling_per_s"])
+
+
+def replication_row(cell: Replication) -> dict[str, Any]:
+    """Search one replication as a cell of a sweep; returns the values of ``_Found``."""
+    found = _search(cell.server, cell.precision, cell.guess_per_s)
+    return {"search": found.as_row(), "ceiling_per_s": capacity(cell.server).ceiling_per_s}
+
+
+def worst_alone_row(trial: Trial) -> dict[str, Any]:
     """Return the results of the worst replication at a rate: a promise must hold there too."""
-    servers = [search.server.replication(index) for index in range(search.replications)]
-    requests = min(ALONE, search.server.requests)
-    parts = [one_trial(each, rate, capacity(each), requests) for each in servers]
+    servers = [trial.server.replication(index) for index in range(trial.replications)]
+    requests = min(ALONE, trial.server.requests)
+    parts = [one_trial(each, trial.rate_per_s, capacity(each), requests) for each in servers]
     whole = together(parts, math.inf)
     terms = []
     for index, each in enumerate(whole.terms):
         worst = min if each.term.comparison == ">=" else max
         terms.append(replace(each, estimate=worst(part.terms[index].estimate for part in parts)))
-    return replace(whole, terms=tuple(terms))
+    return replace(whole, terms=tuple(terms)).as_row()
 
 
-def _all_together(search: Search, rate: float) -> tuple[TrialResult, TrialResult]:
-    """Find the highest rate at which all replications together hold, and the next one, which fails."""
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Replications of one search, to be tried at the same rates."""
 
-    def trial(rate: float) -> TrialResult:
-        return try_rate(Trial(search.server, rate, search.replications))
+    search: Search
+    found: tuple[_Found, ...]
 
-    found = trial(rate)
+    @property
+    def ceilings(self) -> Floats:
+        return np.array([each.ceiling_per_s for each in self.found])
+
+    @property
+    def rates(self) -> Floats:
+        """The answer of each replication, [replications]."""
+        return np.minimum([each.search.seed_rates[0] for each in self.found], self.ceilings)
+
+    def trials(self, rate: float) -> list[Trial]:
+        """Return the trial of each replication at a rate."""
+        server = self.search.server
+        return [Trial(server.replication(index), rate) for index in range(len(self.found))]
+
+    def result(self, at_rate: TrialResult, beyond: TrialResult) -> RateSearch:
+        """Return the answer; see ``find_rate``."""
+        mean, half = mean_interval(self.rates)
+        rate = at_rate.rate_per_s if at_rate.met else 0.0
+        finite = np.isfinite(self.ceilings).all()
+        most, most_half = mean_interval(self.ceilings) if finite else (math.inf, 0.0)
+        return replace(
+            self.found[0].search,
+            rate_per_s=rate,
+            failing_rate_per_s=beyond.rate_per_s,
+            rate_low_per_s=max(min(mean, rate) - half, 0.0),
+            rate_high_per_s=min(max(mean, rate) + half, max(most + most_half, rate)),
+            seed_rates=tuple(self.rates.tolist()),
+            at_rate=at_rate,
+            beyond=beyond,
+        )
+
+
+def _settled(searches: Sequence[_Together], run: RunCells) -> list[RateSearch]:
+    """Try the replications of each search together, all searches side by side, rate after rate."""
+    walks = [_common_rate(float(each.rates.mean()), each.search.precision) for each in searches]
+    asked = {index: next(walk) for index, walk in enumerate(walks)}
+    found: dict[int, RateSearch] = {}
+    while asked:
+        cells = [trial for index, rate in asked.items() for trial in searches[index].trials(rate)]
+        rows = iter(run(unbounded_trial_row, cells, "Replications together"))
+        tried = {}
+        for index in asked:
+            parts = [TrialResult.from_row(next(rows)) for _ in searches[index].found]
+            tried[index] = together(parts, float(searches[index].ceilings.mean()))
+        asked = {}
+        for index, trial in tried.items():
+            try:
+                asked[index] = walks[index].send(trial)
+            except StopIteration as done:
+                found[index] = searches[index].result(*done.value)
+    return [found[index] for index in range(len(searches))]
+
+
+def unbounded_trial_row(trial: Trial) -> dict[str, Any]:
+    """Try a rate as a cell of a sweep, whatever the capacity: that is for all replications to say."""
+    return one_trial(trial.server, trial.rate_per_s, UNBOUNDED).as_row()
+
+
+def _common_rate(
+    rate: float, precision: float
+) -> Generator[float, TrialResult, tuple[TrialResult, TrialResult]]:
+    """Ask for trials at rates; returns the highest rate at which all holds, and the next one, which fails."""
+    found = yield rate
     if found.met:
         while True:
             # A rate beyond capacity fails, and the result names the terms that fail there.
-            higher = trial(found.rate_per_s * (1 + search.precision))
+            higher = yield found.rate_per_s * (1 + precision)
             if not higher.met:
                 return found, higher
             found = higher
     for _ in range(MOST_STEPS_DOWN):
-        lower = trial(found.rate_per_s * (1 - search.precision))
+        lower = yield found.rate_per_s * (1 - precision)
         if lower.met:
             return lower, found
         found = lower

@@ -6,11 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from simulator.acceptance.fitted import FittedModel
+from simulator.acceptance.scaled import Levels
 from simulator.capacity.results import RateSearch, TrialResult
-from simulator.capacity.search import Search, find_rate_row
+from simulator.capacity.search import (
+    Replication,
+    Search,
+    find_rate_row,
+    finish_rates,
+    first_replications,
+    replication_row,
+)
 from simulator.capacity.server import Server, share_at_rate
 from simulator.capacity.trials import REPLICATIONS, Trial, try_rate_row
 from simulator.core.errors import InfeasibleError
@@ -113,17 +123,25 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     sweep = replace(sweep, study=study_of(scenario, servers[0]))
     precision = parse_percent(scenario.search.precision, "search.precision")
     searches = [Search(each, precision, replications=REPLICATIONS) for each in servers]
-    found = _searched(sweep, searches, "Sustainable rates")
+    begun, unsolved = first_replications(searches), levels_to_solve(servers)
+    rows = sweep.run(_row, [*begun, *unsolved], "Sustainable rates")
+    found = finish_rates(searches, rows[: len(begun)], sweep.run)
+    solved = [float(row["level"]) for row in rows[len(begun) :]]
+    levels = dict(zip(unsolved, solved, strict=True))
     if not any(each.feasible for each in found):
         raise _infeasible(sla, found)
     refuse_extrapolated(scenario, servers, found)
     check_fleet_size(scenario, sizing, found)
     band = scenario.loaded_profile().step_time_band
-    variants = _searched(sweep, _variants(servers, found, precision, band, sweep), "Sensitivity")
+    changed = _variants(servers, found, precision, band, levels)
     best = max(each.rate_per_s for each in found)
-    cells = [_grid_trial(server, best, share) for server in servers for share in GRID]
-    trials = _tried(sweep, cells, "Rates")
-    peaks = _tried(sweep, _at_peak(servers, found, sizing), "Peak")
+    grid = [_grid_trial(server, best, share) for server in servers for share in GRID]
+    at_peak = _at_peak(servers, found, sizing)
+    # In one sweep, as none of them waits for another, and the longest first.
+    left = iter(sweep.run(_row, [*at_peak, *changed, *grid], "Peak, sensitivity, rates"))
+    peaks = [TrialResult.from_row(next(left)) for _ in at_peak]
+    variants = [RateSearch.from_row(next(left)) for _ in changed]
+    trials = [TrialResult.from_row(row) for row in left]
     peaks_by_policy = {each.policy: each for each in peaks}
     plans = plan_table(scenario, sizing, found, peaks_by_policy)
     best_policy = recommended_policy(plans, found, peaks)
@@ -179,12 +197,13 @@ def summary(result: CapacityPlan) -> dict[str, object]:
     }
 
 
-def _searched(sweep: Sweeping, searches: Sequence[Search], label: str) -> list[RateSearch]:
-    return [RateSearch.from_row(row) for row in sweep.run(find_rate_row, searches, label)]
-
-
-def _tried(sweep: Sweeping, trials: Sequence[Trial], label: str) -> list[TrialResult]:
-    return [TrialResult.from_row(row) for row in sweep.run(try_rate_row, trials, label)]
+def _row(cell: Replication | Search | Trial | tuple[FittedModel, float]) -> dict[str, Any]:
+    """Search for a rate, try one, or solve for a level of acceptance: a cell of a sweep."""
+    if isinstance(cell, tuple):
+        return dict(solve_level_row(cell))
+    if isinstance(cell, Replication):
+        return replication_row(cell)
+    return find_rate_row(cell) if isinstance(cell, Search) else try_rate_row(cell)
 
 
 def _grid_trial(server: Server, best_per_s: float, share: float) -> Trial:
@@ -211,11 +230,8 @@ def _variants(
     found: Sequence[RateSearch],
     precision: float,
     step_time_band: float | None,
-    sweep: Sweeping,
+    levels: Levels,
 ) -> list[Search]:
-    wanted = levels_to_solve([server for server, base in zip(servers, found, strict=True) if base.feasible])
-    rows = sweep.run(solve_level_row, wanted, "Acceptance")
-    levels = {asked: float(row["level"]) for asked, row in zip(wanted, rows, strict=True)}
     cells = []
     for server, base in zip(servers, found, strict=True):
         for name, variant in variants_of(step_time_band).items():

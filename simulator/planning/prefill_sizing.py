@@ -90,12 +90,12 @@ class PoolSizing:
 def pool_waits_s(arrival_s: Floats, service_s: Floats, workers: int) -> Floats:
     """Seconds that each request waits for a worker, [n]; first come first served."""
     free = [-math.inf] * workers
-    waits = np.zeros(len(arrival_s))
-    for index, (arrival, service) in enumerate(zip(arrival_s.tolist(), service_s.tolist(), strict=True)):
-        start = max(arrival, free[0])
-        waits[index] = start - arrival
+    starts = []
+    for arrival, service in zip(arrival_s.tolist(), service_s.tolist(), strict=True):
+        start = arrival if arrival > free[0] else free[0]  # ``max`` would take a third of the time
+        starts.append(start)
         heapq.heapreplace(free, start + service)
-    return waits
+    return np.array(starts, dtype=np.float64) - arrival_s
 
 
 @lru_cache(maxsize=1024)

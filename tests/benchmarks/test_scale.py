@@ -5,10 +5,13 @@ A slope is that of a straight line through the logarithms: 1 is linear, 0 is no 
 
 from __future__ import annotations
 
+import heapq
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +22,10 @@ from simulator.engine.limits import EngineLimits
 from simulator.engine.run import advance, simulate
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.engine.strides.serving import serving_engine
-from simulator.parallel.cells import run_cells
+from simulator.parallel.cells import Sweeping, run_cells
+from simulator.planning import plan as planning
+from simulator.planning.scenario.example import EXAMPLE
+from simulator.planning.scenario.reading import load_scenario
 from simulator.schedulers.parse import parse_policy
 from simulator.schedulers.policies import DSparkAsync
 from simulator.sweeps.frontier import FrontierRun, run_cell
@@ -89,6 +95,58 @@ def test_scale_of_requests(report: list[str]) -> None:
         seconds.append(time.process_time() - start)
         assert seconds[-1] < MOST_S
     report.append(line("requests, open loop", "s", sizes, seconds))
+
+
+WORKERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Timed(Sweeping):
+    """Runs each cell in turn and takes the processor time of each, sweep by sweep."""
+
+    taken: list[tuple[str, list[float]]] = field(default_factory=list)
+
+    def run(self, function: Any, cells: Sequence[Any], label: str) -> list[Any]:
+        self.taken.append((label, []))
+        return [self.timed(function, cell) for cell in cells]
+
+    def timed(self, function: Any, cell: Any) -> Any:
+        start = time.process_time()
+        result = function(cell)
+        self.taken[-1][1].append(time.process_time() - start)
+        return result
+
+
+def on_workers(seconds: list[float], workers: int) -> float:
+    """When the last cell ends: each worker takes the next cell as soon as it is free."""
+    free = [0.0] * workers
+    for each in seconds:
+        heapq.heappush(free, heapq.heappop(free) + each)
+    return max(free)
+
+
+def test_scale_of_a_plan(report: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan's critical path on 16 workers: its cells' own times, dealt out, and what is not in cells."""
+    step_us(8, 5)  # loads, or compiles
+    (tmp_path / "scenario.yaml").write_text(EXAMPLE)
+    scenario, sweep = load_scenario(tmp_path / "scenario.yaml"), Timed()
+    monkeypatch.setattr(
+        planning, "run_cells", lambda function, cells, label, **_: sweep.run(function, cells, label)
+    )
+    start = time.process_time()
+    planning.plan(scenario, sweeping=sweep)
+    whole = time.process_time() - start
+    serial = whole - sum(sum(seconds) for _, seconds in sweep.taken)
+    critical = serial + sum(on_workers(seconds, WORKERS) for _, seconds in sweep.taken)
+    for label, seconds in sweep.taken:
+        on = on_workers(seconds, WORKERS)
+        report.append(
+            f"  {label.lower():<26} {len(seconds):3d} cells, {sum(seconds):6.2f} s, {on:.2f} s on {WORKERS}"
+        )
+    report.append(
+        f"plan, {WORKERS} workers            {whole:.1f} s, not in cells {serial:.2f} s, critical path "
+        f"{critical:.2f} s: {whole / critical:.1f} times (aim: 8)"
+    )
 
 
 def timed_cell(cell: FrontierRun) -> dict[str, float]:

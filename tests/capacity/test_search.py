@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from simulator.capacity.bounds import capacity
-from simulator.capacity.search import Search, find_rate, interpolated_rate
+from simulator.capacity.search import Search, find_rate, find_rates, interpolated_rate
 from simulator.capacity.server import Server, replication_seed, share_at_rate
 from simulator.capacity.trials import Trial, binding, try_rate
 from simulator.cost.models import ThroughputCurve
 from simulator.deployment.setup import Setup
 from simulator.engine.limits import EngineLimits
+from simulator.parallel.cells import Sweeping
 from simulator.schedulers.parse import parse_policy
 from simulator.sla.terms import parse_sla
 from simulator.traffic.arrivals import PoissonArrivals
@@ -124,6 +126,24 @@ def test_a_rate_comes_with_an_interval_that_holds_the_truth() -> None:
     assert found.at_rate is not None
     assert found.at_rate.met
     assert not found.beyond.met
+
+
+def test_searches_side_by_side_find_what_each_finds_alone(tmp_path: Path) -> None:
+    """One holds, one is out of reach, one has a single replication; kept cells give the same again."""
+    limits = EngineLimits(1)
+    holds, out_of_reach = (
+        constant_step(poisson("fixed:10/5"), sla, limits=limits, requests=300)
+        for sla in ("ttft_mean<=200ms", "tps_p10>=21")
+    )
+    searches = [
+        Search(holds, 0.1, "first", replications=2), Search(out_of_reach, 0.1, replications=3),
+        Search(holds, 0.1), Search(holds, 0.4, replications=2),
+    ]  # fmt: skip
+    found = find_rates(searches, Sweeping(tmp_path, study="rates").run)
+    assert [each.rate_per_s > 0 for each in found] == [True, False, True, True]
+    assert [repr(each) for each in found] == [repr(find_rate(each)) for each in searches]
+    again = find_rates(searches, Sweeping(tmp_path, study="rates").run)
+    assert [repr(each) for each in again] == [repr(each) for each in found]
 
 
 def test_failures_too_rare_to_be_seen_leave_an_interval() -> None:

@@ -16,6 +16,7 @@ from simulator.core.errors import BadInputError, InfeasibleError, refuse_repeats
 from simulator.core.files import write_text
 from simulator.hardware.choose import Hardware, profile_for, require_acceptance
 from simulator.hardware.gpus import load_gpu
+from simulator.hardware.memory import Layout
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.scenario.sections import HardwareSpec, PriceSpec
 
@@ -103,13 +104,13 @@ def _each(asked: Hardware, gpus: Sequence[str], all_layouts: bool) -> Iterator[t
     """Name and words of each answer; a GPU that holds the model in no layout keeps its own name."""
     for gpu in gpus:
         here = replace(asked, gpu=gpu)
-        widths: list[int] = []
+        found: tuple[Layout, ...] = ()
         if all_layouts:
             with suppress(InfeasibleError):  # the answer says why
-                widths = [layout.gpus for layout in here.layouts()]
-        if widths:
-            yield from ((f"{gpu}-tp{width}", replace(here, tp=width)) for width in widths)
-        else:
+                found = here.layouts()
+        for layout in found:
+            yield f"{gpu}-{layout.label}", replace(here, tp=layout.tp, dp=layout.dp, ep=layout.ep)
+        if not found:
             yield gpu, here
 
 
@@ -171,8 +172,8 @@ def _words(
         raise BadInputError("is missing", source="sla", remedy="as in 'ttft_p99<=2s' or 'tps_p10>=60'")
     price = load_gpu(asked.gpu).price_per_hour
     hardware = HardwareSpec(
-        model=asked.model, gpu=asked.gpu, tp=asked.tp, engine=asked.engine, precision=asked.precision,
-        drafters=tuple(asked.drafters), host_time=asked.host_time,
+        model=asked.model, gpu=asked.gpu, tp=asked.tp, dp=asked.dp, ep=asked.ep, engine=asked.engine,
+        precision=asked.precision, drafters=tuple(asked.drafters), host_time=asked.host_time,
     )  # fmt: skip
     return {
         "name": f"{asked.model} on {asked.gpu}",

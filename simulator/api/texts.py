@@ -75,6 +75,8 @@ def hardware(
     gpu: str,
     *,
     tp: int | None = None,
+    dp: int = 1,
+    ep: int | None = None,
     engine: str | None = None,
     precision: str | None = None,
     drafters: Sequence[str] = DRAFTERS,
@@ -87,7 +89,11 @@ def hardware(
     model, gpu
         Names of the catalogues, or a ``config.json``.
     tp
-        GPUs of a replica; the fewest that hold the model by default.
+        GPUs over which attention is split; the fewest that hold the model by default.
+    dp
+        Groups of so many GPUs with attention of their own, for mixtures of experts.
+    ep
+        GPUs over which whole experts are dealt; all of them by default where ``dp`` is above 1.
     engine
         ``vllm``, ``sglang`` or ``trtllm``.
     precision
@@ -118,6 +124,8 @@ def hardware(
         model=model,
         gpu=gpu,
         tp=tp,
+        dp=dp,
+        ep=ep,
         engine=engine,
         precision=precision,
         drafters=tuple(drafters),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -139,7 +139,7 @@ def print_fits(model: str, named: Sequence[str] | None) -> list[dict[str, object
     table = _table(model, "layout", "weights", "KV a token", "KV tokens", "chunk", "curve")
     for row in rows:
         table.add_row(
-            f"{row['gpus']} x {row['gpu']}, {row['precision']}", f"{row['weights_gib_per_gpu']:,.1f} GiB",
+            _where(row), f"{row['weights_gib_per_gpu']:,.1f} GiB",
             f"{row['kv_bytes_per_token']:,.0f} B", f"{row['kv_tokens']:,}", f"{row['chunk_tokens']:,}",
             str(row["curve"]),
         )  # fmt: skip
@@ -151,13 +151,19 @@ def print_fits(model: str, named: Sequence[str] | None) -> list[dict[str, object
     return rows
 
 
+def _where(row: Mapping[str, object]) -> str:
+    """Return a layout in words; its widths where attention is not tensor-parallel alone."""
+    widths = f", {row['layout']}" if row["layout"] != f"tp{row['gpus']}" else ""
+    return f"{row['gpus']} x {row['gpu']}{widths}, {row['precision']}"
+
+
 def _fit(layout: Layout) -> dict[str, object]:
     """Tabulate a layout; its chunk is that of the engine that runs on every GPU."""
     derived = "derived" if layout.gpu.kernel_tables else "formula"
     return {
-        "gpu": layout.gpu.name, "gpus": layout.gpus, "precision": layout.precision,
+        "gpu": layout.gpu.name, "gpus": layout.gpus, "layout": layout.label, "precision": layout.precision,
         "weights_gib_per_gpu": layout.weight_bytes / 2**30, "kv_bytes_per_token": layout.kv_bytes_per_token,
-        "kv_tokens": layout.kv_tokens, "chunk_tokens": chunk_tokens(FORMULA_ENGINE, layout.gpu),
+        "kv_tokens": layout.kv_tokens, "chunk_tokens": chunk_tokens(FORMULA_ENGINE, layout.gpu, layout.dp),
         "curve": "shipped" if kernel_name(layout) in shipped_profiles() else derived,
     }  # fmt: skip
 

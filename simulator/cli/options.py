@@ -101,6 +101,20 @@ class OnHardware:
     tp: Annotated[
         int | None, typer.Option(help="GPUs of a replica, tensor parallel. Default: the fewest that fit.")
     ] = None
+    dp: Annotated[
+        int,
+        typer.Option(
+            help="Groups of --tp GPUs that each hold the attention of their own requests (data-parallel "
+            "attention), for mixtures of experts."
+        ),
+    ] = 1
+    ep: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs over which whole experts are dealt (expert parallelism). Default: all with --dp, "
+            "else 1."
+        ),
+    ] = None
     engine: Annotated[
         Literal["vllm", "sglang", "trtllm"] | None,
         typer.Option(help="Whose kernels. Default: the engine nearest to the median of three."),
@@ -139,8 +153,8 @@ class OnHardware:
         from simulator.hardware.choose import DRAFTERS, Hardware
 
         return Hardware(
-            model=str(self.model), gpu=gpu, tp=self.tp, engine=self.engine, precision=self.precision,
-            drafters=self.drafter or DRAFTERS, host_time=self.host_time,
+            model=str(self.model), gpu=gpu, tp=self.tp, dp=self.dp, ep=self.ep, engine=self.engine,
+            precision=self.precision, drafters=self.drafter or DRAFTERS, host_time=self.host_time,
         )  # fmt: skip
 
 

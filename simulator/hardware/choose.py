@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import cast
 
 from simulator.acceptance.fitted import catalogue as acceptance_catalogue
-from simulator.core.errors import BadInputError
+from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.core.files import slug
 from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import Profile, load_profile, shipped_profiles
@@ -41,15 +41,19 @@ DRAFTERS = ("dspark:5l", "mtp1")
 class Hardware:
     """What runs on what, in words.
 
-    model: a name of the catalogue or a config.json. gpu: a name of the catalogue. tp: GPUs of a replica, the
-    fewest that fit by default. precision: the model's own by default, in 16 bits where the GPU lacks it.
-    drafters: as ``drafters.parse_drafter`` reads them. host_time: of a step, and of a drafter's pass after a
-    comma, as ``engines.parse_host`` reads it; the engine's own by default.
+    model: a name of the catalogue or a config.json. gpu: a name of the catalogue. tp: GPUs over which
+    attention is split, the fewest that fit by default. dp: groups with attention of their own, of ``tp`` GPUs
+    each. ep: GPUs that experts are dealt over; all of them by default where there are such groups.
+    precision: the model's own by default, in 16 bits where the GPU lacks it. drafters: as
+    ``drafters.parse_drafter`` reads them. host_time: of a step, and of a drafter's pass after a comma, as
+    ``engines.parse_host`` reads it; what the engine adds by default.
     """
 
     model: str
     gpu: str
     tp: int | None = None
+    dp: int = 1
+    ep: int | None = None
     engine: str | None = None
     precision: str | None = None
     drafters: Sequence[str] = field(default=DRAFTERS)
@@ -59,17 +63,27 @@ class Hardware:
         """How it is laid out; ``InfeasibleError`` where it does not fit."""
         model, gpu = load_model(self.model), load_gpu(self.gpu)
         heaviest = max((each.weight_bytes(model) for each in self.parsed_drafters()), default=0.0)
-        return required_layout(model, gpu, self.tp, self._precision(model, gpu), drafter_bytes=heaviest)
+        precision = self._precision(model, gpu)
+        return required_layout(model, gpu, self.tp, precision, dp=self.dp, ep=self.ep, drafter_bytes=heaviest)
 
     def layouts(self) -> tuple[Layout, ...]:
         """Every layout of a node that fits, smallest first; the smallest alone where no node holds the model.
 
-        Raises ``InfeasibleError`` where nothing does. ``tp`` is not looked at.
+        With latent attention each width is there twice: a latent is kept whole by every GPU of a group, so
+        that groups with attention of their own hold as many times the tokens.
+        Raises ``InfeasibleError`` where nothing does. ``tp``, ``dp`` and ``ep`` are not looked at.
         """
-        smallest = replace(self, tp=None).layout()
+        plain = replace(self, tp=None, dp=1, ep=None)
+        smallest = plain.layout()
         widths = [width for width in WIDTHS if smallest.gpus <= width <= smallest.gpu.gpus_per_node]
-        divides = [width for width in widths if smallest.model.heads % width == 0]
-        return tuple(replace(self, tp=width).layout() for width in divides) or (smallest,)
+        divides = [width for width in widths if smallest.model.heads % width == 0] or [smallest.gpus]
+        found = []
+        for width in divides:
+            found.append(replace(plain, tp=width).layout())
+            if width > 1 and smallest.model.latent is not None and smallest.model.experts is not None:
+                with suppress(InfeasibleError):
+                    found.append(replace(plain, tp=1, dp=width).layout())
+        return tuple(found)
 
     def parsed_drafters(self) -> list[Drafter]:
         """Parse the drafters; ``BadInputError`` for a name given twice."""
@@ -212,15 +226,17 @@ def require_acceptance(model: str, given: Sequence[str]) -> None:
 def kernel_name(layout: Layout) -> str:
     """Name of the curve that is shipped for a layout, where one is."""
     short = slug(layout.model.name.split("/")[-1])
-    return f"kernels/{layout.gpu.name}/{short}-tp{layout.gpus}-{layout.precision}"
+    return f"kernels/{layout.gpu.name}/{short}-{layout.label}-{layout.precision}"
 
 
 def _chosen(asked: Hardware, kernels: Profile, layout: Layout, *more: str) -> Chosen:
     """Serve a curve of kernels, or of the formula, by its engine, and say what it rests on."""
     engine = _engine_of(kernels) or asked.parsed_engine() or FORMULA_ENGINE
     host = asked.host(engine)
-    profile = as_served(kernels, engine, layout.gpu, host)
-    where = f"{layout.gpus} x {layout.gpu.title}"
+    profile = as_served(kernels, engine, layout.gpu, host, groups=layout.dp)
+    where = f"{layout.gpus} x {layout.gpu.title}" + (
+        f" ({layout.label})" if layout.dp * layout.ep > 1 else ""
+    )
     band = "" if profile.step_time_band is None else f", step times within {profile.step_time_band:.0%}"
     what = {"kernels": "composed from measured kernels", "modelled": "from a formula"}
     kind = what.get(profile.provenance.kind, profile.provenance.kind)

@@ -80,7 +80,8 @@ def kernel_profile(
 
     Raises ``BadInputError`` as ``KernelTables`` does and where no engine's table passes the gates.
     """
-    tables = KernelTables(layout.model, layout.gpu, layout.gpus, layout.precision, setting)
+    served = setting or Setting(attention_over=layout.dp, experts_over=layout.ep)
+    tables = KernelTables(layout.model, layout.gpu, layout.gpus, layout.precision, served)
     gates = tables.gates()
     used = chosen(gates, engine)
     other = "" if engine in (None, used) else f"{engine} was asked for, {used} stands in"
@@ -130,15 +131,17 @@ def _profile(
     engine: str,
 ) -> Profile:
     model, gpu = layout.model, layout.gpu
-    fit = fit_cells(times, latent=model.latent is not None)
+    fit = fit_cells(times, latent=model.latent is not None, groups=layout.dp)
     error = fit.held_out
     shown = f"held-out error: median {error.median:.1%}, p90 {error.p90:.1%}, max {error.max:.1%}"
-    prefill = prefill_s_per_token(times, fit)
+    prefill = prefill_s_per_token(times, fit, layout.dp)
     step = rounded(AdditiveSpec.of(fit.cost).model_copy(update={"prefill_s_per_token": prefill}))
+    priced = {each.name: rounded(draft_spec(times, model.layers, each, layout.dp)) for each in drafters}
     short = slug(model.name.split("/")[-1])
     return Profile(
-        name=f"{kind}/{gpu.name}/{short}-tp{layout.gpus}-{layout.precision}",
-        title=f"{model.name} in {layout.precision} on {layout.gpus} x {gpu.title}, {engine}",
+        name=f"{kind}/{gpu.name}/{short}-{layout.label}-{layout.precision}",
+        title=f"{model.name} in {layout.precision} on {layout.gpus} x {gpu.title}, "
+        f"{_widths(layout)}{engine}",
         provenance=Provenance(
             kind=kind, source=source, date="2026-11-25",
             device=gpu.title, model=model.name,
@@ -146,12 +149,16 @@ def _profile(
         ),
         step=step,
         replica_gpus=layout.gpus,
-        drafters={each.name: rounded(draft_spec(times, model.layers, each)) for each in drafters} or None,
+        drafters=priced or None,
         kv_tokens=layout.kv_tokens,
         prefill_tokens_per_s=round(max(tokens / times.prefill_s(tokens) for tokens in PROMPTS), 1),
         step_time_band=round(width, 4),
         contexts_to=CONTEXTS[-1],
     )  # fmt: skip
+
+
+def _widths(layout: Layout) -> str:
+    return f"{layout.label}, " if layout.dp * layout.ep > 1 else ""
 
 
 _Spec = TypeVar("_Spec", AdditiveSpec, DraftSpec)
@@ -168,46 +175,62 @@ def rounded(spec: _Spec) -> _Spec:
     return spec.model_copy(update={name: short(value) for name, value in spec})
 
 
-def cells(times: PassTimes) -> Iterator[tuple[int, int, int, int, float]]:
-    """Yield requests, rows, context tokens of the batch, rows of prompts and seconds, for every size."""
-    for requests in REQUESTS:
+def cells(times: PassTimes, groups: int = 1) -> Iterator[tuple[int, int, int, int, float]]:
+    """Yield requests, rows, context tokens of the batch, rows of prompts and seconds, for every size.
+
+    groups: with attention of their own; every size is one of each, as fewer requests take as long.
+    """
+    for requests in (groups * each for each in REQUESTS):
         for context in CONTEXTS:
             for each in ROWS_EACH:
                 rows, attention = requests * each, times.attention_s(requests, context, each)
                 yield requests, rows, requests * context, 0, times.operations_s(rows) + attention
-    for requests in (1, 16):
-        for rows in CHUNKS:
-            seconds = times.operations_s(rows) + times.attention_s(requests, CONTEXTS[0])
+    for requests in (groups, 16 * groups):
+        for rows in (groups * each for each in CHUNKS):
+            seconds = prompt_rows_s(times, rows, groups) + times.attention_s(requests, CONTEXTS[0])
             yield requests, rows, requests * CONTEXTS[0], rows - requests, seconds
+
+
+def prompt_rows_s(times: PassTimes, rows: int, groups: int = 1) -> float:
+    """Seconds of rows of prompts, without attention to what was cached before.
+
+    Operations at so many rows; no more than prompts of that length take, one in each group, attention
+    included. A latent is expanded to keys and values for prompts and absorbed into queries for decoding,
+    which is dearer by row.
+    """
+    return min(times.operations_s(rows), groups * times.prefill_s(rows // groups))
 
 
 _COLUMNS = ["requests", "batch_tokens", "context_tokens", "prefill_tokens", "step_time_s"]
 
 
-def fit_cells(times: PassTimes, *, latent: bool = False) -> AdditiveFit:
+def fit_cells(times: PassTimes, *, latent: bool = False, groups: int = 1) -> AdditiveFit:
     """Fit the additive cost to passes of every size; with latent attention rows multiply contexts."""
     terms: tuple[Term, ...] = ("context", "row_context") if latent else ("context",)
-    table = pd.DataFrame(list(cells(times)), columns=_COLUMNS)
-    return fit_additive(table, request_probes=REQUESTS, token_probes=TOKEN_PROBES, terms=terms)
+    table = pd.DataFrame(list(cells(times, groups)), columns=_COLUMNS)
+    requests, tokens = (groups * np.array(probes) for probes in (REQUESTS, TOKEN_PROBES))
+    return fit_additive(table, request_probes=requests, token_probes=tokens, terms=terms)
 
 
-def prefill_s_per_token(times: PassTimes, fit: AdditiveFit) -> float:
+def prefill_s_per_token(times: PassTimes, fit: AdditiveFit, groups: int = 1) -> float:
     """Return what a prompt's token costs beyond its row: attention within the prompt, mean of ``PROMPTS``."""
-    beyond = [
-        (times.prefill_s(tokens) - fit.cost.step_time_s(1, tokens, tokens)) / tokens for tokens in PROMPTS
-    ]
+    beyond = []
+    for tokens in PROMPTS:
+        rows = groups * tokens
+        priced_s = fit.cost.step_time_s(groups, rows, rows, rows)
+        beyond.append((groups * times.prefill_s(tokens) - priced_s) / rows)
     return max(float(np.mean(beyond)), 0.0)
 
 
-def draft_spec(times: PassTimes, layers: int, drafter: Drafter) -> DraftSpec:
+def draft_spec(times: PassTimes, layers: int, drafter: Drafter, groups: int = 1) -> DraftSpec:
     """Price a drafter: its share of the target's layers over its rows, and the output matrix once.
 
     Attention to a window costs what the target's costs at contexts of that length, whatever the context.
     """
-    share = drafter.layers / layers
+    share, sizes = drafter.layers / layers, [groups * requests for requests in REQUESTS]
     contexts = np.array(CONTEXTS, dtype=np.float64)
-    attention = np.array([times.attention_s(REQUESTS[-1], context) for context in CONTEXTS])
-    slope = float(np.polyfit(contexts * REQUESTS[-1], attention, 1)[0]) * share
+    attention = np.array([times.attention_s(sizes[-1], context) for context in CONTEXTS])
+    slope = float(np.polyfit(contexts * sizes[-1], attention, 1)[0]) * share
     slope = slope if drafter.window is None else 0.0
     nearest = min(CONTEXTS[0], drafter.window or CONTEXTS[0])
 
@@ -217,11 +240,11 @@ def draft_spec(times: PassTimes, layers: int, drafter: Drafter) -> DraftSpec:
         shortest = share * times.attention_s(requests, nearest) - slope * requests * nearest
         return share * (times.operations_s(rows) - table) + table + max(shortest, 0.0)
 
-    passes = np.maximum.accumulate([pass_s(requests) for requests in REQUESTS])
+    passes = np.maximum.accumulate([pass_s(requests) for requests in sizes])
     semi = drafter.structure == "semi-autoregressive"
     return DraftSpec(
         structure=drafter.structure, block_size=drafter.block,
-        requests=tuple(float(requests) for requests in REQUESTS), pass_s=tuple(passes.tolist()),
-        sequential_s=(SEQUENTIAL_TURN_S,) * len(REQUESTS) if semi else None,
+        requests=tuple(float(requests) for requests in sizes), pass_s=tuple(passes.tolist()),
+        sequential_s=(SEQUENTIAL_TURN_S,) * len(sizes) if semi else None,
         context_s_per_token=max(slope, 0.0),
     )  # fmt: skip

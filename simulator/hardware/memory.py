@@ -20,12 +20,17 @@ LEAST_TOKENS = 8192
 WIDTHS = (1, 2, 4, 8, 16)
 """Tensor-parallel widths that engines are run at."""
 
+MOST_GPUS = 64
+"""Of a replica whose attention is data-parallel: wider ones are not in the tables of kernels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A model split over ``gpus`` GPUs by tensor parallelism, and what is left for keys and values.
+    """A model split over ``gpus`` GPUs, and what is left for keys and values.
 
-    weight_bytes: on each GPU. kv_tokens: tokens whose keys and values fit, all requests together.
+    weight_bytes: on each GPU. kv_tokens: tokens whose keys and values fit, all requests together. dp: groups
+    of GPUs that each hold the attention of their own requests (data-parallel attention); each is
+    tensor-parallel. ep: GPUs over which whole experts are dealt (expert parallelism).
     """
 
     model: ModelShape
@@ -35,11 +40,19 @@ class Layout:
     kv_bytes_per_token: float
     weight_bytes: float
     kv_tokens: int
+    dp: int = 1
+    ep: int = 1
+
+    @property
+    def tp(self) -> int:
+        """GPUs over which the attention of a request is split."""
+        return self.gpus // self.dp
 
     @property
     def label(self) -> str:
-        """Widths, as names of files and answers have them: ``tp8``."""
-        return f"tp{self.gpus}"
+        """Widths, as names of files and answers have them: ``tp8``, or ``tp1-dp16-ep16``."""
+        wider = [f"{name}{size}" for name, size in (("dp", self.dp), ("ep", self.ep)) if size > 1]
+        return "-".join([f"tp{self.tp}", *wider])
 
     @property
     def fits(self) -> bool:
@@ -53,25 +66,51 @@ def layout(
     gpus: int,
     precision: Precision,
     *,
+    dp: int = 1,
+    ep: int = 1,
     drafter_bytes: float = 0.0,
     kv_element_bytes: float = 2.0,
 ) -> Layout:
-    """Split a model over GPUs. drafter_bytes: weights of a draft model, split likewise.
+    """Split a model over GPUs.
 
-    Raises ``BadInputError`` for a width that is no power of two or does not divide the attention heads.
+    gpus: of the replica. dp, ep: as in ``Layout``. Whatever is no routed expert is whole in each group and
+    split over its GPUs; routed experts are split or dealt over all. drafter_bytes: weights of a draft model,
+    kept as the former.
+
+    Raises ``BadInputError`` for a width that is no power of two or does not divide the attention heads, and
+    for groups or dealt experts that the model has no use for.
     """
-    if gpus not in WIDTHS:
-        raise BadInputError(
-            "must be a power of two up to 16", field="tp", value=gpus, remedy="1, 2, 4, 8 or 16"
-        )
-    if model.heads % gpus:
-        raise BadInputError(
-            f"does not divide the {model.heads} attention heads of {model.name}", field="tp", value=gpus
-        )
-    weights = (model.weight_bytes(precision) + drafter_bytes) / gpus
-    per_token = model.kv_bytes_per_token(kv_element_bytes, shards=gpus)
+    _refuse_widths(model, gpus, dp, ep)
+    tensor = gpus // dp
+    routed = model.routed_parameters * WEIGHT_BYTES[precision]
+    weights = ((model.weight_bytes(precision) - routed + drafter_bytes) * dp + routed) / gpus
+    per_token = model.kv_bytes_per_token(kv_element_bytes, shards=tensor)
     room = USABLE * gpu.memory_bytes - RESERVED_BYTES - weights
-    return Layout(model, gpu, gpus, precision, per_token, weights, max(int(room / per_token), 0))
+    held = dp * max(int(room / per_token), 0)
+    return Layout(model, gpu, gpus, precision, per_token, weights, held, dp, ep)
+
+
+def _refuse_widths(model: ModelShape, gpus: int, dp: int, ep: int) -> None:
+    most = max(WIDTHS) if dp == 1 else MOST_GPUS
+    if dp < 1 or gpus < 1 or gpus % dp or gpus & (gpus - 1) or gpus > most or gpus // dp > max(WIDTHS):
+        raise BadInputError(
+            f"must be a power of two up to 16, and times dp up to {MOST_GPUS}", field="tp",
+            value=gpus // max(dp, 1), remedy="1, 2, 4, 8 or 16",
+        )  # fmt: skip
+    if model.heads % (gpus // dp):
+        raise BadInputError(
+            f"does not divide the {model.heads} attention heads of {model.name}", field="tp", value=gpus // dp
+        )
+    if dp > 1 and model.experts is None:
+        raise BadInputError(
+            "is for mixtures of experts: groups of a dense model are replicas", field="dp", value=dp,
+            remedy="leave it out: the planner counts replicas",
+        )  # fmt: skip
+    if ep != 1 and (model.experts is None or ep < 1 or gpus % ep or model.experts.count % ep):
+        raise BadInputError(
+            f"must divide the {gpus} GPUs and the experts of {model.name}", field="ep", value=ep,
+            remedy="leave it out",
+        )  # fmt: skip
 
 
 def layouts(
@@ -103,6 +142,12 @@ def smallest_layout(
     return fitting[0]
 
 
+def _possible(model: ModelShape, dp: int, ep: int | None) -> list[int]:
+    """Widths of a group that divide the heads, with groups that share out experts as asked."""
+    split = [width for width in WIDTHS if model.heads % width == 0 and width * dp <= MOST_GPUS]
+    return [width for width in split if width * dp % (ep or 1) == 0] or split[-1:] or [max(WIDTHS)]
+
+
 def what_holds(model: ModelShape, gpu: Gpu, precision: Precision) -> list[str]:
     """List what would hold a model that does not fit: fewer bits here, then the fewest of other GPUs."""
     fewer = [each for each in WEIGHT_BYTES if WEIGHT_BYTES[each] < WEIGHT_BYTES[precision]]
@@ -118,16 +163,30 @@ def _held(model: ModelShape, gpu: Gpu, precision: Precision, more: str) -> tuple
 
 
 def required_layout(
-    model: ModelShape, gpu: Gpu, gpus: int | None, precision: Precision, *, drafter_bytes: float = 0.0
+    model: ModelShape,
+    gpu: Gpu,
+    tp: int | None,
+    precision: Precision,
+    *,
+    dp: int = 1,
+    ep: int | None = None,
+    drafter_bytes: float = 0.0,
 ) -> Layout:
-    """Return the layout asked for, or the smallest; ``InfeasibleError`` names what would hold the weights."""
-    if gpus is None:
+    """Return the layout asked for, or the smallest; ``InfeasibleError`` names what would hold the weights.
+
+    tp: GPUs of a group; the fewest that fit by default. ep: all GPUs by default where attention is
+    data-parallel, and 1 where it is not.
+    """
+    if tp is None and dp == 1 and ep is None:
         return smallest_layout(model, gpu, precision, drafter_bytes=drafter_bytes)
-    asked = layout(model, gpu, gpus, precision, drafter_bytes=drafter_bytes)
-    if not asked.fits:
-        smallest = smallest_layout(model, gpu, precision, drafter_bytes=drafter_bytes)
-        raise InfeasibleError(
-            f"{model.name} in {precision} needs {asked.weight_bytes / 2**30:,.0f} GiB on each of {gpus} x "
-            f"{gpu.title} and does not fit; {smallest.gpus} of them hold it (`tp` {smallest.gpus})"
-        )
-    return asked
+    for width in [tp] if tp is not None else _possible(model, dp, ep):
+        dealt = ep or (width * dp if dp > 1 else 1)
+        asked = layout(model, gpu, width * dp, precision, dp=dp, ep=dealt, drafter_bytes=drafter_bytes)
+        if asked.fits:
+            return asked
+    smallest = smallest_layout(model, gpu, precision, drafter_bytes=drafter_bytes)
+    raise InfeasibleError(
+        f"{model.name} in {precision} needs {asked.weight_bytes / 2**30:,.0f} GiB on each of {asked.gpus} x "
+        f"{gpu.title} ({asked.label}) and does not fit; {smallest.gpus} of them hold it "
+        f"(`tp` {smallest.gpus})"
+    )

@@ -139,7 +139,7 @@ def test_every_layout_of_a_node_that_fits_is_listed(capsys: pytest.CaptureFixtur
     asked = Hardware(model="llama-3.1-70b", gpu="h100", drafters=())
     assert [each.gpus for each in asked.layouts()] == [2, 4, 8]
     big = Hardware(model="deepseek-v3", gpu="h100")  # 632 GiB: a node has 640, a tenth of them not for it
-    assert [each.gpus for each in big.layouts()] == [16]
+    assert [each.label for each in big.layouts()] == ["tp16", "tp1-dp16-ep16"]
     assert run("list", "--model", "llama-3.1-70b", "--gpu", "h100,l40s", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["layouts"]
     found = [(each["gpu"], each["gpus"]) for each in rows]
@@ -149,6 +149,8 @@ def test_every_layout_of_a_node_that_fits_is_listed(capsys: pytest.CaptureFixtur
     # 70.55 G weights of 2 bytes, and a draft of 5 of its 80 layers (68.45 G of them are in layers)
     weights = 2 * (70.55e9 + 5 / 80 * 68.45e9) / 4 / 2**30
     assert rows[0]["weights_gib_per_gpu"] == pytest.approx(weights, rel=0.01)
+    assert run("list", "--model", "deepseek-v3", "--gpu", "h200") == 0
+    assert "8 x h200, tp1-dp8-ep8, fp8" in capsys.readouterr().out
 
 
 def test_a_listing_of_nothing_that_holds_the_model_says_what_would(

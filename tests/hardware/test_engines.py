@@ -7,9 +7,11 @@ import pytest
 from simulator.core.errors import BadInputError
 from simulator.deployment.deployment import deploy
 from simulator.deployment.profile import load_profile
+from simulator.deployment.profile_parts import AdditiveSpec
 from simulator.hardware.choose import Hardware, profile_for
-from simulator.hardware.engines import HOSTS, Host, as_served, chunk_tokens, parse_host, prefills
+from simulator.hardware.engines import HOSTS, Host, as_served, chunk_tokens, kind_of, parse_host, prefills
 from simulator.hardware.gpus import load_gpu
+from simulator.hardware.models import load_model
 from simulator.hardware.steps.kernel_modes import ENGINES
 
 KERNELS = load_profile("kernels/h100/qwen3-8b-tp1-bf16")
@@ -28,6 +30,43 @@ def test_a_step_and_a_pass_of_a_drafter_wait_for_the_host() -> None:
         assert then is not None
         assert then.time_s(8, None, 8192) - first.time_s(8, None, 8192) == pytest.approx(passes * 0.2e-3)
     assert "host time 1.00 ms a step, 0.20 ms a pass of a drafter: as given" in str(served.provenance.notes)
+
+
+def test_each_request_in_a_step_adds_its_share() -> None:
+    """20 us a request beside 1 ms a step: 1.02 ms with one, 2.28 with 64, more beyond all probes."""
+    served = as_served(KERNELS, "vllm", H100, Host(1e-3, 0.0, "as given", request_s=20e-6))
+    for requests in (1, 64, 612):
+        before, after = (
+            each.target_cost().step_time_s(requests, requests, 8192) for each in (KERNELS, served)
+        )
+        assert after - before == pytest.approx(1e-3 + 20e-6 * requests, rel=1e-6)
+
+
+def test_prompts_are_dearer_by_a_share_of_their_kernels() -> None:
+    """A fifth dearer: 8,192 rows of prompts take a fifth more; a pool is slower."""
+    step = KERNELS.step
+    assert isinstance(step, AdditiveSpec)
+    served = as_served(KERNELS, "vllm", H100, Host(0.0, 0.0, "as given", prompts=0.2))
+    plain, dearer = (each.target_cost().step_time_s(4, 8196, 4096, 8192) for each in (KERNELS, served))
+    half = KERNELS.target_cost().step_time_s(4, 516, 4096, 512)
+    each_s = (plain - half) / 7680
+    assert dearer - plain == pytest.approx(0.2 * 8192 * each_s, rel=0.02)
+    assert served.target_cost().step_time_s(4, 4, 4096) == KERNELS.target_cost().step_time_s(4, 4, 4096)
+    assert KERNELS.prefill_tokens_per_s is not None
+    assert served.prefill_tokens_per_s == pytest.approx(KERNELS.prefill_tokens_per_s / 1.2)
+    assert "prompts 20% dearer than their kernels" in str(served.provenance.notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "kind"),
+    [
+        ("qwen3-32b", "bf16", "16 bits"), ("qwen3-32b", "fp8", "fewer bits"),
+        ("gpt-oss-20b", "fp4", "fewer bits"), ("deepseek-v3", "fp8", "latent"),
+        ("deepseek-v4-flash", "fp4", "latent"),
+    ],
+)  # fmt: skip
+def test_kinds_of_models(model: str, precision: str, kind: str) -> None:
+    assert kind_of(load_model(model), precision) == kind  # type: ignore[arg-type]
 
 
 def test_every_engine_says_where_its_host_time_is_from() -> None:
@@ -56,6 +95,8 @@ def test_what_is_asked_for_overrides_the_engine() -> None:
 )  # fmt: skip
 def test_the_chunk_is_the_engines_default(engine: str, gpu: str, tokens: int) -> None:
     assert chunk_tokens(engine, load_gpu(gpu)) == tokens  # type: ignore[arg-type]
+    shared = engine == "sglang"
+    assert chunk_tokens(engine, load_gpu(gpu), 4) == tokens * (1 if shared else 4)  # type: ignore[arg-type]
 
 
 def test_the_chunk_reaches_the_engine_unless_it_is_given() -> None:

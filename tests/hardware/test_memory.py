@@ -73,3 +73,43 @@ def test_what_does_not_fit_says_what_would() -> None:
         layout(QWEN32, H100, 3, "bf16")
     with pytest.raises(BadInputError, match="does not divide the 40 attention heads"):
         layout(load_model("qwen3-14b"), H100, 16, "bf16")
+
+
+def test_groups_with_attention_of_their_own_repeat_all_but_experts() -> None:
+    """DeepSeek-V3 in 8 bits on 16 H100: 58 layers of 256 experts dealt, the rest on each."""
+    model = load_model("deepseek-v3")
+    experts = 58 * 256 * 3 * 7168 * 2048
+    rest = model.parameters - experts + model.vocabulary * model.hidden * 2  # tables in 16 bits
+    found = layout(model, H100, 16, "fp8", dp=16, ep=16)
+    assert (found.tp, found.label) == (1, "tp1-dp16-ep16")
+    assert found.weight_bytes == pytest.approx(experts / 16 + rest, rel=1e-9)
+    room = 0.9 * 80 * 2**30 - 3.5 * 2**30 - found.weight_bytes
+    assert found.kv_tokens == 16 * int(room / (61 * (512 + 64) * 2))
+    halves = layout(model, H100, 16, "fp8", dp=2, ep=1)
+    assert halves.weight_bytes == pytest.approx(experts / 16 + rest / 8, rel=1e-9)
+    assert halves.label == "tp8-dp2"
+    assert layout(model, H100, 16, "fp8").label == "tp16"
+
+
+def test_the_smallest_group_that_fits_is_found() -> None:
+    model = load_model("deepseek-v3")
+    assert required_layout(model, H100, None, "fp8", dp=16).label == "tp1-dp16-ep16"
+    assert required_layout(model, load_gpu("h200"), None, "fp8", dp=2).label == "tp4-dp2-ep8"
+    assert required_layout(model, load_gpu("h200"), None, "fp8", ep=8).label == "tp8-ep8"
+    with pytest.raises(InfeasibleError, match=r"on each of 2 x .* \(tp1-dp2-ep2\) and does not fit"):
+        required_layout(model, H100, 1, "fp8", dp=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "widths", "field"),
+    [
+        ("qwen3-32b", {"dp": 2}, "dp"), ("qwen3-32b", {"ep": 2}, "ep"), ("deepseek-v3", {"dp": 3}, "tp"),
+        ("deepseek-v3", {"dp": 8, "ep": 16}, "ep"), ("deepseek-v3", {"dp": 8, "ep": 0}, "ep"),
+    ],
+)  # fmt: skip
+def test_groups_and_dealt_experts_that_cannot_be_are_refused(
+    model: str, widths: dict[str, int], field: str
+) -> None:
+    with pytest.raises(BadInputError) as caught:
+        layout(load_model(model), H100, 8, "fp8", **widths)  # type: ignore[arg-type]
+    assert caught.value.field == field

@@ -86,36 +86,38 @@ class FormulaTimes:
         split = (self._dense_s(rows) + self._experts_s(rows)) / self.layout.gpus
         each = LATENT_LAYER if self.layout.model.latent is not None else 1.0
         fixed = self.layout.model.layers * each * self.fitted.layer_s
-        return split + fixed + self._visits_s(rows) + self._all_reduce_s(rows) + self.table_s(rows)
+        linked = self._all_reduce_s(rows) + self._dispatch_s(rows)
+        return split + fixed + self._visits_s(rows) + linked + self.table_s(rows)
 
     def table_s(self, rows: int) -> float:
-        """Of the operations, the output matrix, in 16 bits."""
+        """Of the operations, the output matrix, in 16 bits; each group of GPUs reads it for its own rows."""
         weights = self.layout.model.head_parameters
         peak = self.fitted.matrices * self.layout.gpu.flop_per_s["bf16"]
-        both = self._norm(ELEMENT_BYTES * weights / self._bandwidth, 2.0 * rows * weights / peak)
-        return both / self.layout.gpus
+        read_s = ELEMENT_BYTES * weights * self.layout.dp / self._bandwidth
+        return self._norm(read_s, 2.0 * rows * weights / peak) / self.layout.gpus
 
     def attention_s(self, requests: int, context: int, each: int = 1) -> float:
         """Seconds of reading keys and values, each request's once, however many rows it has."""
         model = self.layout.model
-        read = model.kv_bytes_read(self.cache_bytes, shards=self.layout.gpus, context=max(context, 1))
+        read = model.kv_bytes_read(self.cache_bytes, shards=self.layout.tp, context=max(context, 1))
         rate = self.fitted.cache * self.layout.gpu.bandwidth_bytes_per_s
-        return requests * read / rate + model.layers * self.fitted.attention_s
+        mine = -(-requests // self.layout.dp)
+        return mine * read / rate + model.layers * self.fitted.attention_s
 
     def prefill_s(self, tokens: int) -> float:
-        """Seconds of a prompt: its rows, and attention of each row to those before it."""
-        model = self.layout.model
+        """Seconds of a prompt: its rows, and attention of each row to those before it; a group takes it."""
+        model, groups = self.layout.model, self.layout.dp
         width = model.heads * model.head_width
         # Two products of width x tokens x tokens, of which the causal half is computed.
         products = 2.0 * model.layers * width * float(tokens) ** 2
         peak = self.fitted.matrices * self.layout.gpu.flop_per_s["bf16"]
-        return self.operations_s(tokens) + products / peak / self.layout.gpus
+        return self.operations_s(groups * tokens) / groups + products / peak / self.layout.gpus
 
     def _dense_s(self, rows: int) -> float:
-        """Seconds of the weights that every row meets, on one GPU."""
+        """Seconds of the weights that every row meets, on one GPU; each group reads them for its own rows."""
         model = self.layout.model
         kept = model.dense_precision(self.layout.precision)
-        read_s = model.dense_parameters * WEIGHT_BYTES[kept] / self._bandwidth
+        read_s = model.dense_parameters * WEIGHT_BYTES[kept] * self.layout.dp / self._bandwidth
         return self._norm(read_s, 2.0 * rows * model.dense_parameters / self._matrix_rate(kept))
 
     def _experts_s(self, rows: int) -> float:
@@ -130,12 +132,28 @@ class FormulaTimes:
         return self._norm(read / self._bandwidth, products / (self.fitted.grouped * self._matrix_rate(kept)))
 
     def _visits_s(self, rows: int) -> float:
-        """Seconds in which states go to experts and back, whole on each GPU: two writes and two reads."""
+        """Seconds in which states go to experts and back within a GPU: two writes and two reads.
+
+        They are whole on each GPU where experts are split, and shared out where experts are dealt.
+        """
         model, experts = self.layout.model, self.layout.model.experts
         if experts is None:
             return 0.0
-        states = 4.0 * ELEMENT_BYTES * rows * experts.per_token * model.hidden
+        states = 4.0 * ELEMENT_BYTES * rows * experts.per_token * model.hidden / self.layout.ep
         return states * (model.layers - experts.dense_layers) / self._bandwidth
+
+    def _dispatch_s(self, rows: int) -> float:
+        """Seconds in which states cross links to experts and back, where groups have attention of their own.
+
+        A row goes to as many GPUs as it has experts, once each way; balanced, each GPU sends for its share of
+        rows.
+        """
+        model, experts, gpus = self.layout.model, self.layout.model.experts, self.layout.gpus
+        if experts is None or self.layout.dp == 1:
+            return 0.0
+        visited = min(experts.per_token, gpus) * (gpus - 1) / gpus
+        moved = 2.0 * ELEMENT_BYTES * rows / gpus * visited * model.hidden
+        return moved * (model.layers - experts.dense_layers) / self._link_rate(gpus)
 
     def _matrix_rate(self, precision: Precision) -> float:
         """Operations per second that large products reach; in 16 bits without a unit for the precision.
@@ -157,16 +175,20 @@ class FormulaTimes:
     def _all_reduce_s(self, rows: int) -> float:
         """Two all-reduces a layer, ring-wise: 2 (n - 1) / n of the rows' states cross each link.
 
-        Beyond a node the slowest link is the network.
+        A group with attention of its own needs one, for its own rows: experts answer by ``_dispatch_s``.
         """
-        gpus, model = self.layout.gpus, self.layout.model
-        if gpus == 1:
+        tensor, model = self.layout.tp, self.layout.model
+        if tensor == 1:
             return 0.0
-        moved = 2 * model.layers * ELEMENT_BYTES * rows * model.hidden
+        each = 2 if self.layout.dp == 1 else 1
+        moved = each * model.layers * ELEMENT_BYTES * rows / self.layout.dp * model.hidden
+        return moved * 2 * (tensor - 1) / tensor / self._link_rate(tensor)
+
+    def _link_rate(self, gpus: int) -> float:
+        """Bytes per second between so many GPUs; beyond a node the slowest link is the network."""
         gpu = self.layout.gpu
         beyond = gpus > gpu.gpus_per_node and gpu.network_bytes_per_s
-        rate = self.fitted.links * (beyond or gpu.link_bytes_per_s)
-        return moved * 2 * (gpus - 1) / gpus / rate
+        return self.fitted.links * (beyond or gpu.link_bytes_per_s)
 
     @staticmethod
     def _norm(one: float, other: float) -> float:

@@ -193,8 +193,9 @@ class KernelTables:
                 f"has no kernels of {engine} for prompts: {str(error)[:120]}", source="model",
                 value=self.model.name,
             ) from error  # fmt: skip
-        if engine == "vllm" and self._borrows:
-            took_ms += self._experts_ms("trtllm", tokens) - self._experts_ms("vllm", tokens)
+        lender = self._lender(engine)
+        if lender is not None:
+            took_ms += self._experts_ms(lender, tokens) - self._experts_ms(engine, tokens)
         return float(took_ms) / 1e3 / self.setting.attention_over
 
     def _each(self, many: int) -> int:
@@ -203,32 +204,44 @@ class KernelTables:
 
     def _decode(self, engine: Engine, rows: int, context: int) -> list[tuple[str, float]]:
         found = [(each[0], each[1]) for each in self.handles[engine].decode_step_per_op(rows, context, 2)]
-        if engine != "vllm" or not self._borrows:
+        lender = self._lender(engine)
+        if lender is None:
             return found
-        lent_ms = self._experts_ms("trtllm", rows)
-        return [(name, lent_ms if name == _EXPERTS else ms) for name, ms in found]
+        lent_ms = self._experts_ms(lender, rows)
+        return [(name, lent_ms if name in _EXPERTS else ms) for name, ms in found]
 
-    @property
-    def _borrows(self) -> bool:
-        """Whether vLLM's experts are TensorRT-LLM's: MXFP4 on Blackwell, rows in 8 bits.
+    def _lender(self, engine: Engine) -> Engine | None:
+        """Whose experts stand in for an engine's own on Blackwell; None where its own table has them.
 
-        vLLM's recipe for gpt-oss and InferenceX's launch script set ``VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8``
-        there; vLLM's own table has rows in 16 bits.
+        vLLM's with MXFP4 are TensorRT-LLM's, rows in 8 bits: vLLM's recipe for gpt-oss and InferenceX's
+        launch script set ``VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8``; vLLM's own table has rows in 16 bits.
+        TensorRT-LLM's beside latent attention are SGLang's: InferenceX's launch scripts of DeepSeek set
+        ``moe_config.backend: TRTLLM`` unless attention is data-parallel, and FlashInfer carries those kernels
+        (``sglang_flashinfer_trtllm_moe``); TensorRT-LLM's table has DeepGEMM's in 8 bits and CUTLASS's in 4
+        beyond small batches.
         """
-        return self.model.native == "fp4" and "fp4" in self.gpu.flop_per_s and "trtllm" in self.handles
+        if "fp4" not in self.gpu.flop_per_s:
+            return None
+        if engine == "vllm" and self.model.native == "fp4" and "trtllm" in self.handles:
+            return "trtllm"
+        quantised = self.model.latent is not None and self.precision != "bf16"
+        if engine == "trtllm" and quantised and self.setting.attention_over == 1 and "sglang" in self.handles:
+            return "sglang"
+        return None
 
     def stands_in(self, engine: Engine) -> list[str]:
         """Say what of an engine's times is another's, or another mode's."""
         said = []
         if rows_stand_in(self.model, engine, self.precision, self.setting.scales):
             said.append(f"products scaled by rows stand in for {engine}'s block-scaled ones")
-        if engine == "vllm" and self._borrows:
-            said.append("trtllm's experts stand in for vllm's, which runs them on Blackwell")
+        lender = self._lender(engine)
+        if lender is not None:
+            said.append(f"{lender}'s experts stand in for {engine}'s, which runs such kernels on Blackwell")
         return said
 
     def _experts_ms(self, engine: Engine, rows: int) -> float:
         found = self.handles[engine].decode_step_per_op(rows, SHORT, 2)
-        return sum(float(each[1]) for each in found if each[0] == _EXPERTS)
+        return sum(float(each[1]) for each in found if each[0] in _EXPERTS)
 
     def gates(self) -> tuple[Gate, ...]:
         """Compare the engines over ``GATE_ROWS``, and each with the time that reading its weights takes."""
@@ -280,11 +293,12 @@ def band(tables: KernelTables, gates: Sequence[Gate]) -> float:
     """By how much passing engines differ: half the spread of their operations over the median, mean of rows.
 
     With one engine alone nothing is known; then it is ``APART``, what a gate would let pass. Where none
-    passes it is the largest deviation of those that stand apart.
+    passes it is the largest deviation of those that stand apart, or of all where more is held against each.
     """
     passing = [gate.engine for gate in gates if gate.refused is None]
     if not passing:
-        return max(abs(gate.deviation) for gate in gates if gate.only_apart)
+        apart = [gate for gate in gates if gate.only_apart] or gates
+        return max(abs(gate.deviation) for gate in apart)
     if len(passing) < 2:
         return APART
     times = np.array([[tables.operations_s(engine, rows) for rows in GATE_ROWS] for engine in passing])
@@ -314,8 +328,8 @@ def gate(engine: Engine, times: Floats, median: Floats, floor: Floats, reads: fl
     return Gate(engine, deviation, fall, lowest, refused, reads)
 
 
-_EXPERTS = "generation_moe"
-"""What the tables call the products of experts."""
+_EXPERTS = ("generation_moe", "generation_moe_overlap")
+"""What the tables call the products of experts; the latter with what runs beside them."""
 
 _ATTENTION = ("attention", "mla_block", "generation_mla")
 """How the tables' names of attention end."""

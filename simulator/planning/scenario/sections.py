@@ -102,6 +102,8 @@ class HardwareSpec(Strict):
     model: str
     gpu: str
     tp: int | None = Field(default=None, gt=0)
+    dp: int = Field(default=1, gt=0)
+    ep: int | None = Field(default=None, gt=0)
     engine: str | None = None
     precision: str | None = None
     drafters: tuple[str, ...] = DRAFTERS

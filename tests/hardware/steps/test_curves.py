@@ -148,6 +148,22 @@ def test_vllm_runs_the_experts_of_tensorrt_on_blackwell_in_mxfp4() -> None:
     assert hopper.operations_s("vllm", 64) == pytest.approx(kept / 1e3)
 
 
+def test_tensorrt_runs_flashinfers_experts_beside_a_latent_on_blackwell() -> None:
+    """As SGLang's table has them; not with data-parallel attention, and not on Hopper."""
+    model = load_model("deepseek-v3")
+    together = KernelTables(model, load_gpu("b200"), 8, "fp8", Setting(small_cache=True))
+    own, lent = ({each[0]: each[1] for each in together.handles[name].decode_step_per_op(64, 128, 2)}
+                 for name in ("trtllm", "sglang"))  # fmt: skip
+    named = "generation_moe_overlap"
+    expected = sum(own.values()) - own[named] + lent[named]
+    assert together.operations_s("trtllm", 64) == pytest.approx(expected / 1e3)
+    assert any("sglang's experts stand in for trtllm's" in said for said in together.stands_in("trtllm"))
+    apart = KernelTables(model, load_gpu("b200"), 8, "fp8", Setting(8, 8, small_cache=True))
+    assert not any("experts" in said for said in apart.stands_in("trtllm"))
+    hopper = KernelTables(model, H200, 8, "fp8")
+    assert not any("experts" in said for said in hopper.stands_in("trtllm"))
+
+
 @pytest.mark.parametrize(
     ("model", "engine", "precision", "setting", "expected"),
     [

@@ -15,6 +15,7 @@ from hashlib import sha256
 
 from simulator.core.errors import BadInputError
 from simulator.hardware import gpus
+from simulator.hardware.memory import MOST_GPUS
 from simulator.hardware.models import ModelShape, Precision, load_model
 from simulator.hardware.steps.kernel_modes import ENGINES, Engine, Scales, Setting
 
@@ -49,12 +50,20 @@ SCHEDULES_AHEAD_FROM = "2026-01-17"
 STEP_TOKENS: Mapping[tuple[str, Engine], int] = {
     ("meta-llama/Llama-3.1-70B", "trtllm"): 16384,
     ("openai/gpt-oss-120b", "trtllm"): 20000,
-    ("deepseek-ai/DeepSeek-R1", "sglang"): 16384,
-    ("deepseek-ai/DeepSeek-V3", "sglang"): 16384,
 }
 """Rows of a step with prompts where the launch scripts ask for other than ``USUAL_STEP_TOKENS``."""
 
 USUAL_STEP_TOKENS = 8192
+
+PROMPTS_EACH = 10
+"""Prompts that InferenceX's scripts send for each client (``--num-prompts``), all clients at once."""
+
+_SCHEDULES_AHEAD_ALWAYS = "openai/gpt-oss-120b"
+"""Model whose launch scripts have asked vLLM to schedule ahead since 2025-09-23 (``async-scheduling``)."""
+
+_WITHOUT_EXPERT_PARALLELISM = "moonshotai/Kimi-K2-Instruct"
+"""Model whose launch scripts for vLLM heeded no width of experts until 2026-08-07: experts were split as the
+rest, whatever the table says."""
 
 _TWO_PROMPTS = ("MiniMaxAI/MiniMax-M2.5", "moonshotai/Kimi-K2-Instruct")
 """Models whose launch scripts for vLLM on B200 and B300 give a step room for two nominal prompts."""
@@ -64,8 +73,9 @@ _TWO_PROMPTS = ("MiniMaxAI/MiniMax-M2.5", "moonshotai/Kimi-K2-Instruct")
 class Row:
     """One measurement: what ran, and what came out, ms.
 
-    gpus: of the replica. ranged: lengths were drawn. host: the engine, or ``BLOCKING``: rows with one host
-    time of a step.
+    gpus, concurrency: of the replica. ranged: InferenceX's, whose lengths are drawn and whose clients send
+    ``PROMPTS_EACH``. elsewhere: prompts are prefilled on other GPUs; it is a replica that decodes, with its
+    share of the clients. host: the engine, or ``BLOCKING``: rows to which the same is added.
     """
 
     id: str
@@ -82,6 +92,7 @@ class Row:
     ttft_ms: float
     tpot_ms: float
     host: str
+    elsewhere: bool = False
 
     @property
     def curve(self) -> tuple[str, str, Engine, Precision, int, Setting]:
@@ -103,6 +114,8 @@ class Row:
         """Rows of a step with prompts."""
         if self.model in _TWO_PROMPTS and self.gpu in ("b200", "b300") and self.ranged:
             return 2 * self.prompt_tokens
+        if "DeepSeek" in self.model and self.engine == "sglang" and self.ranged:
+            return _deepseek_step_tokens(self.gpus, self.precision)
         return STEP_TOKENS.get((self.model, self.engine), USUAL_STEP_TOKENS)
 
 
@@ -126,8 +139,9 @@ def judge(table: Iterable[Mapping[str, str]]) -> list[Row | str]:
 
 def usable(row: Mapping[str, str]) -> Row | str:
     """Return a row as it is simulated, or why it is not."""
-    if row["mode"] != "agg":
-        return "prefill and decode on GPUs of their own"
+    elsewhere = row["mode"] != "agg"
+    if elsewhere and not row["decode_num_workers"]:
+        return "prefill and decode on GPUs of their own, and the table does not say how many"
     try:
         model = load_model(MODELS.get(row["model_path"], row["model_path"]))
     except BadInputError:
@@ -135,35 +149,61 @@ def usable(row: Mapping[str, str]) -> Row | str:
     weights = _weights(row, model)
     if weights is None:
         return f"weights in {row['gemm_quant_mode'] or row['precision']}"
-    widths = _widths(row)
+    widths = _decoding_widths(row) if elsewhere else _widths(row)
     if widths is None:
         return "widths that no node has"
     count, groups, experts = widths
-    said = re.search(r"silicon_concurrency=(\d+)", row["silicon_data_source"])
-    concurrency = int(said[1]) if said else int(row["batch_size"])
+    if model.name == _WITHOUT_EXPERT_PARALLELISM and row["backend"] == "vllm" and _is_inferencex(row):
+        groups, experts = _kimi_groups(row, count) if elsewhere else (1, 1)
     known = {gpu.kernel_tables: name for name, gpu in gpus.catalogue().items() if gpu.kernel_tables}
     gpu, engine = known[row["system"]], next(each for each in ENGINES if each == row["backend"])
     ranged = _is_inferencex(row)
     small = _small_cache(model.name, gpu, engine) if ranged else None
     return Row(
         row["id"], model.name, gpu, engine, weights[0], count, Setting(groups, experts, small, weights[1]),
-        int(row["isl"]), int(row["osl"]), concurrency, ranged, float(row["silicon_ttft_ms"]),
+        int(row["isl"]), int(row["osl"]), _concurrency(row, groups), ranged, float(row["silicon_ttft_ms"]),
         float(row["silicon_tpot_ms"]), BLOCKING if engine == "vllm" and _is_blocking(row) else engine,
+        elsewhere,
     )  # fmt: skip
 
 
 def _measured(row: Mapping[str, str]) -> tuple[str, ...]:
-    """Identify a measurement: two runs never agree to a nanosecond."""
-    times = (f"{float(row[name]):.6f}" for name in ("silicon_ttft_ms", "silicon_tpot_ms"))
+    """Identify a measurement: two runs hardly agree in both times to 10 us; one source states no more."""
+    times = (f"{float(row[name]):.2f}" for name in ("silicon_ttft_ms", "silicon_tpot_ms"))
     return row["system"], row["backend"], row["isl"], row["osl"], *times
 
 
 def _is_inferencex(row: Mapping[str, str]) -> bool:
-    return "measured=" in row["silicon_data_source"]
+    """Whether InferenceX measured it; other dated runs are of files with a path; one list has no dates."""
+    source = row["silicon_data_source"]
+    return ("measured=" in source and "/" not in source.split(";")[0].removeprefix(_PLAIN_SOURCE + "/")) or (
+        "kimi-k2.5-gap-analysis" in source
+    )
+
+
+def _concurrency(row: Mapping[str, str], groups: int) -> int:
+    """Clients of a replica: InferenceX states them; elsewhere those stated may share several replicas."""
+    said = re.search(r"silicon_concurrency=(\d+)", row["silicon_data_source"])
+    if row["mode"] != "agg":
+        return (
+            -(-int(said[1]) // int(row["decode_num_workers"]))
+            if said
+            else int(row["decode_batch_size"]) * groups
+        )
+    return int(said[1]) if said and _is_inferencex(row) else int(row["batch_size"]) * groups
+
+
+def _deepseek_step_tokens(gpus: int, precision: Precision) -> int:
+    """Rows of a step with prompts of DeepSeek on SGLang: InferenceX's ``--chunked-prefill-size``."""
+    if precision == "fp4":
+        return 16384
+    return 32768 if gpus == NODE else 8192
 
 
 def _is_blocking(row: Mapping[str, str]) -> bool:
-    """Whether a row of vLLM is of a version before 0.14, by its day or by the version in its file's name."""
+    """Whether a row of vLLM waits for its host: before 0.14, by its day or the version in its file's name."""
+    if _is_inferencex(row) and row["model_path"] == _SCHEDULES_AHEAD_ALWAYS:
+        return False
     version = re.search(r"/vllm/0\.(\d+)", row["silicon_data_source"])
     if version is not None:
         return int(version[1]) < 14
@@ -219,6 +259,25 @@ def _widths(row: Mapping[str, str]) -> tuple[int, int, int] | None:
     if tensor == groups > 1 and experts == count:
         return tensor, 1, tensor
     return (count, groups, experts) if count <= NODE and count % experts == 0 else None
+
+
+def _decoding_widths(row: Mapping[str, str]) -> tuple[int, int, int] | None:
+    """GPUs, groups and GPUs that experts are dealt over, of a replica that decodes."""
+    tensor, groups, experts = (
+        max(int(row[f"decode_{name}"] or 1), 1) for name in ("tp_size", "attention_dp_size", "moe_ep_size")
+    )
+    count = tensor * groups
+    return (count, groups, experts) if count <= MOST_GPUS and count % experts == 0 else None
+
+
+def _kimi_groups(row: Mapping[str, str], count: int) -> tuple[int, int]:
+    """Return groups and dealt experts of Kimi on vLLM's decoding GPUs.
+
+    InferenceX's recipes (``srt-slurm-recipes/vllm/kimi-k2.5-fp4``) run one decoding replica as ``dep``,
+    groups of one GPU, and several as ``tep`` or ``tp``; the table names all of them tensor-parallel.
+    """
+    alone = int(row["decode_num_workers"]) == 1
+    return (count, count) if alone else (1, max(int(row["decode_moe_ep_size"] or 1), 1))
 
 
 def _small_cache(model: str, gpu: str, engine: Engine) -> bool:

@@ -3,11 +3,12 @@
     scripts/validate_silicon --out runs/silicon [--every N] [--workers N]
 
 Every usable row of aiconfigurator's ``silicon_sample.csv`` (model, GPU, engine, precision, parallelism,
-lengths, concurrency, with measured TTFT and TPOT) is simulated: as many clients, each of which sends its next
-request when the last one ends, prompts taken as the engine takes them, no speculation, room for keys and
-values as it is. One number per engine, host time of a step, is fitted on half of the rows, chosen by a hash
-of their id (vLLM has another before 0.14); the other half is reported. Rows that cannot be simulated are
-counted by reason. Rows whose engine's table fails the gates are simulated all the same and shown apart.
+lengths, concurrency, with measured TTFT and TPOT) is simulated: as many clients, each of which sends its
+next request when the last one ends, prompts taken as the engine takes them, no speculation, room for keys
+and values as it is. What engines add to kernels (``tools.silicon_costs``) is fitted on half of the rows,
+chosen by a hash of their id; the other half is reported. Replicas that only decode, beside others that
+prefill, are fitted to nothing and reported apart. Rows that cannot be simulated are counted by reason. Rows
+whose engine's table fails the gates are simulated all the same and shown apart.
 """
 
 from __future__ import annotations
@@ -15,45 +16,27 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiconfigurator_core
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from simulator.api.workbench import Workbench, deployment
-from simulator.core.arrays import Floats
 from simulator.core.errors import SimulatorError
 from simulator.core.files import write_csv
-from simulator.deployment.profile import Profile
 from simulator.hardware import gpus
 from simulator.hardware.curves import composed
-from simulator.hardware.engines import prefills
+from simulator.hardware.engines import kind_of
 from simulator.hardware.memory import layout
 from simulator.hardware.models import load_model
 from simulator.hardware.steps.kernel_modes import rows_stand_in
 from simulator.hardware.steps.kernels import KernelTables
 from simulator.parallel.cells import run_cells
-from simulator.traffic.arrivals import PoissonArrivals
-from simulator.traffic.lengths import EmpiricalLengths
-from simulator.traffic.sources import SyntheticTraffic, TrafficClass
+from tools.silicon_costs import fitted, from_other_models, outside_ms, with_added
 from tools.silicon_rows import Row, judge
-
-SHORTEST = 0.8
-"""InferenceX draws each length from this share of the nominal one up to it (random range ratio)."""
-
-WAVES = (2, 6)
-"""Fewest and most requests of a client; as many as make ``STEPS``. A benchmark sends all at once and the next
-as one ends, so that with equal lengths its requests run in waves and a steady state is never reached."""
-
-STEPS = 4096
-
-AT_ONCE_PER_S = 1e6
-"""Arrival rate that stands for all at once."""
+from tools.silicon_runs import Seen, simulated
 
 PASSES = "passes"
 """What stands in the column ``gate`` of a row whose engine's table passes."""
@@ -70,10 +53,13 @@ class Group:
     rows: tuple[Row, ...]
 
     def __call__(self) -> dict[str, Any]:
-        """Return what the gate says and mean TTFT and TPOT of each row, ms; or why there is no curve."""
+        """Return what the gate says and what requests of each row saw; or why there is no curve."""
         first = self.rows[0]
         try:
-            laid_out = layout(load_model(first.model), gpus.load_gpu(first.gpu), first.gpus, first.precision)
+            laid_out = layout(
+                load_model(first.model), gpus.load_gpu(first.gpu), first.gpus, first.precision,
+                dp=first.setting.attention_over, ep=first.setting.experts_over,
+            )  # fmt: skip
             if not laid_out.fits:
                 return {"refused": "its weights leave no room for keys and values"}
             tables = KernelTables(
@@ -83,102 +69,55 @@ class Group:
                 return {"refused": f"no table of {first.engine}: {tables.missing[first.engine]}"}
             gates = tables.gates()
             profile = composed(laid_out, tables, gates, first.engine)
+            seen = [simulated(row, profile) for row in self.rows]
         except SimulatorError as error:
             return {"refused": str(error)}
         gate = next(each for each in gates if each.engine == first.engine)
-        times = [_simulated_ms(row, profile) for row in self.rows]
         own = not rows_stand_in(laid_out.model, first.engine, first.precision, first.setting.scales)
         return {
-            "gate": gate.refused or (PASSES if own else STANDS_IN), "ttft_ms": [each[0] for each in times],
-            "tpot_ms": [each[1] for each in times],
+            "gate": gate.refused or (PASSES if own else STANDS_IN),
+            "kind": kind_of(laid_out.model, first.precision), "seen": [_named(*each) for each in seen],
         }  # fmt: skip
 
 
-def simulated(group: Group) -> dict[str, Any]:
+def _named(before: Seen, after: Seen) -> dict[str, float]:
+    """Columns of what requests saw: of TTFT and TPOT by kernels, and what they are made of."""
+    both = {"ttft": before, "tpot": after}
+    times = {f"kernels_{name}_ms": seen.time_ms for name, seen in both.items()}
+    return times | {
+        f"{name}_{field}": value
+        for name, seen in both.items()
+        for field, value in seen._asdict().items()
+        if field != "time_ms"
+    }
+
+
+def simulated_group(group: Group) -> dict[str, Any]:
     """Run a group."""
     return group()
-
-
-def _simulated_ms(row: Row, profile: Profile) -> tuple[float, float]:
-    """Return mean TTFT and TPOT, ms, without any host time."""
-    bench: Workbench = deployment(profile, {"none": "length:1@1"})
-    drawn = (_lengths(row.prompt_tokens, row.ranged), _lengths(row.output_tokens, row.ranged))
-    pairs = EmpiricalLengths(drawn[0], drawn[1])
-    traffic = SyntheticTraffic(PoissonArrivals(AT_ONCE_PER_S), (TrafficClass("default", pairs),))
-    waves = int(np.clip(STEPS // row.output_tokens, *WAVES))
-    done = bench.simulate(
-        "autoregressive", concurrency=row.concurrency, traffic=traffic, requests=waves * row.concurrency,
-        prefill=prefills(row.engine), chunk_tokens=row.step_tokens,
-    ).requests  # fmt: skip
-    first_s = done["first_token_s"].to_numpy()
-    sent_s = _sent_s(done["admitted_s"].to_numpy(), done["finished_s"].to_numpy(), row.concurrency)
-    return 1e3 * float((first_s - sent_s).mean()), 1e3 * float(done["tpot_s"].mean())
-
-
-def _sent_s(admitted_s: Floats, finished_s: Floats, clients: int) -> Floats:
-    """When each request was sent: the first of each client at once, the next as one ends; in any order."""
-    order = np.argsort(admitted_s, kind="stable")
-    sent_s = np.empty(len(order))
-    sent_s[order] = np.concatenate([np.zeros(clients), np.sort(finished_s)])[: len(order)]
-    return np.minimum(sent_s, admitted_s)
-
-
-def _lengths(tokens: int, ranged: bool) -> NDArray[np.int64]:
-    if not ranged:
-        return np.array([tokens, tokens], dtype=np.int64)
-    drawn = np.random.default_rng(tokens).integers(int(SHORTEST * tokens), tokens + 1, 512)
-    return np.maximum(drawn, 1).astype(np.int64)
 
 
 def compared(
     rows: Sequence[Row], workers: int, directory: Path
 ) -> tuple[pd.DataFrame, Counter[str]]:  # fmt: skip
-    """Simulate rows; columns of ``Row``, what the gate says and predictions, ms; and why others have none."""
+    """Simulate rows; columns of ``Row``, the gate, the kind, and what requests saw; why others have none."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(row.curve, []).append(row)
     cells = [Group(tuple(each)) for each in groups.values()]
-    found = run_cells(simulated, cells, workers=workers, progress=True, label="Curves", directory=directory)
+    found = run_cells(
+        simulated_group, cells, workers=workers, progress=True, label="Curves", directory=directory
+    )
     records, why = [], Counter[str]()
     for cell, result in zip(cells, found, strict=True):
         if "refused" in result:
             why[f"{' '.join(map(str, cell.rows[0].curve[:5]))}: {result['refused']}"] += len(cell.rows)
             continue
-        for row, ttft_ms, tpot_ms in zip(cell.rows, result["ttft_ms"], result["tpot_ms"], strict=True):
+        for row, seen in zip(cell.rows, result["seen"], strict=True):
             fields = {name: getattr(row, name) for name in Row.__dataclass_fields__}
-            records.append(fields | {
-                "gate": result["gate"], "reported": row.reported, "predicted_ttft_ms": ttft_ms,
-                "predicted_tpot_ms": tpot_ms,
-            })  # fmt: skip
+            shared = {"gate": result["gate"], "kind": result["kind"], "reported": row.reported}
+            records.append(fields | shared | seen)
     return pd.DataFrame(records), why
-
-
-def host_times_ms(fitted: pd.DataFrame) -> dict[str, float]:
-    """Host time of a step by ``Row.host``, not negative: that with the least sum of relative errors of TPOT.
-
-    Of what predictions lack it is the median, each weighed by one over its TPOT.
-    """
-    return {str(name): _host_ms(each) for name, each in fitted.groupby("host")}
-
-
-def _host_ms(rows: pd.DataFrame) -> float:
-    ordered = rows.assign(lacking=rows["tpot_ms"] - rows["predicted_tpot_ms"]).sort_values("lacking")
-    weight = (1 / ordered["tpot_ms"]).cumsum().to_numpy()
-    return max(float(ordered["lacking"].iloc[int(np.searchsorted(weight, weight[-1] / 2))]), 0.0)
-
-
-def with_hosts(table: pd.DataFrame, hosts_ms: Mapping[str, float]) -> pd.DataFrame:
-    """Add host time to each prediction, and the relative errors.
-
-    No request is sent at a time of its own, so that a step that takes longer changes no later step: TPOT
-    rises by the host time of one step exactly, TTFT by at least that.
-    """
-    host_ms = table["host"].map(dict(hosts_ms)).fillna(0.0)
-    done = table.assign(**{f"predicted_{name}_ms": table[f"predicted_{name}_ms"] + host_ms
-                           for name in ("ttft", "tpot")})  # fmt: skip
-    return done.assign(**{
-        f"{name}_error": done[f"predicted_{name}_ms"] / done[f"{name}_ms"] - 1 for name in ("ttft", "tpot")
-    })  # fmt: skip
 
 
 def summary(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -188,6 +127,7 @@ def summary(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     rows = []
     for key, each in groups:
         row: dict[str, Any] = dict(zip(by, key, strict=True)) | {"rows": len(each)}
+        row["within_20_share"] = float((each["tpot_error"].abs() <= 0.2).mean())
         for name in ("tpot", "ttft"):
             error = each[f"{name}_error"].dropna()
             size = error.abs()
@@ -199,7 +139,7 @@ def summary(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """Return a summary as a table of a page."""
-    shares = [name for name in table.columns if name.endswith(("median", "p90", "bias"))]
+    shares = [name for name in table.columns if name.endswith(("median", "p90", "bias", "share"))]
     lines = [f"| {' | '.join(table.columns)} |", f"| {' | '.join('---' for _ in table.columns)} |"]
     for row in table.to_dict("records"):
         shown = [f"{row[name]:+.1%}" if "bias" in name else f"{row[name]:.1%}" if name in shares
@@ -249,24 +189,38 @@ def main() -> None:
     rows = [row for row in usable if row.bucket % asked.every == 0]
     table, without = compared(rows, asked.workers, asked.out / "cells")
     why = Counter(each for each in judged if isinstance(each, str)) + without
-    hosts = host_times_ms(table[~table["reported"] & (table["gate"] == PASSES)])
-    reported = table[table["reported"]]
+    passes = table["gate"] == PASSES
+    agreed = ~table["reported"] & passes & ~table["elsewhere"]
+    added = fitted(table[agreed])
+    outside = outside_ms(table[agreed], added)
+    done = with_added(table, added, outside)
     asked.out.mkdir(parents=True, exist_ok=True)
-    _write(asked.out, with_hosts(table, hosts), why)
+    _write(asked.out, done, why)
     print(f"{len(judged)} rows, {len(usable)} of them usable: 1 in {asked.every} is taken, {len(table)} have "
-          f"tables and are simulated, {len(reported)} of them reported")  # fmt: skip
-    print("host time of a step, ms: " + ", ".join(f"{name} {each:.2f}" for name, each in hosts.items()))
-    for title, part in (("passing", reported["gate"] == PASSES), ("failing", reported["gate"] != PASSES)):
-        if part.any():
-            plain = summary(with_hosts(reported[part], {}), ["engine"])
+          f"tables and are simulated, {int(table['reported'].sum())} of them reported")  # fmt: skip
+    for (host, kind), each in added.items():
+        print(f"{host}, {kind}: {each.step_ms:.2f} ms a step, {1e3 * each.request_ms:.1f} us a request in "
+              f"it, prompts {each.prompts:.0%} dearer")  # fmt: skip
+    print("outside steps, ms a request: " + ", ".join(f"{name} {ms:.0f}" for name, ms in outside.items()))
+    mixed = ~table["elsewhere"]
+    for title, part in (("passing", passes & mixed), ("failing", ~passes & mixed)):
+        if (part & table["reported"]).any():
+            plain = summary(with_added(table[part & table["reported"]], {}), ["engine"])
             print(f"rows {title} the gates, nothing fitted:\n" + markdown(plain))
-            print(markdown(summary(with_hosts(reported[part], hosts), BY)))
+            print(markdown(summary(done[part & table["reported"]], BY)))
+    print("the same, what engines add fitted to other models alone:\n"
+          + markdown(summary(from_other_models(table[passes & mixed]), ["engine"])))  # fmt: skip
+    if (passes & ~mixed).any():
+        print("prompts elsewhere, nothing fitted to either half:\n"
+              + markdown(summary(done[passes & ~mixed], BY)))  # fmt: skip
 
 
 def _write(out: Path, table: pd.DataFrame, why: Counter[str]) -> None:
-    write_csv(out / "rows.csv", table.drop(columns="setting"), "%.6g")
+    seen = [name for name in table if str(name).endswith(("_steps", "_requests", "_prompts_ms"))]
+    write_csv(out / "rows.csv", table.drop(columns=["setting", *seen]), "%.6g")
+    table.drop(columns="setting").to_csv(out / "seen.csv", index=False)
     write_csv(out / "refused.csv", pd.DataFrame(why.most_common(), columns=["why", "rows"]))
-    passing = table[table["reported"] & (table["gate"] == PASSES)]
+    passing = table[table["reported"] & (table["gate"] == PASSES) & ~table["elsewhere"]]
     plot(passing, out / "tpot.png")
 
 

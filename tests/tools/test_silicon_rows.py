@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from simulator.hardware.steps.kernel_modes import Setting
 from tools.silicon_rows import BLOCKING, Row, judge
-from tools.validate_silicon import _sent_s, host_times_ms, with_hosts
 
 PLAIN = {
     "id": "a", "silicon_data_source": "db-dump/2026-04-27; silicon_concurrency=64; measured=2026-02-03",
     "backend": "trtllm", "model_path": "deepseek-ai/DeepSeek-V3", "system": "b200_sxm", "precision": "fp4",
     "mode": "agg", "isl": "1024", "osl": "1024", "gemm_quant_mode": "nvfp4", "moe_quant_mode": "nvfp4",
     "batch_size": "64", "tp_size": "64", "pp_size": "1", "attention_dp_size": "1", "moe_tp_size": "8",
-    "moe_ep_size": "8", "silicon_ttft_ms": "136.58", "silicon_tpot_ms": "16.2597",
+    "moe_ep_size": "8", "silicon_ttft_ms": "136.58", "silicon_tpot_ms": "16.2597", "decode_num_workers": "",
 }  # fmt: skip
 
 WIDTHS = ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
@@ -41,12 +38,14 @@ def test_a_row_is_read_with_what_the_launch_script_says() -> None:
         ({"model_path": "moonshotai/Kimi-K2.5", "backend": "vllm", "isl": "8192"}, 16384),
         ({"model_path": "MiniMaxAI/MiniMax-M2.5", "backend": "vllm", "system": "h200_sxm"}, 8192),
         ({"backend": "sglang"}, 16384),
+        ({"backend": "sglang", "gemm_quant_mode": "fp8_block"}, 8192),  # on four GPUs
+        ({"backend": "sglang", "gemm_quant_mode": "fp8_block", "tp_size": "8", "moe_tp_size": "8"}, 32768),
         ({}, 8192),
     ],
 )
 def test_rows_of_a_step_are_those_of_the_launch_scripts(changed: dict[str, str], tokens: int) -> None:
     plain = dict(zip(WIDTHS, ("4", "1", "4", "1"), strict=True))
-    row = only(**plain, **changed)
+    row = only(**(plain | changed))
     assert isinstance(row, Row)
     assert row.step_tokens == tokens
 
@@ -91,12 +90,6 @@ def test_a_measurement_counts_once_and_the_stated_plain_one_is_kept() -> None:
     assert second == "the same measurement as another row"
 
 
-def test_a_client_sends_when_its_last_request_ends() -> None:
-    """Two clients: two requests at once, the next when the first of them ends (3 s), then at 5 s."""
-    admitted, finished = np.array([0.0, 0.5, 4.0, 5.0]), np.array([5.0, 3.0, 8.0, 9.0])
-    assert _sent_s(admitted, finished, clients=2).tolist() == [0.0, 0.0, 3.0, 5.0]
-
-
 @pytest.mark.parametrize(
     ("backend", "source", "host"),
     [
@@ -107,7 +100,7 @@ def test_a_client_sends_when_its_last_request_ends() -> None:
             "source_file=x.csv; measured=2026-01-17T00:00:00.000Z; image=vllm/vllm-openai:v0.15.1",
             "vllm",
         ),
-        ("vllm", "source_file=kimi.csv; silicon_concurrency=4", "vllm"),
+        ("vllm", "source_file=x.csv; silicon_concurrency=4", "vllm"),
         ("trtllm", "source_file=x.csv; measured=2025-10-29T00:00:00.000Z", "trtllm"),
     ],
 )
@@ -119,14 +112,6 @@ def test_vllm_waits_for_its_host_before_it_schedules_ahead(backend: str, source:
     )  # fmt: skip
     assert isinstance(row, Row)
     assert row.host == host
-
-
-def test_host_time_has_the_least_sum_of_relative_errors() -> None:
-    """Lacking 1, 2 and 3 ms of 2, 12 and 20: 1 ms leaves 1/12 + 2/20, 2 ms 1/2 + 1/20."""
-    table = pd.DataFrame(
-        {"host": "trtllm", "tpot_ms": [12.0, 2.0, 20.0], "predicted_tpot_ms": [10.0, 1.0, 17.0]}
-    )
-    assert host_times_ms(table) == {"trtllm": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -144,13 +129,60 @@ def test_a_checkpoint_in_16_bits_has_no_scales_of_its_own(path: str, source: str
     assert (row.precision, row.setting.scales) == ("fp8", scales)
 
 
-def test_host_time_is_what_predictions_lack_and_is_added_once() -> None:
-    table = pd.DataFrame({
-        "host": ["vllm"] * 3 + ["sglang"], "tpot_ms": [10.0, 12.0, 20.0, 5.0], "ttft_ms": [50.0] * 4,
-        "predicted_tpot_ms": [9.0, 10.0, 17.0, 6.0], "predicted_ttft_ms": [48.0] * 4,
-    })  # fmt: skip
-    hosts = host_times_ms(table)
-    assert hosts == {"vllm": 2.0, "sglang": 0.0}
-    done = with_hosts(table, hosts)
-    assert done["tpot_error"].tolist() == pytest.approx([0.1, 0.0, -0.05, 0.2])
-    assert done["ttft_error"].tolist() == pytest.approx([0.0, 0.0, 0.0, -0.04])
+DECODING = {
+    "mode": "disagg", "decode_num_workers": "3", "decode_batch_size": "21", "decode_tp_size": "8",
+    "decode_attention_dp_size": "1", "decode_moe_ep_size": "8",
+}  # fmt: skip
+
+
+def test_a_replica_that_decodes_has_its_share_of_the_clients() -> None:
+    """64 clients of three replicas of eight GPUs: 22 at most."""
+    row = only(**DECODING)
+    assert isinstance(row, Row)
+    assert (row.elsewhere, row.gpus, row.concurrency) == (True, 8, 22)
+    assert row.setting == Setting(1, 8, True)
+    assert "does not say how many" in str(only(**DECODING | {"decode_num_workers": ""}))
+    wide = only(**DECODING | {"decode_tp_size": "1", "decode_attention_dp_size": "128"})
+    assert wide == "widths that no node has"
+
+
+@pytest.mark.parametrize(
+    ("changed", "setting"),
+    [
+        ({}, Setting(1, 1, True)),
+        (DECODING, Setting(1, 8, True)),
+        (DECODING | {"decode_num_workers": "1"}, Setting(8, 8, True)),
+    ],
+)
+def test_experts_of_kimi_are_dealt_where_the_launch_scripts_deal_them(
+    changed: dict[str, str], setting: Setting
+) -> None:
+    widths = dict(zip(WIDTHS, ("8", "1", "1", "8"), strict=True))
+    row = only(**widths | {"model_path": "moonshotai/Kimi-K2.5", "backend": "vllm"} | changed)
+    assert isinstance(row, Row)
+    assert row.setting == setting
+
+
+def test_clients_that_several_replicas_share_are_counted_by_the_batch_of_one() -> None:
+    widths = dict(zip(WIDTHS, ("2", "1", "2", "1"), strict=True))
+    source = "source_file=/x/data/gb200/trtllm/a.csv; silicon_concurrency=64; measured=2026-03-23"
+    row = only(**widths, model_path="Qwen/Qwen3-32B", silicon_data_source=source, batch_size="16")
+    assert isinstance(row, Row)
+    assert (row.concurrency, row.ranged) == (16, False)
+
+
+def test_a_source_that_rounds_counts_as_the_same_measurement() -> None:
+    source = "source_file=kimi-k2.5-gap-analysis.csv; silicon_concurrency=64"
+    again = PLAIN | {"id": "b", "silicon_data_source": source, "silicon_tpot_ms": "16.26"}
+    assert judge([PLAIN, again])[1] == "the same measurement as another row"
+
+
+def test_vllm_schedules_ahead_where_the_launch_script_asks_for_it() -> None:
+    """Of gpt-oss they always did, long before 0.14."""
+    widths = dict(zip(WIDTHS, ("2", "1", "2", "1"), strict=True))
+    row = only(
+        model_path="openai/gpt-oss-120b", backend="vllm", gemm_quant_mode="",
+        silicon_data_source="source_file=x.csv; measured=2025-10-01", **widths,
+    )  # fmt: skip
+    assert isinstance(row, Row)
+    assert (row.host, row.ranged) == ("vllm", True)

@@ -358,6 +358,17 @@ def test_an_accepted_length_can_be_asked_for(gamma: int, wanted: float) -> None:
     assert 1 + record(model, SEEDS).accepted.mean() == pytest.approx(wanted, abs=0.04)
 
 
+def test_a_level_is_solved_where_the_first_sequences_are_not_like_all() -> None:
+    """Every other sequence is far easier: the half that is asked first has its level elsewhere."""
+    logits = np.random.default_rng(3).normal(0, 1, (128, 50, 3)).astype(np.float32)
+    logits[1::2] += 6
+    level = solve_level(logits, 2.5)
+    assert mean_accepted_length(logits + np.float32(level)) == pytest.approx(2.5, abs=1e-3)
+    assert mean_accepted_length(logits[::2] + np.float32(level)) < 2
+    with pytest.raises(ValueError, match="no change of sign"):
+        solve_level(logits, 4.5)
+
+
 @pytest.mark.parametrize("wanted", [1.0, 8.0, 9.0, float("nan")])
 def test_an_accepted_length_out_of_reach_is_refused(wanted: float) -> None:
     with pytest.raises(BadInputError, match="above 1 and below 8"):

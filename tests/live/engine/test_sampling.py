@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,18 @@ def wordy_draft(wordy_target: Any) -> Any:
     draft = new_dspark(wordy_target, mask_token_id=1, block_size=GAMMA, num_layers=2, markov_rank=3)
     randomise(draft, seed=2, spread=0.3)
     return draft
+
+
+@pytest.fixture(scope="module")
+def alone(wordy_target: Any, wordy_draft: Any) -> Callable[[int, int, int, int], Any]:
+    """What ``generate`` does for a request by itself: by request, prompt, output and drafts, each once."""
+
+    @cache
+    def generated(request: int, prompt: int, output: int, length: int) -> Any:
+        ids = prompts(request, prompt).tolist()
+        return generate(wordy_target, wordy_draft, ids, max_new_tokens=output, scheduler=Fixed(length))
+
+    return generated
 
 
 @dataclass
@@ -171,7 +184,7 @@ def test_acceptance_that_is_two_percent_lenient_is_seen(
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 @pytest.mark.parametrize("length", [1, GAMMA])
 def test_drafts_rounds_and_verdicts_are_those_of_generate(
-    wordy_target: Any, wordy_draft: Any, concurrency: int, length: int
+    wordy_target: Any, wordy_draft: Any, alone: Any, concurrency: int, length: int
 ) -> None:
     """Every request drafts, verifies and commits what it does alone, through joins, moves and leaves."""
     target, draft, draw = wordy_target, wordy_draft, np.random.default_rng(1)
@@ -195,13 +208,11 @@ def test_drafts_rounds_and_verdicts_are_those_of_generate(
     run_engine(load, executor, executor.observe(Fixed(length)), CURVE, EngineLimits(concurrency))
     accepted, drafted = 0, set[int]()
     for request, mine in rounds.items():
-        prompt = prompts(request, int(load.prompt_tokens[request])).tolist()
-        alone = generate(
-            target, draft, prompt, max_new_tokens=int(load.output_tokens[request]), scheduler=Fixed(length)
-        )
+        sizes = int(load.prompt_tokens[request]), int(load.output_tokens[request])
+        rounds_alone = alone(request, *sizes, length).rounds
         # As the reference, ``generate`` runs one more round where the output is complete without its bonus.
-        assert len(alone.rounds) - len(mine) in (0, 1)
-        for (drafts, survival, took), item in zip(mine, alone.rounds, strict=False):
+        assert len(rounds_alone) - len(mine) in (0, 1)
+        for (drafts, survival, took), item in zip(mine, rounds_alone, strict=False):
             assert drafts == list(item.draft_tokens)
             assert took == item.accepted
             assert item.confidence_logits is not None

@@ -179,12 +179,13 @@ def numbered(place: int, name: str) -> str:
 def steps_figure(steps: pd.DataFrame, scheme: Scheme) -> Figure:
     """Draw how many drafts the engine verified in each recorded step, and how many are decided again."""
     theme = THEMES[scheme]
-    kinds = (("engine_drafts", "as recorded", theme.soft), ("decided_drafts", "decided again", _MORE))
+    kinds = (("engine_drafts", "as recorded", theme.soft, 5), ("decided_drafts", "decided again", _MORE, 1.5))
+    steps_run, why = steps["forward_ct"].tolist(), steps["why"].tolist()
     traces = [
-        {"type": "scatter", "mode": "lines", "name": name, "x": steps["forward_ct"].tolist(),
-         "y": steps[column].tolist(), "line": {"color": colour, "width": 1.5}, "text": steps["why"].tolist(),
+        {"type": "scatter", "mode": "lines", "name": name, "x": steps_run, "y": steps[column].tolist(),
+         "line": {"color": colour, "width": width}, "text": why,
          "hovertemplate": "%{y} drafts in step %{x}<br>%{text}"}
-        for column, name, colour in kinds
+        for column, name, colour, width in kinds
     ]  # fmt: skip
     shown = layout(("engine step", "drafts verified in the batch"), theme)
     shown["xaxis"] |= {"rangemode": "normal"}

@@ -95,16 +95,20 @@ def said_of(error: Exception) -> str:
     return str(error)
 
 
-def figure(name: str, title: str, what: str) -> html.Figure:
-    """Return an empty figure with its title, a sentence on how to read it, and a button for a PNG."""
+def figure(name: str, title: str, what: str, drawn: Mapping[str, Any] | None = None) -> html.Figure:
+    """Return a figure with its title, a sentence on how to read it, and a button for a PNG.
+
+    drawn: what it shows; empty until a callback draws it.
+    """
     config: Any = {"displayModeBar": False, "responsive": True}
+    more: dict[str, Any] = {} if drawn is None else {"figure": drawn}
     button = html.Button("PNG", type="button", className="small", title=f"Save {title} as PNG")
     return html.Figure(
         [
             html.Figcaption([html.Strong(title), html.Span(f" {what}", className="soft"), button]),
             html.Div(
-                dcc.Graph(id=name, config=config, className="plot", style={"height": "340px"}), role="img",
-                **aria(label=f"{title}. {what}"),
+                dcc.Graph(id=name, config=config, className="plot", style={"height": "340px"}, **more),
+                role="img", **aria(label=f"{title}. {what}"),
             ),
         ]
     )  # fmt: skip

@@ -136,15 +136,15 @@ def _replayed(found: Replayed, scheme: Scheme) -> tuple[Any, list[Any]]:
     }  # fmt: skip
     for name in ("differing_share", "gain_least", "gain_most"):
         policies[name] = [f"{value:.1%}" for value in policies[name]]
-    graph = dcc.Graph(
-        figure=steps_figure(found.steps, scheme), config={"displayModeBar": False, "responsive": True}
+    graph = widgets.figure(
+        "d-steps", STEPS, "Where one line is seen, both agree.", steps_figure(found.steps, scheme)
     )
     return html.Strong(f"{first}."), [
         html.P(f"{others[0].strip()}."),
         html.H3(REASONS),
         widgets.table(REASONS, {"why": "why", "steps": "steps"}, widgets.records(found.reasons())),
         html.H3(OTHERS), widgets.table(OTHERS, heads, widgets.records(policies)),
-        html.H3(STEPS), html.Div(graph, className="plot", role="img", **widgets.aria(label=STEPS)),
+        graph,
     ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from simulator.ui.check.measured_runs import (
 )
 from simulator.ui.exports import one_file
 from tests.support.dash_text import parts, words
-from tools.validate_silicon import PASSES, with_hosts
+from tools.validate_silicon import PASSES
 
 QWEN, LLAMA = ("Qwen/Qwen3-32B", "h100", "vllm", "bf16"), ("meta-llama/Llama-3.1-8B", "b200", "trtllm", "fp8")
 
@@ -44,7 +44,11 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     failing = table.head(1).assign(gate="0.3 apart", predicted_tpot_ms=1e4)
     path = tmp_path / "validation" / "silicon" / "rows.csv"
     path.parent.mkdir(parents=True)
-    write_csv(path, with_hosts(pd.concat([table, failing]), {}))
+    rows = pd.concat([table, failing])
+    errors = {
+        f"{name}_error": rows[f"predicted_{name}_ms"] / rows[f"{name}_ms"] - 1 for name in ("tpot", "ttft")
+    }
+    write_csv(path, rows.assign(**errors))
     monkeypatch.setattr(measured_runs, "data_directory", lambda kind: tmp_path)
     runs.cache_clear()
     yield

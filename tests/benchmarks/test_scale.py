@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import heapq
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -95,6 +97,35 @@ def test_scale_of_requests(report: list[str]) -> None:
         seconds.append(time.process_time() - start)
         assert seconds[-1] < MOST_S
     report.append(line("requests, open loop", "s", sizes, seconds))
+
+
+MILLION = """
+import resource, sys
+import numpy as np
+from simulator.cost.models import ThroughputCurve
+from simulator.engine.limits import EngineLimits
+from simulator.engine.run import simulate
+from simulator.schedulers.policies import DSparkAsync
+from simulator.traffic.workload import Workload
+from tests.support.engines import random_replay
+draw, size = np.random.default_rng(0), int(sys.argv[1])
+arrival_s = np.cumsum(draw.exponential(1 / 60, size))
+load = Workload.single_class(arrival_s, draw.integers(100, 2000, size), draw.geometric(0.01, size))
+cost = ThroughputCurve([1, 64, 512, 2048], [133.0, 125.0, 82.0, 28.0])
+run = simulate(load, [random_replay(5, rows=131_072)], DSparkAsync(), cost, EngineLimits(256))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def test_memory_of_a_million_requests(report: list[str]) -> None:
+    """The largest resident set of a process that simulates so many open-loop requests and measures them."""
+    for size in (1_000, 1_000_000):
+        done = subprocess.run(
+            [sys.executable, "-c", MILLION, str(size)], capture_output=True, text=True, check=True
+        )
+        report.append(
+            f"requests, open loop  {size:9,}: {int(done.stdout) / 1e6:5.0f} MB (aim: 300 for a million)"
+        )
 
 
 WORKERS = 16

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from warnings import warn
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from simulator.core.errors import BadInputError, refuse_repeats
 from simulator.core.statistics import mean_interval
@@ -238,13 +240,16 @@ def run_mix(cell: MixCell) -> dict[str, object]:
 
 def _over_seeds(rows: pd.DataFrame, policies: Sequence[str], seeds: int) -> pd.DataFrame:
     table = []
-    for (policy, load), group in rows.groupby(["policy", "concurrency"], sort=False):
-        _, half = mean_interval(group["throughput_tok_per_s"].to_numpy())
-        row = {"policy": policy, "concurrency": load, "drafter": group["drafter"].iloc[0]}
-        row |= {name: float(group[name].mean()) for name in MEASURED}
+    columns = {str(name): column.to_numpy() for name, column in rows.items()}  # frames would take longer
+    cells: Mapping[Any, Any] = rows.groupby(["policy", "concurrency"], sort=False).indices
+    for (policy, load), places in cells.items():
+        group = {name: column[places] for name, column in columns.items()}
+        _, half = mean_interval(group["throughput_tok_per_s"])
+        row = {"policy": policy, "concurrency": load, "drafter": group["drafter"][0]}
+        row |= {name: _known_mean(group[name]) for name in MEASURED}
         row |= {
-            "throughput_ci95": half if seeds > 1 else float(group["throughput_ci95"].iloc[0]),
-            "tps_p10_ci95": mean_interval(group["tps_p10"].to_numpy())[1],
+            "throughput_ci95": half if seeds > 1 else float(group["throughput_ci95"][0]),
+            "tps_p10_ci95": mean_interval(group["tps_p10"])[1],
             "finished_per_slot": float((group["requests_finished"] / group["concurrency"]).min()),
             "seeds": seeds,
             "steps": int(group["steps"].sum()),
@@ -259,6 +264,12 @@ def _over_seeds(rows: pd.DataFrame, policies: Sequence[str], seeds: int) -> pd.D
         key=lambda column: column.map(rank) if column.name == "policy" else column,
         ignore_index=True,
     )
+
+
+def _known_mean(values: NDArray[Any]) -> float:
+    """Return the mean of the values that are known; NaN where none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def _check(concurrency: Sequence[int], seeds: int, steps: int | None) -> None:

@@ -130,7 +130,11 @@ def plan(
 
 def _refuse_beside_scenario(on: OnHardware, given: Mapping[str, object]) -> None:
     """Refuse options that a scenario would silently win over."""
-    on_hardware = {field.name: getattr(on, field.name) for field in fields(on)}
+    on_hardware = {
+        field.name: getattr(on, field.name)
+        for field in fields(on)
+        if getattr(on, field.name) != field.default
+    }
     for name, value in {**given, **on_hardware}.items():
         if value is not None:
             raise BadInputError(

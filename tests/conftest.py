@@ -1,10 +1,11 @@
-"""What all tests share: which run first, and what a slow machine is allowed."""
+"""What all tests share: which run first, what a slow machine is allowed, and what they need not wait for."""
 
 from __future__ import annotations
 
 import atexit
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -35,3 +36,11 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long tests first; the others keep their order."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Thousands of small files are written; that they outlive the machine's power is nothing a test sees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield

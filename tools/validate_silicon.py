@@ -217,8 +217,10 @@ def main() -> None:
 
 def _write(out: Path, table: pd.DataFrame, why: Counter[str]) -> None:
     seen = [name for name in table if str(name).endswith(("_steps", "_requests", "_prompts_ms"))]
-    write_csv(out / "rows.csv", table.drop(columns=["setting", *seen]), "%.6g")
-    table.drop(columns="setting").to_csv(out / "seen.csv", index=False)
+    shown = table.drop(columns=["setting", *seen])
+    write_csv(out / "rows.csv", shown[~shown["elsewhere"]], "%.6g")
+    write_csv(out / "elsewhere.csv", shown[shown["elsewhere"]], "%.6g")
+    write_csv(out / "seen.csv", table.drop(columns="setting"), "%.6g")
     write_csv(out / "refused.csv", pd.DataFrame(why.most_common(), columns=["why", "rows"]))
     passing = table[table["reported"] & (table["gate"] == PASSES) & ~table["elsewhere"]]
     plot(passing, out / "tpot.png")

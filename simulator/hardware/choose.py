@@ -18,7 +18,16 @@ from simulator.deployment.acceptance_text import production_acceptance
 from simulator.deployment.profile import Profile, load_profile, shipped_profiles
 from simulator.hardware.curves import formula_profile, kernel_profile
 from simulator.hardware.drafters import Drafter, parse_drafter
-from simulator.hardware.engines import FORMULA_ENGINE, HOSTS, Host, as_served, parse_host, runs_on
+from simulator.hardware.engines import (
+    FORMULA_ENGINE,
+    HOSTS,
+    Host,
+    Kind,
+    as_served,
+    kind_of,
+    parse_host,
+    runs_on,
+)
 from simulator.hardware.gpus import Gpu, load_gpu
 from simulator.hardware.memory import WIDTHS, Layout, required_layout
 from simulator.hardware.models import WEIGHT_BYTES, ModelShape, Precision, load_model
@@ -113,9 +122,9 @@ class Hardware:
         runs_on(self.engine, load_gpu(self.gpu))
         return self.engine
 
-    def host(self, engine: Engine) -> Host:
-        """Return the host's time that is asked for, or the engine's own."""
-        return HOSTS[engine] if self.host_time is None else parse_host(self.host_time)
+    def host(self, engine: Engine, kind: Kind) -> Host:
+        """Return the host's time that is asked for, or what the engine adds to such models."""
+        return HOSTS[engine][kind] if self.host_time is None else parse_host(self.host_time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +241,7 @@ def kernel_name(layout: Layout) -> str:
 def _chosen(asked: Hardware, kernels: Profile, layout: Layout, *more: str) -> Chosen:
     """Serve a curve of kernels, or of the formula, by its engine, and say what it rests on."""
     engine = _engine_of(kernels) or asked.parsed_engine() or FORMULA_ENGINE
-    host = asked.host(engine)
+    host = asked.host(engine, kind_of(layout.model, layout.precision))
     profile = as_served(kernels, engine, layout.gpu, host, groups=layout.dp)
     where = f"{layout.gpus} x {layout.gpu.title}" + (
         f" ({layout.label})" if layout.dp * layout.ep > 1 else ""

@@ -54,21 +54,39 @@ class Host:
 
 _FITTED = "fitted to half of the published end-to-end runs, by a hash of their ids (docs/validation.md)"
 
-BLOCKING_STEP_S = 1.53e-3
-"""Host time of a step of vLLM before 0.14, whose GPU waits while a step is scheduled; fitted likewise."""
+BLOCKING_STEP_S = 1.42e-3
+"""Host time of a step of vLLM before 0.14, whose GPU waits while a step is scheduled, with weights in 16
+bits; in fewer 1.01 ms. Fitted likewise."""
 
-HOSTS: Mapping[Engine, Host] = {
-    "vllm": Host(
-        0.22e-3, 0.45e-3,
-        f"{_FITTED}; from 0.14 on, which schedules ahead (before it: {1e3 * BLOCKING_STEP_S:.2f} ms a step); "
-        "a pass: 0.25 and 0.65 ms remain of two published drafters on H100",
-    ),
-    "sglang": Host(2.04e-3, 2.04e-3, f"{_FITTED}; a pass waits as a step does: two published gains agree"),
-    "trtllm": Host(0.20e-3, 0.0, f"{_FITTED}; of a drafter's pass nothing is published"),
+_VLLM_PASS_S = 0.45e-3
+"""The middle of what remains of two published drafters, 0.25 and 0.65 ms, once their kernels are taken out
+(docs/validation.md: Llama-3.1-8B on one H100, EAGLE-1 and EAGLE-3)."""
+
+_VLLM = (
+    f"{_FITTED}; from 0.14 on, which schedules ahead (before it: {1e3 * BLOCKING_STEP_S:.2f} ms a step); "
+    "a pass: 0.25 and 0.65 ms remain of two published drafters on H100"
+)
+_SGLANG = f"{_FITTED}; a pass waits as a step does"
+_TRTLLM = f"{_FITTED}; of a drafter's pass nothing is published"
+
+HOSTS: Mapping[Engine, Mapping[Kind, Host]] = {
+    "vllm": {
+        "16 bits": Host(0.16e-3, _VLLM_PASS_S, f"{_VLLM}; of fewer bits: no such run is published", 7e-6),
+        "fewer bits": Host(0.16e-3, _VLLM_PASS_S, _VLLM, 7e-6, 0.34),
+        "latent": Host(0.0, _VLLM_PASS_S, _VLLM),
+    },
+    "sglang": {
+        "16 bits": Host(1.27e-3, 1.27e-3, _SGLANG, 5e-6),
+        "fewer bits": Host(4.08e-3, 4.08e-3, f"{_SGLANG}; with weights scaled by blocks", 8e-6, 0.45),
+        "latent": Host(1.19e-3, 1.19e-3, _SGLANG, prompts=0.69),
+    },
+    "trtllm": {
+        "16 bits": Host(0.42e-3, 0.0, _TRTLLM, 9e-6),
+        "fewer bits": Host(0.0, 0.0, _TRTLLM, prompts=0.08),
+        "latent": Host(0.74e-3, 0.0, _TRTLLM, 20e-6),
+    },
 }  # fmt: skip
-"""By engine: kernel tables hold none of it. A pass of vLLM's drafter is the middle of two that
-docs/validation.md takes apart (Llama-3.1-8B on one H100, EAGLE-1 and EAGLE-3); with SGLang's the gains of
-Qwen3-30B-A3B on two H100, 0.72 and 0.79, come out as 0.72 and 0.80."""
+"""By engine and kind of model: kernel tables hold none of it."""
 
 LARGE = 16
 """Steps above this part of the largest measured one are large: rows there cost by their number."""

@@ -11,7 +11,8 @@ from simulator.core.reading import read_json
 from simulator.deployment.deployment import deploy
 from simulator.deployment.profile import Profile
 from simulator.hardware.choose import Hardware, profile_for
-from simulator.hardware.engines import BLOCKING_STEP_S, HOSTS
+from simulator.hardware.engines import BLOCKING_STEP_S, HOSTS, kind_of
+from simulator.hardware.models import load_model
 from simulator.sweeps.frontier import sweep_frontier
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def _composed(hardware: tuple[tuple[str, Any], ...], drafts: int) -> Profile:
     gains, which were measured in July 2025, before 0.14.
     """
     named = dict(hardware)
-    host = HOSTS[named["engine"]]
+    kind = kind_of(load_model(named["model"]), named["precision"])
+    host = HOSTS[named["engine"]][kind]
     step_s, pass_s = (BLOCKING_STEP_S, 0.0) if named["engine"] == "vllm" else (host.step_s, host.pass_s)
     host_time = f"{1e3 * step_s:g}ms,{1e3 * pass_s:g}ms"
     return profile_for(Hardware(**named, drafters=(f"eagle3@{drafts}",), host_time=host_time)).profile

@@ -71,9 +71,11 @@ def test_kinds_of_models(model: str, precision: str, kind: str) -> None:
 
 def test_every_engine_says_where_its_host_time_is_from() -> None:
     assert set(HOSTS) == set(ENGINES)
-    for host in HOSTS.values():
-        assert host.source
-        assert host.step_s >= 0
+    for kinds in HOSTS.values():
+        assert set(kinds) == {"16 bits", "fewer bits", "latent"}
+        for host in kinds.values():
+            assert host.source
+            assert min(host.step_s, host.pass_s, host.request_s, host.prompts) >= 0
 
 
 def test_what_is_asked_for_overrides_the_engine() -> None:

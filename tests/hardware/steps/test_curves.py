@@ -288,7 +288,7 @@ def test_words_choose_what_is_shipped_then_the_formula() -> None:
     modelled = profile_for(Hardware(model="qwen3-32b", gpu="mi300x"))
     assert modelled.profile.provenance.kind == "modelled"
     kernels = formula_profile(modelled.layout, BOTH)
-    assert modelled.profile == as_served(kernels, "vllm", modelled.layout.gpu, HOSTS["vllm"])
+    assert modelled.profile == as_served(kernels, "vllm", modelled.layout.gpu, HOSTS["vllm"]["16 bits"])
     assert "has no tables of measured kernels" in modelled.notes[-1]
     with pytest.raises(
         BadInputError, match="nearest published one is `acceptance` qwen3-14b/dspark/mt-bench"

@@ -68,7 +68,7 @@ def line_figure(
                 "hovertemplate": "%{y:,.4g} at %{x:,.4g}<br>%{text} requests",
             }
         )  # fmt: skip
-        traces += _marks(policy, published, colour)
+        traces += _marks(policy, published, colour, named=not any(t["mode"] == "markers" for t in traces))
     figure: Figure = {"data": traces, "layout": layout(axes, theme)}
     if share:
         figure["layout"]["yaxis"]["tickformat"] = ".0%"
@@ -84,17 +84,17 @@ def line_figure(
     return figure
 
 
-def _marks(policy: str, published: Points | None, colour: str) -> list[dict[str, Any]]:
-    """Draw what was published of a policy as open diamonds, which the legend names."""
+def _marks(policy: str, published: Points | None, colour: str, *, named: bool) -> list[dict[str, Any]]:
+    """Draw what was published of a policy as open diamonds. named: the legend names them, once for all."""
     points = [] if published is None else published.get(policy, [])
     if not points:
         return []
     return [
         {
-            "type": "scatter", "mode": "markers", "name": f"{policy}, published",
+            "type": "scatter", "mode": "markers", "name": "published", "showlegend": named,
             "x": [x for x, _ in points], "y": [y for _, y in points],
             "marker": {"symbol": "diamond-open", "size": 7, "color": colour},
-            "hovertemplate": "published: %{y:,.4g} at %{x:,.4g}",
+            "hovertemplate": f"{policy}, published: %{{y:,.4g}} at %{{x:,.4g}}<extra></extra>",
         }
     ]  # fmt: skip
 

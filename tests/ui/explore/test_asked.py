@@ -38,6 +38,7 @@ from simulator.ui.explore.work import (
     is_composed,
     tasks_of,
 )
+from simulator.ui.figures import line_figure
 from simulator.ui.running.jobs import Seen
 from tests.support.dash_text import words
 
@@ -139,6 +140,15 @@ def test_every_layout_of_a_node_that_fits_can_be_chosen() -> None:
     assert layouts_of(replace(on, model="none-such")) == {}
 
 
+def test_a_layout_in_groups_is_what_the_command_and_python_name() -> None:
+    """The library's layouts are listed: groups too, where a model has a latent and experts."""
+    on = replace(R1, acceptance="conditional:0.8", layout="tp1-dp8-ep8")
+    assert "tp1-dp8-ep8" in layouts_of(on)
+    assert (hardware_of(on).tp, hardware_of(on).dp, hardware_of(on).ep) == (1, 8, 8)
+    assert "--gpu h200 --tp 1 --dp 8 --ep 8 " in as_commands(Explored(on), (1,), 1)[0]
+    assert "'h200', tp=1, dp=8, ep=8)" in as_python(Explored(on), (1,), 1)
+
+
 def test_a_layout_that_does_not_fit_is_refused_at_its_field() -> None:
     with pytest.raises(BadInputError, match="does not hold deepseek-ai/DeepSeek-R1 on h200") as caught:
         check(Deployed("", "deepseek-ai/DeepSeek-R1", "h200", acceptance="conditional:0.8", layout="tp4"))
@@ -238,3 +248,14 @@ def test_every_policy_to_choose_from_can_be_read() -> None:
     assert state.policies == POLICIES
     for policy in set(POLICIES) - {"fixed:7"}:  # longer than the blocks of this profile, not than others'
         bench_of(Deployed())[0].plan(policy)
+
+
+def test_published_points_are_named_once_in_the_legend() -> None:
+    table = pd.DataFrame({"policy": ["a", "b"], "concurrency": [1, 1], "x": [1, 3], "y": [1, 3]})
+    drawn = line_figure(table, "x", "y", ("x", "y"), "light", published={"a": [(1, 1)], "b": [(2, 2)]})
+    marks = [each for each in drawn["data"] if each["mode"] == "markers"]
+    assert [(each["name"], each["showlegend"]) for each in marks] == [
+        ("published", True),
+        ("published", False),
+    ]
+    assert [each["hovertemplate"].split(":")[0] for each in marks] == ["a, published", "b, published"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import simpy
+from numpy.typing import NDArray
 
 from simulator.acceptance.trace import Replay
 from simulator.core.errors import BadInputError
@@ -18,7 +19,7 @@ from simulator.deployment.setup import Setup
 from simulator.engine.batch import WAITS
 from simulator.engine.limits import PrefillPool
 from simulator.engine.measures.metrics import Metrics, first_gaps, measure
-from simulator.engine.measures.recorded import requests_frame, steps_frame
+from simulator.engine.measures.recorded import Recorded, requests_frame
 from simulator.engine.measures.saturation import Trend, queue_trend
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.engine.strides.serving import ServingEngine, serving_engine
@@ -274,7 +275,7 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
     for replica, requests in zip(replicas, served, strict=True):
         engine, outside = replica.engine, replica.executor.steps_outside
         engine.steps.fold()  # all steps are rounded alike, wherever the clock stood at the last fold
-        steps, first, delivery_s = steps_frame(engine), first_gaps(engine), engine.delivery_s()
+        steps, first, delivery_s = dict(Recorded.of(engine).steps), first_gaps(engine), engine.delivery_s()
         engine.steps.clear()
         # Requests wait in one queue of the pod; each replica gets an equal share of its trend.
         share = (trend.slope_per_s / len(replicas), trend.ci95 / len(replicas))
@@ -283,7 +284,7 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
             gap = np.diff(delivery_s, prepend=0.0)
             mine = requests[requests["queued_s"].between(from_s, to_s, inclusive="left")]
             observed.append(observe(mine, gap, pod.sla))
-        if len(steps) >= MEASURABLE_STEPS:
+        if steps["requests"].size >= MEASURABLE_STEPS:
             measured.append(measure(steps, requests, first=first, warmup=WARMUP, steps_outside=outside))
     pooled = pool(observed) if observed else None
     return PodRun(saturated, len(pod.workload), pooled, tuple(measured), tuple(runs))
@@ -302,7 +303,7 @@ def queue_trend_of(pod: Pod, served: Sequence[pd.DataFrame]) -> Trend:
 def _replica_run(
     pod: Pod,
     replica: Replica,
-    steps: pd.DataFrame,
+    steps: Mapping[str, NDArray[Any]],
     requests: pd.DataFrame,
     outside: int,
     trend: tuple[float, float],
@@ -311,16 +312,17 @@ def _replica_run(
 
     trend: the replica's share of the slope of the pod's queue, and the half-width of that slope.
     """
-    decode = steps[steps["requests"] > 0]
+    decode = steps["requests"] > 0
+    rows = (steps["requests"] + steps["draft_tokens"])[decode]
     return ReplicaRun(
         pod=pod.index,
         replica=replica.index,
         requests=replica.submitted,
-        steps=len(steps),
-        rows_mean=float((decode["requests"] + decode["draft_tokens"]).mean()) if len(decode) else 0.0,
-        steps_outside_fraction=outside / max(len(steps), 1),
+        steps=decode.size,
+        rows_mean=float(rows.mean()) if rows.size else 0.0,
+        steps_outside_fraction=outside / max(decode.size, 1),
         early_stop_loss=early_stop_loss(replica.engine.scheduler) or 0.0,
-        waits={name: float(requests[name].mean()) if len(requests) else 0.0 for name in WAITS},
+        waits={name: float(requests[name].to_numpy().mean()) if len(requests) else 0.0 for name in WAITS},
         prefix_hit_share=replica.cache.hit_share if replica.cache else 0.0,
         queue_trend_per_s=trend[0],
         queue_trend_ci95=trend[1],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from simulator.ui.app import Served
-from tests.support.pages import opened, put, shows, text, wait
+from tests.support.pages import opened, shows, text, wait
 
 ADDRESSES = {
     "explore": ("?policy=autoregressive&policy=mtp1", "e-answer", "carries"),
@@ -105,12 +105,14 @@ def test_lists_say_what_they_are_of_and_fields_their_hint_and_error(page: Any) -
 
 
 def test_an_error_is_spoken_and_marks_its_field(browser: Any, served: Served) -> None:
+    from selenium.webdriver.common.keys import Keys
+
     path, name, said = ADDRESSES["explore"]
     opened(browser, served.address + path)
     shows(browser, name, said)
     marked = "return document.getElementById('e-own').getAttribute('aria-invalid')"
     wait(browser, lambda b: b.execute_script(marked) == "false")
-    put(browser, "e-own", "fixed:x")
+    browser.find_element("id", "e-own").send_keys("fixed:x", Keys.ENTER)
     shows(browser, "e-own-error", "needs a number")
     wait(browser, lambda b: b.execute_script(marked) == "true")
     spoken = "return document.getElementById('e-own-error').getAttribute('role')"

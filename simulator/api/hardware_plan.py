@@ -27,6 +27,7 @@ COARSE = {"precision": "10%", "requests": 400, "concurrency": [4, 16, 64]}
 """Search of a first answer: seconds for each GPU. The scenario that is written searches as finely as any."""
 
 MOST_CONCURRENT = 256
+"""Requests at once of a group with attention of its own, as engines have it. A choice."""
 
 CONTEXT_TOKENS = 2048
 """Tokens of a request in the cache, for choosing how many may run at once. A choice."""
@@ -182,6 +183,6 @@ def _words(
         "acceptance": list(acceptance),
         "traffic": {"arrivals": traffic, "lengths": lengths},
         "sla": list(sla),
-        "replica": {"concurrency": max(1, min(MOST_CONCURRENT, kv_tokens // CONTEXT_TOKENS))},
+        "replica": {"concurrency": max(1, min(MOST_CONCURRENT * asked.dp, kv_tokens // CONTEXT_TOKENS))},
         "price": {"gpu_hour": PriceSpec().gpu_hour if price is None else price},
     }

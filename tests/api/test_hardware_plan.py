@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from simulator.api import hardware_plan
 from simulator.api.hardware_plan import HardwareAnswer, comparison, plan_hardware, write_scenarios
 from simulator.core.errors import BadInputError
 from simulator.hardware.choose import Hardware
@@ -161,3 +162,16 @@ def test_a_scenario_takes_a_profile_or_hardware(tmp_path: Path, capsys: pytest.C
     assert run("plan", path, "--out", tmp_path / "out") == 2
     assert "is not a model of the catalogue" in capsys.readouterr().err
     assert run("plan", "--model", "qwen3-8b", "--out", tmp_path / "out") == 2
+
+
+def test_each_group_has_room_for_as_many_requests_as_a_replica_of_one() -> None:
+    """Of eight groups eight times the requests of one, unless keys and values end before."""
+    asked = Hardware(model="deepseek-v3", gpu="h200", dp=8)
+    plenty, scarce = (
+        hardware_plan._words(
+            asked, tokens, "poisson:1/s", "fixed:8/8", ["tps_p10>=1"], [], ["autoregressive"]
+        )
+        for tokens in (10**9, 2048 * 100)
+    )
+    assert plenty["replica"] == {"concurrency": 8 * hardware_plan.MOST_CONCURRENT}
+    assert scarce["replica"] == {"concurrency": 100}

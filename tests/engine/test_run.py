@@ -10,7 +10,7 @@ from numpy.testing import assert_equal
 
 from simulator.core.errors import BadInputError
 from simulator.cost.models import ThroughputCurve
-from simulator.engine.batch import Step, StepLog
+from simulator.engine.batch import DESCRIBED, Step, StepLog
 from simulator.engine.limits import EngineLimits
 from simulator.engine.measures.metrics import Metrics, first_gaps, measure, walks
 from simulator.engine.run import STEPS_LIMIT, Run, is_overloaded, require_steps, run_engine, simulate
@@ -146,6 +146,14 @@ def test_a_run_is_the_same_packed_and_its_metrics_are_those_of_its_frames(
     walked = walks(engine) if workload is None else None
     framed = measure(whole.steps, whole.requests, first=first_gaps(engine), walked=walked)
     assert_equal(framed.as_row(), whole.metrics.as_row())
+
+
+def test_what_is_recorded_has_as_many_columns_as_its_frames() -> None:
+    run = looped()
+    recorded = run.recorded
+    assert len(recorded.steps) == len(run.steps.columns) == len(Step._fields)
+    assert len(recorded.requests) == len(run.requests.columns)
+    assert len(recorded.finished) == len(list(recorded.finished)) == len(DESCRIBED)
 
 
 def test_a_number_of_steps_has_two_ends() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -284,10 +285,25 @@ def test_requests_that_are_told_one_by_one_give_the_same_steps() -> None:
     assert_same(told, alone)
 
 
-def poisson_load() -> Workload:
+@pytest.mark.parametrize("gap", [3 * TICK, 300 * TICK])
+def test_events_of_others_cut_strides_and_change_nothing(gap: float) -> None:
+    """Also where nothing runs and the next request comes long after the event."""
+
+    def ticking(environment: simpy.Environment) -> Generator[simpy.Event, Any, None]:
+        while True:
+            yield environment.timeout(7.5 * TICK)
+
+    whole, cut = (engine_over(poisson_load(gap)) for _ in range(2))
+    cut.environment.process(ticking(cut.environment))
+    advance(whole, None)
+    advance(cut, None)
+    assert_same(whole, cut)
+
+
+def poisson_load(gap: float = 3 * TICK) -> Workload:
     draw = np.random.default_rng(0)
     outputs = draw.integers(1, 30, 300)
-    return Workload.single_class(np.cumsum(draw.exponential(3 * TICK, 300)), outputs, outputs)
+    return Workload.single_class(np.cumsum(draw.exponential(gap, 300)), outputs, outputs)
 
 
 def engine_over(load: Workload) -> ServingEngine:

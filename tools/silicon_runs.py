@@ -8,7 +8,7 @@ a request saw of it: steps, requests that ran in them, and tokens of prompts.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,8 @@ SAME_S = 1e-9
 """Ends of steps and times of requests that lie so near are the same."""
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Seen:
     """What a request saw while it waited for its first token, or by output token since; means.
 
     time_ms: of kernels. steps. requests: summed over its steps. prompts_ms: what rows of prompts in its

@@ -17,7 +17,7 @@ import argparse
 import csv
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def _named(before: Seen, after: Seen) -> dict[str, float]:
     return times | {
         f"{name}_{field}": value
         for name, seen in both.items()
-        for field, value in seen._asdict().items()
+        for field, value in asdict(seen).items()
         if field != "time_ms"
     }
 

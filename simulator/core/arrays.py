@@ -64,10 +64,7 @@ def _whole(numbers: Floats) -> NDArray[Any] | None:
     least, most = numbers.min(), numbers.max()
     if not (least >= 0 and most < 2**32):  # or NaN
         return None
-    for kind in (np.uint8, np.uint16, np.uint32):
-        if most <= np.iinfo(kind).max:
-            break
-    whole = numbers.astype(kind)
+    whole = numbers.astype(np.min_scalar_type(int(most)))
     same = np.array_equal(whole.astype(np.float64).view(np.int64), numbers.view(np.int64))
     return whole if same else None
 

@@ -89,7 +89,7 @@ Path({out!r}).write_text(repr(rows))
 """
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -137,7 +137,8 @@ def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(tmp_path: Path)
 def ended_by(name: str, child: subprocess.Popen[str], cells: Path) -> str:
     """Send a signal once another cell is finished, see all processes end, and return what was said."""
     already = len(finished(cells))
-    wait_for(lambda: len(finished(cells)) > already)
+    wait_for(lambda: len(finished(cells)) > already or child.poll() is not None)
+    assert child.poll() is None, "the sweep ended before it was interrupted"
     workers = psutil.Process(child.pid).children(recursive=True)
     assert len(workers) >= 2
     ended = time.monotonic()

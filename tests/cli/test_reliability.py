@@ -235,6 +235,8 @@ def test_a_local_ray_cluster_listens_to_this_machine_only_and_ends_with_its_pare
     ended = time.monotonic()
     os.kill(child.pid, getattr(signal, name))
     child.wait(60)
+    assert child.stderr is not None
+    child.stderr.close()
     _, alive = psutil.wait_procs(started, timeout=60)
     print(f"{name}: {len(started)} processes of Ray ended within {time.monotonic() - ended:.1f} s")
     assert not alive

@@ -319,3 +319,21 @@ def test_a_promise_to_less_than_half_says_so(text: str, share: str, likely: str)
 )
 def test_other_promises_are_not_called_weak(text: str) -> None:
     assert parse_term(text).weakness is None
+
+
+def test_a_share_that_some_missed_has_the_interval_of_batch_means() -> None:
+    """Every fifth of 400 requests is late: 80% kept it, of the requests and of the term."""
+    late = np.arange(400) % 5 == 0
+    sla = parse_sla(["ttft_p75<=1s"])
+    judged = assess(
+        sla, observe(served(np.where(late, 2.0, 0.5)), np.full(4000, 0.02), sla), metrics(), 400.0
+    )
+    share, half = ratio_interval(~late, np.ones(400))
+    assert share == 0.8
+    assert (judged.attainment, judged.attainment_ci95) == (share, half)
+    assert (judged.terms[0].share, judged.terms[0].ci95) == (share, half)
+    uneven = np.random.default_rng(0).random(400) < 0.2
+    judged = assess(
+        sla, observe(served(np.where(uneven, 2.0, 0.5)), np.full(4000, 0.02), sla), metrics(), 400.0
+    )
+    assert judged.attainment_ci95 == judged.terms[0].ci95 == ratio_interval(~uneven, np.ones(400))[1] > 0

@@ -94,7 +94,7 @@ def test_repeats_of_a_cell_are_held_out_together() -> None:
     """Ten identical copies add nothing: the held-out error must not fall because a twin was seen."""
     noisy = grid().assign(step_time_s=lambda t: t["step_time_s"] * np.linspace(0.9, 1.1, len(t)))
     once = fit_additive(noisy, **PROBES)
-    tenfold = fit_additive(pd.concat([noisy] * 10), **PROBES)
+    tenfold = fit_additive(pd.concat([noisy] * 10, ignore_index=True), **PROBES)
     errors = once.residuals["held_out_error"]
     assert_allclose(tenfold.residuals["held_out_error"], np.tile(errors, 10), rtol=1e-9)
 

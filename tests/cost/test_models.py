@@ -68,6 +68,8 @@ def test_two_points_have_a_slope_and_parts_say_what_they_do_beyond() -> None:
     clamped = AdditiveCost(10 * MS, [1, 5], [0, 4 * MS], [0, 64], [0, 16 * MS], beyond="clamp")
     assert (clamped.beyond, AdditiveCost(MS, [1], [0], [1], [0]).beyond) == ("clamp", "last-slope")
     assert clamped.step_time_s(9, 128) == 30 * MS
+    goes_on = AdditiveCost(10 * MS, [1, 5], [0, 4 * MS], [0, 64], [0, 16 * MS])
+    assert goes_on.step_time_s(9, 128) == 50 * MS
 
 
 def test_a_single_point_is_a_constant() -> None:

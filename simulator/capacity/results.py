@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from simulator.engine.batch import WAITS
 from simulator.engine.measures.metrics import Metrics
 from simulator.sla.terms import Term
 from simulator.sla.verdict import TermResult
@@ -63,7 +64,7 @@ class TrialResult:
             terms=tuple(TermResult.from_row(each) for each in row["terms"]),
             metrics=None if known is None else Metrics(**known),
             seed_tps=tuple(row["seed_tps"]),
-            waits=dict(row["waits"]),
+            waits={name: row["waits"][name] for name in WAITS},
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -29,7 +28,7 @@ from simulator.cli.options import (
     say_how_read,
 )
 from simulator.core.errors import BadInputError, InfeasibleError
-from simulator.core.units import numbers
+from simulator.core.units import numbers, share_within
 
 if TYPE_CHECKING:
     from simulator.fleet.pod import ReplicaRun
@@ -326,8 +325,7 @@ def _say_verdict(judged: Assessment, steps: int) -> None:
         typer.echo(f"{'met   ' if each.met else 'MISSED'} {each.term.text}: {each.shown()}")
     kept = ""
     if judged.promises_each:
-        half = "" if math.isnan(judged.attainment_ci95) else f" ± {judged.attainment_ci95:.2%}"
-        kept = f", attainment {judged.attainment:.2%}{half}"
+        kept = f", attainment {share_within(judged.attainment, judged.attainment_ci95, 2)}"
     typer.echo(
         f"{judged.requests:,} requests judged{kept}, goodput {judged.goodput_per_s:.4g} requests/s; "
         f"{steps:,} engine steps"

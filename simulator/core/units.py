@@ -282,6 +282,12 @@ def share(value: float, decimals: int = 1) -> str:
     return f"{value:.{decimals}%}" if math.isfinite(value) else UNKNOWN
 
 
+def share_within(value: float, half: float, decimals: int = 1) -> str:
+    """Write a share with the half-width of its interval, where one is known: ``99.4% ± 0.3%``."""
+    known = f" ± {share(half, decimals)}" if math.isfinite(half) else ""
+    return f"{share(value, decimals)}{known}"
+
+
 def signed_share(value: float, decimals: int = 1) -> str:
     """Write a change in percent with its sign; none looks like a loss: ``+0.0%`` and never ``-0.0%``."""
     if not math.isfinite(value):

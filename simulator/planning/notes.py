@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from simulator.capacity.server import Server, share_at_rate
-from simulator.core.units import counted, ranged
+from simulator.core.units import counted, ranged, share_within
 from simulator.deployment.profile import DRAWN, beyond_contexts
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import NO_SPEED, Sizing
@@ -53,7 +53,7 @@ class Confirmation:
         if not judged.promises_each:
             return f"{what}: the SLA is {met}"
         return (
-            f"{what}: the SLA is {met}; {judged.attainment:.1%} ± {judged.attainment_ci95:.1%} of "
+            f"{what}: the SLA is {met}; {share_within(judged.attainment, judged.attainment_ci95)} of "
             f"{judged.requests:,} requests kept every term that promises something to each"
         )
 

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.core.statistics import ratio_interval, weighted_quantile
+from simulator.core.units import share_within
 from simulator.engine.measures.metrics import Metrics
 from simulator.sla.observed import Observed
 from simulator.sla.terms import REQUEST_METRICS, SYSTEM_METRICS, Sla, Term
@@ -40,8 +41,7 @@ class TermResult:
         scale, unit = self.term.unit_for(self.estimate)
         value = f"{self.estimate / scale:.4g}"
         if self.term.per_request:
-            half = "" if math.isnan(self.ci95) else f" ± {self.ci95:.2%}"
-            return f"{value}{unit}, kept by {self.share:.2%}{half}"
+            return f"{value}{unit}, kept by {share_within(self.share, self.ci95, 2)}"
         return f"{value}{unit}" if math.isnan(self.ci95) else f"{value} ± {self.ci95 / scale:.2g}{unit}"
 
     @classmethod

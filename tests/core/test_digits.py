@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.core.units import ranged, ranged_column, readable, readable_column, share, signed_share
+from simulator.core.units import (
+    ranged,
+    ranged_column,
+    readable,
+    readable_column,
+    share,
+    share_within,
+    signed_share,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +67,16 @@ def test_no_change_has_no_minus() -> None:
         "+0.0%", "+0.0%", "+12.5%", "-20.0%", "–",
     ]  # fmt: skip
     assert (share(0.9465), share(math.nan), share(1, 0)) == ("94.7%", "–", "100%")
+
+
+@pytest.mark.parametrize(
+    ("part", "half", "decimals", "said"),
+    [
+        (0.994, 0.003, 1, "99.4% ± 0.3%"), (1.0, 0.05, 2, "100.00% ± 5.00%"),
+        (0.75, math.nan, 1, "75.0%"), (math.nan, math.nan, 1, "–"),
+    ],
+)  # fmt: skip
+def test_a_share_without_an_interval_is_said_without_one(
+    part: float, half: float, decimals: int, said: str
+) -> None:
+    assert share_within(part, half, decimals) == said

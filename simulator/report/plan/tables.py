@@ -15,7 +15,7 @@ from simulator.core.units import (
     in_digits,
     ranged_column,
     readable_column,
-    share,
+    share_within,
     signed_share,
 )
 from simulator.planning.plan import CapacityPlan
@@ -140,8 +140,8 @@ def fared(result: CapacityPlan) -> ShownTable:
     ]
     table = pd.DataFrame(rows)
     kept = [
-        value if math.isnan(half) else f"{value} ± {share(half)}"
-        for value, half in zip(map(share, table["kept_share"]), table["kept_share_ci95"], strict=True)
+        share_within(value, half)
+        for value, half in zip(table["kept_share"], table["kept_share_ci95"], strict=True)
     ]
     terms = {_term_head(term): _attained(result, term, table) for term in result.sla.terms}
     return ShownTable.of(
@@ -186,7 +186,7 @@ def _attained(result: CapacityPlan, term: Term, order: pd.DataFrame) -> list[str
 def _cell(row: Mapping[Any, Any], decimals: int) -> str:
     text = in_digits(row["attained"], decimals)
     if not math.isnan(row["share_kept"]):
-        text = f"{text} ({share(row['share_kept'])} ± {share(row['share_kept_ci95'])})"
+        text = f"{text} ({share_within(row['share_kept'], row['share_kept_ci95'])})"
     elif not math.isnan(row["attained_ci95"]):
         text = f"{text} ± {in_digits(row['attained_ci95'], decimals)}"
     return text if row["holds"] else f"missed: {text}"

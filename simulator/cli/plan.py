@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -38,10 +38,36 @@ if TYPE_CHECKING:
 DEFAULT_LENGTHS = "azure-2023-conversation"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What is asked of a model on GPUs, where no scenario says it."""
+
+    traffic: Annotated[
+        str | None, typer.Option(help="Without a scenario, with --model and --gpu: poisson:50/s, ...")
+    ] = None
+    lengths: Annotated[str, typer.Option(help="Lengths of that traffic.")] = DEFAULT_LENGTHS
+    sla: Annotated[list[str] | None, typer.Option(help="Term, repeatable: tps_p10>=60, ttft_p99<=2s.")] = None
+    acceptance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="MODEL or DRAFTER=MODEL, repeatable; `dspark-sim list`.",
+            autocompletion=completing("acceptance"),
+        ),
+    ] = None
+    policy: Policies = None
+    all_layouts: Annotated[
+        bool,
+        typer.Option(
+            "--all-layouts", help="Without a scenario: plan every tensor-parallel layout of a node that fits."
+        ),
+    ] = False
+
+
 @grouped
 def plan(
     where: Workers,
     on: OnHardware,
+    demand: Demand,
     scenario: Annotated[Path | None, typer.Argument(help="Scenario YAML; --init writes one.")] = None,
     out: Annotated[
         Path | None,
@@ -52,27 +78,6 @@ def plan(
     init: Annotated[
         Path | None, typer.Option(help="Write a commented scenario to this file and stop.")
     ] = None,
-    traffic: Annotated[
-        str | None, typer.Option(help="Without a scenario, with --model and --gpu: poisson:50/s, ...")
-    ] = None,
-    lengths: Annotated[str, typer.Option(help="Lengths of that traffic.")] = DEFAULT_LENGTHS,
-    sla: Annotated[
-        list[str] | None, typer.Option(help="Term, repeatable: tps_p10>=60, ttft_p99<=2s.")
-    ] = None,
-    acceptance: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="MODEL or DRAFTER=MODEL, repeatable; `dspark-sim list`.",
-            autocompletion=completing("acceptance"),
-        ),
-    ] = None,
-    policy: Policies = None,
-    all_layouts: Annotated[
-        bool,
-        typer.Option(
-            "--all-layouts", help="Without a scenario: plan every tensor-parallel layout of a node that fits."
-        ),
-    ] = False,
     tables: Tables = "csv",
 ) -> Answer:
     """From an SLA and traffic to GPUs and cost: report.html, CSV, PNG. Exit 1: the SLA cannot be kept.
@@ -85,18 +90,14 @@ def plan(
         _write_example(init)
         return {"files": [init]}
     if on.model is not None or on.gpu is not None:
-        return _plan_hardware(
-            on, where, traffic, lengths, sla or [], acceptance or [], policy, scenario, out, tables,
-            all_layouts,
-        )  # fmt: skip
+        if scenario is not None:
+            raise _incomplete()
+        return _plan_hardware(on, where, demand, out, tables)
     if scenario is None or out is None:
         raise BadInputError(
             "needs a scenario and --out DIR", source="plan", remedy="`dspark-sim plan --init scenario.yaml`"
         )
-    _refuse_beside_scenario(
-        on, {"traffic": traffic, "sla": sla, "acceptance": acceptance, "policy": policy,
-             "lengths": None if lengths == DEFAULT_LENGTHS else lengths, "all_layouts": all_layouts or None},
-    )  # fmt: skip
+    _refuse_beside_scenario(demand, on)
     from simulator.api.handover import write_handover
     from simulator.core.files import check_writable_directory
     from simulator.core.interruption import noting
@@ -127,46 +128,44 @@ def plan(
     return {**summary(result), "tables": result.tables(), "directory": out}
 
 
-def _refuse_beside_scenario(on: OnHardware, given: Mapping[str, object]) -> None:
+def _refuse_beside_scenario(*groups: Demand | OnHardware) -> None:
     """Refuse options that a scenario would silently win over."""
-    on_hardware = {
-        field.name: getattr(on, field.name)
-        for field in fields(on)
-        if getattr(on, field.name) != field.default
-    }
-    for name, value in {**given, **on_hardware}.items():
-        if value is not None:
-            raise BadInputError(
-                "is for --model and --gpu, and has no effect beside a scenario",
-                source=name.replace("_", "-"), value=", ".join(value) if isinstance(value, list) else value,
-                remedy="write it into the scenario",
-            )  # fmt: skip
+    for group in groups:
+        for field in fields(group):
+            value = getattr(group, field.name)
+            if value != field.default:
+                raise BadInputError(
+                    "is for --model and --gpu, and has no effect beside a scenario",
+                    source=field.name.replace("_", "-"),
+                    value=", ".join(value) if isinstance(value, list) else value,
+                    remedy="write it into the scenario",
+                )
 
 
-def _plan_hardware(
-    on: OnHardware, where: Workers, traffic: str | None, lengths: str, sla: list[str],
-    acceptance: list[str], policies: list[str] | None, scenario: Path | None, out: Path | None, form: str,
-    all_layouts: bool,
-) -> Answer:  # fmt: skip
+def _incomplete() -> BadInputError:
+    return BadInputError(
+        "needs --model, --gpu, --traffic and --sla, or a scenario alone", source="plan",
+        remedy="as in --model qwen3-8b --gpu h100,h200 --traffic poisson:50/s --sla 'tps_p10>=60'",
+    )  # fmt: skip
+
+
+def _plan_hardware(on: OnHardware, where: Workers, demand: Demand, out: Path | None, form: str) -> Answer:
     """Plan the same traffic on each GPU, and compare."""
     from simulator.api.hardware_plan import POLICIES, comparison, plan_hardware, write_scenarios
     from simulator.core.files import check_writable_directory, slug, write_table
     from simulator.report.page import INFEASIBLE, check_library, write_infeasible
     from simulator.report.terminal import print_hardware
 
-    if on.model is None or on.gpu is None or traffic is None or scenario is not None:
-        raise BadInputError(
-            "needs --model, --gpu, --traffic and --sla, or a scenario alone", source="plan",
-            remedy="as in --model qwen3-8b --gpu h100,h200 --traffic poisson:50/s --sla 'tps_p10>=60'",
-        )  # fmt: skip
+    if on.model is None or on.gpu is None or demand.traffic is None:
+        raise _incomplete()
     out = out or Path(f"plan-{slug(Path(on.model).name)}")
     check_writable_directory(out)
     check_library()
     answers = []
     for answer in plan_hardware(
-        on.hardware(on.gpu), on.gpu.split(","), traffic=traffic, lengths=lengths, sla=sla,
-        acceptance=acceptance, policies=policies or POLICIES, all_layouts=all_layouts,
-        workers=where.workers, directory=out,
+        on.hardware(on.gpu), on.gpu.split(","), traffic=demand.traffic, lengths=demand.lengths,
+        sla=demand.sla or [], acceptance=demand.acceptance or [], policies=demand.policy or POLICIES,
+        all_layouts=demand.all_layouts, workers=where.workers, directory=out,
     ):  # fmt: skip
         answers.append(answer)
         for note in answer.notes:
@@ -238,6 +237,26 @@ def regret(
     return {"tables": {"regret": table}, "files": [path for path in (out, figure) if path is not None]}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Replicas:
+    """How many replicas there are, how requests reach them, and what each one holds."""
+
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas in the fleet.")]
+    router: Annotated[
+        Literal["round-robin", "least-loaded", "power-of-two", "prefix-aware"],
+        typer.Option(help="How requests reach replicas."),
+    ] = "round-robin"
+    pods: Annotated[int | None, typer.Option(help="Groups with a router each; they run in parallel.")] = None
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests running at once on a replica.")] = 256
+    prefix_cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of common prefixes each replica keeps.")
+    ] = None
+    prefill_workers: Annotated[
+        int | None,
+        typer.Option(help="Workers of one prefill pool for the whole fleet. Default: one for each replica."),
+    ] = None
+
+
 @grouped
 def fleet(
     deployed: Deployed,
@@ -246,7 +265,7 @@ def fleet(
         typer.Option(help="poisson:4000/s, gamma:...,cv=3 or a trace FILE or FILE@OPTIONS, for the fleet."),
     ],
     sla: Annotated[list[str], typer.Option(help="Term, repeatable: tps_p10>=60, ttft_p99<=2s.")],
-    replicas: Annotated[int, typer.Option(min=1, help="Replicas in the fleet.")],
+    behind: Replicas,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     limits: Limits,
     kept: KeptWorkers,
@@ -256,19 +275,6 @@ def fleet(
     ] = None,
     lengths: ProcessLengths = None,
     policy: Policy = "dspark-async",
-    router: Annotated[
-        Literal["round-robin", "least-loaded", "power-of-two", "prefix-aware"],
-        typer.Option(help="How requests reach replicas."),
-    ] = "round-robin",
-    pods: Annotated[int | None, typer.Option(help="Groups with a router each; they run in parallel.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests running at once on a replica.")] = 256,
-    prefix_cache_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of common prefixes each replica keeps.")
-    ] = None,
-    prefill_workers: Annotated[
-        int | None,
-        typer.Option(help="Workers of one prefill pool for the whole fleet. Default: one for each replica."),
-    ] = None,
     seed: Seed = 0,
     tables: Tables = "csv",
 ) -> Answer:
@@ -286,9 +292,8 @@ def fleet(
     say_how_read(source)
     say_contexts(bench, source)
     run = bench.fleet(
-        policy, replicas=replicas, traffic=source, sla=terms, concurrency=concurrency, duration=duration,
-        router=router, pods=pods, prefix_cache_tokens=prefix_cache_tokens, prefill_workers=prefill_workers,
-        seed=seed, progress=True, **limits.asked(), **kept.how(),
+        policy, traffic=source, sla=terms, duration=duration, seed=seed, progress=True,
+        **vars(behind), **limits.asked(), **kept.how(),
     )  # fmt: skip
     write_table(out / f"replicas.{tables}", run.replicas)
     asked = {

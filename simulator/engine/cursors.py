@@ -51,12 +51,12 @@ class TraceCursors:
         self._class_index = workload.class_index
         self._replays = replays
 
-    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], Rows, Rows]:
+    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.int32], Rows]:
         """Return what is walked, for a loop that keeps cursors of its own.
 
         Survival [rows, gamma] and accepted lengths [rows], traces end to end and of the one kind that this
-        loop is compiled for: writable; the row at which each request starts [n]; first row and length of each
-        class's trace [2, classes].
+        loop is compiled for: writable; the row at which each request starts, int32 [n]; first row and length
+        of each class's trace [2, classes].
         """
         rows = np.array([replay.rows for replay in self._replays])
         survival = np.require(self._survival, np.float32, ["C", "W"])
@@ -130,16 +130,21 @@ def count_visits(first: Rows, tokens: Rows, rows: int) -> Rows:
     return np.asarray(np.cumsum(change) + (round_again.sum() + laps.sum()), dtype=np.int64)
 
 
-def _first_rows(replays: Sequence[Replay], workload: Workload, seed: int) -> Rows:
+def _first_rows(replays: Sequence[Replay], workload: Workload, seed: int) -> NDArray[np.int32]:
     """Trace row at which each request starts, replays laid end to end: the same for every policy."""
-    first = np.empty(len(workload), dtype=np.int64)
+    first = np.empty(len(workload), dtype=np.int32)
     offset = 0
     for index, (replay, name) in enumerate(zip(replays, workload.classes, strict=True)):
-        mine = np.flatnonzero(workload.class_index == index)
-        starts = replay.sequence_start[:-1] + offset
-        stream = random_stream(seed, f"sequences/{name}")
-        rounds = -(-len(mine) // len(starts))
-        order = [stream.permutation(starts) for _ in range(rounds)] or [starts]
-        first[mine] = np.concatenate(order)[: len(mine)]
+        mine = workload.class_index == index
+        first[mine] = _starts(replay, offset, int(mine.sum()), random_stream(seed, f"sequences/{name}"))
         offset += replay.rows
     return first
+
+
+def _starts(replay: Replay, offset: int, wanted: int, stream: np.random.Generator) -> NDArray[np.int32]:
+    """First rows of so many sequences: a random order of all of them, drawn again when used up."""
+    starts = replay.sequence_start[:-1] + offset
+    found = np.empty(wanted, dtype=np.int32)
+    for begin in range(0, wanted, len(starts)):
+        found[begin : begin + len(starts)] = stream.permutation(starts)[: wanted - begin]
+    return found

@@ -75,7 +75,7 @@ def take_together(memory: Memory, now_s: float) -> bool:
     if state.waiting + end - state.next_arrival > memory.waiting.size:
         return False
     for request in range(state.next_arrival, end):
-        enqueue(memory, now_s, request, now_s, memory.load[request].prompt_tokens, 0.0, math.nan)
+        enqueue(memory, now_s, request, now_s, memory.prompt_tokens[request], 0.0, math.nan)
     state.next_arrival, state.arrived_s, state.reached_s = end, now_s, reached_s
     return True
 
@@ -115,7 +115,7 @@ def free_slots(memory: Memory) -> int:
 @inner
 def kv_need(memory: Memory, request: int) -> int:
     """Count the tokens that a request will ever have in the KV cache, and one block."""
-    return memory.load[request].prompt_tokens + memory.load[request].output_tokens + memory.state[0].gamma
+    return memory.prompt_tokens[request] + memory.output_tokens[request] + memory.state[0].gamma
 
 
 @inner
@@ -175,8 +175,8 @@ def take_next(memory: Memory, elsewhere: bool, already: int) -> bool:
         prompt = ring[(state.prefilling_first + state.prefilling + already) % ring.size]
     prompt.started, prompt.waited_prefill_s = 0, 0.0
     if state.closed:
-        state.next_closed = (request + 1) % memory.load.size
-        prompt.request, prompt.left = request, memory.load[request].prompt_tokens
+        state.next_closed = (request + 1) % memory.prompt_tokens.size
+        prompt.request, prompt.left = request, memory.prompt_tokens[request]
         prompt.queued_s, prompt.admitted_s, prompt.first_token_s = state.now_s, state.now_s, math.nan
         prompt.waited_pool_s, prompt.waited_slot_s, prompt.waited_kv_s = 0.0, 0.0, 0.0
         prompt.waited_step_s = 0.0
@@ -207,7 +207,7 @@ def join(memory: Memory, joining: int) -> None:
     for index in range(first, first + joining):
         prompt = memory.completing[index]
         request = prompt.request
-        tokens = memory.load[request].output_tokens - 1
+        tokens = memory.output_tokens[request] - 1
         if state.phases:
             state.phases -= 1
             tokens = math.ceil(tokens * memory.phase[state.phases])
@@ -255,8 +255,8 @@ def place(memory: Memory, row: int, entry: int, request: int, tokens: int) -> No
     """Put a request into a row of the batch, at the start of its sequence; its past counts as certain."""
     gamma = memory.state[0].gamma
     memory.batch[row].entry, memory.batch[row].request, memory.batch[row].remaining = entry, request, tokens
-    walked = memory.load[request].class_index
-    memory.batch[row].cursor = memory.load[request].first_row
+    walked = memory.class_index[request]
+    memory.batch[row].cursor = memory.first_row[request]
     memory.batch[row].begins, memory.batch[row].rows = memory.traces[0, walked], memory.traces[1, walked]
     for step in range(memory.history.shape[0]):
         for position in range(row * gamma, (row + 1) * gamma):

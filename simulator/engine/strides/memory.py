@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from simulator.engine.strides.policies import FlatPolicy
 from simulator.engine.strides.search import Grid, Scratch, scratch
 from simulator.schedulers.search import GRID
 from simulator.traffic.workload import Workload
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 ELSEWHERE, CHUNKED, WHOLE = range(3)
 PREFILL = {"elsewhere": ELSEWHERE, "chunked": CHUNKED, "whole": WHOLE}
@@ -80,16 +82,6 @@ ROW = record(
 accepted: drafts of the step under way. hole, by place in the list and not by row: rows that are free now.
 """
 
-LOAD = record(
-    [
-        ("prompt_tokens", np.int64),
-        ("output_tokens", np.int64),
-        ("first_row", np.int32),
-        ("class_index", np.int32),
-    ]
-)
-"""A request of the workload. first_row: of the recorded outcomes, which fill no memory with 2^31 rows."""
-
 JOINED, FINISHED, STEP = len(ADMITTED), len(BATCH_ROW), len(Step._fields)
 
 Records = NDArray[Any]
@@ -99,18 +91,22 @@ class Memory(NamedTuple):
     """The arrays of one engine; ``c`` is its concurrency, ``n`` the requests of its workload.
 
     Compiling is slow in the number of arrays, so columns share one where they can. kept_out_s: [3], see
-    ``engine.engine``. batch: [c]. load: [n]. arrival_s: [n], empty in a closed loop. history: int32
-    [lag, c * gamma], survivals. grid: int32 [c * gamma], of this step. lengths: int64 [c]. waiting, starts:
-    rings, which Python makes longer. prefilling: a ring, and completing, [c + 1]. log, joined, finished: what
-    was recorded since it was last taken over. scatter: multiples of the mean step time. survival: float32
-    [trace rows, gamma]; outcome: uint8 [trace rows]; traces: int64 [2, classes], the first row and the rows
-    of each.
+    ``engine.engine``. batch: [c]. prompt_tokens, output_tokens, class_index, arrival_s: of the workload, [n],
+    the last one empty in a closed loop. first_row: int32 [n], of the recorded outcomes, which fill no memory
+    with 2^31 rows. history: int32 [lag, c * gamma], survivals. grid: int32 [c * gamma], of this step.
+    lengths: int64 [c]. waiting, starts: rings, which Python makes longer. prefilling: a ring, and completing,
+    [c + 1]. log, joined, finished: what was recorded since it was last taken over. scatter: multiples of the
+    mean step time. survival: float32 [trace rows, gamma]; outcome: uint8 [trace rows]; traces: int64
+    [2, classes], the first row and the rows of each.
     """
 
     state: Records
     kept_out_s: Floats
     batch: Records
-    load: Records
+    prompt_tokens: Rows
+    output_tokens: Rows
+    class_index: NDArray[np.int16]
+    first_row: NDArray[np.int32]
     arrival_s: Floats
     history: Grid
     grid: Grid
@@ -150,7 +146,10 @@ def allocate(
         state=_state(limits, workload, gamma, phase.size),
         kept_out_s=np.zeros(3),
         batch=np.zeros(most, dtype=ROW),
-        load=_load(workload, first_row),
+        prompt_tokens=_read_only(workload.prompt_tokens),
+        output_tokens=_read_only(workload.output_tokens),
+        class_index=_read_only(workload.class_index),
+        first_row=_read_only(first_row),
         arrival_s=_read_only(np.empty(0) if workload.arrival_s is None else workload.arrival_s),
         history=np.full((policy.lag, most * gamma), GRID, dtype=np.int32),
         grid=np.zeros(most * gamma, dtype=np.int32),
@@ -174,18 +173,11 @@ def allocate(
     )
 
 
-def _read_only(values: Floats) -> Floats:
+def _read_only(values: NDArray[_Number]) -> NDArray[_Number]:
     """Return the same numbers as the one kind of array that the loop is compiled for."""
     view = np.ascontiguousarray(values).view()
     view.flags.writeable = False
     return view
-
-
-def _load(workload: Workload, first_row: Rows) -> Records:
-    load = np.zeros(len(workload), dtype=LOAD)
-    load["prompt_tokens"], load["output_tokens"] = workload.prompt_tokens, workload.output_tokens
-    load["first_row"], load["class_index"] = first_row, workload.class_index
-    return load
 
 
 def _state(limits: EngineLimits, workload: Workload, gamma: int, phases: int) -> Records:

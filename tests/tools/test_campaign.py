@@ -23,10 +23,10 @@ from simulator.live.profiling import device_ceilings
 from simulator.live.training.optimisation import Schedule
 from simulator.live.training.presets import PRESETS
 from tests.support.modelled_device import modelled_device
-from tools.campaign import report as campaign_report
 from tools.campaign.campaign import Campaign, run
 from tools.campaign.parts import PARTS, gpu_tests
 from tools.campaign.report import write_report
+from tools.campaign.simulated import gains_of, won_words
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "campaign" / "__main__.py"
 SPEED = (
@@ -221,10 +221,10 @@ def test_gains_are_told_from_noise() -> None:
             "throughput_ci95": [1.0] * 15,
         }
     )
-    gains = campaign_report._gains(frontier)
+    gains = gains_of(frontier)
     assert gains["fixed"].tolist() == ["fixed:3"] * 3
     assert gains["confident"].tolist() == ["dspark", "dspark", "dspark-async"]
-    assert campaign_report._won(gains) == (
+    assert won_words(gains) == (
         "Confidence scheduling beats MTP-1 at 1, 8 concurrent (+50.0%). "
         "Confidence scheduling loses to MTP-1 at 64 concurrent (-9.0%). "
         "Confidence scheduling beats the best fixed length at 1 concurrent (+25.0%). "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,44 +21,160 @@ Rows = NDArray[np.int64]
 PACKED_ROWS = 16_384
 """Rows that are packed at once: places among them fit into two bytes. A choice."""
 
-Expected = Callable[[str, Callable[[str], Floats]], Floats | None]
+ROWS_PER_BREAK = 128
+"""Rows for each number that does not follow from the one before: Python sums the rows between two such at a
+time. A choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """Expects each number to be the one before it plus an increment, [n]; the first one plus nothing."""
+
+    increments: Floats
+
+    def after(self, numbers: Floats) -> Floats:
+        """Return what is expected, given the numbers."""
+        expected = self.increments.copy()
+        expected[1:] += numbers[:-1]
+        return expected
+
+    def between(self, places: NDArray[Any], values: Floats) -> Floats:
+        """Return all numbers, given those that are not as expected; they take the increments' place."""
+        numbers = self.increments
+        numbers[places] = values
+        for first, end in pairwise((0, *places.tolist(), numbers.size)):
+            np.add.accumulate(numbers[first:end], out=numbers[first:end])
+        return numbers
+
+
+Expectation = Floats | Following
+
+Expected = Callable[[str, Callable[[str], Floats]], Expectation | None]
 """What a column most likely holds, given its name and the columns that do not depend on it; None: 0."""
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """Float64 numbers in fewer bytes, exactly.
-
-    values: the numbers themselves, in a small type where they are whole; or, where there are ``codes``, what
-    these number; or, where there are ``places``, the numbers that are not as expected.
-    """
+class Plain:
+    """Numbers as they are, or in a small type where they are whole."""
 
     values: NDArray[Any]
-    codes: NDArray[np.uint16] | None = None
-    places: NDArray[np.uint16] | None = None
 
     @classmethod
-    def of(cls, numbers: Floats, expected: Floats) -> Packed:
-        """Pack up to ``PACKED_ROWS`` numbers, [n], as what takes the fewest bytes."""
+    def of(cls, numbers: Floats) -> Plain:
+        """Pack any numbers, [n]."""
         whole = _whole(numbers)
-        values = numbers.copy() if whole is None else whole
-        # As bits: NaN is as expected where NaN is expected, and 0 is not -0.
-        places = np.flatnonzero(numbers.view(np.int64) != expected.view(np.int64))
-        if 10 * places.size < values.nbytes:
-            return cls(numbers[places], places=places.astype(np.uint16))
-        if whole is None:
-            bits, codes = np.unique(numbers.view(np.int64), return_inverse=True)
-            if 8 * bits.size + 2 * codes.size < values.nbytes:
-                return cls(bits.view(np.float64), codes=codes.astype(np.uint16))
-        return cls(values)
+        return cls(numbers.copy() if whole is None else whole)
 
-    def numbers(self, expected: Floats) -> Floats:
-        """Return the numbers; ``expected`` is what it was when they were packed."""
-        if self.places is not None:
-            found = expected.copy()
-            found[self.places] = self.values
-            return found
-        return np.asarray(self.values if self.codes is None else self.values[self.codes], dtype=np.float64)
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        return self.values.nbytes
+
+    def numbers(self, _: Expectation) -> Floats:
+        """Return the numbers."""
+        return self.values.astype(np.float64)  # a copy: expectations are written over
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """Whole numbers, by how much each exceeds the one before, in one or two bytes. values: [n], 0 first."""
+
+    first: int
+    values: NDArray[Any]
+
+    @classmethod
+    def of(cls, whole: NDArray[Any]) -> Differences | None:
+        """Pack whole numbers below 2^32, [n]; None where differences need more than two bytes."""
+        values = np.diff(whole.astype(np.int64), prepend=np.int64(whole[0]))
+        for kind in (np.int8, np.int16):
+            if np.iinfo(kind).min <= values.min() and values.max() <= np.iinfo(kind).max:
+                return cls(int(whole[0]), values.astype(kind))
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        return self.values.nbytes
+
+    def numbers(self, _: Expectation) -> Floats:
+        """Return the numbers."""
+        numbers = self.values.astype(np.float64)
+        numbers[0] = self.first
+        return np.add.accumulate(numbers, out=numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Few values, and for each number which of them it is. codes: [n]."""
+
+    values: Floats
+    codes: NDArray[np.uint16]
+
+    @classmethod
+    def of(cls, numbers: Floats) -> Coded:
+        """Pack any numbers, [n]."""
+        bits, codes = np.unique(numbers.view(np.int64), return_inverse=True)
+        return cls(bits.view(np.float64), codes.astype(np.uint16))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        return self.values.nbytes + self.codes.nbytes
+
+    def numbers(self, _: Expectation) -> Floats:
+        """Return the numbers."""
+        return self.values[self.codes]
+
+
+@dataclass(frozen=True, slots=True)
+class Exceptions:
+    """The numbers that are not as expected, and where they stand."""
+
+    values: Floats
+    places: NDArray[np.uint16]
+
+    @classmethod
+    def of(cls, numbers: Floats, expected: Expectation) -> Exceptions | None:
+        """Pack any numbers, [n]; None where so many differ that putting them together would take long."""
+        likely = expected.after(numbers) if isinstance(expected, Following) else expected
+        # As bits: NaN is as expected where NaN is expected, and 0 is not -0.
+        differ = numbers.view(np.int64) != likely.view(np.int64)
+        if isinstance(expected, Following):
+            differ |= np.isnan(numbers)  # which NaN a sum is depends on the order of its terms
+            if np.count_nonzero(differ) * ROWS_PER_BREAK > numbers.size:
+                return None
+        places = np.flatnonzero(differ)
+        return cls(numbers[places], places.astype(np.uint16))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        return self.values.nbytes + self.places.nbytes
+
+    def numbers(self, expected: Expectation) -> Floats:
+        """Return the numbers, in place of ``expected``: what it was when they were packed."""
+        if isinstance(expected, Following):
+            return expected.between(self.places, self.values)
+        expected[self.places] = self.values
+        return expected
+
+
+Packed = Plain | Differences | Coded | Exceptions
+"""Float64 numbers in fewer bytes, exactly."""
+
+
+def pack(numbers: Floats, expected: Expectation) -> Packed:
+    """Pack up to ``PACKED_ROWS`` numbers, [n], as what takes the fewest bytes."""
+    plain, found = Plain.of(numbers), Exceptions.of(numbers, expected)
+    kinds: list[Packed] = [plain] if found is None else [found, plain]
+    if plain.values.dtype != np.float64:
+        differences = Differences.of(plain.values)
+        kinds += [] if differences is None else [differences]
+    best = min(kinds, key=lambda kind: kind.nbytes)
+    # Numbering takes a sort.
+    return (
+        min(best, Coded.of(numbers), key=lambda kind: kind.nbytes) if best.nbytes == numbers.nbytes else best
+    )
 
 
 def _whole(numbers: Floats) -> NDArray[Any] | None:
@@ -67,6 +185,13 @@ def _whole(numbers: Floats) -> NDArray[Any] | None:
     whole = numbers.astype(np.min_scalar_type(int(most)))
     same = np.array_equal(whole.astype(np.float64).view(np.int64), numbers.view(np.int64))
     return whole if same else None
+
+
+class Part(NamedTuple):
+    """Some rows of a log that follow each other. column: copies one column of them, [rows]."""
+
+    rows: int
+    column: Callable[[str], Floats]
 
 
 class Log:
@@ -95,17 +220,35 @@ class Log:
         self._latest.frombytes(rows.tobytes())
         self._pack()
 
-    def column(self, name: str) -> Floats:
-        """Copy one column, [rows]."""
-        chunks = [self._unpacked(chunk, name) for chunk in self._packed]
-        latest = self._rows()[:, self.names.index(name)].copy()
-        return np.concatenate([*chunks, latest]) if chunks else latest
+    def parts(self) -> Iterator[Part]:
+        """Return all rows in parts, the latest last: whoever reads part by part holds no whole column."""
+        return map(self.part, range(self.ended + 1))
+
+    @property
+    def ended(self) -> int:
+        """Count the parts to which no row is added any more."""
+        return len(self._packed)
+
+    def part(self, at: int) -> Part:
+        """Return a part by its number; that of the latest rows is ``ended``."""
+        if at < len(self._packed):
+            return Part(PACKED_ROWS, partial(self._unpacked, self._packed[at]))
+        return Part(len(self._latest) // len(self.names), self._recent)
+
+    def column(self, name: str, kind: type[np.generic] = np.float64) -> NDArray[Any]:
+        """Copy one column, [rows], into an array of some kind."""
+        column, end = np.empty(len(self), dtype=kind), 0
+        for part in self.parts():
+            column[end : end + part.rows] = part.column(name)
+            end += part.rows
+        return column
 
     def table(self) -> Floats:
         """Copy the log into float64 [rows, names]."""
-        if not self._packed:
-            return self._rows().copy()
-        return np.column_stack([self.column(name) for name in self.names])
+        table = np.empty((len(self), len(self.names)))
+        for at, name in enumerate(self.names):
+            table[:, at] = self.column(name)
+        return table
 
     def clear(self) -> None:
         """Forget all rows."""
@@ -113,9 +256,12 @@ class Log:
 
     def _rows(self) -> Floats:
         """Look at the latest rows: the log cannot grow as long as one looks."""
-        if not self._latest:
-            return np.zeros((0, len(self.names)))
         return np.frombuffer(self._latest, dtype=np.float64).reshape(-1, len(self.names))
+
+    def _recent(self, name: str) -> Floats:
+        if not self._latest:
+            return np.zeros(0)
+        return self._rows()[:, self.names.index(name)].copy()
 
     def _pack(self) -> None:
         if len(self._latest) < PACKED_ROWS * len(self.names):
@@ -126,7 +272,7 @@ class Log:
             columns = dict(zip(self.names, rows[first : first + PACKED_ROWS].T.copy(), strict=True))
             self._packed.append(
                 {
-                    name: Packed.of(numbers, self._expectation(name, columns.__getitem__))
+                    name: pack(numbers, self._expectation(name, columns.__getitem__))
                     for name, numbers in columns.items()
                 }
             )
@@ -134,8 +280,8 @@ class Log:
         del self._latest[: taken * len(self.names)]
 
     def _unpacked(self, chunk: Mapping[str, Packed], name: str) -> Floats:
-        return chunk[name].numbers(self._expectation(name, lambda other: self._unpacked(chunk, other)))
+        return chunk[name].numbers(self._expectation(name, partial(self._unpacked, chunk)))
 
-    def _expectation(self, name: str, column: Callable[[str], Floats]) -> Floats:
+    def _expectation(self, name: str, column: Callable[[str], Floats]) -> Expectation:
         expected = self._expected(name, column)
         return np.zeros(PACKED_ROWS) if expected is None else expected

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.core.arrays import Floats, Log, Rows
+from simulator.core.arrays import Expectation, Floats, Following, Log, Part, Rows
+from simulator.traffic.workload import Workload
 
 
 class Step(NamedTuple):
@@ -39,16 +41,17 @@ class Step(NamedTuple):
 
 
 class StepLog(Log):
-    """Recorded steps, exactly, in 20 to 60 bytes a step, and 96 for each of the latest; counts below 2^53.
+    """Recorded steps, exactly, in 10 to 60 bytes a step, and 96 for each of the latest; counts below 2^53.
 
     A log that is ``fold``ed now and then takes 52 bytes a step: all but the ends in float32.
     """
 
-    __slots__ = ("_folded",)
+    __slots__ = ("_decoding", "_folded")
 
     def __init__(self) -> None:
         super().__init__(Step._fields, _expected_of_steps)
         self._folded: list[tuple[Floats, NDArray[np.float32]]] = []
+        self._decoding: list[int] = []  # decode steps of each part that grows no more, where counted so far
 
     def __len__(self) -> int:
         return sum(ends.size for ends, _ in self._folded) + super().__len__()
@@ -63,34 +66,65 @@ class StepLog(Log):
     def fold(self) -> None:
         """Pack the steps recorded so far more: all but their ends are rounded to float32."""
         if super().__len__():
-            table = super().table()
+            unfolded = range(len(self._folded), self.ended + 1)
+            tables = [
+                np.column_stack([part.column(name) for name in self.names])
+                for part in map(self.part, unfolded)
+            ]
+            del self._decoding[len(self._folded) :]
+            table = np.concatenate(tables)
             self._folded.append((table[:, 0].copy(), table[:, 1:].astype(np.float32)))
             super().clear()
 
     def clear(self) -> None:
-        """Forget all steps."""
+        """Forget all steps. Requests that were recorded beside them can no longer be read."""
         super().clear()
-        del self._folded[:]
+        del self._folded[:], self._decoding[:]
 
-    def table(self) -> Floats:
-        """Copy the log into float64 [steps, fields of ``Step``]."""
-        folded = [np.column_stack([ends, rest]) for ends, rest in self._folded]
-        return np.concatenate([*folded, super().table()]) if folded else super().table()
+    @property
+    def ended(self) -> int:
+        """Count the parts to which no step is added any more."""
+        return len(self._folded) + super().ended
 
-    def column(self, name: str) -> Floats:
-        """Copy one field of all steps, [steps]."""
+    def part(self, at: int) -> Part:
+        """Return a part by its number; that of the latest steps is ``ended``."""
+        if at < len(self._folded):
+            return Part(self._folded[at][0].size, partial(self._unfolded, self._folded[at]))
+        return super().part(at - len(self._folded))
+
+    def _unfolded(self, folded: tuple[Floats, NDArray[np.float32]], name: str) -> Floats:
+        ends, rest = folded
         at = self.names.index(name)
-        folded = [rest[:, at - 1].astype(np.float64) if at else ends for ends, rest in self._folded]
-        return np.concatenate([*folded, super().column(name)]) if folded else super().column(name)
+        return rest[:, at - 1].astype(np.float64) if at else ends
 
     def delivery_s(self) -> Floats:
         """When each decode step delivered its tokens, [decode steps]."""
-        ends: Floats = self.column("end_s")[self.column("requests") > 0]
-        return ends
+        return np.concatenate([_delivery_s(part) for part in self.parts()])
+
+    def delivered_s(self, numbers: Rows) -> Floats:
+        """When these decode steps delivered, [n], by their number from 0 on; 0 for a number below 0."""
+        self._decoding += map(_decode_steps, map(self.part, range(len(self._decoding), self.ended)))
+        first, delivered_s = np.cumsum([0, *self._decoding]), np.zeros(numbers.size)
+        within = np.searchsorted(first, numbers, side="right") - 1
+        for at in np.flatnonzero(np.bincount(within + 1)[1:]).tolist():
+            here = within == at
+            delivered_s[here] = _delivery_s(self.part(at))[numbers[here] - first[at]]
+        return delivered_s
 
 
-def _expected_of_steps(name: str, column: Callable[[str], Floats]) -> Floats | None:
-    """Expect every step to decode: it delivers to all requests that the step before it delivered to."""
+def _decode_steps(part: Part) -> int:
+    return int(np.count_nonzero(part.column("requests")))
+
+
+def _delivery_s(part: Part) -> Floats:
+    ends, decoding = part.column("end_s"), part.column("requests") > 0
+    return ends if decoding.all() else ends[decoding]
+
+
+def _expected_of_steps(name: str, column: Callable[[str], Floats]) -> Expectation | None:
+    """Expect every step to decode, at once: it delivers to all that the step before it delivered to."""
+    if name == "end_s":
+        return Following(column("duration_s"))
     if name == "gap_s":
         ends = column("end_s")
         return np.diff(ends, prepend=ends[0])
@@ -127,19 +161,48 @@ DESCRIBED = (*ADMITTED, *BATCH_ROW[2:])
 """What is known of a request in the batch, or of one that has left it."""
 
 
-def joined_log() -> Log:
-    """Make a log of ``ADMITTED``: a row for each request, in order of joining."""
-    return Log(ADMITTED, _expected_of_joined)
+def joined_log(workload: Workload, steps: StepLog) -> Log:
+    """Make a log of ``ADMITTED``: a row for each request, in order of joining, in 10 to 70 bytes.
+
+    steps: what the same engine records, each step before the requests that join after it.
+    """
+    return Log(ADMITTED, partial(_expected_of_joined, workload, steps))
 
 
-def _expected_of_joined(name: str, column: Callable[[str], Floats]) -> Floats | None:
-    """Expect that no request waits, and that those prefilled elsewhere join as they are admitted."""
-    return column("admitted_s") if name == "first_token_s" else None
+def _expected_of_joined(
+    workload: Workload, steps: StepLog, name: str, column: Callable[[str], Floats]
+) -> Expectation | None:
+    """Expect requests in order of arrival, prefilled elsewhere: they join as a decode step ends."""
+    if name == "request":
+        return Following(np.ones_like(column("first_step")))
+    if name == "queued_s":
+        arrival_s, request = workload.arrival_s, column("request").astype(np.int64)
+        return column("admitted_s") if arrival_s is None else arrival_s[request]
+    if name == "admitted_s":
+        return steps.delivered_s(column("first_step").astype(np.int64) - 1)
+    if name == "first_token_s":
+        return column("admitted_s")
+    if name == "decode_tokens":
+        return workload.output_tokens[column("request").astype(np.int64)].astype(np.float64) - 1
+    return None
 
 
-def finished_log() -> Log:
-    """Make a log of ``BATCH_ROW``: a row for each request that has finished, in order of completion."""
-    return Log(BATCH_ROW)
+def finished_log(steps: StepLog) -> Log:
+    """Make a log of ``BATCH_ROW``: a row for each request that has finished, in order of completion.
+
+    It takes 3 to 20 bytes a row. steps: what the same engine records, each step before the requests that
+    finish with it.
+    """
+    return Log(BATCH_ROW, partial(_expected_of_finished, steps))
+
+
+def _expected_of_finished(steps: StepLog, name: str, column: Callable[[str], Floats]) -> Expectation | None:
+    """Expect requests to join in the order of their numbers, and to finish with a decode step."""
+    if name == "request":
+        return column("entry")
+    if name == "finished_s":
+        return steps.delivered_s(column("last_step").astype(np.int64) - 1)
+    return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +218,8 @@ class Described(Mapping[str, Floats]):
     def __getitem__(self, name: str) -> Floats:
         if name in BATCH_ROW[2:]:
             return self.row(name)
-        return self.joined.column(name)[self.row("entry").astype(np.int64)]
+        column = self.joined.column(name)
+        return column[self.row("entry").astype(np.int64)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(DESCRIBED)

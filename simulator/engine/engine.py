@@ -88,7 +88,7 @@ class Engine:
         self.scheduler = self.learner or scheduler
         self._lengths: Rows = np.zeros(0, dtype=np.int64)  # of the step under way, for a learner
         self.steps = StepLog()
-        self._joined, self._finished = joined_log(), finished_log()
+        self._joined, self._finished = joined_log(workload, self.steps), finished_log(self.steps)
         self.completed = 0
         self.kv_reserved = 0
         self._kv_need = workload.prompt_tokens + workload.output_tokens + executor.gamma

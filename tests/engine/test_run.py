@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from simulator.engine.limits import EngineLimits
 from simulator.engine.measures.metrics import Metrics, first_gaps, measure, walks
 from simulator.engine.run import STEPS_LIMIT, Run, is_overloaded, require_steps, run_engine, simulate
 from simulator.engine.simulated import SimulatedExecutor
+from simulator.engine.strides.serving import serving_engine
 from simulator.schedulers.policies import DSpark, Fixed
 from simulator.schedulers.protocol import Scheduler
 from simulator.traffic.workload import Workload
@@ -31,16 +35,9 @@ from tests.support.engines import (
 LOOP = closed_loop([30, 50, 40, 70] * 8)
 
 
-def looped(scheduler: Scheduler | None = None, workload: Workload = LOOP, **options: object) -> Run:
-    replays, limits = [random_replay(4)], EngineLimits(4)
-    return simulate(
-        workload,
-        replays,
-        scheduler or DSpark(),
-        rising_cost(),
-        limits,
-        **({"steps": 200} | options),  # type: ignore[arg-type]
-    )
+def looped(scheduler: Scheduler | None = None, workload: Workload = LOOP, **options: Any) -> Run:
+    wanted: dict[str, Any] = {"steps": 200, "limits": EngineLimits(4)} | options
+    return simulate(workload, [random_replay(4)], scheduler or DSpark(), rising_cost(), **wanted)
 
 
 def same(one: Run, other: Run) -> bool:
@@ -131,21 +128,55 @@ def test_the_rows_of_a_run_are_of_its_decode_steps() -> None:
     assert Run(recorded, run.metrics).rows_mean == 6.0
 
 
-@pytest.mark.parametrize("workload", [None, open_loop(np.arange(60) * 0.2, [40] * 60)])
+ARRIVING = open_loop(np.arange(120) * 0.2, [40, 1, 60] * 40)
+
+PREFILLS = {
+    "none": EngineLimits(4),
+    "chunked": EngineLimits(4, prefill="chunked", chunk_tokens=16),
+    "whole": EngineLimits(4, prefill="whole", chunk_tokens=16),
+    "pool": EngineLimits(4, prefill_tokens_per_s=200.0),
+}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("limits", PREFILLS.values(), ids=PREFILLS)
+@pytest.mark.parametrize("workload", [LOOP, ARRIVING, open_loop(np.arange(60) * 3.0, [40] * 60)])
 def test_a_run_is_the_same_packed_and_its_metrics_are_those_of_its_frames(
-    workload: Workload | None, monkeypatch: pytest.MonkeyPatch
+    workload: Workload, limits: EngineLimits, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, steps = (LOOP, 200) if workload is None else (workload, None)
-    whole = looped(workload=load, steps=steps)
+    """In a closed loop, under load, and where the engine is idle between requests."""
+    monkeypatch.setattr("simulator.engine.run.serving_engine", partial(serving_engine, compiled=compiled))
+    options: dict[str, Any] = {
+        "workload": workload,
+        "steps": 400 if workload is LOOP else None,
+        "limits": limits,
+    }
+    whole = looped(**options)
     monkeypatch.setattr("simulator.core.arrays.PACKED_ROWS", 16)
-    packed = looped(workload=load, steps=steps)
+    monkeypatch.setattr("simulator.core.arrays.ROWS_PER_BREAK", 4)
+    packed = looped(**options)
     assert_equal(packed.metrics.as_row(), whole.metrics.as_row())
     assert same(packed, whole)
-    executor = SimulatedExecutor([random_replay(4)], load, rising_cost(), capacity=4, seed=0)
-    engine = run_engine(load, executor, DSpark(), rising_cost(), EngineLimits(4), steps=steps)
-    walked = walks(engine) if workload is None else None
+    assert same(pickle.loads(pickle.dumps(packed)), whole)
+    executor = SimulatedExecutor([random_replay(4)], workload, rising_cost(), capacity=4, seed=0)
+    engine = run_engine(workload, executor, DSpark(), rising_cost(), limits, steps=options["steps"])
+    walked = walks(engine) if workload is LOOP else None
     framed = measure(whole.steps, whole.requests, first=first_gaps(engine), walked=walked)
+    if whole.saturated:
+        framed = framed.without_waiting(decoding_waits=limits.has_pool)
     assert_equal(framed.as_row(), whole.metrics.as_row())
+
+
+def test_requests_are_read_beside_steps_that_were_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests refer to when steps ended, which folding keeps."""
+    monkeypatch.setattr("simulator.core.arrays.PACKED_ROWS", 16)
+    whole, run = looped(workload=ARRIVING, steps=None), looped(workload=ARRIVING, steps=None)
+    steps = run.recorded.log
+    steps.fold()
+    assert run.requests.equals(whole.requests)
+    ends = steps.delivery_s()
+    number = np.array([ends.size - 1, -1, 0, 17, 5])
+    assert steps.delivered_s(number).tolist() == [ends[-1], 0.0, ends[0], ends[17], ends[5]]
 
 
 def test_what_is_recorded_has_as_many_columns_as_its_frames() -> None:

@@ -75,7 +75,7 @@ class StridingEngine:
         check_closed_loop_advances(workload, limits)
         self.steps = StepLog()
         self._memory, self._state = memory, memory.state.view(_FIELDS)[0]
-        self._joined, self._finished = joined_log(), finished_log()
+        self._joined, self._finished = joined_log(workload, self.steps), finished_log(self.steps)
         self._pool = limits.pool() if pool is None else pool
         self._in_pool: dict[int, Prompt] = {}
         self._handovers: list[float] = []  # a heap: when prompts leave the pool

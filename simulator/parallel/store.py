@@ -126,10 +126,10 @@ def _found(directory: Path, described: Mapping[str, Any]) -> Any:
         )
     if any(found.get(name) != described[name] for name in ("schema", "version", "code")):
         theirs, ours = (f"version {m.get('version')}, code {m.get('code')}" for m in (found, described))
+        # Of several directories, as a plan has, the same words from the same place: Python shows them once.
         warnings.warn(
-            f"{directory} holds results of other code ({theirs}); they are not used, and its cells run again "
-            f"({ours})",
-            stacklevel=5,
+            f"kept cells were computed by other code ({theirs}): they are not used, and run again ({ours})",
+            stacklevel=1,
         )
     elif found["sweep"] != described["sweep"]:
         raise BadInputError(

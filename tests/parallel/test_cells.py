@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -193,6 +194,21 @@ def test_content_hash_sees_values_and_not_caches() -> None:
 # --- other code ---------------------------------------------------------------------------------------------
 
 
+def test_other_code_is_said_once_of_all_directories_of_a_plan(tmp_path: Path, log: Path) -> None:
+    sweeps = [tmp_path / "peak", tmp_path / "rates"]
+    for directory in sweeps:
+        run_cells(draw, cells_of(log, 1), directory=directory)
+        manifest = json.loads((directory / MANIFEST).read_text())
+        (directory / MANIFEST).write_text(json.dumps(manifest | {"code": "other"}))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        for directory in sweeps:
+            run_cells(draw, cells_of(log, 1), directory=directory)
+    assert [str(warning.message).split(" (")[0] for warning in said] == [
+        "kept cells were computed by other code"
+    ]
+
+
 def made(text: str) -> Any:
     """The function ``f`` of a module written by a user, as a notebook's would be."""
     module: dict[str, Any] = {"__name__": "__main__"}
@@ -323,7 +339,7 @@ def test_results_of_an_edited_package_are_not_used(tmp_path: Path) -> None:
     )
     seconds, said = run()
     assert seconds == 2 / 50
-    assert "holds results of other code" in said
+    assert "computed by other code" in said
     assert "run again" in said
     source.write_text(before)
     assert run()[0] == 1 / 50  # what the first code computed is still there

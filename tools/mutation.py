@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,13 +43,12 @@ FOUND = ("killed", "timeout", "segfault", "caught by type check")
 """What mutmut calls a mutant that the tests noticed."""
 
 
-def configuration(part: str) -> str:
-    """Return the settings of mutmut that mutate ``simulator/PART``: a package or a file of one."""
-    package = part.split("/")[0]
-    only = f"simulator/{part}" if part.endswith(".py") else f"simulator/{part}/*"
+def configuration(parts: Sequence[str]) -> str:
+    """Return the settings of mutmut that mutate a package, or files and folders of one."""
+    package = _package(parts[0])
     settings = {
         "source_paths": ["simulator"],
-        "only_mutate": [only],
+        "only_mutate": [f"simulator/{part}" + ("" if part.endswith(".py") else "/*") for part in parts],
         "also_copy": [name for name in COPIED if name not in ("simulator", "tests")],
         "pytest_add_cli_args": ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", LEFT_OUT],
         "pytest_add_cli_args_test_selection": [f"tests/{package}", *ALSO.get(package, ())],
@@ -57,8 +58,12 @@ def configuration(part: str) -> str:
     return "\n".join(("", "[tool.mutmut]", *lines, ""))
 
 
-def mutate(part: str, folder: Path, minutes: float) -> dict[str, str]:
-    """Run the mutants of ``simulator/PART`` in ``folder``; returns by name what became of each.
+def _package(part: str) -> str:
+    return part.split("/")[0]
+
+
+def mutate(parts: Sequence[str], folder: Path, minutes: float) -> dict[str, str]:
+    """Run the mutants of parts of one package in ``folder``; returns by name what became of each.
 
     Mutants that were not reached within ``minutes`` are ``not checked``. A run that fails goes on.
     Raises ``RuntimeError`` where mutmut cannot go on, as where the tests fail without a mutant.
@@ -66,7 +71,7 @@ def mutate(part: str, folder: Path, minutes: float) -> dict[str, str]:
     copy_project(folder)
     (folder / "mutants").mkdir()  # on the path from the start, else its modules are not found later
     with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
-        file.write(configuration(part))
+        file.write(configuration(parts))
     ends = time.monotonic() + 60 * minutes
     reached = -1
     while True:
@@ -76,7 +81,7 @@ def mutate(part: str, folder: Path, minutes: float) -> dict[str, str]:
         if complete:
             return became
         if reached <= before or not reached:
-            raise RuntimeError(f"mutmut could not run on {part}: {_tail(folder / 'mutmut.log')}")
+            raise RuntimeError(f"mutmut could not run on {', '.join(parts)}: {_tail(folder / 'mutmut.log')}")
 
 
 def _run(folder: Path, seconds: float) -> bool:
@@ -138,11 +143,11 @@ def _printed(folder: Path, *command: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def report(part: str, folder: Path, became: dict[str, str]) -> int:
+def report(parts: Sequence[str], folder: Path, became: dict[str, str]) -> int:
     """Print the counts and each survivor with the lines that it changes; returns the number of survivors."""
     counts = Counter(became.values())
     found = sum(counts[status] for status in FOUND)
-    print(f"{part}: {found} of {len(became)} mutants found; {dict(counts)}", flush=True)
+    print(f"{', '.join(parts)}: {found} of {len(became)} mutants found; {dict(counts)}", flush=True)
     survived = [name for name, status in became.items() if status in ("survived", "no tests")]
     for line in _diffs(folder, survived) if survived else ():
         if line.startswith("# ") or (line[:1] in "+-" and line[:3] not in ("+++", "---")):
@@ -156,15 +161,18 @@ def main() -> int:
     parser.add_argument(
         "parts", nargs="*", metavar="PACKAGE[/FILE.py]", help=f"default: {' '.join(PACKAGES)}"
     )
-    parser.add_argument("--minutes", type=float, default=60.0, help="at most so long for each (default 60)")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="at most so long for a package (default 60)"
+    )
     asked = parser.parse_args()
     missing = [part for part in asked.parts if not (ROOT / "simulator" / part).exists()]
     if missing:
         parser.error(f"simulator/ has no {', '.join(missing)}")
     survivors = 0
-    for part in asked.parts or PACKAGES:
+    for _, named in groupby(sorted(asked.parts or PACKAGES, key=_package), key=_package):
+        parts = list(named)  # of one package: finding which tests run which lines takes minutes, once
         with TemporaryDirectory(prefix="mutmut-") as folder:
-            survivors += report(part, Path(folder), mutate(part, Path(folder), asked.minutes))
+            survivors += report(parts, Path(folder), mutate(parts, Path(folder), asked.minutes))
     return 1 if survivors else 0
 
 

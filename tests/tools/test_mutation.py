@@ -16,13 +16,23 @@ from tools.mutants import COPIED, ROOT
 
 @pytest.mark.parametrize("part", [*mutation.PACKAGES, "cost/curve.py"])
 def test_the_settings_name_what_is_there(part: str) -> None:
-    settings = tomllib.loads(mutation.configuration(part))["tool"]["mutmut"]
+    settings = tomllib.loads(mutation.configuration([part]))["tool"]["mutmut"]
     (only,) = settings["only_mutate"]
     assert list(ROOT.glob(only.removesuffix("/*")))
     tests = settings["pytest_add_cli_args_test_selection"]
     assert tests[0] == f"tests/{part.split('/')[0]}"
     assert all((ROOT / test).exists() for test in tests)
     assert {"simulator", "tests", *settings["also_copy"]} == set(COPIED)
+
+
+def test_parts_of_a_package_share_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(mutation, "mutate", lambda parts, folder, minutes: ran.append(parts) or {})
+    monkeypatch.setattr("sys.argv", ["mutation", "engine/run.py", "sla", "engine/strides"])
+    assert mutation.main() == 0
+    assert ran == [["engine/run.py", "engine/strides"], ["sla"]]
+    only = tomllib.loads(mutation.configuration(ran[0]))["tool"]["mutmut"]["only_mutate"]
+    assert only == ["simulator/engine/run.py", "simulator/engine/strides/*"]
 
 
 def test_survivors_are_counted_and_shown(
@@ -37,7 +47,7 @@ def test_survivors_are_counted_and_shown(
         "a": "killed", "b": "timeout", "c": "segfault", "d": "caught by type check", "e": "survived",
         "f": "no tests", "g": "not checked",
     }  # fmt: skip
-    assert mutation.report("cost", Path(), became) == 2
+    assert mutation.report(["cost"], Path(), became) == 2
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("cost: 4 of 7 mutants found; ")
     assert said[1:] == [
@@ -79,7 +89,7 @@ def test_a_run_that_fails_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(
         mutation, "_results", lambda _: list(zip("abc", [*tried, "not checked", "not checked"], strict=False))
     )
-    assert mutation.mutate("cost", tmp_path / "copy", 1.0) == {"a": "killed", "b": "killed", "c": "killed"}
+    assert mutation.mutate(["cost"], tmp_path / "copy", 1.0) == {"a": "killed", "b": "killed", "c": "killed"}
 
 
 def test_a_run_that_gets_nowhere_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -91,4 +101,4 @@ def test_a_run_that_gets_nowhere_is_an_error(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(mutation, "_run", run)
     monkeypatch.setattr(mutation, "_results", lambda _: [("a", "not checked")])
     with pytest.raises(RuntimeError, match="the tests fail"):
-        mutation.mutate("cost", tmp_path / "copy", 1.0)
+        mutation.mutate(["cost"], tmp_path / "copy", 1.0)

@@ -42,7 +42,7 @@ from simulator.engine.run import (
 )
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
-from simulator.schedulers.protocol import Batch, Scheduler
+from simulator.schedulers.protocol import Batch, Policy, Scheduler
 from simulator.traffic.workload import Workload
 from tests.support.engines import (
     TICK,
@@ -247,6 +247,34 @@ def test_chunked_prefill_rides_along() -> None:
     assert steps["gap_s"].max() == 5
     assert requests["ttft_s"].tolist() == [4, 10.5]
     assert requests["finished_s"].tolist() == [22, 20]
+
+
+class _Told(Policy):
+    """Verifies nothing, and keeps what it is told of prompts: their rows, and how many end."""
+
+    def __init__(self) -> None:
+        self.prompts: list[tuple[int, int]] = []
+
+    def schedule(self, survival: NDArray[np.float32], batch: Batch) -> NDArray[np.int64]:
+        self.prompts.append((batch.prefill_tokens, batch.prompts_ending))
+        return np.zeros(len(survival), dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("arriving", "told"),
+    [
+        ([3, 3], [(0, 0), (4, 1), (2, 1), (0, 0)]),  # the second one is cut: 1 of its rows, then 2
+        ([2, 2], [(0, 0), (4, 2), (0, 0)]),
+        ([9], [(0, 0), (4, 0), (4, 0), (1, 1), (0, 0)]),
+    ],
+)
+def test_a_policy_is_told_which_prompts_a_step_ends(arriving: list[int], told: list[tuple[int, int]]) -> None:
+    """Chunks of 4 beside request 0, which decodes from the first tick on; the others arrive at 1.5 ticks."""
+    policy, others = _Told(), len(arriving)
+    load = open_loop([0.0] + [1.5 * TICK] * others, [50] + [9] * others, [2, *arriving])
+    limits = EngineLimits(3, prefill="chunked", chunk_tokens=4)
+    run(load, constant_replay(2, 0), policy, constant_cost(), limits, steps=1 + len(told))
+    assert policy.prompts[: len(told)] == told
 
 
 def test_prefill_elsewhere_never_touches_a_step() -> None:

@@ -107,6 +107,16 @@ def test_one_token_outputs_are_done_where_the_pool_is_done() -> None:
     ]
 
 
+def test_a_prompt_in_the_pool_is_served_once_a_worker_takes_it() -> None:
+    """One worker has request 0 from 0 to 4 and request 1 from 4 to 10; request 0's first step ends at 5."""
+    load = open_loop([0.0, 0.0], [50, 3], [4, 6])
+    limits = EngineLimits(2, prefill_tokens_per_s=1 / TICK)
+    engine, _ = run(load, constant_replay(2, 0), Fixed(0), constant_cost(), limits, steps=1)
+    arrived_s, served_s = engine.served_s()
+    assert (arrived_s / TICK).tolist() == [0, 0]
+    assert (served_s / TICK).tolist() == [0, 4]
+
+
 def test_the_line_of_the_pool_is_part_of_the_queue() -> None:
     """Four prompts of 5 ticks at once wait 0, 5, 10 and 15 for the only worker: 30 request-ticks."""
     load = open_loop([0.0] * 4, [9] * 4, [5] * 4)

@@ -165,16 +165,17 @@ Packed = Plain | Differences | Coded | Exceptions
 
 def pack(numbers: Floats, expected: Expectation) -> Packed:
     """Pack up to ``PACKED_ROWS`` numbers, [n], as what takes the fewest bytes."""
-    plain, found = Plain.of(numbers), Exceptions.of(numbers, expected)
-    kinds: list[Packed] = [plain] if found is None else [found, plain]
-    if plain.values.dtype != np.float64:
-        differences = Differences.of(plain.values)
-        kinds += [] if differences is None else [differences]
-    best = min(kinds, key=lambda kind: kind.nbytes)
-    # Numbering takes a sort.
-    return (
-        min(best, Coded.of(numbers), key=lambda kind: kind.nbytes) if best.nbytes == numbers.nbytes else best
-    )
+    found: Packed | None = Exceptions.of(numbers, expected)
+    if found is not None and found.nbytes < numbers.size:
+        return found  # less than a byte for each
+    plain = Plain.of(numbers)
+    if found is None or plain.nbytes <= found.nbytes:
+        found = plain
+    if plain.values.itemsize in (2, 4):
+        other: Packed | None = Differences.of(plain.values)
+    else:  # numbering takes a sort
+        other = Coded.of(numbers) if found.nbytes == numbers.nbytes else None
+    return found if other is None or found.nbytes <= other.nbytes else other
 
 
 def _whole(numbers: Floats) -> NDArray[Any] | None:

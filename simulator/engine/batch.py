@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.core.arrays import Expectation, Floats, Following, Log, Part, Rows
+from simulator.core.arrays import PACKED_ROWS, Expectation, Floats, Following, Log, Part, Rows
 from simulator.traffic.workload import Workload
 
 
@@ -19,7 +20,7 @@ class Step(NamedTuple):
     """One engine step as recorded. Times in seconds; the rest counts requests or tokens.
 
     gap_s is the time since the batch last received tokens: the duration, and any prefill in between. A
-    newcomer's own gap differs (``engine.measures.metrics.first_gaps``). A step of nothing but prefill has
+    newcomer's own gap differs (``engine.measures.metrics.FirstGaps``). A step of nothing but prefill has
     ``requests`` 0. waiting: requests that have arrived and are not being served, be it in the pool's line,
     for a slot, for KV cache, or admitted with their prefill not begun. Three sums since the step before, in
     request-seconds: decoding_s is time in the batch, queued_s is time spent so ``waiting``, handover_s is
@@ -99,26 +100,38 @@ class StepLog(Log):
 
     def delivery_s(self) -> Floats:
         """When each decode step delivered its tokens, [decode steps]."""
-        return np.concatenate([_delivery_s(part) for part in self.parts()])
+        return np.concatenate([_of_decode_steps(part, "end_s") for part in self.parts()])
 
-    def delivered_s(self, numbers: Rows) -> Floats:
-        """When these decode steps delivered, [n], by their number from 0 on; 0 for a number below 0."""
+    @property
+    def decode_steps(self) -> int:
+        """Count the decode steps so far."""
+        return sum(self._decode_steps()) + _decode_steps(self.part(self.ended))
+
+    def _decode_steps(self) -> list[int]:
+        """Count the decode steps of each part that grows no more."""
         self._decoding += map(_decode_steps, map(self.part, range(len(self._decoding), self.ended)))
-        first, delivered_s = np.cumsum([0, *self._decoding]), np.zeros(numbers.size)
-        within = np.searchsorted(first, numbers, side="right") - 1
-        for at in np.flatnonzero(np.bincount(within + 1)[1:]).tolist():
-            here = within == at
-            delivered_s[here] = _delivery_s(self.part(at))[numbers[here] - first[at]]
-        return delivered_s
+        return self._decoding
+
+    def of_decode_steps(self, name: str, numbers: Rows) -> Floats:
+        """Copy a field of decode steps, [n], given by their number from 0 on; 0 for a number below 0.
+
+        numbers: none below the one before.
+        """
+        first, found = np.cumsum([0, *self._decode_steps()]), np.zeros(numbers.size)
+        edges = [*np.searchsorted(numbers, first).tolist(), numbers.size]
+        for at, (begin, end) in enumerate(pairwise(edges)):
+            if begin < end:
+                found[begin:end] = _of_decode_steps(self.part(at), name)[numbers[begin:end] - first[at]]
+        return found
 
 
 def _decode_steps(part: Part) -> int:
     return int(np.count_nonzero(part.column("requests")))
 
 
-def _delivery_s(part: Part) -> Floats:
-    ends, decoding = part.column("end_s"), part.column("requests") > 0
-    return ends if decoding.all() else ends[decoding]
+def _of_decode_steps(part: Part, name: str) -> Floats:
+    column, decoding = part.column(name), part.column("requests") > 0
+    return column if decoding.all() else column[decoding]
 
 
 def _expected_of_steps(name: str, column: Callable[[str], Floats]) -> Expectation | None:
@@ -172,16 +185,19 @@ def joined_log(workload: Workload, steps: StepLog) -> Log:
 def _expected_of_joined(
     workload: Workload, steps: StepLog, name: str, column: Callable[[str], Floats]
 ) -> Expectation | None:
-    """Expect requests in order of arrival, prefilled elsewhere: they join as a decode step ends."""
+    """Expect requests in order of arrival, prefilled elsewhere: they join when the step under way ends."""
     if name == "request":
         return Following(np.ones_like(column("first_step")))
     if name == "queued_s":
         arrival_s, request = workload.arrival_s, column("request").astype(np.int64)
         return column("admitted_s") if arrival_s is None else arrival_s[request]
     if name == "admitted_s":
-        return steps.delivered_s(column("first_step").astype(np.int64) - 1)
+        return steps.of_decode_steps("end_s", column("first_step").astype(np.int64) - 1)
     if name == "first_token_s":
         return column("admitted_s")
+    if name == "waited_step_s":
+        apart = sum(column(other) for other in ("waited_pool_s", "waited_slot_s", "waited_kv_s"))
+        return np.where(apart == 0, column("admitted_s") - column("queued_s"), 0.0)
     if name == "decode_tokens":
         return workload.output_tokens[column("request").astype(np.int64)].astype(np.float64) - 1
     return None
@@ -201,7 +217,7 @@ def _expected_of_finished(steps: StepLog, name: str, column: Callable[[str], Flo
     if name == "request":
         return column("entry")
     if name == "finished_s":
-        return steps.delivered_s(column("last_step").astype(np.int64) - 1)
+        return steps.of_decode_steps("end_s", column("last_step").astype(np.int64) - 1)
     return None
 
 
@@ -209,7 +225,7 @@ def _expected_of_finished(steps: StepLog, name: str, column: Callable[[str], Flo
 class Described(Mapping[str, Floats]):
     """What is known of requests: ``DESCRIBED`` by name, [n] each, put together when asked for.
 
-    row: gives a column of ``BATCH_ROW``.
+    row: copies a column of ``BATCH_ROW``.
     """
 
     joined: Log
@@ -218,8 +234,11 @@ class Described(Mapping[str, Floats]):
     def __getitem__(self, name: str) -> Floats:
         if name in BATCH_ROW[2:]:
             return self.row(name)
-        column = self.joined.column(name)
-        return column[self.row("entry").astype(np.int64)]
+        column, found = self.joined.column(name), self.row("entry")
+        for begin in range(0, found.size, PACKED_ROWS):
+            some = found[begin : begin + PACKED_ROWS]
+            some[:] = column[some.astype(np.int64)]
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(DESCRIBED)
@@ -230,10 +249,12 @@ class Described(Mapping[str, Floats]):
 
 def arrived_and_waited(joined: Log) -> tuple[Floats, Floats]:
     """When each request that has joined arrived, and all that it waited for before, [n] in seconds."""
-    waited: Floats = np.zeros(len(joined))
-    for name in WAITS:
-        waited += joined.column(name)
-    return joined.column("queued_s"), waited
+    waited_s, end = np.zeros(len(joined)), 0
+    for part in joined.parts():
+        for name in WAITS:
+            waited_s[end : end + part.rows] += part.column(name)
+        end += part.rows
+    return joined.column("queued_s"), waited_s
 
 
 @dataclass(slots=True)

@@ -216,7 +216,7 @@ class Engine:
     def decoding(self) -> Described:
         """Return the same of requests now in the batch, which have not finished."""
         rows = np.delete(self._rows.table[:, : self._rows.count], self._rows.holes, axis=1)
-        return Described(self._joined, dict(zip(BATCH_ROW, rows, strict=True)).__getitem__)
+        return Described(self._joined, lambda name: rows[BATCH_ROW.index(name)].copy())
 
     def served_s(self) -> tuple[Floats, Floats]:
         """Of each request that has arrived, [n]: when, and when all that it waited for was over.

@@ -17,7 +17,7 @@ from simulator.core.files import write_json, write_table
 from simulator.cost.models import CostModel
 from simulator.engine.executor import Executor
 from simulator.engine.limits import EngineLimits
-from simulator.engine.measures.metrics import Metrics, first_gaps, measure, walks
+from simulator.engine.measures.metrics import FirstGaps, Metrics, measure, walks
 from simulator.engine.measures.recorded import Recorded, frame, requests_frame, steps_frame
 from simulator.engine.measures.saturation import is_saturated
 from simulator.engine.simulated import SimulatedExecutor
@@ -248,7 +248,7 @@ def summarise(engine: ServingEngine, *, warmup: float = 0.2, steps_outside: int 
     """Metrics of an engine that has run, and what it recorded."""
     recorded = Recorded.of(engine)
     metrics = measure(
-        recorded.steps, recorded.requests, first=first_gaps(engine), warmup=warmup,
+        recorded.steps, recorded.requests, first=FirstGaps(engine), warmup=warmup,
         steps_outside=steps_outside,
         walked=walks(engine) if engine.workload.is_closed_loop else None,
     )  # fmt: skip

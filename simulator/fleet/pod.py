@@ -18,7 +18,7 @@ from simulator.core.random import random_stream
 from simulator.deployment.setup import Setup
 from simulator.engine.batch import WAITS
 from simulator.engine.limits import PrefillPool
-from simulator.engine.measures.metrics import Metrics, first_gaps, measure
+from simulator.engine.measures.metrics import FirstGaps, Metrics, measure
 from simulator.engine.measures.recorded import Recorded, requests_frame
 from simulator.engine.measures.saturation import Trend, queue_trend
 from simulator.engine.simulated import SimulatedExecutor
@@ -275,7 +275,11 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
     for replica, requests in zip(replicas, served, strict=True):
         engine, outside = replica.engine, replica.executor.steps_outside
         engine.steps.fold()  # all steps are rounded alike, wherever the clock stood at the last fold
-        steps, first, delivery_s = dict(Recorded.of(engine).steps), first_gaps(engine), engine.delivery_s()
+        steps, first, delivery_s = (
+            dict(Recorded.of(engine).steps),
+            list(FirstGaps(engine)),
+            engine.delivery_s(),
+        )
         engine.steps.clear()
         # Requests wait in one queue of the pod; each replica gets an equal share of its trend.
         share = (trend.slope_per_s / len(replicas), trend.ci95 / len(replicas))

@@ -14,6 +14,7 @@ from simulator.core.statistics import (
     divide_each,
     mean_interval,
     quantile,
+    quantile_of_parts,
     rate_interval,
     ratio_interval,
     replicated_ratio,
@@ -121,7 +122,10 @@ def test_a_mean_of_replications_by_hand() -> None:
 def test_quantiles_and_ratios_of_nothing_are_unknown() -> None:
     assert np.isnan(quantile(np.array([]), 0.5))
     assert quantile(np.array([1.0, 2.0, 4.0]), 0.75) == 3.0
-    assert np.isnan(weighted_quantile(np.array([]), np.array([]), [0.1, 0.9])).tolist() == [True, True]
+    nothing = np.array([]), np.array([])
+    assert np.isnan(weighted_quantile(*nothing, [0.1, 0.9])).tolist() == [True, True]
+    for parts in ([], [nothing]):
+        assert np.isnan(quantile_of_parts(lambda parts=parts: parts, [0.1, 0.9])).tolist() == [True, True]
     assert np.isnan(divide(1, 0))
     assert divide(1, 4) == 0.25
     ratio = divide_each(np.array([1.0, 2.0, 3.0]), np.array([2.0, 0.0, -1.0]))
@@ -134,6 +138,46 @@ def test_a_weighted_quantile_is_the_first_value_with_that_share_below_it() -> No
     values, weights = np.array([30.0, 10.0, 20.0]), np.array([2, 1, 1])
     found = weighted_quantile(values, weights, [0.0, 0.25, 0.26, 0.5, 0.51, 1.0])
     assert found.tolist() == [10, 10, 20, 20, 30, 30]
+
+
+EDGES = [0.0, 5e-324, 1.0, np.nextafter(1.0, 0.0), np.nextafter(1.0, 2.0), 1.0 + 2.0**-8, 1e308, np.inf]
+"""Values that share a bucket, stand at the edge of one, or lie as far apart as they can."""
+
+WEIGHED = st.tuples(
+    st.one_of(st.sampled_from(EDGES), st.floats(0.0, np.inf), st.floats(0.01, 0.011)), st.integers(0, 9)
+)
+
+
+@given(
+    st.lists(st.lists(WEIGHED, max_size=6), min_size=1, max_size=5),
+    st.lists(WEIGHED, max_size=4),
+    st.lists(st.floats(0.001, 1.0), min_size=1, max_size=4),
+)
+def test_a_quantile_of_parts_is_that_of_all_values_sorted(
+    pairs: list[list[tuple[float, int]]], taken_back: list[tuple[float, int]], at: list[float]
+) -> None:
+    """Parts may be empty and weights 0; what one part adds another one takes back."""
+    parts = [
+        (np.array([value for value, _ in part]), np.array([weight for _, weight in part], dtype=np.int64))
+        for part in pairs
+    ]
+    values, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
+    back, counts = (np.array([pair[column] for pair in taken_back], dtype=float) for column in (0, 1))
+    parts = [(back, -counts), *parts, (back, counts)]
+    found = quantile_of_parts(lambda: parts, at)
+    weighed = weights > 0
+    expected = weighted_quantile(values[weighed], weights[weighed], at)
+    assert_array_equal(found.view(np.int64), expected.view(np.int64))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-12, 0.3, 50.0])
+def test_a_quantile_of_many_parts_is_exact_however_the_values_lie(spread: float) -> None:
+    """All alike, all in one bucket, in some hundreds of buckets, and in all that there are."""
+    draw = np.random.default_rng(1)
+    parts = [(np.exp(spread * draw.normal(size=500)), draw.integers(0, 200, 500)) for _ in range(8)]
+    values, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
+    at = [1e-6, 0.01, 0.5, 0.99, 1.0]
+    assert_array_equal(quantile_of_parts(lambda: parts, at), weighted_quantile(values, weights, at))
 
 
 def test_requests_alone_make_the_interval_where_steps_do_not_scatter() -> None:

@@ -17,7 +17,7 @@ from simulator.core.random import random_stream
 from simulator.cost.models import AdditiveCost, LengthByRequests, StepCost
 from simulator.engine.engine import Engine
 from simulator.engine.limits import EngineLimits
-from simulator.engine.measures.metrics import first_gaps
+from simulator.engine.measures.metrics import FirstGaps
 from simulator.engine.measures.recorded import requests_frame, steps_frame
 from simulator.engine.run import advance
 from simulator.engine.simulated import SimulatedExecutor
@@ -166,9 +166,10 @@ def check(engine: Any, reference: ReferenceSimulator) -> None:
     first = [each.deliveries_s[0] - each.first_token_s if each.deliveries_s else np.nan for each in done]
     close(frame["first_gap_s"], first)
     # Every gap between deliveries, of requests under way too: a newcomer's own, the step's for all others.
-    number, gap_s = first_gaps(engine)
+    number, gap_s, of_step_s = (np.concatenate(column) for column in zip(*FirstGaps(engine), strict=True))
     newcomers = np.bincount(number, minlength=int((steps["requests"] > 0).sum()))
     decoding = steps[steps["requests"] > 0]
+    assert np.array_equal(decoding["gap_s"].to_numpy()[number], of_step_s)
     others_s = np.repeat(decoding["gap_s"], decoding["requests"] - newcomers)
     expected_s = [
         after - before

@@ -15,7 +15,7 @@ from simulator.core.errors import BadInputError
 from simulator.cost.models import ThroughputCurve
 from simulator.engine.batch import DESCRIBED, Step, StepLog
 from simulator.engine.limits import EngineLimits
-from simulator.engine.measures.metrics import Metrics, first_gaps, measure, walks
+from simulator.engine.measures.metrics import FirstGaps, Metrics, measure, walks
 from simulator.engine.run import STEPS_LIMIT, Run, is_overloaded, require_steps, run_engine, simulate
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.engine.strides.serving import serving_engine
@@ -161,7 +161,7 @@ def test_a_run_is_the_same_packed_and_its_metrics_are_those_of_its_frames(
     executor = SimulatedExecutor([random_replay(4)], workload, rising_cost(), capacity=4, seed=0)
     engine = run_engine(workload, executor, DSpark(), rising_cost(), limits, steps=options["steps"])
     walked = walks(engine) if workload is LOOP else None
-    framed = measure(whole.steps, whole.requests, first=first_gaps(engine), walked=walked)
+    framed = measure(whole.steps, whole.requests, first=FirstGaps(engine), walked=walked)
     if whole.saturated:
         framed = framed.without_waiting(decoding_waits=limits.has_pool)
     assert_equal(framed.as_row(), whole.metrics.as_row())
@@ -175,8 +175,8 @@ def test_requests_are_read_beside_steps_that_were_folded(monkeypatch: pytest.Mon
     steps.fold()
     assert run.requests.equals(whole.requests)
     ends = steps.delivery_s()
-    number = np.array([ends.size - 1, -1, 0, 17, 5])
-    assert steps.delivered_s(number).tolist() == [ends[-1], 0.0, ends[0], ends[17], ends[5]]
+    number = np.array([-1, 0, 5, 5, 17, ends.size - 1])
+    assert steps.of_decode_steps("end_s", number).tolist() == [0.0, *ends[number[1:]]]
 
 
 def test_what_is_recorded_has_as_many_columns_as_its_frames() -> None:

@@ -17,17 +17,25 @@ Definitions, once:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simulator.core.arrays import Floats
+from simulator.core.arrays import Floats, Rows
 from simulator.core.errors import BadInputError
-from simulator.core.statistics import BATCHES, divide, quantile, rate_interval, weighted_quantile
+from simulator.core.statistics import (
+    BATCHES,
+    Weighted,
+    divide,
+    quantile,
+    quantile_of_parts,
+    rate_interval,
+)
 from simulator.engine.cursors import TraceCursors
+from simulator.engine.measures.recorded import StepColumns
 from simulator.engine.strides.serving import ServingEngine
 
 
@@ -84,20 +92,28 @@ class Metrics:
         return replace(self, **unknown)
 
 
-def first_gaps(engine: ServingEngine) -> tuple[NDArray[np.int64], Floats]:
-    """Every request's first delivery so far: the number of its decode step and the gap before it, [n] each.
+FirstGap = tuple[Rows, Floats, Floats]
+"""First deliveries, [n] each: the number of the decode step, the gap before it, and the step's own gap."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstGaps:
+    """Every request's first delivery so far, some at a time, in order of joining.
 
     Requests that are still under way count, unlike in ``requests_frame``: a run cut short would otherwise
     see only those that were quick.
     """
-    finished, under_way = engine.finished(), engine.decoding()
-    step, first_token_s, tokens = (
-        np.concatenate([finished[name], under_way[name]])
-        for name in ("first_step", "first_token_s", "decode_tokens")
-    )
-    delivery_s, step = engine.delivery_s(), step.astype(np.int64)
-    served = (tokens > 0) & (step < delivery_s.size)
-    return step[served], delivery_s[step[served]] - first_token_s[served]
+
+    engine: ServingEngine
+
+    def __iter__(self) -> Iterator[FirstGap]:
+        steps = self.engine.steps
+        for part in self.engine.finished().joined.parts():
+            step = part.column("first_step").astype(np.int64)
+            served = (part.column("decode_tokens") > 0) & (step < steps.decode_steps)
+            step, first_token_s = step[served], part.column("first_token_s")[served]
+            gap_s = steps.of_decode_steps("end_s", step) - first_token_s
+            yield step, gap_s, steps.of_decode_steps("gap_s", step)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,14 +168,14 @@ def measure(
     steps: Table,
     requests: Table,
     *,
-    first: tuple[NDArray[np.int64], Floats] | None = None,
+    first: Iterable[FirstGap] = (),
     walked: Walks | None = None,
     warmup: float = 0.2,
     steps_outside: int = 0,
 ) -> Metrics:
     """Metrics over the run without its first ``warmup`` share of steps.
 
-    first: ``first_gaps`` of the engine; None where every request had a delivery before these steps.
+    first: ``FirstGaps`` of the engine; none where every request had a delivery before these steps.
     walked: ``walks`` of an engine in a closed loop, whose throughput is its requests' own; in an open loop it
         is what arrives, and only batches of steps know how that scatters.
 
@@ -181,12 +197,11 @@ def measure(
     ttft, ttft_quantiles = _quantiles(requests, "ttft_s", done, [0.50, 0.99])
     _, speed_quantiles = _quantiles(requests, "tps", decoded, [0.10, 0.50])
     _, tpot_quantiles = _quantiles(requests, "tpot_s", decoded, [0.50, 0.99])
-    rows, drafts, accepted, committed = (
-        window.decode(name).sum()
-        for name in ("requests", "draft_tokens", "accepted_tokens", "committed_tokens")
+    rows, drafts, accepted, committed, prefill = window.sums(
+        "requests", "draft_tokens", "accepted_tokens", "committed_tokens", "prefill_tokens"
     )
     decoding_s, handover_s = (float(window.decode(name).sum()) for name in ("decoding_s", "handover_s"))
-    itl = weighted_quantile(*_gaps(window, first), [0.5, 0.99])
+    itl = quantile_of_parts(lambda: _gaps(window, first), [0.5, 0.99])
     return Metrics(
         throughput_tok_per_s=mean,
         throughput_ci95=half,
@@ -196,7 +211,7 @@ def measure(
         verification_budget_mean=divide(rows + drafts, rows),
         accepted_length_mean=divide(rows + accepted, rows),
         acceptance_rate=divide(rows + accepted, rows + drafts),
-        batch_tokens_mean=_mean(window.rows()),
+        batch_tokens_mean=divide(rows + drafts + prefill, window.decode_steps),
         step_time_mean_s=_mean(window.decode("duration_s")),
         wasted_fraction=divide(drafts - accepted, drafts) if drafts else 0.0,
         itl_p50_s=float(itl[0]),
@@ -241,6 +256,11 @@ class _Window:
         """Decode steps before the window."""
         return int(self.decoding[: self.begin].sum())
 
+    @property
+    def decode_steps(self) -> int:
+        """Decode steps in the window."""
+        return int(self.decoding[self.begin :].sum())
+
     def every(self, name: str) -> NDArray[Any]:
         """Return a column of all measured steps."""
         return np.asarray(self.steps[name])[self.begin :]
@@ -250,12 +270,20 @@ class _Window:
         column, decoding = self.every(name), self.decoding[self.begin :]
         return column if decoding.all() else column[decoding]
 
-    def rows(self) -> NDArray[Any]:
-        """Return the rows of each measured decode step: anchors, drafts and prompts."""
-        rows: NDArray[Any] = (
-            self.decode("requests") + self.decode("draft_tokens") + self.decode("prefill_tokens")
+    def parts(self, *names: str) -> Iterator[list[NDArray[Any]]]:
+        """Go through columns of the measured decode steps, in parts where the table has parts."""
+        end = 0
+        for columns in _parts(self.steps, names):
+            begin, end = end, end + len(columns[0])
+            which = self.decoding[begin:end].copy()
+            which[: max(0, self.begin - begin)] = False
+            yield columns if which.all() else [column[which] for column in columns]
+
+    def sums(self, *names: str) -> Iterator[int]:
+        """Sum counts over the measured decode steps."""
+        return map(
+            sum, zip(*([int(column.sum()) for column in part] for part in self.parts(*names)), strict=True)
         )
-        return rows
 
     def clock(self) -> tuple[float, Floats]:
         """Return when the window begins, and the time that each of its steps adds to the clock."""
@@ -264,7 +292,10 @@ class _Window:
             start_s = float(ends[self.begin - 1])
         else:
             start_s = float(ends[0] - np.asarray(self.steps["duration_s"])[0])
-        return start_s, np.diff(ends[self.begin :], prepend=start_s)
+        elapsed = np.empty(ends.size - self.begin)
+        elapsed[0] = ends[self.begin] - start_s
+        np.subtract(ends[self.begin + 1 :], ends[self.begin : -1], out=elapsed[1:])
+        return start_s, elapsed
 
 
 def _mean(values: NDArray[Any]) -> float:
@@ -294,20 +325,23 @@ def _throughput(window: _Window, elapsed: Floats, walked: Walks | None) -> tuple
     return rate_interval(tokens, elapsed, by_request=residual, reuse=walked.reuse)
 
 
-def _gaps(
-    window: _Window, first: tuple[NDArray[np.int64], Floats] | None
-) -> tuple[Floats, NDArray[np.int64]]:
-    """Gaps before all deliveries of a window, and how many deliveries had each.
+def _gaps(window: _Window, first: Iterable[FirstGap]) -> Iterator[Weighted]:
+    """Gaps before all deliveries of a window, and how many deliveries had each, in parts.
 
-    A step's own gap is that of the requests that were in the step before it; newcomers have their own.
+    A step's own gap is that of the requests that were in the step before it. Newcomers have their own, which
+    stands in place of the step's.
     """
-    count = window.decode("requests")
-    if first is None:
-        return window.decode("gap_s"), count
-    here, steps = first[0] >= window.earlier, count.size
-    gap, weight = np.empty(steps + here.sum()), np.ones(steps + here.sum(), dtype=np.int64)
-    weight[:steps] = count
-    del count
-    weight[:steps] -= np.bincount(first[0][here] - window.earlier, minlength=steps)
-    gap[:steps], gap[steps:] = window.decode("gap_s"), first[1][here]
-    return gap, weight
+    yield from ((gap, count) for gap, count in window.parts("gap_s", "requests"))
+    for step, own, replaced in first:
+        here = step >= window.earlier
+        one = np.ones(np.count_nonzero(here))
+        yield own[here], one
+        yield replaced[here], -one
+
+
+def _parts(steps: Table, names: Sequence[str]) -> Iterator[list[NDArray[Any]]]:
+    """Go through columns of all steps; what is not recorded in parts comes whole."""
+    if isinstance(steps, StepColumns):
+        yield from steps.parts(*names)
+    else:
+        yield [np.asarray(steps[name]) for name in names]

@@ -52,8 +52,12 @@ class StepColumns(Mapping[str, NDArray[Any]]):
     log: StepLog
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        column = self.log.column(name)
-        return column if name.endswith("_s") else column.astype(np.int64)
+        return self.log.column(name, np.float64 if name.endswith("_s") else np.int64)
+
+    def parts(self, *names: str) -> Iterator[list[Floats]]:
+        """Go through some columns, part by part; counts are float64 as well."""
+        for part in self.log.parts():
+            yield [part.column(name) for name in names]
 
     def __iter__(self) -> Iterator[str]:
         return iter(Step._fields)
@@ -106,14 +110,17 @@ def _decode_steps(recorded: Recorded) -> NDArray[np.int64]:
 
 
 def _decode_s(recorded: Recorded) -> Floats:
-    return recorded.finished["finished_s"] - recorded.finished["first_token_s"]
+    decode_s = recorded.finished["finished_s"]
+    decode_s -= recorded.finished["first_token_s"]
+    return decode_s
 
 
 def _ttft_s(recorded: Recorded) -> Floats:
     first_token_s = recorded.finished["first_token_s"]
     if recorded.workload.is_closed_loop and recorded.limits.prefill == "elsewhere":
         return np.full(first_token_s.size, np.nan)  # its next request is there, prefilled, when a slot frees
-    return first_token_s - recorded.finished["queued_s"]
+    first_token_s -= recorded.finished["queued_s"]
+    return first_token_s
 
 
 def _first_gap_s(recorded: Recorded) -> Floats:
@@ -121,6 +128,11 @@ def _first_gap_s(recorded: Recorded) -> Floats:
     gap_s = np.full(decoded.size, np.nan)
     gap_s[decoded] = recorded.log.delivery_s()[_first_step(recorded)[decoded]] - first_token_s[decoded]
     return gap_s
+
+
+def _tps(recorded: Recorded) -> Floats:
+    decode_s = _decode_s(recorded)  # first, as it takes more memory while it is made
+    return divide_each(_decode_tokens(recorded), decode_s)
 
 
 _OF_REQUESTS: Mapping[str, Callable[[Recorded], NDArray[Any]] | None] = {
@@ -135,7 +147,7 @@ _OF_REQUESTS: Mapping[str, Callable[[Recorded], NDArray[Any]] | None] = {
     "ttft_s": _ttft_s,
     "first_gap_s": _first_gap_s,
     "tpot_s": lambda recorded: divide_each(_decode_s(recorded), _decode_tokens(recorded)),
-    "tps": lambda recorded: divide_each(_decode_tokens(recorded), _decode_s(recorded)),
+    "tps": _tps,
     "accepted_length": lambda recorded: divide_each(_decode_tokens(recorded), _decode_steps(recorded)),
     **dict.fromkeys(WAITS),
 }

@@ -44,14 +44,13 @@ def queue_trend(arrived_s: Floats, served_s: Floats, from_s: float, to_s: float)
         return nothing  # all came at once: a line that can only shrink
     edges = np.linspace(from_s, to_s, BATCHES + 1)
     middle = (edges[1:] + edges[:-1]) / 2 - (from_s + to_s) / 2
-    entered, left = np.sort(arrived_s), np.sort(served_s[np.isfinite(served_s)])
-    line = _mean_count(entered, edges) - _mean_count(left, edges)
+    line = _mean_count(arrived_s.copy(), edges) - _mean_count(served_s[np.isfinite(served_s)], edges)
     slope = float(middle @ line / (middle @ middle))
     residual = line - line.mean() - slope * middle
     square = float(residual @ residual)
     r = float(np.clip(residual[1:] @ residual[:-1] / square, 0.0, 0.9)) if square > 0 else 0.0
     spread = np.sqrt(square / (BATCHES - 2) / (middle @ middle) * (1 + r) / (1 - r))
-    arrivals = int(np.searchsorted(entered, to_s) - np.searchsorted(entered, from_s))
+    arrivals = int(np.count_nonzero((arrived_s >= from_s) & (arrived_s < to_s)))
     material = max(5.0, MATERIAL_GROWTH * arrivals) / (to_s - from_s)
     return Trend(slope, float(spread * t_quantile(0.975, BATCHES - 2)), material)
 
@@ -61,10 +60,12 @@ def is_saturated(arrived_s: Floats, served_s: Floats, from_s: float, to_s: float
     return queue_trend(arrived_s, served_s, from_s, to_s).grows
 
 
-def _mean_count(sorted_s: Floats, edges: Floats) -> Floats:
-    """Mean number of events before t, for t within each span between edges."""
-    total = np.concatenate([[0.0], np.cumsum(sorted_s)])
+def _mean_count(times_s: Floats, edges: Floats) -> Floats:
+    """Mean number of events before t, for t within each span between edges; ``times_s`` is written over."""
+    times_s.sort()
+    before = np.searchsorted(times_s, edges)
+    np.cumsum(times_s, out=times_s)
     # The integral of N(t) from minus infinity to t is the sum over events before t of (t - event).
-    before = np.searchsorted(sorted_s, edges)
-    integral: Floats = before * edges - total[before]
+    summed = np.array([times_s[count - 1] if count else 0.0 for count in before.tolist()])
+    integral: Floats = before * edges - summed
     return np.asarray(np.diff(integral) / np.diff(edges))

@@ -272,7 +272,7 @@ class StridingEngine:
         memory, count = self._memory, int(self._state["count"])
         rows = {name: np.zeros(count) for name in BATCH_ROW}
         rows |= {name: memory.batch[name][:count].astype(np.float64) for name in BATCH_ROW[:3]}
-        return Described(self._joined, rows.__getitem__)
+        return Described(self._joined, lambda name: rows[name].copy())
 
     def served_s(self) -> tuple[Floats, Floats]:
         """Of each request that has arrived, [n]: when, and when all that it waited for was over.
@@ -293,7 +293,10 @@ class StridingEngine:
         unserved = np.full(waiting.size + int((~begun).sum()), np.inf)
         waited_s: list[Any] = [joined_waited_s, [waited for _, waited in pool], _waited(served), unserved]
         arrived_s = np.concatenate(queued_s)
-        return arrived_s, arrived_s + np.concatenate(waited_s)
+        del joined_s, queued_s  # of a million requests 8 MB
+        served_s = np.concatenate(waited_s)
+        served_s += arrived_s
+        return arrived_s, served_s
 
 
 def wait_until(environment: simpy.Environment, end_s: float) -> Generator[simpy.Event, Any, None]:

@@ -21,6 +21,9 @@ from simulator.live.training.optimisation import Progress
 from simulator.report.terminal import print_metrics
 from tests.live.conftest import MakeTarget
 
+COUNTED = gc.get_freeze_count
+"""The real one: other tests are spared the counting, see tests/conftest.py."""
+
 
 def test_a_piped_table_is_whole_and_shares_are_percentages(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -76,7 +79,8 @@ def test_loading_draws_no_bar_and_leaves_the_users_setting(
     assert logging.is_progress_bar_enabled()
 
 
-def test_what_a_caller_has_set_aside_stays_so() -> None:
+def test_what_a_caller_has_set_aside_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "get_freeze_count", COUNTED)
     gc.unfreeze()
     with long_lived_objects_set_aside():
         inside = gc.get_freeze_count()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from simulator.core.errors import BadInputError, InfeasibleError, SimulatorError
 from simulator.core.files import write_json
@@ -34,7 +35,8 @@ SPEED = (
     "generate.against_generate",
 )  # fmt: skip
 BRIEF = replace(
-    PRESETS["nano"], target=Schedule(steps=12, learning_rate=5e-3),
+    PRESETS["nano"], hidden_size=64, intermediate_size=128, target_layers=2, target_layer_ids=(0,),
+    target=Schedule(steps=12, learning_rate=5e-3),
     draft=Schedule(steps=8, learning_rate=5e-3), mtp=Schedule(steps=8, learning_rate=5e-3),
 )  # fmt: skip
 """Trained just long enough for every loss to fall."""
@@ -45,6 +47,15 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", [str(SCRIPT), *arguments])
     code: int = script["main"]()
     return code
+
+
+SAVE = Figure.savefig
+
+
+def coarsely(figure: Figure, path: Path, *, dpi: int, **options: Any) -> None:
+    """Save a figure small and not laid out: how figures look is shown by the tests of the report."""
+    figure.set_layout_engine("none")
+    SAVE(figure, path, dpi=dpi / 5, **options)
 
 
 def tiny(out: Path) -> Campaign:
@@ -65,6 +76,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("gc.collect", lambda *_: 0)  # keeps real steps even; modelled ones are
         patch.setattr("tools.campaign.parts.LIVE_POLICIES", "mtp1 dspark-async")
         patch.setattr("simulator.live.training.presets.PRESETS", PRESETS | {"nano": BRIEF})
+        patch.setattr(Figure, "savefig", coarsely)
         for name in SPEED:
             table = pd.DataFrame({"kind": ["x"], "step_ms": [1.23456]})
             patch.setattr(f"simulator.live.checks.speed.{name}", lambda *_, table=table: table)

@@ -258,7 +258,7 @@ def _tiny_target(out: Path) -> Path:
         import transformers
 
         config = transformers.AutoConfig.for_model(
-            "qwen3", hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+            "qwen3", hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, head_dim=32, vocab_size=512, max_position_embeddings=512,
         )  # fmt: skip
         auto: Any = transformers.AutoModelForCausalLM

@@ -127,15 +127,16 @@ def _options(campaign: Campaign, part: str, asked: Mapping[str, Any]) -> Profile
 
     options = dict(asked) | (_TINY if campaign.tiny else {})
     confidence, repeats = options.pop("confidence", 0.01), options.pop("repeats", 200)
+    warmup = options.pop("warmup", 3)
     return ProfileOptions(
-        repeats=Repeats(confidence, most=repeats, least=min(10, repeats)),
+        repeats=Repeats(confidence, most=repeats, least=min(10, repeats), warmup=warmup),
         tolerance=options.pop("tolerance", 0.05), grid=Grid(**options), command=campaign.command(part),
     )  # fmt: skip
 
 
 _TINY: dict[str, Any] = {
-    "requests": (1, 16), "context": (16,), "prefill": (8,),
-    "confidence": 0.9, "repeats": 3, "tolerance": 50.0,
+    "requests": (1, 16), "drafts": (0, 1), "context": (16,), "prefill": (8,),
+    "confidence": 0.9, "repeats": 3, "warmup": 1, "tolerance": 50.0,
 }  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def _asked(campaign: Campaign, size: str) -> dict[str, Any]:
             "lengths": LENGTHS,
         }  # fmt: skip
     if campaign.tiny:
-        asked |= {"concurrency": (1, 3), "lengths": "fixed:8/fixed:10", "steps": 52}
+        asked |= {"concurrency": (1, 3), "lengths": "fixed:8/fixed:24", "steps": 52}
     return asked
 
 

@@ -96,7 +96,7 @@ def _seeds(page: Page) -> int:
 
 def _lengths(page: Page, size: str) -> str:
     if page.campaign.tiny:
-        return "fixed:8/fixed:10"
+        return "fixed:8/fixed:24"
     return f"fixed:{PROMPT_TOKENS}/fixed:{OUTPUT_TOKENS}" if size == SMALL else LENGTHS
 
 

@@ -201,7 +201,8 @@ def measure(
         "requests", "draft_tokens", "accepted_tokens", "committed_tokens", "prefill_tokens"
     )
     decoding_s, handover_s = (float(window.decode(name).sum()) for name in ("decoding_s", "handover_s"))
-    itl = quantile_of_parts(lambda: _gaps(window, first), [0.5, 0.99])
+    newcomers = list(_newcomers(window, first))
+    itl = quantile_of_parts(lambda: _gaps(window, newcomers), [0.5, 0.99])
     return Metrics(
         throughput_tok_per_s=mean,
         throughput_ci95=half,
@@ -325,18 +326,22 @@ def _throughput(window: _Window, elapsed: Floats, walked: Walks | None) -> tuple
     return rate_interval(tokens, elapsed, by_request=residual, reuse=walked.reuse)
 
 
-def _gaps(window: _Window, first: Iterable[FirstGap]) -> Iterator[Weighted]:
+def _gaps(window: _Window, newcomers: Sequence[Weighted]) -> Iterator[Weighted]:
     """Gaps before all deliveries of a window, and how many deliveries had each, in parts.
 
-    A step's own gap is that of the requests that were in the step before it. Newcomers have their own, which
-    stands in place of the step's.
+    A step's own gap is that of the requests that were in the step before it.
     """
     yield from ((gap, count) for gap, count in window.parts("gap_s", "requests"))
+    yield from newcomers
+
+
+def _newcomers(window: _Window, first: Iterable[FirstGap]) -> Iterator[Weighted]:
+    """Gaps of newcomers, where they differ from the step's own, which each takes the place of."""
     for step, own, replaced in first:
-        here = step >= window.earlier
-        one = np.ones(np.count_nonzero(here))
-        yield own[here], one
-        yield replaced[here], -one
+        apart = (step >= window.earlier) & (own != replaced)
+        one = np.ones(np.count_nonzero(apart), dtype=np.int8)
+        yield own[apart], one
+        yield replaced[apart], -one
 
 
 def _parts(steps: Table, names: Sequence[str]) -> Iterator[list[NDArray[Any]]]:

@@ -28,7 +28,7 @@ time. A choice."""
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """Expects each number to be the one before it plus an increment, [n]; the first one plus nothing."""
+    """Expects each number to be the one before it plus an increment, [n]; the first, its increment."""
 
     increments: Floats
 
@@ -50,7 +50,10 @@ class Following:
 Expectation = Floats | Following
 
 Expected = Callable[[str, Callable[[str], Floats]], Expectation | None]
-"""What a column most likely holds, given its name and the columns that do not depend on it; None: 0."""
+"""What a column most likely holds, given its name and the columns that do not depend on it; None: 0.
+
+Numbers are written over what it returns, so it makes that anew each time.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,10 @@ LOADED = (64, 16384)
 SHORT = 128
 """Tokens of context at which operations are asked for: attention hardly counts there."""
 
+_KEPT: dict[tuple[str | None, Engine], Any] = {}
+"""The last handle of each GPU and engine. The library drops a GPU's tables, 20 to 100 MB, with the last
+handle on them, and reads them anew for the next model, which takes 1 to 5 s."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
@@ -132,6 +136,7 @@ class KernelTables:
                 handle.decode_step_per_op(1, SHORT, 2)
             except Exception as error:  # the tables' own errors have no common base
                 return str(error).split("{")[0].strip()[:120]
+        _KEPT[self.gpu.kernel_tables, engine] = handle
         return handle
 
     def operations_s(self, engine: Engine, rows: int) -> float:

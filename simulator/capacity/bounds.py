@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import pandas as pd
+from numpy.typing import NDArray
 
 from simulator.capacity.server import Server, share_at_rate
 from simulator.core.statistics import BATCHES, rate_interval
 from simulator.engine.limits import EngineLimits
-from simulator.engine.measures.recorded import steps_frame
+from simulator.engine.measures.recorded import Recorded
 from simulator.engine.run import run_engine
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.parallel.hashing import content_hash
@@ -69,20 +71,21 @@ def _measured_capacity(server: Server) -> Capacity:
         limits = replace(limits, prefill="elsewhere", prefill_tokens_per_s=None)
     steps = _overloaded_steps(server, replace(sample, arrival_s=np.zeros(len(sample))), limits)
     tokens = max(float(sample.output_tokens.mean()) - 1, 1.0)
-    waiting = steps.iloc[: int((steps["waiting"] > 0).sum())]
-    full = waiting.iloc[len(waiting) // 5 :]
-    if len(full) < 2 * BATCHES:  # too few requests to fill the engine: only their whole time is known
-        return Capacity(len(sample) / float(steps["end_s"].iloc[-1]), math.inf, pool_per_s)
-    committed, elapsed = full["committed_tokens"].to_numpy()[1:], np.diff(full["end_s"].to_numpy())
+    end_s, waiting = steps["end_s"], int((steps["waiting"] > 0).sum())
+    begin = waiting // 5
+    if waiting - begin < 2 * BATCHES:  # too few requests to fill the engine: only their whole time is known
+        return Capacity(len(sample) / float(end_s[-1]), math.inf, pool_per_s)
+    committed, elapsed = steps["committed_tokens"][begin + 1 : waiting], np.diff(end_s[begin:waiting])
     rate, half = rate_interval(committed, elapsed)
     return Capacity(rate / tokens, half / tokens, pool_per_s)
 
 
-def _overloaded_steps(server: Server, workload: Workload, limits: EngineLimits) -> pd.DataFrame:
+def _overloaded_steps(server: Server, workload: Workload, limits: EngineLimits) -> Mapping[str, NDArray[Any]]:
+    """Serve a workload that arrives at once; returns the columns of its steps."""
     plan, replays = server.plans[0], [each.replay(server.seed) for each in server.plans]
     executor = SimulatedExecutor(replays, workload, plan.cost, capacity=limits.concurrency, seed=server.seed)
     engine = run_engine(workload, executor, plan.scheduler, plan.believed, limits, seed=server.seed)
-    return steps_frame(engine)
+    return Recorded.of(engine).steps
 
 
 def closed_loop_capacity(server: Server) -> float:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import simpy
 from numpy.typing import NDArray
 
@@ -19,7 +18,7 @@ from simulator.deployment.setup import Setup
 from simulator.engine.batch import WAITS
 from simulator.engine.limits import PrefillPool
 from simulator.engine.measures.metrics import FirstGaps, Metrics, measure
-from simulator.engine.measures.recorded import Recorded, requests_frame
+from simulator.engine.measures.recorded import Recorded
 from simulator.engine.measures.saturation import Trend, queue_trend
 from simulator.engine.simulated import SimulatedExecutor
 from simulator.engine.strides.serving import ServingEngine, serving_engine
@@ -267,7 +266,7 @@ def _fold(environment: simpy.Environment, replicas: Sequence[Replica]) -> Genera
 
 def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
     """Measure every replica; free its steps before the next replica is measured."""
-    served = [requests_frame(replica.engine) for replica in replicas]
+    served = [dict(Recorded.of(replica.engine).requests) for replica in replicas]
     trend = queue_trend_of(pod, served)
     saturated = trend.grows
     observed, measured, runs = [], [], []
@@ -286,7 +285,8 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
         runs.append(_replica_run(pod, replica, steps, requests, outside, share))
         if not saturated:
             gap = np.diff(delivery_s, prepend=0.0)
-            mine = requests[requests["queued_s"].between(from_s, to_s, inclusive="left")]
+            judged = (requests["queued_s"] >= from_s) & (requests["queued_s"] < to_s)
+            mine = {name: column[judged] for name, column in requests.items()}
             observed.append(observe(mine, gap, pod.sla))
         if steps["requests"].size >= MEASURABLE_STEPS:
             measured.append(measure(steps, requests, first=first, warmup=WARMUP, steps_outside=outside))
@@ -294,13 +294,13 @@ def _finish(pod: Pod, replicas: Sequence[Replica]) -> PodRun:
     return PodRun(saturated, len(pod.workload), pooled, tuple(measured), tuple(runs))
 
 
-def queue_trend_of(pod: Pod, served: Sequence[pd.DataFrame]) -> Trend:
+def queue_trend_of(pod: Pod, served: Sequence[Mapping[str, NDArray[Any]]]) -> Trend:
     """Return the trend of the number of requests that wait in the pod."""
-    requests = pd.concat(served)
-    if requests.empty:
+    arrived_s = np.concatenate([requests["queued_s"] for requests in served])
+    if not arrived_s.size:
         return Trend(0.0, 0.0, math.inf)
-    arrived_s = requests["queued_s"].to_numpy()
-    served_s = arrived_s + requests[list(WAITS)].to_numpy().sum(axis=1)
+    waited_s = [np.sum([requests[name] for name in WAITS], axis=0) for requests in served]
+    served_s = arrived_s + np.concatenate(waited_s)
     return queue_trend(arrived_s, served_s, *pod.measured_s)
 
 
@@ -308,7 +308,7 @@ def _replica_run(
     pod: Pod,
     replica: Replica,
     steps: Mapping[str, NDArray[Any]],
-    requests: pd.DataFrame,
+    requests: Mapping[str, NDArray[Any]],
     outside: int,
     trend: tuple[float, float],
 ) -> ReplicaRun:
@@ -326,7 +326,7 @@ def _replica_run(
         rows_mean=float(rows.mean()) if rows.size else 0.0,
         steps_outside_fraction=outside / max(decode.size, 1),
         early_stop_loss=early_stop_loss(replica.engine.scheduler) or 0.0,
-        waits={name: float(requests[name].to_numpy().mean()) if len(requests) else 0.0 for name in WAITS},
+        waits={name: float(requests[name].mean()) if requests[name].size else 0.0 for name in WAITS},
         prefix_hit_share=replica.cache.hit_share if replica.cache else 0.0,
         queue_trend_per_s=trend[0],
         queue_trend_ci95=trend[1],

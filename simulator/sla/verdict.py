@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.core.arrays import Floats
 from simulator.core.statistics import ratio_interval, weighted_quantile
 from simulator.core.units import share_within
 from simulator.engine.measures.metrics import Metrics
@@ -117,7 +117,7 @@ class Assessment:
 def assess(sla: Sla, observed: Observed, metrics: Metrics, span_s: float) -> Assessment:
     """Judge a stable run by the observed requests, which arrived within ``span_s`` seconds."""
     results = tuple(_judge(term, observed, metrics) for term in sla.terms)
-    kept = np.ones(len(observed.requests), dtype=bool)
+    kept = np.ones(observed.count, dtype=bool)
     for term in sla.terms:
         if term.per_request:
             kept &= _kept(term, observed)
@@ -147,69 +147,77 @@ def _judge(term: Term, observed: Observed, metrics: Metrics) -> TermResult:
     if term.metric in SYSTEM_METRICS:
         value = float(getattr(metrics, term.metric))
         half = metrics.throughput_ci95 if term.metric == "throughput_tok_per_s" else float("nan")
-        return TermResult(term, bool(term.holds(value)), value, float("nan"), half, len(observed.requests))
+        return TermResult(term, bool(term.holds(value)), value, float("nan"), half, observed.count)
     concerned = _concerned(term, observed)
-    mine = observed.requests[concerned]
+    mine, count = observed.requests, int(concerned.sum())
+    if count < observed.count:
+        mine = {name: column[concerned] for name, column in mine.items()}
     if term.quantile is None:
         value, half = ratio_interval(*_mean_parts(term.metric, mine))
-        return TermResult(term, bool(term.holds(value)), value, float("nan"), half, len(mine))
+        return TermResult(term, bool(term.holds(value)), value, float("nan"), half, count)
     if term.metric == "itl":
         estimate = _gap_quantile(term, observed)
-        good, of = observed.on_time[term.bound][concerned], mine["deliveries"].to_numpy()
+        good, of = observed.on_time[term.bound][concerned], mine["deliveries"]
     else:
-        values = metric_values(term.metric, mine).dropna().to_numpy()
+        values = _known(metric_values(term.metric, mine))
         estimate = float(np.quantile(values, term.quantile)) if values.size else float("nan")
         good, of = term.holds(values), np.ones(values.size)
     share, half = ratio_interval(good, of)
-    half = by_rule_of_three(share, half, len(mine))
+    half = by_rule_of_three(share, half, count)
     # Without a finished request of the class there is nothing to judge, and no breach.
     met = bool(share >= term.required_share - 1e-12) if of.sum() else True
-    return TermResult(term, met, estimate, share, half, len(mine))
+    return TermResult(term, met, estimate, share, half, count)
 
 
-def _mean_parts(metric: str, requests: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any]]:
+def _mean_parts(metric: str, requests: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return a mean as two sums over requests, defined as in ``engine.measures.metrics``."""
-    decode_s = (requests["finished_s"] - requests["first_token_s"]).to_numpy()
-    tokens, steps = requests["decode_tokens"].to_numpy(), requests["decode_steps"].to_numpy()
+    decode_s = requests["finished_s"] - requests["first_token_s"]
+    tokens, steps = requests["decode_tokens"], requests["decode_steps"]
     if metric == "tps":
         return tokens, decode_s
     if metric == "itl":
         return decode_s, steps
     if metric == "accepted_length":
         return tokens, steps
-    values = metric_values(metric, requests).dropna().to_numpy()
+    values = _known(metric_values(metric, requests))
     return values, np.ones(values.size)
 
 
-def metric_values(metric: str, requests: pd.DataFrame) -> pd.Series[float]:
+def _known(values: Floats) -> Floats:
+    """Leave out what is not known of a request."""
+    return values[~np.isnan(values)]
+
+
+def metric_values(metric: str, requests: Mapping[str, NDArray[Any]]) -> Floats:
     """Return a metric of every request. A request of one token has no TPOT; it adds nothing to a sum."""
     if "*" not in metric:
         return requests[REQUEST_METRICS[metric][0]]
-    total = pd.Series(0.0, requests.index)
+    total = np.zeros(requests["request"].size)
     for part in metric.split("+"):
         weight, _, name = part.partition("*")
         column = requests[REQUEST_METRICS[name][0]]
-        total = total + float(weight) * (column.fillna(0.0) if name == "tpot" else column)
+        total = total + float(weight) * (
+            np.where(np.isnan(column), 0.0, column) if name == "tpot" else column
+        )
     return total
 
 
 def _concerned(term: Term, observed: Observed) -> NDArray[np.bool_]:
     """Whether a term applies to each request, [requests]: to its traffic class, or to all."""
-    classes = observed.requests["traffic_class"].to_numpy()
     if term.traffic_class is None:
-        return np.ones(classes.size, dtype=bool)
-    return np.asarray(classes == term.traffic_class, dtype=bool)
+        return np.ones(observed.count, dtype=bool)
+    return np.asarray(observed.requests["traffic_class"] == term.traffic_class, dtype=bool)
 
 
 def _kept(term: Term, observed: Observed) -> NDArray[np.bool_]:
     """Whether each request kept this term; a request to which the term does not apply counts as kept."""
     requests = observed.requests
     if term.metric == "itl":
-        deliveries = requests["deliveries"].to_numpy()
+        deliveries = requests["deliveries"]
         kept = observed.on_time[term.bound] >= term.required_share * deliveries
     else:
         values = metric_values(term.metric, requests)
-        kept = (term.holds(values) | values.isna()).to_numpy(dtype=bool)
+        kept = term.holds(values) | np.isnan(values)
     return np.asarray(kept | ~_concerned(term, observed), dtype=bool)
 
 

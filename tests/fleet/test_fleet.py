@@ -47,7 +47,7 @@ def test_every_request_is_served_once(router: str) -> None:
     run = simulate_fleet(traffic(20), [plan()], Fleet(4, EngineLimits(16), router=router), SLA)  # type: ignore[arg-type]
     assert run.replicas["requests"].sum() == 600
     assert run.observed is not None
-    assert run.observed.requests["queued_s"].is_monotonic_increasing
+    assert (np.diff(run.observed.requests["queued_s"]) >= 0).all()
     assert run.assessment.met
     # Warm-up and cool-down are served and not judged.
     assert run.assessment.requests == pytest.approx(450, abs=40)
@@ -84,7 +84,7 @@ def test_balancing_shortens_the_tail() -> None:
     for router in ("round-robin", "power-of-two", "least-loaded"):
         run = simulate_fleet(uneven, [plan()], Fleet(8, EngineLimits(8), router=router), SLA)  # type: ignore[arg-type]
         assert run.observed is not None
-        tails[router] = float(run.observed.requests["ttft_s"].quantile(0.99))
+        tails[router] = float(np.quantile(run.observed.requests["ttft_s"], 0.99))
     assert tails["least-loaded"] < tails["power-of-two"] < tails["round-robin"]
 
 

@@ -21,6 +21,7 @@ from simulator.sla.verdict import (
     metric_values,
     saturated_assessment,
 )
+from tests.support.tables import columns
 
 NOTHING = Metrics(**dict.fromkeys(Metrics.__dataclass_fields__, math.nan))  # type: ignore[arg-type]
 
@@ -198,7 +199,7 @@ def requests() -> pd.DataFrame:
 
 def seen(*texts: str) -> tuple[Sla, Observed]:
     sla = parse_sla(texts)
-    return sla, observe(requests(), np.array([0.1, 0.4, 0.4, 0.6, 0.3, 0.2]), sla)
+    return sla, observe(columns(requests()), np.array([0.1, 0.4, 0.4, 0.6, 0.3, 0.2]), sla)
 
 
 def result(text: str) -> TermResult:
@@ -243,7 +244,7 @@ def test_the_first_gap_of_a_single_delivery_counts() -> None:
     table = requests()
     table.loc[3, ["decode_steps", "first_gap_s"]] = 1, 0.7
     sla = parse_sla(["itl_p50<=400ms"])
-    observed = observe(table, np.array([0.1, 0.4, 0.4, 0.6, 0.3, 0.2, 0.9]), sla)
+    observed = observe(columns(table), np.array([0.1, 0.4, 0.4, 0.6, 0.3, 0.2, 0.9]), sla)
     gap, count = observed.gaps["code"]
     assert count.tolist() == [2, 1]
     assert gap == pytest.approx([0.2, 0.7], rel=GAP_RESOLUTION - 1)
@@ -261,7 +262,7 @@ def test_times_end_to_end_include_the_wait() -> None:
 def test_classes_stand_in_the_order_of_their_names() -> None:
     """Whichever comes first, so that the same run is the same bytes."""
     turned = requests().assign(traffic_class=["code", "code", "chat", "chat"])
-    assert list(observe(turned, np.full(6, 0.1), parse_sla(["tps_p10>=1"])).gaps) == ["chat", "code"]
+    assert list(observe(columns(turned), np.full(6, 0.1), parse_sla(["tps_p10>=1"])).gaps) == ["chat", "code"]
 
 
 def test_gaps_that_never_were_are_not_counted() -> None:
@@ -306,11 +307,11 @@ def test_attainment_wants_every_term_of_each_request() -> None:
 
 
 def test_a_speed_of_zero_steps_is_no_breach_and_no_sum() -> None:
-    values = metric_values("1*ttft+2*tpot", requests())
+    values = metric_values("1*ttft+2*tpot", columns(requests()))
     assert values.tolist() == pytest.approx([1.2, 2.1, 0.56, 2.0])
     waited = requests().assign(ttft_s=[1.0, np.nan, 0.5, 2.0])
-    assert metric_values("1*ttft+2*tpot", waited).isna().tolist() == [False, True, False, False]
-    assert metric_values("ttft", requests()).tolist() == [1.0, 2.0, 0.5, 2.0]
+    assert np.isnan(metric_values("1*ttft+2*tpot", columns(waited))).tolist() == [False, True, False, False]
+    assert metric_values("ttft", columns(requests())).tolist() == [1.0, 2.0, 0.5, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +373,7 @@ def test_a_saturated_run_keeps_nothing() -> None:
 def test_what_was_observed_is_kept_and_pooled_by_arrival() -> None:
     _, observed = seen("itl_p50<=400ms")
     again = Observed.from_row(observed.as_row())
-    pd.testing.assert_frame_equal(again.requests, observed.requests)
+    pd.testing.assert_frame_equal(pd.DataFrame(again.requests), pd.DataFrame(observed.requests))
     assert again.on_time[0.4].tolist() == [2, 2, 2, 0]
     assert set(again.gaps) == {"chat", "code"}
     for name, (gap, count) in observed.gaps.items():
@@ -380,11 +381,12 @@ def test_what_was_observed_is_kept_and_pooled_by_arrival() -> None:
         np.testing.assert_array_equal(again.gaps[name][1], count)
     assert sum(observed.gaps["chat"][1]) == 8
     assert sum(observed.gaps["code"][1]) == 2
-    later = observed.requests.assign(queued_s=observed.requests["queued_s"] + 0.5)
+    later = {**observed.requests, "queued_s": observed.requests["queued_s"] + 0.5}
     late = Observed(later, observed.gaps, observed.on_time)
     both = pool([late, observed])
     assert both.requests["queued_s"].tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
-    assert both.requests.index.tolist() == list(range(8))
-    assert list(both.requests.columns) == list(observed.requests.columns)
+    assert both.count == 8
+    assert both.requests["request"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert list(both.requests) == list(observed.requests)
     assert both.on_time[0.4].tolist() == [2, 2, 2, 2, 2, 2, 0, 0]
     assert sum(both.gaps["chat"][1]) == 16

@@ -16,6 +16,7 @@ from simulator.sla import observed
 from simulator.sla.observed import Observed, pool, tally
 from simulator.sla.terms import Sla, parse_sla, parse_term
 from simulator.sla.verdict import TermResult, assess, saturated_assessment
+from tests.support.tables import columns
 
 NAN = float("nan")
 
@@ -50,7 +51,8 @@ def served(ttft_s: np.ndarray, tps: float = 100.0, tokens: int = 10) -> pd.DataF
 
 def observe(requests: pd.DataFrame, gap: np.ndarray, sla: Sla) -> Observed:
     """Every request's first token came when the step before its first one ended."""
-    return observed.observe(requests.assign(first_gap_s=gap[requests["first_step"]]), gap, sla)
+    whole = requests.assign(first_gap_s=gap[requests["first_step"]])
+    return observed.observe(columns(whole), gap, sla)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_pooled_replicas_are_judged_as_one() -> None:
     fast, slow = served(np.full(60, 0.1)), served(np.full(60, 3.0))
     one = observe(fast, np.full(300, 0.02), sla)
     both = pool([one, observe(slow, np.full(300, 0.2), sla)])
-    assert len(both.requests) == 120
+    assert both.count == 120
     assert list(both.requests["queued_s"]) == sorted(both.requests["queued_s"])
     judged = assess(sla, both, metrics(), 60.0)
     assert [result.share for result in judged.terms] == [pytest.approx(0.5), pytest.approx(0.5)]

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from simulator.deployment.profile import Profile
 from simulator.sweeps.bands import load_bands
 from simulator.sweeps.comparison import Bound, at_slas
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 

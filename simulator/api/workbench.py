@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.api import texts
@@ -30,6 +28,9 @@ from simulator.sweeps.regret import regret
 from simulator.traffic.lengths import Lengths
 from simulator.traffic.parse import draw_workload
 from simulator.traffic.sources import Traffic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AnyPolicy = str | NamedPolicy | Scheduler
 

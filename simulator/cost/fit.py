@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from simulator.core.arrays import Floats
@@ -17,6 +16,9 @@ from simulator.core.statistics import isotonic, non_negative
 from simulator.cost.believed import table_warnings
 from simulator.cost.curve import Beyond, Lookup, axis, values
 from simulator.cost.models import AdditiveCost, ThroughputCurve
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Term = Literal["context", "row_context", "prefill"]
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from simulator.core.errors import BadInputError
 from simulator.deployment.setup import Setup
@@ -30,6 +30,9 @@ from simulator.sla.observed import Observed, pool
 from simulator.sla.terms import Sla
 from simulator.sla.verdict import Assessment, assess, saturated_assessment
 from simulator.traffic.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class FleetRun:
     @property
     def replicas(self) -> pd.DataFrame:
         """A row per replica, columns of ``ReplicaRun.as_row``."""
+        import pandas as pd
+
         return pd.DataFrame([each.as_row() for each in self.parts])
 
     @property

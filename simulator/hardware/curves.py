@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
-import pandas as pd
 
 from simulator.core.files import slug
 from simulator.core.provenance import Provenance
@@ -19,6 +18,9 @@ from simulator.hardware.memory import Layout
 from simulator.hardware.steps.formula import FormulaTimes
 from simulator.hardware.steps.kernel_modes import Engine, Setting
 from simulator.hardware.steps.kernels import Gate, KernelTables, band, chosen, tables_version
+
+if TYPE_CHECKING:
+    pass
 
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -211,6 +213,8 @@ _COLUMNS = ["requests", "batch_tokens", "context_tokens", "prefill_tokens", "ste
 def fit_cells(times: PassTimes, *, latent: bool = False, groups: int = 1) -> AdditiveFit:
     """Fit the additive cost to passes of every size; with latent attention rows multiply contexts."""
     terms: tuple[Term, ...] = ("context", "row_context") if latent else ("context",)
+    import pandas as pd
+
     table = pd.DataFrame(list(cells(times, groups)), columns=_COLUMNS)
     requests, tokens = (groups * np.array(probes) for probes in (REQUESTS, TOKEN_PROBES))
     return fit_additive(table, request_probes=requests, token_probes=tokens, terms=terms)

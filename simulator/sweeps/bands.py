@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from simulator.sweeps.leads import Lead, lead_of_means, winner
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def load_bands(frontier: pd.DataFrame, exclude: Sequence[str] = ("oracle",)) -> pd.DataFrame:
@@ -29,6 +31,8 @@ def load_bands(frontier: pd.DataFrame, exclude: Sequence[str] = ("oracle",)) -> 
         rival is ahead by less than noise. clear: whether the lead exceeds both intervals everywhere in the
         band.
     """
+    import pandas as pd
+
     field = frontier[~frontier["policy"].isin(exclude)]
     if field.empty:
         return pd.DataFrame(columns=[each.name for each in fields(Band)])

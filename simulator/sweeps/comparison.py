@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from simulator.core.errors import BadInputError, InfeasibleError
 from simulator.sla.terms import Term, parse_term
 from simulator.sweeps.leads import lead_of_means
 from simulator.sweeps.lines import SPEEDS, AtSla, Line, lines
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BASELINE = "mtp1"
 """Baseline of gains where it is compared; otherwise the first policy is the baseline. A choice."""
@@ -95,6 +98,8 @@ def at_slas(frontier: pd.DataFrame, slas: Sequence[Bound]) -> pd.DataFrame:
     BadInputError
         If the speed that an SLA bounds is unknown at a load.
     """
+    import pandas as pd
+
     by_policy, base = lines(frontier), baseline_of(frontier)
     named = frontier.get("drafter", pd.Series("", index=frontier.index))
     drafters = dict(zip(frontier["policy"], named, strict=True))

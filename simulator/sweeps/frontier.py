@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.core.errors import BadInputError, refuse_repeats
@@ -28,6 +27,9 @@ from simulator.sweeps.refine import loads_to_add
 from simulator.traffic.arrivals import ClosedLoop
 from simulator.traffic.lengths import Lengths, as_lengths
 from simulator.traffic.sources import SyntheticTraffic, TrafficClass
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MEASURED = (
     "throughput_tok_per_s", "tps_mean", "tps_p10", "tps_p50", "verification_budget_mean",
@@ -136,6 +138,8 @@ def sweep_frontier(
         beyond the rows measured (``Setup.extrapolates``). Where only some do, those above the last answerable
         one are left out with a warning.
     """
+    import pandas as pd
+
     named = [as_policy(each) for each in ([policies] if isinstance(policies, str) else policies)]
     concurrency = [concurrency] if isinstance(concurrency, int) else concurrency
     refuse_repeats((policy.name for policy in named), "policies")
@@ -256,6 +260,8 @@ def _over_seeds(rows: pd.DataFrame, policies: Sequence[str], seeds: int) -> pd.D
         }
         table.append(row)
     first = ["policy", "concurrency", "throughput_tok_per_s", "throughput_ci95"]
+    import pandas as pd
+
     frame = pd.DataFrame(table)
     frame = frame[first + [name for name in frame.columns if name not in first]]
     rank = {policy: position for position, policy in enumerate(policies)}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from simulator.core.arrays import Floats
 from simulator.sla.terms import Term
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPEEDS = ("tps_mean", "tps_p10", "tps_p50")
 """Columns of a frontier that an SLA can bound. The paper's speed is the mean: throughput / requests."""

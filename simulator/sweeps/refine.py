@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from simulator.sla.terms import Term
 from simulator.sweeps.comparison import Bound, baseline_of, parse_speed, require_known
 from simulator.sweeps.lines import Line, lines
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHARE = 0.01
 """Answers are refined until the loads around are neighbours or within this share of the load. A choice."""

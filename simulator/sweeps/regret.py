@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from simulator.core.errors import BadInputError, refuse_repeats
 from simulator.core.statistics import mean_interval
@@ -24,6 +23,9 @@ from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.protocol import Scheduler
 from simulator.sweeps.frontier import MOST_SEEDS, FrontierRun, run_cell
 from simulator.traffic.lengths import Lengths, as_lengths
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def regret(
@@ -72,6 +74,8 @@ def regret(
         for plan in plans.values()
         for load in concurrency
     ]
+    import pandas as pd
+
     rows = pd.DataFrame(
         run_cells(
             run_cell,
@@ -121,6 +125,8 @@ class _Pair:
 def _compared(rows: pd.DataFrame, beliefs: Sequence[str]) -> pd.DataFrame:
     groups = {key: group.sort_values("seed") for key, group in rows.groupby(["belief", "concurrency"])}
     loads = rows["concurrency"].unique()
+    import pandas as pd
+
     return pd.DataFrame(
         [
             {"belief": belief, "concurrency": int(load)}

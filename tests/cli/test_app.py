@@ -506,6 +506,17 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert "numpy" not in imported_by("import simulator")
 
 
+def test_a_first_result_needs_no_table() -> None:
+    """pandas and pyarrow take a third of its processor time; they are loaded where a table is made."""
+    flash = "import simulator as sim; flash = sim.deployment('deepseek-v4-flash')"
+    run = "run = flash.simulate('dspark-async', concurrency=2, steps=60); run.metrics"
+    heavy = {"pandas", "pyarrow", "matplotlib", "plotly", "joblib", "rich", "typer", "numba", "torch"}
+    loaded = imported_by(f"{flash}; {run}")
+    assert "scipy" in loaded
+    assert not loaded & heavy
+    assert "pandas" in imported_by(f"{flash}; {run}; run.steps")
+
+
 def test_nothing_outside_live_imports_torch() -> None:
     walk = """
 import importlib, pkgutil, simulator

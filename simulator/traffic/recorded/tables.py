@@ -14,11 +14,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
-
-import pyarrow as pa
+from typing import IO, TYPE_CHECKING
 
 from simulator.core.errors import BadInputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAX_TEXT_BYTES = 2**31
 """Largest unpacked file, 2 GiB. A choice: a packed file of a few kB can claim any size."""
@@ -78,6 +79,8 @@ def _unpack(path: Path) -> bytes:
             if packed is None:
                 return _read_up_to_limit(path, file)
             try:
+                import pyarrow as pa
+
                 return _read_up_to_limit(path, pa.CompressedInputStream(file, packed))
             except (OSError, EOFError, zlib.error) as error:
                 raise BadInputError(

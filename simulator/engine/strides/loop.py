@@ -177,26 +177,29 @@ def _decode(memory: Memory) -> None:
     """Draft, schedule and verify one block for every row of the batch."""
     state, policy = memory.state[0], memory.policy
     count, size = state.count, state.count * state.gamma
-    grid = memory.grid[:size]
     if policy.kind == THRESHOLD:
         for row in range(count):
             memory.lengths[row] = confident_length(memory.survival[memory.batch[row].cursor], policy.least)
     else:
+        lagged, grid = memory.history[state.oldest, :size], memory.history[_newest(memory), :size]
         if needs_times(policy):
             _read(memory, grid, policy.kind == ORACLE)
             first = count + state.prompt_rows
             context, prefill = state.context_tokens, state.prompt_rows
             step_times(memory.believed, count, first, context, prefill, memory.search.time_s[: size + 1])
-        lagged = memory.history[state.oldest, :size] if policy.lag else grid
         lost = schedule(policy, grid, lagged, count, memory.lengths, memory.search)
         if policy.watched:
             state.lost += lost
             state.watched += 1
-    if policy.lag:
-        for place in range(size):
-            memory.history[state.oldest, place] = grid[place]
-        state.oldest = (state.oldest + 1) % policy.lag
+        state.oldest = 0 if state.oldest == policy.lag else state.oldest + 1
     _verify(memory)
+
+
+@inner
+def _newest(memory: Memory) -> int:
+    """Where the survivals of this step go: behind those that are ``lag`` steps old, in a ring of one more."""
+    oldest = memory.state[0].oldest
+    return oldest - 1 if oldest > 0 else memory.policy.lag
 
 
 @inner

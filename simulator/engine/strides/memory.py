@@ -93,7 +93,7 @@ class Memory(NamedTuple):
     Compiling is slow in the number of arrays, so columns share one where they can. kept_out_s: [3], see
     ``engine.engine``. batch: [c]. prompt_tokens, output_tokens, class_index, arrival_s: of the workload, [n],
     the last one empty in a closed loop. first_row: int32 [n], of the recorded outcomes, which fill no memory
-    with 2^31 rows. history: int32 [lag, c * gamma], survivals. grid: int32 [c * gamma], of this step.
+    with 2^31 rows. history: int32 [lag + 1, c * gamma], a ring of survivals, those of this step among them.
     lengths: int64 [c]. waiting, starts: rings, which Python makes longer. prefilling: a ring, and completing,
     [c + 1]. log, joined, finished: what was recorded since it was last taken over. scatter: multiples of the
     mean step time. survival: float32 [trace rows, gamma]; outcome: uint8 [trace rows]; traces: int64
@@ -109,7 +109,6 @@ class Memory(NamedTuple):
     first_row: NDArray[np.int32]
     arrival_s: Floats
     history: Grid
-    grid: Grid
     lengths: Rows
     waiting: Records
     starts: Floats
@@ -151,8 +150,7 @@ def allocate(
         class_index=_read_only(workload.class_index),
         first_row=_read_only(first_row),
         arrival_s=_read_only(np.empty(0) if workload.arrival_s is None else workload.arrival_s),
-        history=np.full((policy.lag, most * gamma), GRID, dtype=np.int32),
-        grid=np.zeros(most * gamma, dtype=np.int32),
+        history=np.full((policy.lag + 1, most * gamma), GRID, dtype=np.int32),
         lengths=np.zeros(most, dtype=np.int64),
         waiting=np.zeros(16, dtype=PROMPT),
         starts=np.zeros(16),

@@ -99,18 +99,20 @@ def schedule(
     if policy.kind == BY_COUNT:
         for request in range(requests):
             lengths[request] = policy.lengths[requests]
-    elif policy.kind == DESCENT:
-        order(grid, memory)
-        ordered = memory.ordered[: grid.size]
-        budget = first_descent(ordered, requests * GRID, memory.time_s)
-        lost = _lost(ordered, requests * GRID, budget, memory.time_s) if policy.watched else 0.0
-        admit(grid, requests, budget, lengths, memory)
-        return lost
+        return 0.0
+    lost = 0.0
+    if policy.kind == DESCENT or policy.kind == TIERED:
+        order(lagged, memory)
+    if policy.kind == DESCENT:
+        budget = first_descent(memory.ordered[: grid.size], requests * GRID, memory.time_s)
+        if policy.watched:
+            lost = _lost(memory.ordered[: grid.size], requests * GRID, budget, memory.time_s)
     elif policy.kind == TIERED:
-        admit(grid, requests, _best_tier(policy, lagged, requests, memory), lengths, memory)
+        budget = _best_tier(policy, requests, memory)
     else:
-        admit(grid, requests, best_budget(lagged, requests, memory), lengths, memory)
-    return 0.0
+        budget = best_budget(lagged, requests, memory)
+    admit(grid, requests, budget, lengths, memory)
+    return lost
 
 
 @inner
@@ -122,9 +124,8 @@ def _lost(ordered: Grid, none: int, budget: int, time_s: Floats) -> float:
 
 
 @inner
-def _best_tier(policy: FlatPolicy, lagged: Grid, requests: int, memory: Scratch) -> int:
-    """Draft tokens of the best tier, the smaller on ties."""
-    order(lagged, memory)
+def _best_tier(policy: FlatPolicy, requests: int, memory: Scratch) -> int:
+    """Draft tokens of the best tier over candidates in order, the smaller on ties."""
     best = 0.0
     for index in range(2 * policy.tiers.size):  # once for the best, then for the first as good
         budget = requests * policy.tiers[index % policy.tiers.size]

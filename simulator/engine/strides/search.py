@@ -22,8 +22,25 @@ FEW = 48
 A_BUCKET = 4
 """Candidates for each bucket, were they spread evenly: a choice, that was faster than 2 and 1 at 200 x 5."""
 
-MOST_BUCKETS = 2**13
-"""A choice: two arrays of so many counts take 128 kB."""
+MOST_BUCKETS = 2**11
+"""A choice: two tallies of so many buckets take 32 kB, and fit into the fastest cache."""
+
+CHUNK = 64
+"""Candidates among which one of a bucket is looked for at once: a choice, faster than 32 and 128."""
+
+_SUM = 41
+"""Low bits of a tally: the sum of what candidates have above the least survival of their bucket.
+
+The number of candidates stands above. With n of them, fewer than 2^22 (``flat_cost.LARGEST``), in buckets
+2^b wide, the sum is below n * 2^b. With ``MOST_BUCKETS`` b is 19, so the sum is below 2^41; with fewer
+buckets n is at most ``A_BUCKET`` * 2^(30 - b), and the sum below 2^32. So a tally stays below 2^63.
+"""
+
+_ONE = 1 << _SUM
+"""A candidate in a tally."""
+
+_POSITIVE = 2**31 - 1
+"""All bits of a candidate: with this mask the compiler knows that no index is negative, and checks none."""
 
 _LAST = 2**32 - 1
 
@@ -33,7 +50,7 @@ Grid = NDArray[np.int32]
 class Scratch(NamedTuple):
     """Memory of a search over up to n candidates.
 
-    time_s: [n + 2], of which the last is never a time. ordered: int32 [n]. keys: int64 [n]. tally, total:
+    time_s: [n + 2], of which the last is never a time. ordered: int32 [n]. keys: int64 [n]. tally, second:
     int64, by bucket, one more than ``MOST_BUCKETS``.
     """
 
@@ -41,7 +58,7 @@ class Scratch(NamedTuple):
     ordered: Grid
     keys: Rows
     tally: Rows
-    total: Rows
+    second: Rows
 
 
 def scratch(candidates: int) -> Scratch:
@@ -75,7 +92,7 @@ def best_budget(grid: Grid, requests: int, memory: Scratch) -> int:
         order(grid, memory)
     else:
         bits = bucket_bits(size)
-        _count(grid, bits, memory.tally, memory.total)
+        _count(grid, bits, memory)
         best = max(best, _best_end(none, bits, memory))
         top, bottom, before, held = _likely(none, bits, best * (1 - TIE), memory)
         likely = _order_buckets(grid, top, bottom, bits, memory)
@@ -96,15 +113,32 @@ def _falls(time_s: Floats) -> bool:
 
 
 @inner
-def _count(grid: Grid, bits: int, count: Rows, total: Rows) -> None:
-    """Count candidates and add their survivals up, by bucket."""
+def _count(grid: Grid, bits: int, memory: Scratch) -> None:
+    """Count candidates by bucket into ``memory.tally``, with the sums of their low bits: see ``_SUM``.
+
+    Each half of the candidates has a tally of its own: neighbours are alike, and adding to a sum once more
+    waits until the last addition is written.
+    """
+    tally, second, low, half = memory.tally, memory.second, (1 << bits) - 1, grid.size // 2
     for bucket in range((GRID >> bits) + 1):
-        count[bucket] = 0
-        total[bucket] = 0
-    for index in range(grid.size):
-        value = int(grid[index])
-        count[value >> bits] += 1
-        total[value >> bits] += value
+        tally[bucket] = 0
+        second[bucket] = 0
+    for index in range(half):
+        one, other = int(grid[index]) & _POSITIVE, int(grid[half + index]) & _POSITIVE
+        tally[one >> bits] += _ONE + (one & low)
+        second[other >> bits] += _ONE + (other & low)
+    if grid.size > 2 * half:
+        one = int(grid[2 * half])
+        tally[one >> bits] += _ONE + (one & low)
+    for bucket in range((GRID >> bits) + 1):
+        tally[bucket] += second[bucket]
+
+
+@inner
+def _counted(memory: Scratch, bucket: int, bits: int) -> tuple[int, int]:
+    """Candidates of a bucket, and their survivals together."""
+    many = memory.tally[bucket] >> _SUM
+    return many, (many * bucket << bits) + (memory.tally[bucket] & (_ONE - 1))
 
 
 @inner
@@ -112,8 +146,9 @@ def _best_end(none: int, bits: int, memory: Scratch) -> float:
     """Return the best throughput of the budgets that end with a bucket; an empty one ends as that before."""
     held, taken, best = none, 0, 0.0
     for bucket in range(GRID >> bits, -1, -1):
-        taken += memory.tally[bucket]
-        held += memory.total[bucket]
+        many, total = _counted(memory, bucket, bits)
+        taken += many
+        held += total
         best = max(best, held / memory.time_s[taken])
     return best
 
@@ -128,7 +163,7 @@ def _likely(none: int, bits: int, enough: float, memory: Scratch) -> tuple[int, 
     held, taken = none, 0
     top, bottom, before, held_before = -1, 0, 0, held
     for bucket in range(GRID >> bits, -1, -1):
-        many, total = memory.tally[bucket], memory.total[bucket]
+        many, total = _counted(memory, bucket, bits)
         if (held + total) / memory.time_s[taken + 1] >= enough and _may_reach(
             enough, bucket << bits, 1 << bits, many, held, total, memory.time_s[taken:]
         ):
@@ -229,45 +264,61 @@ def admit(grid: Grid, requests: int, budget: int, lengths: Rows, memory: Scratch
             lengths[request] = grid.size // requests if budget > 0 else 0
         return
     bits = bucket_bits(grid.size)
-    bucket, left = _last_bucket(grid, budget, bits, memory.tally)
-    held = _admit_above(grid, requests, bucket, bits, lengths, memory.keys)
-    keys = memory.keys[:held]
-    if left < held:
+    _count(grid, bits, memory)
+    bucket, left = _last_bucket(budget, bits, memory.tally)
+    _admit_above(grid, ((bucket + 1) << bits) - 1, lengths[:requests])
+    keys = memory.keys[: memory.tally[bucket] >> _SUM]
+    _write_keys(grid, requests, bucket, bits, keys)
+    if left < keys.size:
         sort_falling(keys)
     for index in range(left):
         lengths[(_LAST - (keys[index] & _LAST)) % requests] += 1
 
 
 @inner
-def _last_bucket(grid: Grid, budget: int, bits: int, count: Rows) -> tuple[int, int]:
+def _last_bucket(budget: int, bits: int, tally: Rows) -> tuple[int, int]:
     """Bucket in which a budget ends, and how many candidates of this bucket belong to it."""
-    for bucket in range((GRID >> bits) + 1):
-        count[bucket] = 0
-    for index in range(grid.size):
-        count[grid[index] >> bits] += 1
     bucket, left = GRID >> bits, budget
-    while left > count[bucket]:
-        left -= count[bucket]
+    while left > tally[bucket] >> _SUM:
+        left -= tally[bucket] >> _SUM
         bucket -= 1
     return bucket, left
 
 
 @inner
-def _admit_above(grid: Grid, requests: int, last: int, bits: int, lengths: Rows, keys: Rows) -> int:
-    """Admit all candidates above a bucket, and write a key for each one in it; returns how many these are.
-
-    Keys fall in the order of admission: by survival, then position, then request.
-    """
-    gamma, held = grid.size // requests, 0
-    for request in range(requests):
+def _admit_above(grid: Grid, survival: int, lengths: Rows) -> None:
+    """Admit all candidates above a survival; grid: [requests * gamma], lengths: [requests]."""
+    gamma = grid.size // lengths.size
+    for request in range(lengths.size):
         length = 0
         for position in range(gamma):
-            value = int(grid[request * gamma + position])
-            length += value >> bits > last
-            keys[held] = (value << 32) + (_LAST - position * requests - request)
-            held += value >> bits == last
+            length += int(grid[request * gamma + position]) > survival
         lengths[request] = length
-    return held
+
+
+@inner
+def _write_keys(grid: Grid, requests: int, bucket: int, bits: int, keys: Rows) -> None:
+    """Write a key for each candidate of a bucket, which fall in the order of admission.
+
+    This is by survival, then position, then request.
+    """
+    gamma, least, most, held = grid.size // requests, bucket << bits, ((bucket + 1) << bits) - 1, 0
+    for start in range(0, grid.size, CHUNK):
+        if _any_between(grid[start : start + CHUNK], least, most):
+            for index in range(start, min(start + CHUNK, grid.size)):
+                value = int(grid[index])
+                if least <= value <= most:
+                    keys[held] = (value << 32) + _LAST - (index % gamma * requests + index // gamma)
+                    held += 1
+
+
+@inner
+def _any_between(candidates: Grid, least: int, most: int) -> bool:
+    """Whether a candidate lies there: compared without branches, which the compiler does for many at once."""
+    found, low, high = False, np.int32(least), np.int32(most)
+    for index in range(candidates.size):
+        found |= (candidates[index] >= low) & (candidates[index] <= high)
+    return found
 
 
 @inner
@@ -279,7 +330,7 @@ def order(grid: Grid, memory: Scratch) -> None:
         sort_falling(memory.ordered[: grid.size])
         return
     bits = bucket_bits(grid.size)
-    _count(grid, bits, memory.tally, memory.total)
+    _count(grid, bits, memory)
     _order_buckets(grid, GRID >> bits, zero(), bits, memory)
 
 
@@ -287,21 +338,25 @@ def order(grid: Grid, memory: Scratch) -> None:
 def _order_buckets(grid: Grid, top: int, bottom: int, bits: int, memory: Scratch) -> int:
     """Put the candidates of some counted buckets into ``memory.ordered``, falling; returns how many.
 
-    Where a bucket ends takes the place of its ``memory.total``.
+    Where a bucket ends takes the place of its ``memory.second``.
     """
-    ordered, tally, ends, size = memory.ordered, memory.tally, memory.total, 0
+    ordered, tally, ends, size = memory.ordered, memory.tally, memory.second, 0
     for bucket in range(top, bottom - 1, -1):
         ends[bucket] = size
-        size += tally[bucket]
+        size += tally[bucket] >> _SUM
     if size == 0:
         return 0
     least, most = bottom << bits, ((top + 1) << bits) - 1
-    for index in range(grid.size):
-        value = grid[index]
-        if least <= value <= most:
-            ordered[ends[value >> bits]] = value
-            ends[value >> bits] += 1
+    for start in range(0, grid.size, CHUNK):
+        if _any_between(grid[start : start + CHUNK], least, most):
+            for index in range(start, min(start + CHUNK, grid.size)):
+                value = int(grid[index])
+                if least <= value <= most:
+                    ordered[ends[value >> bits]] = value
+                    ends[value >> bits] += 1
+    begin = 0
     for bucket in range(top, bottom - 1, -1):
-        if tally[bucket] > 1:
-            sort_falling(ordered[ends[bucket] - tally[bucket] : ends[bucket]])
+        if ends[bucket] - begin > 1:
+            sort_falling(ordered[begin : ends[bucket]])
+        begin = ends[bucket]
     return size

@@ -55,7 +55,9 @@ def random_policy(draw: np.random.Generator, name: str, gamma: int) -> Scheduler
     if name == "batch-table":
         lengths = draw.integers(0, gamma + 1, 3).tolist()
         return BatchTable(LengthByRequests((1, 4, 20), tuple(lengths)))
-    return watched(DSpark()) if name == "dspark" else Oracle()
+    if name == "dspark":
+        return DSpark() if draw.random() < 0.3 else watched(DSpark())
+    return Oracle()
 
 
 def random_cost(draw: np.random.Generator) -> CostModel:

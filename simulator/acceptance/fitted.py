@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,9 @@ from simulator.core.statistics import root
 
 SOLVING_SEQUENCES = 4 * SEQUENCES
 """Sequences over which expectations are taken when a level is solved for."""
+
+KEPT_TEXTS = 6
+"""Texts kept in a process, some 4 MB each: of a mix of three, those of two seeds. A choice."""
 
 LOGIT_LIMIT = 16.0
 """Largest log-odds on either side of 0: beyond it float32 cannot tell the chance from 0 or 1."""
@@ -162,8 +165,7 @@ class FittedModel:
         does not add to their differences.
         """
         dataset = self.base.rpartition("/")[2]
-        stream = random_stream(seed, f"text/{dataset}")
-        logits = self._logits(self.predictability.draw(stream)).reshape(-1, len(self.levels))
+        logits = self._logits(_text(self.predictability, seed, dataset)).reshape(-1, len(self.levels))
         trace = AcceptanceTrace(
             name=self.name,
             confidence_logits=None if self.head is None else self.head.raw(logits),
@@ -192,8 +194,7 @@ class FittedModel:
 
     def log_odds(self) -> Chances:
         """Log-odds of acceptance over the pool of expectations, [sequences, rows, gamma]."""
-        pool = self.predictability.draw(random_stream(0, "solving pool"), SOLVING_SEQUENCES)
-        return self._logits(pool)[..., : self.gamma]
+        return self._logits(_solving_pool(self.predictability))[..., : self.gamma]
 
     def accepted_length(self) -> float:
         """Return the expected accepted length under full verification at this block size, bonus included."""
@@ -217,6 +218,23 @@ class FittedModel:
             text + _row(self.levels) + np.float32(self.level), -LOGIT_LIMIT, LOGIT_LIMIT
         )
         return logits
+
+
+@lru_cache(maxsize=KEPT_TEXTS)
+def _text(predictability: Predictability, seed: int, dataset: str) -> Chances:
+    """Draw a dataset's text, which drafters and levels have in common."""
+    return _read_only(predictability.draw(random_stream(seed, f"text/{dataset}")))
+
+
+@lru_cache(maxsize=1)
+def _solving_pool(predictability: Predictability) -> Chances:
+    """Draw the text of expectations, which a model is asked for at every level that is solved for."""
+    return _read_only(predictability.draw(random_stream(0, "solving pool"), SOLVING_SEQUENCES))
+
+
+def _read_only(values: Chances) -> Chances:
+    values.flags.writeable = False
+    return values
 
 
 def mean_accepted_length(logits: Chances) -> float:

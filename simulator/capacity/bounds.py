@@ -16,7 +16,7 @@ from simulator.engine.limits import EngineLimits
 from simulator.engine.measures.recorded import Recorded
 from simulator.engine.run import run_engine
 from simulator.engine.simulated import SimulatedExecutor
-from simulator.parallel.hashing import content_hash
+from simulator.parallel.hashing import Arrays, content_hash
 from simulator.traffic.workload import Workload
 
 
@@ -45,7 +45,12 @@ class Capacity:
 
 UNBOUNDED = Capacity(math.inf, 0.0, math.inf)
 
+MOST_READ = 16
+"""Large arrays whose digests are kept, with the arrays: a few recordings', which every trial hashes."""
+
 _KNOWN: dict[str, Capacity] = {}
+
+_READ: Arrays = {}
 
 
 def capacity(server: Server) -> Capacity:
@@ -55,7 +60,9 @@ def capacity(server: Server) -> Capacity:
     choice; the batch has mixed by then) to its end. The pool's rate is its prompt tokens per second over the
     mean prompt. A prefix cache saves an unknown part of the prompts, and prefill then bounds nothing.
     """
-    key = content_hash(capacity, server)
+    if len(_READ) > MOST_READ:
+        _READ.clear()
+    key = content_hash(capacity, server, arrays=_READ)
     if key not in _KNOWN:
         _KNOWN[key] = _measured_capacity(server)
     return _KNOWN[key]

@@ -105,6 +105,18 @@ def json_text(value: object) -> str:
     return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Return when a file was written last, in ns, and its bytes; zeros where there is none.
+
+    What is kept of a file by its name and its stamp is read anew when the file has changed.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
 def write_csv(target: Path, table: pd.DataFrame, float_format: str | None = None) -> None:
     """Write a table as CSV, atomically, without its index; ``-`` writes it to standard output."""
     write_text(target, table.to_csv(index=False, float_format=float_format))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -12,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.core.errors import BadInputError
-from simulator.core.files import data_directory, write_json
+from simulator.core.files import data_directory, stamp_of, write_json
 from simulator.core.provenance import Kind, Provenance
 from simulator.core.reading import Strict, complain, is_there, read_json, strictly
 from simulator.cost.draft import DraftCost
@@ -24,6 +25,9 @@ from simulator.deployment.profile_parts import (
     DraftSpec,
     PublishedClaims,
 )
+
+KEPT_PROFILES = 8
+"""Profiles that a process keeps once they are read: those that a study compares. A choice."""
 
 
 class Profile(Strict):
@@ -140,6 +144,12 @@ def load_profile(name_or_path: str | Path) -> Profile:
         remedy.
     """
     path = _find(str(name_or_path))
+    return _read(path, stamp_of(path))
+
+
+@lru_cache(maxsize=KEPT_PROFILES)
+def _read(path: Path, stamp: tuple[int, int]) -> Profile:
+    """Read and check a profile once, as a plan asks for its own some twenty times; stamp: of the file."""
     try:
         profile = strictly(Profile, read_json(path))
         profile.target_cost()
@@ -181,13 +191,17 @@ def shipped_profiles() -> dict[str, Path]:
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
 
 
+_shipped = cache(shipped_profiles)
+"""What comes with the package stays as it is while a process runs."""
+
+
 def _first(names: Iterable[str]) -> list[str]:
     """Leave out the many curves that ``model`` and ``gpu`` name."""
     return [name for name in names if not name.startswith("kernels/")]
 
 
 def _find(name: str) -> Path:
-    shipped = shipped_profiles()
+    shipped = _shipped()
     if name in shipped:
         return shipped[name]
     path = Path(name)

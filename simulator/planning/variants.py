@@ -13,7 +13,7 @@ from simulator.cost.scaled import ScaledCost
 from simulator.deployment.setup import Setup
 from simulator.planning.scenario.scenario import Scenario
 from simulator.sla.terms import Sla
-from simulator.traffic.sources import Traffic
+from simulator.traffic.sources import ReplayTraffic, Traffic
 
 
 def with_acceptance(plan: Setup, factor: float, levels: Levels) -> Setup:
@@ -107,6 +107,8 @@ def servers_of(scenario: Scenario, traffic: Traffic, sla: Sla) -> list[Server]:
     # The prefill pool is sized by itself: here every prompt takes its time, and none waits for a worker.
     limits, seed = replace(scenario.limits(), prefill_workers=None), scenario.search.seed
     requests = max(scenario.search.requests, REQUESTS_PER_SLOT * limits.concurrency)
+    if isinstance(traffic, ReplayTraffic) and scenario.fleet.prefix_cache_tokens is None:
+        traffic = traffic.without_prefix()  # nobody looks at a prefix, and every cell holds the traffic
     classes = share_at_rate(traffic, 1.0, requests, seed).classes
     sla.check_classes(classes)
     deployments = scenario.class_deployments(classes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ FEWEST_ROWS = 100
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 """Golden section: any number of its multiples modulo 1 is spread evenly."""
+
+KEPT_RECORDINGS = 6
+"""Recordings whose ties are spread that a process keeps: a plan's replications take five seeds in turn."""
 
 TIED_SHARE = 0.05
 """Least share of tied arrivals that is reported: fewer are chance. A choice."""
@@ -126,7 +130,9 @@ def _as_other_users(prefix: PrefixBlocks, generation: NDArray[np.int64]) -> Pref
 # --- trials -------------------------------------------------------------------------------------------------
 
 
-def resampled(recorded: Workload, rate_per_s: float, requests: int, seed: int) -> Workload:
+def resampled(
+    recorded: Workload, rate_per_s: float, requests: int, seed: int, *, in_order: bool | None = None
+) -> Workload:
     """Draw a trial that represents a whole recording: so many requests at a steady mean rate.
 
     1. Ties are spread, and each twelfth of the recording is played as much faster as it is quieter than the
@@ -139,11 +145,13 @@ def resampled(recorded: Workload, rate_per_s: float, requests: int, seed: int) -
 
     Blocks come in random order, because a recording's own order would leave its start in the warm-up.
     Where prompts name prefix blocks the recorded order is kept, from a random place on, and the clock runs
-    faster instead of more streams: a prefix has to come before its reuse. A request that repeats counts as
-    another user. Raises ``BadInputError`` for recordings of fewer than ``FEWEST_ROWS`` requests.
+    faster instead of more streams: a prefix has to come before its reuse. in_order: the same without the
+    blocks. A request that repeats counts as another user. Raises ``BadInputError`` for recordings of fewer
+    than ``FEWEST_ROWS`` requests.
     """
     _check_long_enough(recorded)
-    steady, in_order = untied(recorded, seed), recorded.prefix is not None
+    steady = _steady(recorded, seed)
+    in_order = recorded.prefix is not None if in_order is None else in_order
     clock_s, length_s = _at_peak_rate(_times(steady))
     scale = rate_per_s * length_s / len(steady)
     streams = 1 if in_order else max(1, round(scale))
@@ -163,6 +171,12 @@ def resampled(recorded: Workload, rate_per_s: float, requests: int, seed: int) -
     order = np.argsort(arrival_s, kind="stable")
     rows = rows[order]
     return _played(steady, rows, np.maximum(arrival_s[order], 0.0), _occurrence(rows))
+
+
+@lru_cache(maxsize=KEPT_RECORDINGS)
+def _steady(recorded: Workload, seed: int) -> Workload:
+    """``untied``, kept for the next rate at which the same recording is tried."""
+    return untied(recorded, seed)
 
 
 def replay_notes(recorded: Workload, requests: int) -> list[str]:

@@ -135,12 +135,15 @@ class ReplayTraffic:
         request and the seed, so a higher scale contains the requests of a lower one.
 
     Requests within one tick of a coarse clock are spread over the tick (``replay.untied``).
+
+    in_order: trials keep the recorded order; None: where prompts name prefix blocks.
     """
 
     recorded: Workload
     rate_scale: float = 1.0
     speed: float = 1.0
     report: ReadReport | None = None
+    in_order: bool | None = None
 
     def __post_init__(self) -> None:
         require_positive(self.rate_scale, "rate scale")
@@ -187,7 +190,13 @@ class ReplayTraffic:
     def trial(self, rate_per_s: float, requests: int, seed: int) -> Workload:
         """Draw requests at a steady rate that represent the whole recording (``replay.resampled``)."""
         recorded = self.recorded if self.speed == 1 else self.recorded.at_rate(self.speed)
-        return resampled(recorded, rate_per_s, requests, seed)
+        return resampled(recorded, rate_per_s, requests, seed, in_order=self.in_order)
+
+    def without_prefix(self) -> ReplayTraffic:
+        """Return the same requests at the same times without the ids of prefix blocks, most of its bytes."""
+        if self.recorded.prefix is None:
+            return self
+        return replace(self, recorded=replace(self.recorded, prefix=None), in_order=True)
 
     def _end_s(self) -> float:
         """Time of the last recorded arrival, at the speed played."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -511,3 +512,25 @@ def test_published_ends_belong_to_one_target_drafter_and_block_size() -> None:
         "qwen3-4b-math@5",
     ):
         assert published_ends(parse_acceptance(other)) is None
+
+
+def test_levels_share_a_text_that_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two levels of a model, and another drafter on the same kind of text, differ by no draw."""
+    drawn: list[int] = []
+    draw = Predictability.draw
+
+    def counted(self: Predictability, *arguments: Any) -> Chances:
+        drawn.append(1)
+        return draw(self, *arguments)
+
+    model = fitted_model("qwen3-4b-chat")
+    expected = model.predictability.draw(random_stream(9, "text/chat"))
+    monkeypatch.setattr(Predictability, "draw", counted)
+    low, high = model.shifted(-0.5).trace(9), model.shifted(0.5).trace(9)
+    assert len(drawn) == 1
+    for level, trace in ((-0.5, low), (0.5, high)):
+        logits = expected + np.float32(model.levels) + np.float32(level)
+        chance = 1 / (1 + np.exp(-np.clip(logits.reshape(-1, model.gamma).astype(float), -16, 16)))
+        assert_allclose(trace.acceptance_probability, chance, rtol=1e-5)
+    model.trace(10)
+    assert len(drawn) == 2

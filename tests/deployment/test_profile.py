@@ -212,3 +212,14 @@ def test_a_level_moves_acceptance_and_needs_something_to_move() -> None:
     fixed = AcceptanceSpec(model="conditional:0.9,0.8", level=0.1, provenance=SYNTHETIC)
     with pytest.raises(BadInputError, match="has no level to move"):
         fixed.build()
+
+
+def test_a_profile_is_read_once_and_anew_when_its_file_has_changed(put: Callable[..., Path]) -> None:
+    path = put(written())
+    first = load_profile(path)
+    assert load_profile(path) is first
+    put(written(title="Larger"))
+    assert load_profile(path).title == "Larger"
+    path.unlink()
+    with pytest.raises(BadInputError, match="no such file"):
+        load_profile(path)

@@ -154,3 +154,19 @@ def test_too_few_requests_are_refused() -> None:
         resampled(recording(np.arange(60) * 0.0002), 10.0, 2000, 0)
     with pytest.raises(BadInputError, match="has no arrival times"):
         copied(Workload.single_class(None, [1, 2], [3, 4]), 0, 2.0)
+
+
+def test_without_its_prefixes_a_recording_is_played_alike() -> None:
+    """In the recorded order, which trials keep for the sake of prefixes, at every rate and seed."""
+    rows = [[session * 100 + turn for turn in range(1 + k % 4)] for k in range(40) for session in range(25)]
+    recorded = recording(np.arange(1000) // 2 * 1.0, tick_s=1.0, prefix=PrefixBlocks.from_rows(rows, 16))
+    whole = ReplayTraffic(recorded)
+    light = whole.without_prefix()
+    assert light.recorded.prefix is None
+    assert light.without_prefix() is light
+    for rate, seed in ((0.3, 0), (2.0, 1), (9.0, 1)):
+        expected, found = whole.trial(rate, 700, seed), light.trial(rate, 700, seed)
+        assert times(found).tolist() == times(expected).tolist()
+        assert found.output_tokens.tolist() == expected.output_tokens.tolist()
+    in_any_order = ReplayTraffic(light.recorded).trial(2.0, 700, 1)
+    assert in_any_order.output_tokens.tolist() != light.trial(2.0, 700, 1).output_tokens.tolist()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from simulator.core.errors import BadInputError
+from simulator.core.files import stamp_of
 from simulator.core.units import parse_percent
 from simulator.deployment.deployment import Deployment, deploy
 from simulator.deployment.profile import Profile, load_profile
@@ -114,7 +116,8 @@ class Scenario(Strict):
         assert spec.replay is not None
         if spec.lengths is not None:
             raise self._error("traffic.lengths", "are given by the replayed file already", spec.lengths)
-        traffic = parse_recording(*split_file_spec(str(directory / spec.replay)))
+        path, options = split_file_spec(str(directory / spec.replay))
+        traffic = _recording(path, options, stamp_of(Path(path)))
         if traffic.recorded.is_closed_loop or traffic.recorded.span_s <= 0:
             raise self._error("traffic.replay", "has no arrival times to plan for", spec.replay)
         return traffic
@@ -129,3 +132,9 @@ class Scenario(Strict):
 
     def _error(self, field: str, problem: str, value: object = None) -> BadInputError:
         return BadInputError(problem, source=self.name, field=field, value=value)
+
+
+@lru_cache(maxsize=1)
+def _recording(path: str, options: str, stamp: tuple[int, int]) -> ReplayTraffic:
+    """Read a recording once, as a scenario is checked and then planned; stamp: changes with the file."""
+    return parse_recording(path, options)

@@ -10,6 +10,7 @@ import yaml
 from simulator.core.errors import BadInputError
 from simulator.planning.scenario.example import EXAMPLE
 from simulator.planning.scenario.reading import load_scenario
+from simulator.traffic.sources import ReplayTraffic
 
 
 def written(tmp_path: Path, content: object) -> Path:
@@ -83,3 +84,17 @@ def test_an_empty_key_is_named_with_what_belongs_there(tmp_path: Path, key: str)
     content = yaml.safe_load(EXAMPLE) | {key: None}
     with pytest.raises(BadInputError, match=f"{key}: is empty; (as in|give it a value)"):
         load_scenario(written(tmp_path, content))
+
+
+def test_a_recording_is_read_once_and_anew_when_its_file_has_changed(tmp_path: Path) -> None:
+    head = "arrival_s,prompt_tokens,output_tokens\n"
+    trace = tmp_path / "trace.csv"
+    trace.write_text(head + "0,10,20\n1,10,20\n2,10,20\n")
+    asked = {"name": "played", "profile": "deepseek-v4-flash", "traffic": {"replay": "trace.csv"}}
+    scenario = load_scenario(written(tmp_path, asked | {"sla": ["tps_p10>=60"]}))
+    first = scenario.demand(tmp_path)
+    assert scenario.demand(tmp_path) is first
+    trace.write_text(head + "0,10,20\n1,10,20\n2,10,20\n3,10,20\n4,10,20\n")
+    again = scenario.demand(tmp_path)
+    assert isinstance(again, ReplayTraffic)
+    assert len(again.recorded) == 5

@@ -40,7 +40,7 @@ POLICIES: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(scope="module")
 def target(make_target: MakeTarget) -> Any:
-    return make_target(spread=0.1)
+    return make_target(num_hidden_layers=2, spread=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def _modelled() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pair(make_target: MakeTarget) -> Any:
-    target = make_target(hidden_size=128, intermediate_size=512, vocab_size=512)
+    target = make_target(hidden_size=64, num_hidden_layers=2, vocab_size=512)
     dspark = new_dspark(target, mask_token_id=5, block_size=4, num_layers=1, markov_rank=8)
     return target, {"dspark": dspark, "mtp1": new_mtp(target)}
 

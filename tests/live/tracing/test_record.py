@@ -65,6 +65,14 @@ def outputs(target: Target, prompts: torch.Tensor) -> Outputs:
     return write_outputs(target, prompts, ROWS, margin=MARGIN)
 
 
+@pytest.fixture(scope="module")
+def traces(target: Target, drafts: Mapping[str, Draft], outputs: Outputs) -> Mapping[str, AcceptanceTrace]:
+    return {
+        name: record(target, draft, outputs, "greedy", name=name, provenance=PROVENANCE)
+        for name, draft in drafts.items()
+    }
+
+
 def replayed(replay: Replay, sequence: int, scheduler: Any) -> list[tuple[int, int, int]]:
     """Walk one sequence under a policy: (position of the anchor, verified, accepted) of each round."""
     row, end = replay.sequence_start[sequence : sequence + 2].tolist()
@@ -86,11 +94,10 @@ CASES = (
 
 @pytest.mark.parametrize(("name", "policy"), CASES, ids=str)
 def test_replay_is_what_speculative_decoding_does_round_by_round(
-    target: Target, drafts: Mapping[str, Draft], outputs: Outputs, name: str, policy: Any
-) -> None:
-    draft = drafts[name]
-    trace = record(target, draft, outputs, "greedy", name=name, provenance=PROVENANCE)
-    replay = trace.replay(0, raw=True)
+    target: Target, drafts: Mapping[str, Draft], outputs: Outputs, traces: Mapping[str, AcceptanceTrace],
+    name: str, policy: Any,
+) -> None:  # fmt: skip
+    draft, replay = drafts[name], traces[name].replay(0, raw=True)
     for sequence, tokens in enumerate(outputs.tokens.tolist()):
         run = generate(target, draft, tokens[:PROMPT_TOKENS], max_new_tokens=ROWS, scheduler=policy)
         assert run.output_ids == tokens[PROMPT_TOKENS : PROMPT_TOKENS + ROWS]
@@ -99,9 +106,9 @@ def test_replay_is_what_speculative_decoding_does_round_by_round(
 
 
 def test_recorded_confidences_are_those_of_the_blocks_really_drafted(
-    target: Target, drafts: Mapping[str, Draft], outputs: Outputs
+    target: Target, drafts: Mapping[str, Draft], outputs: Outputs, traces: Mapping[str, AcceptanceTrace]
 ) -> None:
-    trace = record(target, drafts["dspark"], outputs, "greedy", name="x", provenance=PROVENANCE)
+    trace = traces["dspark"]
     assert trace.confidence_logits is not None
     run = generate(target, drafts["dspark"], outputs.tokens[0, :PROMPT_TOKENS].tolist(), max_new_tokens=ROWS)
     for item in run.rounds:

@@ -46,7 +46,7 @@ from tests.support.modelled_device import modelled_device
 
 @pytest.fixture(scope="module")
 def target(make_target: MakeTarget) -> Any:
-    return make_target()
+    return make_target(num_hidden_layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_a_target_is_known_by_its_content(target: Any, make_target: MakeTarget, 
     copied = load_target(elsewhere)
     check_profile(good, copied, conditions_of(copied, attention="auto", graphs=True))
     # The same path, with weights of another seed in it, and then with another config.
-    shutil.copy(make_target(seed=1).folder / "model.safetensors", elsewhere)
+    shutil.copy(make_target(num_hidden_layers=2, seed=1).folder / "model.safetensors", elsewhere)
     changed = load_target(elsewhere)
     with pytest.raises(BadInputError, match="config or weights") as caught:
         check_profile(good, changed, conditions_of(changed, attention="auto", graphs=True))

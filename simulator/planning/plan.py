@@ -32,7 +32,7 @@ from simulator.parallel.cells import Sweeping, run_cells
 from simulator.planning.checks import CONFIRMED_REPLICAS, check_fleet_size, check_inputs, refuse_extrapolated
 from simulator.planning.demand import demand_profile, mix_of
 from simulator.planning.notes import Confirmation, answer_line, list_assumptions, list_warnings
-from simulator.planning.prefill_sizing import TIME_TO_FIRST_TOKEN
+from simulator.planning.prefill_sizing import TIME_TO_FIRST_TOKEN, PoolAsked, pool_workers_row
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import Sizing
 from simulator.planning.tables.changes import cost_table, growth_table, money_columns, sensitivity_table
@@ -123,11 +123,16 @@ def plan(scenario: Scenario, *, base: Path = Path(), sweeping: Sweeping | None =
     sweep = replace(sweep, study=study_of(scenario, servers[0]))
     precision = parse_percent(scenario.search.precision, "search.precision")
     searches = [Search(each, precision, replications=REPLICATIONS) for each in servers]
-    begun, unsolved = first_replications(searches), levels_to_solve(servers)
-    rows = sweep.run(_row, [*begun, *unsolved], "Sustainable rates")
+    begun, unsolved, pools = (
+        first_replications(searches),
+        levels_to_solve(servers),
+        sizing.pools(scenario.growth()),
+    )
+    rows = sweep.run(_row, [*begun, *unsolved, *pools], "Sustainable rates")
     found = finish_rates(searches, rows[: len(begun)], sweep.run)
-    solved = [float(row["level"]) for row in rows[len(begun) :]]
-    levels = dict(zip(unsolved, solved, strict=True))
+    solved = iter(rows[len(begun) :])
+    levels = {each: float(next(solved)["level"]) for each in unsolved}
+    sizing = sizing.with_pools(pools, [float(row["workers"]) for row in solved])
     if not any(each.feasible for each in found):
         raise _infeasible(sla, found)
     refuse_extrapolated(scenario, servers, found)
@@ -197,8 +202,10 @@ def summary(result: CapacityPlan) -> dict[str, object]:
     }
 
 
-def _row(cell: Replication | Search | Trial | tuple[FittedModel, float]) -> dict[str, Any]:
-    """Search for a rate, try one, or solve for a level of acceptance: a cell of a sweep."""
+def _row(cell: Replication | Search | Trial | PoolAsked | tuple[FittedModel, float]) -> dict[str, Any]:
+    """Search for a rate, try one, size a pool, or solve for a level of acceptance: a cell of a sweep."""
+    if isinstance(cell, PoolAsked):
+        return dict(pool_workers_row(cell))
     if isinstance(cell, tuple):
         return dict(solve_level_row(cell))
     if isinstance(cell, Replication):

@@ -87,6 +87,20 @@ class PoolSizing:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PoolAsked:
+    """A prefill pool to be sized for requests that arrive at a rate: a cell of a sweep."""
+
+    sizing: PoolSizing
+    rate_per_s: float
+
+
+def pool_workers_row(asked: PoolAsked) -> dict[str, float]:
+    """Run ``PoolSizing.workers`` as a cell of a sweep; NaN where no number of workers is enough."""
+    found = asked.sizing.workers(asked.rate_per_s)
+    return {"workers": math.nan if found is None else float(found)}
+
+
 def pool_waits_s(arrival_s: Floats, service_s: Floats, workers: int) -> Floats:
     """Seconds that each request waits for a worker, [n]; first come first served."""
     free = [-math.inf] * workers

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from simulator.capacity.server import share_at_rate
 from simulator.core.units import parse_percent
-from simulator.planning.prefill_sizing import PoolSizing
+from simulator.planning.prefill_sizing import PoolAsked, PoolSizing
 from simulator.planning.scenario.scenario import Scenario
 from simulator.sla.terms import Sla, Term
 from simulator.traffic.sources import ReplayTraffic, Traffic
@@ -59,7 +59,8 @@ class Sizing:
     gpus: of one replica. hours: of the profile. output_tokens: in all of it; ``tokens_per_request`` of
     them each. pool: how prefill workers are counted where prompts are prefilled elsewhere, None where they
     are not or where a worker's speed is not known (``prefill_known`` says which). context_tokens: of a
-    request in the batch, in the mean over all that decode.
+    request in the batch, in the mean over all that decode. sized: workers of the pool by requests/s, as far
+    as they were counted before (``with_pools``).
     """
 
     peak_per_s: float
@@ -73,6 +74,7 @@ class Sizing:
     pool: PoolSizing | None
     prefill_known: bool
     context_tokens: float
+    sized: Mapping[float, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scenario: Scenario, traffic: Traffic, profile: pd.DataFrame, sla: Sla) -> Sizing:
@@ -118,10 +120,24 @@ class Sizing:
         """
         if self.pool is None:
             return 0 if self.prefill_known else math.nan
-        # Rounded, so that a day's two equal halves are sized once.
-        rate = float(f"{self._with_headroom(demanded_per_s):.6g}")
+        rate = self._pool_rate(demanded_per_s)
+        if terms is None and rate in self.sized:
+            return self.sized[rate]
         found = self.pool.workers(rate, terms)
         return math.nan if found is None else found
+
+    def pools(self, growth: Sequence[float]) -> list[PoolAsked]:
+        """Return the pools of every demanded rate, and of the peak when it has grown: cells of a sweep."""
+        if self.pool is None:
+            return []
+        grown = [self.peak_per_s * (1 + each) for each in (0.0, *growth)]
+        rates = dict.fromkeys(self._pool_rate(each) for each in [*grown, *self.profile["rate_per_s"]])
+        return [PoolAsked(self.pool, rate) for rate in rates]
+
+    def with_pools(self, pools: Sequence[PoolAsked], workers: Sequence[float]) -> Sizing:
+        """Return the same demand that knows the workers of some pools; NaN: no number is enough."""
+        known = (each if math.isnan(each) else int(each) for each in workers)
+        return replace(self, sized=dict(zip((each.rate_per_s for each in pools), known, strict=True)))
 
     def fleet(
         self, rate_per_s: float, demanded_per_s: float | None = None, terms: Sequence[Term] | None = None
@@ -162,7 +178,11 @@ class Sizing:
         """Return the same demand with prefill workers ``factor`` times as fast."""
         if self.pool is None:
             return self
-        return replace(self, pool=replace(self.pool, tokens_per_s=self.pool.tokens_per_s * factor))
+        return replace(self, pool=replace(self.pool, tokens_per_s=self.pool.tokens_per_s * factor), sized={})
+
+    def _pool_rate(self, demanded_per_s: float | None) -> float:
+        """Return the rate with headroom, rounded, so that a day's two equal halves are sized once."""
+        return float(f"{self._with_headroom(demanded_per_s):.6g}")
 
     def _with_headroom(self, demanded_per_s: float | None) -> float:
         return (self.peak_per_s if demanded_per_s is None else demanded_per_s) * (1 + self.headroom)

@@ -30,6 +30,7 @@ from simulator.parallel.cells import Sweeping
 from simulator.parallel.hashing import content_hash
 from simulator.planning.demand import demand_profile
 from simulator.planning.plan import frontier_loads, plan, write_tables
+from simulator.planning.prefill_sizing import PoolSizing, pool_workers_row
 from simulator.planning.scenario.example import EXAMPLE
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import Sizing
@@ -220,6 +221,34 @@ def test_scaled_cost() -> None:
 
 
 # --- the scenario -------------------------------------------------------------------------------------------
+
+
+def test_pools_sized_in_cells_are_those_sized_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each demanded rate is one cell; nothing else of a day, or of grown traffic, waits for a queue."""
+    promised = {"arrivals": "diurnal:20/s,peak=1.6", "lengths": "fixed:6000/200", "growth": ["50%"]}
+    asked = scenario(
+        traffic=promised, sla=["ttft_p99<=2s"], replica={"concurrency": 8, "prefill_tokens_per_s": 6500}
+    )
+    traffic = asked.demand()
+    sizing = Sizing.of(asked, traffic, demand_profile(traffic), asked.parsed_sla())
+    demanded = [None, sizing.peak_per_s * 1.5, *sizing.profile["rate_per_s"]]
+    expected = [sizing.prefill_workers(each) for each in demanded]
+    # 20/s x 1.6 x 1.2 x 6,000 tokens keep 35.4 workers busy, and half as many again 53.2.
+    assert expected[0] >= 36
+    assert expected[1] >= 54
+    pools = sizing.pools(asked.growth())
+    known = sizing.with_pools(pools, [pool_workers_row(each)["workers"] for each in pools])
+
+    def refused(*_: object) -> None:
+        raise AssertionError("a pool is sized anew")
+
+    monkeypatch.setattr(PoolSizing, "workers", refused)
+    found = [known.prefill_workers(each) for each in demanded]
+    assert found == expected
+    assert all(isinstance(each, int) for each in found)
+    for changed in (known.with_prefill_speed(2.0), known):
+        with pytest.raises(AssertionError, match="anew"):
+            changed.prefill_workers(None, parse_sla(["ttft_p99<=1s"]).terms if changed is known else None)
 
 
 def test_the_example_states_a_whole_cost() -> None:

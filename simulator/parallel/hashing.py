@@ -12,7 +12,7 @@ import site
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -46,10 +46,9 @@ def content_hash(*parts: object, arrays: Arrays | None = None) -> str:
     earlier calls have read of large arrays that have not changed since; this one adds to it. Raises
     ``TypeError`` for a value whose content cannot be read.
     """
-    digest = hashlib.sha256()
-    for piece in _Reader({} if arrays is None else arrays).pieces(parts):
-        digest.update(len(piece).to_bytes(8, "little") + piece)
-    return digest.hexdigest()[:32]
+    reader = _Reader({} if arrays is None else arrays)
+    reader.read(parts)
+    return reader.digest.hexdigest()[:32]
 
 
 @lru_cache(maxsize=1)
@@ -117,39 +116,45 @@ def _named(value: Any, module: str) -> bytes:
 
 
 class _Reader:
-    """Reads a value into pieces. A repeated object becomes a number, so that circles end."""
+    """Reads a value into a digest, in pieces. A repeated object becomes a number, so that circles end."""
 
     def __init__(self, arrays: Arrays) -> None:
         self.met: dict[int, tuple[int, Any]] = {}
         self.arrays = arrays
+        self.digest = hashlib.sha256()
 
-    def pieces(self, value: Any) -> Iterator[bytes]:
-        """Yield the content of any value, in pieces."""
+    def _put(self, piece: bytes) -> None:
+        """Digest a piece with its length in front, so that no two sequences of pieces are alike."""
+        self.digest.update(len(piece).to_bytes(8, "little") + piece)
+
+    def read(self, value: Any) -> None:
+        """Digest the content of any value, piece by piece."""
         if isinstance(value, enum.Enum):
-            yield from self._once(value)
+            self._once(value)
         elif value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes):
-            yield f"{type(value).__name__} {value!r}".encode()
+            self._put(f"{type(value).__name__} {value!r}".encode())
         elif isinstance(value, np.ndarray | np.generic):
             array = np.asarray(value)
             if array.dtype.hasobject:
                 raise TypeError("an array of objects has no content to hash")
-            yield f"array {array.dtype.str} {array.shape}".encode()
-            yield self._content(array)
+            self._put(f"array {array.dtype.str} {array.shape}".encode())
+            self._put(self._content(array))
         elif isinstance(value, Path | np.dtype | range | types.GenericAlias | types.UnionType):
-            yield f"{type(value).__name__} {value}".encode()
+            self._put(f"{type(value).__name__} {value}".encode())
         elif isinstance(value, Mapping):
-            yield f"mapping {len(value)}".encode()
+            self._put(f"mapping {len(value)}".encode())
             for key in sorted(value, key=str):
-                yield from self.pieces((key, value[key]))
+                self.read((key, value[key]))
         elif isinstance(value, list | tuple):
-            yield f"sequence {len(value)}".encode()
+            self._put(f"sequence {len(value)}".encode())
             for item in value:
-                yield from self.pieces(item)
+                self.read(item)
         elif isinstance(value, set | frozenset):
-            yield f"set {len(value)}".encode()
-            yield from sorted(content_hash(item).encode() for item in value)
+            self._put(f"set {len(value)}".encode())
+            for digest in sorted(content_hash(item) for item in value):
+                self._put(digest.encode())
         else:
-            yield from self._once(value)
+            self._once(value)
 
     def _content(self, array: NDArray[Any]) -> bytes:
         if array.nbytes < _LARGE:
@@ -158,105 +163,105 @@ class _Reader:
             self.arrays[id(array)] = hashlib.sha256(np.ascontiguousarray(array)).digest(), array
         return self.arrays[id(array)][0]
 
-    def _once(self, value: Any) -> Iterator[bytes]:
-        """Whether a value can contain itself."""
+    def _once(self, value: Any) -> None:
+        """Digest what may contain itself: the second time, its number."""
         if id(value) in self.met:
-            yield f"again {self.met[id(value)][0]}".encode()
+            self._put(f"again {self.met[id(value)][0]}".encode())
             return
         self.met[id(value)] = (len(self.met), value)  # kept alive, so that no other object gets the same id
         if isinstance(value, type):
-            yield from self._class(value)
+            self._class(value)
         elif isinstance(value, types.ModuleType):
-            yield from self._module(value)
+            self._module(value)
         elif isinstance(value, types.CodeType):
-            yield from self._code(value)
+            self._code(value)
         elif isinstance(value, enum.Enum):
-            yield from self.pieces((type(value), value.name))
+            self.read((type(value), value.name))
         elif isinstance(value, BaseModel):
-            yield from self.pieces((type(value), dict(value)))
+            self.read((type(value), dict(value)))
         elif dataclasses.is_dataclass(value):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare}
-            yield from self.pieces((type(value), fields))
+            self.read((type(value), fields))
         elif type(value).__module__ in ("typing", "typing_extensions"):
-            yield f"typing {value!r}".encode()
+            self._put(f"typing {value!r}".encode())
         elif callable(value) and not self._is_plain(value):
-            yield from self._callable(value)
+            self._callable(value)
         elif self._is_plain(value):
             slots = [name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name)]
             state = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
-            yield from self.pieces((type(value), state))
+            self.read((type(value), state))
         else:
             raise TypeError(f"a cell may not hold a {type(value).__qualname__}: its content cannot be hashed")
 
-    def _callable(self, value: Any) -> Iterator[bytes]:
+    def _callable(self, value: Any) -> None:
         if isinstance(value, types.FunctionType):
-            yield from self._function(value)
+            self._function(value)
         elif isinstance(value, types.MethodType):
-            yield from self.pieces(("method", value.__func__, value.__self__))
+            self.read(("method", value.__func__, value.__self__))
         elif isinstance(value, functools.partial):
-            yield from self.pieces(("partial", value.func, value.args, value.keywords))
+            self.read(("partial", value.func, value.args, value.keywords))
         elif hasattr(value, "__wrapped__"):
-            yield from self.pieces(("wrapped", value.__wrapped__))
+            self.read(("wrapped", value.__wrapped__))
         elif isinstance(value, np.ufunc):
-            yield f"ufunc {value.__name__} {np.__version__}".encode()
+            self._put(f"ufunc {value.__name__} {np.__version__}".encode())
         elif isinstance(value, types.BuiltinFunctionType) and (
             value.__self__ is None or isinstance(value.__self__, types.ModuleType)
         ):
-            yield _named(value, value.__module__ or "builtins")
+            self._put(_named(value, value.__module__ or "builtins"))
         else:
             raise TypeError(f"a cell may not hold a {type(value).__qualname__}: its content cannot be hashed")
 
-    def _function(self, function: types.FunctionType) -> Iterator[bytes]:
+    def _function(self, function: types.FunctionType) -> None:
         module = function.__module__ or "__main__"
-        yield _named(function, module)
+        self._put(_named(function, module))
         for cell in function.__closure__ or ():
             try:
                 content = cell.cell_contents
             except ValueError:  # an empty closure cell
-                yield b"empty"
+                self._put(b"empty")
             else:
-                yield from self.pieces(content)
+                self.read(content)
         if _origin(module) != "user":
             return
-        yield from self.pieces((function.__code__, function.__defaults__, function.__kwdefaults__))
+        self.read((function.__code__, function.__defaults__, function.__kwdefaults__))
         for name in sorted(_globals_of(function.__code__)):
             if name in function.__globals__:
-                yield from self.pieces((name, function.__globals__[name]))
+                self.read((name, function.__globals__[name]))
 
-    def _code(self, code: types.CodeType) -> Iterator[bytes]:
-        yield code.co_code
+    def _code(self, code: types.CodeType) -> None:
+        self._put(code.co_code)
         signature = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-        yield from self.pieces((code.co_names, code.co_freevars, code.co_cellvars, signature))
-        yield code.co_exceptiontable
-        yield from self.pieces(code.co_consts)
+        self.read((code.co_names, code.co_freevars, code.co_cellvars, signature))
+        self._put(code.co_exceptiontable)
+        self.read(code.co_consts)
 
-    def _class(self, kind: type) -> Iterator[bytes]:
-        yield _named(kind, kind.__module__)
+    def _class(self, kind: type) -> None:
+        self._put(_named(kind, kind.__module__))
         if _origin(kind.__module__) != "user":
             return
-        yield from self.pieces(kind.__bases__)
+        self.read(kind.__bases__)
         if issubclass(kind, BaseModel):
-            yield repr(kind.model_fields).encode()
+            self._put(repr(kind.model_fields).encode())
         elif dataclasses.is_dataclass(kind):
             for field in dataclasses.fields(kind):
                 made = [x for x in (field.default, field.default_factory) if x is not dataclasses.MISSING]
-                yield from self.pieces((field.name, str(field.type), field.compare, made))
+                self.read((field.name, str(field.type), field.compare, made))
         for name, member in sorted(vars(kind).items()):
             if (
                 name not in _BOOKKEEPING
                 and not name.startswith("__pydantic")
                 and not _is_generated(name, member)
             ):
-                yield from self.pieces((name, _underneath(member)))
+                self.read((name, _underneath(member)))
 
-    def _module(self, module: types.ModuleType) -> Iterator[bytes]:
-        yield _named(module, module.__name__)
+    def _module(self, module: types.ModuleType) -> None:
+        self._put(_named(module, module.__name__))
         if _origin(module.__name__) != "user":
             return
         file = getattr(module, "__file__", None)
         if file is None or not file.endswith(".py"):
             raise TypeError(f"the module {module.__name__} has no source to hash")
-        yield Path(file).read_bytes()
+        self._put(Path(file).read_bytes())
         for name, value in sorted(vars(module).items()):
             other = (
                 value
@@ -264,7 +269,7 @@ class _Reader:
                 else sys.modules.get(getattr(value, "__module__", None) or "builtins")
             )
             if other is not None and _origin(other.__name__) == "user":
-                yield from self.pieces((name, other))
+                self.read((name, other))
 
     def _is_plain(self, value: Any) -> bool:
         """Whether an object's attributes are its whole state: all of its classes are written in Python."""

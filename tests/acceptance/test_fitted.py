@@ -253,7 +253,7 @@ def test_the_later_stages_give_a_whole_parameter_file(tmp_path: Path) -> None:
     confidence = Confidence(1.2, (1.1, 0.65), (1.15, 0.75), (1.25, 1.3, 1.25, 1.1), (0.3, 0.15, 0.0, 0.0))
     told: list[str] = []
     fitted = fit_parameters(
-        figures, confidence, command="a test", sequences=16, text_sequences=16, progress=told.append
+        figures, confidence, command="a test", sequences=8, text_sequences=8, progress=told.append
     )
     assert len(fitted.models) == 9 + 4 * 9
     assert len(told) == 3 + 12 + 4 * 9  # kinds of text, shapes, cells

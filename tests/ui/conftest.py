@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from simulator.ui.app import Served
+from simulator.ui.check.work import CLAIMED, claim_lines
 from simulator.ui.explore.asked import Deployed
 from simulator.ui.explore.work import CurveTask, LineTask
 from simulator.ui.running.jobs import Jobs
 from tests.support.browsers import chromium
 
 KNOWN = ("autoregressive", "mtp1")
-"""Policies whose lines are simulated once, coarsely, and stand for the refined ones too."""
+"""Policies whose lines are simulated once, coarsely, and stand for the refined ones too; as do those of the
+page Check."""
 
 
 @pytest.fixture(scope="package")
@@ -27,6 +29,8 @@ def served() -> Iterator[Served]:
         line = LineTask(on, policy, "coarse").run(str)
         made.jobs.keep(LineTask(on, policy, "coarse"), line)
         made.jobs.keep(LineTask(on, policy, "usual"), line)
+    for policy, task in zip(CLAIMED, claim_lines("deepseek-v4-flash"), strict=True):
+        made.jobs.keep(task, LineTask(on, policy, "coarse").run(str))
     thread = threading.Thread(target=made.run)
     thread.start()
     yield made

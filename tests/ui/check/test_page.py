@@ -5,27 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from simulator.ui.app import Served
-from simulator.ui.check.work import CLAIMED, claim_lines
-from simulator.ui.explore.asked import Deployed
-from simulator.ui.explore.work import LineTask
 from simulator.ui.security import MOST_UPLOAD_BYTES
 from tests.dumps.test_redecide import written_dump
 from tests.support.pages import opened, shows, text, wait
 
 
-@pytest.fixture(scope="module")
-def compared(served: Served) -> str:
-    """A page whose published results are compared with coarse lines, known already."""
-    for policy, task in zip(CLAIMED, claim_lines("deepseek-v4-flash"), strict=True):
-        served.jobs.keep(task, LineTask(Deployed(), policy, "coarse").run(str))
-    return f"{served.address}check"
-
-
-def test_misses_come_first_and_a_dump_is_explained(browser: Any, compared: str, tmp_path: Path) -> None:
-    opened(browser, compared)
+def test_misses_come_first_and_a_dump_is_explained(browser: Any, served: Served, tmp_path: Path) -> None:
+    opened(browser, f"{served.address}check")
     shows(browser, "c-answer", "published numbers: half of the predictions are within")
     rows = [row.split("\t")[-1] for row in text(browser, "c-answer").splitlines() if row.endswith("%")]
     misses = [float(row.rstrip("%")) for row in rows]
@@ -38,8 +25,8 @@ def test_misses_come_first_and_a_dump_is_explained(browser: Any, compared: str, 
     assert browser.get_log("browser") == []
 
 
-def test_a_bad_file_is_refused_at_its_field(browser: Any, compared: str, tmp_path: Path) -> None:
-    opened(browser, compared)
+def test_a_bad_file_is_refused_at_its_field(browser: Any, served: Served, tmp_path: Path) -> None:
+    opened(browser, f"{served.address}check")
     chooser = wait(browser, lambda b: b.find_elements("css selector", "#d-upload input[type=file]"))[0]
     bad = tmp_path / "bad.json"
     bad.write_text('{"records": 1}')

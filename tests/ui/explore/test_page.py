@@ -104,9 +104,9 @@ def test_an_address_that_makes_no_sense_is_said(browser: Any, served: Served) ->
 
 
 def test_a_long_run_is_cancelled(browser: Any, served: Served) -> None:
-    opened(browser, f"{served.address}?effort=full&{CHEAP}&policy=balanced")
+    opened(browser, f"{served.address}?effort=full&{CHEAP}&policy=balanced&policy=fixed:2&policy=fixed:4")
     shows(browser, "e-answer", "carries")
-    wait(browser, lambda b: served.jobs.processes())
+    shows(browser, "e-progress", "parts; now")
     count = len(served.jobs.processes())
     click(browser, "e-cancel")
     shows(browser, "e-progress", "Stopped after")

@@ -155,6 +155,9 @@ def test_coarse_plans_of_all_gpus_come_first() -> None:
 
 
 def test_a_plan_says_how_far_it_is(known: Known) -> None:
-    assert known.said[0] == "sustainable rates, 1 of 2"
-    assert known.said[1] == "sustainable rates, 2 of 2"
+    """Both policies and the prefill pools of all rates first: the count rises by one up to their number."""
+    rates = [said for said in known.said if said.startswith("sustainable rates, ")]
+    assert rates == known.said[: len(rates)]
+    assert rates == [f"sustainable rates, {done} of {len(rates)}" for done in range(1, len(rates) + 1)]
+    assert len(rates) >= len(SCENARIO["policies"])
     assert set(FIELDS) == set(form_of(SCENARIO))

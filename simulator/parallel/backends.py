@@ -216,7 +216,8 @@ def _local_dask(distributed: Any, workers: int) -> Iterator[Any]:
         for attempt in range(1, RETRIES + 2):
             try:
                 cluster = distributed.LocalCluster(
-                    n_workers=workers, threads_per_worker=1, dashboard_address=None,
+                    n_workers=workers, threads_per_worker=1,
+                    dashboard_address="127.0.0.1:0",  # without one its pages are on a port that may be taken
                     silence_logs=logging.CRITICAL,
                 )  # fmt: skip
                 break

@@ -35,7 +35,7 @@ from simulator.traffic.lengths import parse_lengths
 from simulator.traffic.workload import Workload
 from tests.benchmarks.test_simulator_speed import COST, TRACE_ROWS, workload
 from tests.support.engines import random_replay
-from tests.support.sweep_cells import trace_of
+from tests.support.recorded_cells import trace_of
 
 pytestmark = pytest.mark.benchmark
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,20 @@ def start(*command: object, **options: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("SIGTERM", "SIGKILL"),
+        pytest.param(("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"), marks=pytest.mark.slow),
+    ],
+    ids=len,
+)
+def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(
+    names: Sequence[str], tmp_path: Path
+) -> None:
     """Ended by one signal after another, the same command at last writes what nothing disturbed."""
     cells, out = tmp_path / "cells", tmp_path / "frontier.csv"
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"):
+    for name in names:
         before = finished(cells)
         said = ended_by(name, start("-m", "simulator", *LONG, "--cells", cells, "--out", out), cells)
         assert name == "SIGKILL" or re.fullmatch(
@@ -153,12 +163,15 @@ def ended_by(name: str, child: subprocess.Popen[str], cells: Path) -> str:
     return child.communicate()[1]
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.slow)])
-def test_random_kills_lose_no_finished_cell(kills: int, tmp_path: Path) -> None:
-    """SIGKILL to the parent, or to all at once, at random moments; then the sweep is finished."""
+@pytest.mark.slow
+def test_random_kills_lose_no_finished_cell(tmp_path: Path) -> None:
+    """SIGKILL to the parent, or to all at once, at random moments; then the sweep is finished.
+
+    One kill of each kind: tests/parallel/test_cells.py.
+    """
     draw, run, log = np.random.default_rng(5), tmp_path / "run", tmp_path / "log"
     log.mkdir()
-    count = 25 * kills
+    kills, count = 40, 1000
     code = SWEEP.format(log=str(log), count=count, run=str(run), out=str(tmp_path / "killed"))
     kept: dict[str, bytes] = {}
     killed, workers = 0, list[psutil.Process]()

@@ -28,7 +28,7 @@ from simulator.traffic.lengths import parse_lengths
 from simulator.traffic.sources import ReplayTraffic
 from simulator.traffic.workload import PrefixBlocks, Workload
 from tests.support.engines import constant_cost
-from tests.support.sweep_cells import seen_of, trace_of
+from tests.support.recorded_cells import seen_of, trace_of
 
 ROWS = 20_000
 

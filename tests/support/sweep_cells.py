@@ -1,4 +1,4 @@
-"""Cells for the sweep tests; importable, as workers must import them."""
+"""Cells for the sweep tests; importable, as workers must import them, and quickly: many workers do."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from simulator.acceptance.trace import AcceptanceTrace
 from simulator.core.errors import BadInputError
-from simulator.core.provenance import Provenance
 from simulator.core.random import random_stream
-from simulator.deployment.setup import Setup, _cached_replay
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A cell with a mark on disk for every time it was computed."""
+    """A cell with a mark on disk for every time it was computed.
+
+    pause_s: how long it takes, unless the log holds the file ``hurry``.
+    """
 
     number: int
     log: str
@@ -32,7 +30,8 @@ def draw(cell: Draw) -> dict[str, object]:
     log = Path(cell.log)
     first = not any(log.glob(f"{cell.number}-*"))
     (log / f"{cell.number}-{os.getpid()}-{time.monotonic_ns()}").touch()
-    time.sleep(cell.pause_s)
+    if not (log / "hurry").exists():
+        time.sleep(cell.pause_s)
     if cell.fatal and first:
         os.kill(os.getpid(), signal.SIGKILL)
     value = float(random_stream(cell.number, "cell").random())
@@ -53,26 +52,6 @@ def always_fatal(cell: Draw) -> dict[str, object]:
 def refuse(cell: Draw) -> dict[str, object]:
     """Finds every cell at fault."""
     raise BadInputError("is bad", source="sample", field="number", value=cell.number, remedy="mend it")
-
-
-def trace_of(rows: int, seed: int = 0) -> AcceptanceTrace:
-    """A recorded trace of two sequences, drawn."""
-    draw = np.random.default_rng(seed)
-    logits = draw.normal(1, 1, (rows, 5)).astype(np.float32)
-    accepted = draw.integers(0, 6, rows).astype(np.uint8)
-    made = Provenance(kind="synthetic", source="tests", date="2026-11-30")
-    return AcceptanceTrace("recorded", logits, np.array([0, rows // 2, rows]), made, accepted=accepted)
-
-
-def seen_of(cell: tuple[int, Setup]) -> dict[str, int]:
-    """Which process ran a cell, which object its acceptance was, and how often this was realised there."""
-    _, plan = cell
-    plan.replay(0)
-    return {
-        "process": os.getpid(),
-        "model": id(plan.acceptance),
-        "realised": _cached_replay.cache_info().misses,
-    }
 
 
 def growing(cell: Draw) -> dict[str, object]:

@@ -66,6 +66,54 @@ def test_every_stop_of_the_walks_is_there() -> None:
     assert not missing
 
 
+def pages() -> list[Path]:
+    """What people read: every page of the docs, and the two at the top."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+
+
+def module_of(dotted: str) -> tuple[Path, list[str]]:
+    """Return the file or folder that a dotted name lies in, and what of the name comes behind it."""
+    place, names = PACKAGE, dotted.removeprefix("simulator.").split(".")
+    while names and (place / names[0]).is_dir():
+        place /= names.pop(0)
+    if names and (place / f"{names[0]}.py").is_file():
+        place /= f"{names.pop(0)}.py"
+    return place, names
+
+
+def test_pages_name_modules_that_are_there() -> None:
+    """In backticks: ``cost.fit``, ``simulator.live.checks.agreement.draw``."""
+    rooms = "|".join(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+    found, missing = 0, []
+    for page in pages():
+        for dotted in re.findall(
+            rf"`((?:simulator\.)?(?:{rooms})(?:\.\w+)+)", page.read_text(encoding="utf-8")
+        ):
+            if dotted.endswith((".html", ".md", ".py")):
+                continue  # a file's name
+            place, names = module_of(dotted)
+            text = place.read_text(encoding="utf-8") if place.is_file() else ""
+            found += 1
+            if not all(re.search(rf"\b{name}\b", text) for name in names):
+                missing.append(f"{page.relative_to(ROOT)}: {dotted}")
+    assert found > 10
+    assert not missing
+
+
+def test_pages_name_files_that_are_there() -> None:
+    found, missing = 0, []
+    for page in pages():
+        for named in re.findall(
+            r"(?<![\w/.])((?:simulator|tests|tools|scripts)/[\w/]+(?:\.\w+)?)",
+            page.read_text(encoding="utf-8"),
+        ):
+            found += 1
+            if not (ROOT / named).exists():
+                missing.append(f"{page.relative_to(ROOT)}: {named}")
+    assert found > 100
+    assert not missing
+
+
 def test_an_ignored_lint_rule_has_its_reason() -> None:
     bare = [
         f"{path.relative_to(ROOT)}:{number}"

@@ -74,7 +74,11 @@ def production_acceptance() -> Mapping[str, AcceptanceSpec]:
 
 
 def parse_acceptance(spec: str | None) -> AcceptanceModel:
-    """See ``simulator.acceptance.trace.parse_acceptance``."""
+    """Return the acceptance model that a text describes.
+
+    spec: a name or a file, ``kind:`` with its numbers, or a mix of these, ``WEIGHT*MODEL+WEIGHT*MODEL``; what
+    there is, errors say (``HOW_TO``). Raises ``BadInputError`` where it is missing or says nothing known.
+    """
     text = (spec or "").strip()
     if not text:
         raise BadInputError("is missing and has no default", source="acceptance", remedy=HOW_TO)

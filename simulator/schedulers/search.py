@@ -165,8 +165,9 @@ def admit(grid: Array, budget: int, ordered: Array | None = None) -> Array:
         return xp.zeros_like(grid[:, 0], dtype=xp.int64) + (gamma if budget > 0 else 0)
     threshold, following = _around(grid, budget, ordered)
     if xp is np and following != threshold:
-        # No tie to break: count along the block, as a product because that is the fastest sum NumPy has.
-        return ((grid >= threshold) @ _ones(gamma)).astype(np.int64)
+        # No tie to break: count along the block, as a product because that is the fastest sum NumPy has. Of
+        # bytes, which hold a block's count (accepted lengths are bytes): of floats it may warn of nothing.
+        return ((grid >= threshold).view(np.uint8) @ _ones(gamma)).astype(np.int64)
     above = grid > threshold
     tied = grid == threshold
     # Tied candidates in order of position, then request: number them down the columns.
@@ -182,8 +183,8 @@ def _as_numbers(flags: Array) -> Array:
 
 
 @cache
-def _ones(gamma: int) -> NDArray[np.float32]:
-    return np.ones(gamma, dtype=np.float32)
+def _ones(gamma: int) -> NDArray[np.uint8]:
+    return np.ones(gamma, dtype=np.uint8)
 
 
 def _around(grid: Array, budget: int, ordered: Array | None) -> tuple[Any, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,13 +18,15 @@ def trace(rows: int, *, drawn: bool, gamma: int = 1) -> Replay:
     return Replay(np.full((rows, gamma), 0.5, np.float32), outcomes, np.arange(rows + 1), drawn=drawn)
 
 
-def walked(first: Replay, second: Replay, tokens: list[int]) -> float:
-    """Reuse where requests 0 and 2 walk the first class's trace, and 1 and 3 the second's."""
-    count = len(tokens)
+def walked(*replays_and_tokens: Any) -> float:
+    """Reuse where requests go to the classes in turn; the last argument: how far each request walks."""
+    *replays, tokens = replays_and_tokens
+    classes, count = len(replays), len(tokens)
     load = Workload(
-        None, np.full(count, 4), np.full(count, 50), np.arange(count, dtype=np.int16) % 2, ("a", "b")
-    )
-    cursors = TraceCursors([first, second], load, capacity=1, seed=0)
+        None, np.full(count, 4), np.full(count, 50), np.arange(count, dtype=np.int16) % classes,
+        tuple("abc"[:classes]),
+    )  # fmt: skip
+    cursors = TraceCursors(replays, load, capacity=1, seed=0)
     return cursors.reuse(np.arange(count), np.array(tokens))
 
 
@@ -39,6 +43,7 @@ def test_recordings_count_as_read_once() -> None:
     drawn = trace(3, drawn=True)
     assert walked(drawn, trace(3, drawn=False), [6, 9]) == pytest.approx(21 / 15)
     assert walked(trace(3, drawn=False), drawn, [9, 6]) == pytest.approx(21 / 15)
+    assert walked(trace(3, drawn=False), trace(4, drawn=False), drawn, [9, 5, 6]) == pytest.approx(26 / 20)
     assert walked(trace(3, drawn=False), trace(3, drawn=False), [4, 5, 6, 7]) == 1.0
     empty = trace(3, drawn=True, gamma=0)
     assert walked(empty, empty, [6, 9]) == 1.0, "without drafts nothing is drawn"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_equal
 
+from simulator.core import arrays
 from simulator.core.errors import BadInputError
 from simulator.cost.models import ThroughputCurve
 from simulator.engine.batch import DESCRIBED, Step, StepLog
@@ -199,3 +200,27 @@ def test_a_number_of_steps_has_two_ends() -> None:
         "--steps: steps: must be at most 10,000,000 (got 10000001); "
         "give fewer; some thousands are enough for most answers"
     )
+
+
+EXPECTED = {
+    "steps": ("end_s", "gap_s", "decoding_s"),
+    "joined": ("request", "queued_s", "admitted_s", "first_token_s", "waited_step_s", "decode_tokens"),
+    "finished": ("request", "finished_s"),
+}
+"""Columns that follow from others and from the workload, by log."""
+
+
+def test_what_follows_from_the_rest_takes_no_room() -> None:
+    """Where no request waits for a slot, and all are prefilled elsewhere, next to nothing is unexpected."""
+    count = 3 * arrays.PACKED_ROWS
+    load = Workload.single_class(np.arange(count) * 2e-3, np.full(count, 9), np.full(count, 8))
+    cost = constant_cost(1e-3)
+    executor = SimulatedExecutor([random_replay(5)], load, cost, capacity=64, seed=0)
+    engine = run_engine(load, executor, Fixed(2), cost, EngineLimits(64))
+    logs = {"steps": engine.steps, "joined": engine._joined, "finished": engine._finished}  # type: ignore[attr-defined]
+    for name, columns in EXPECTED.items():
+        packed = logs[name]._packed
+        assert len(packed) >= 2
+        for column in columns:
+            taken = sum(chunk[column].nbytes for chunk in packed) / (len(packed) * arrays.PACKED_ROWS)
+            assert taken < 0.5, (name, column)  # bytes a row

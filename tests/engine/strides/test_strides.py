@@ -23,11 +23,12 @@ from simulator.cost.models import (
 )
 from simulator.cost.padded import PaddedCost
 from simulator.cost.scaled import EnabledCost, RowCost, ScaledCost, SlowPath
+from simulator.engine.batch import Prompt
 from simulator.engine.engine import Engine
 from simulator.engine.limits import EngineLimits
 from simulator.engine.run import advance, arrivals
 from simulator.engine.simulated import SimulatedExecutor
-from simulator.engine.strides.engine import StridingEngine, wait_until
+from simulator.engine.strides.engine import StridingEngine, _record, _waited, wait_until
 from simulator.engine.strides.serving import ServingEngine, serving_engine
 from simulator.schedulers.batch_table import BatchTable
 from simulator.schedulers.early_stop import WatchedDSpark, watched
@@ -217,6 +218,53 @@ def test_large_batches_take_the_same_steps(policy: Scheduler, concurrency: int, 
         advance(engine, 25)
         engines.append(engine)
     assert_same(engines[0], engines[1])
+
+
+def in_both_loops(cost: CostModel, limits: EngineLimits, cached: dict[int, int] | None = None) -> None:
+    """Some twenty requests, one to twelve at a time, of which tokens of prompts may be cached."""
+    arrival_s = np.arange(24) ** 1.5 * 4e-3
+    load = Workload.single_class(arrival_s, np.full(24, 40), np.full(24, 30))
+    engines: list[ServingEngine] = []
+    for compiled in (False, True):
+        environment = simpy.Environment()
+        executor = SimulatedExecutor([random_replay(5, rows=64)], load, cost, capacity=12, seed=0)
+        engine = serving_engine(environment, load, executor, Fixed(2), cost, limits, compiled=compiled)
+        for request, at_s in enumerate(arrival_s.tolist()):
+            if at_s:
+                environment.run(until=at_s)
+            engine.submit(request, cached_tokens=(cached or {}).get(request, 0))
+        while engine.completed < len(load):
+            environment.step()
+        engines.append(engine)
+    assert_same(engines[0], engines[1])
+
+
+@pytest.mark.parametrize("structure", ["autoregressive", "parallel", "semi-autoregressive"])
+@pytest.mark.parametrize("asked", [None, 0, 2, LengthByRequests((1, 3, 9), (3, 1, 0))])
+def test_drafts_and_padded_rows_cost_the_same(structure: str, asked: int | LengthByRequests | None) -> None:
+    """With few requests drafts are asked for, with nine and more none; batches outgrow what was captured."""
+    turns = [1e-5, 2e-5] if structure == "semi-autoregressive" else None
+    draft = DraftCost(structure, 5, [1, 40], [1e-3, 2e-3], turns, 1e-8)  # type: ignore[arg-type]
+    in_both_loops(StepCost(PaddedCost(rising_cost(), (1, 4, 8)), draft, asked, 1e-4, ()), EngineLimits(12))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_cached_tokens_of_prompts_are_not_prefilled(mode: str) -> None:
+    speed, prefill = (2e4, "elsewhere") if mode == "pool" else (None, mode)
+    limits = EngineLimits(12, prefill=prefill, chunk_tokens=16, prefill_tokens_per_s=speed)  # type: ignore[arg-type]
+    in_both_loops(rising_cost(), limits, {1: 8, 2: 39, 7: 30})
+
+
+def test_what_prompts_waited_for_is_summed_as_python_sums_it() -> None:
+    draw = np.random.default_rng(4)
+    prompts = []
+    for number in range(50):
+        prompt = Prompt(number, float(draw.random()), 3)
+        prompt.waited_pool_s, prompt.waited_prefill_s = draw.random(2).tolist()
+        prompt.kept_out_s = tuple(draw.random(3).tolist())
+        prompts.append(prompt)
+    records = np.array([_record(prompt) for prompt in prompts])
+    assert _waited(records).tolist() == [prompt.waited_s for prompt in prompts]
 
 
 class Cautious(DSparkAsync):

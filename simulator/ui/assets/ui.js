@@ -10,8 +10,8 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
     // The slider and the number beside it are one value; what is being moved is left alone.
     follow: function (slid, typed) {
       const still = window.dash_clientside.no_update;
-      const moved = window.dash_clientside.callback_context.triggered_id;
-      return moved === "e-sla-number" && typed ? [typed, still] : [still, Number(slid)];
+      const moved = window.dash_clientside.callback_context.triggered.map((each) => each.prop_id);
+      return moved.includes("e-sla-number.value") && typed ? [typed, still] : [still, Number(slid)];
     },
     // A file that the server would refuse is not sent to it.
     bounded: function (contents, limits) {

@@ -100,20 +100,22 @@ def _register_form(app: Dash) -> None:
     def follow(_blur: int, problem: Mapping[str, str] | None, *given: Any) -> tuple[Any, ...]:
         """Write what was changed into the other side, and each error at its field."""
         *values, text = given
-        name = str(ctx.triggered_id).removeprefix("p-")
+        names = {name.removeprefix("p-") for name in runs.changed()}
+        filled = {name: value for name, value in zip(FIELDS, values, strict=True) if name in names}
         written: Any = no_update
         shown, slots = [no_update] * len(FIELDS), dict.fromkeys(SLOTS, "")
         try:
             scenario = ask_for.mapping_of(text)
-            if name in FIELDS:
-                changed = dict(zip(FIELDS, values, strict=True))[name]
-                written = text = ask_for.written(ask_for.with_field(scenario, name, changed))
-            elif name == "yaml":
+            for name, value in filled.items():
+                scenario = ask_for.with_field(scenario, name, value)
+            if filled:
+                written = text = ask_for.written(scenario)
+            if "yaml" in names:
                 shown = list(ask_for.form_of(scenario).values())
             ask_for.scenario_of(text)
         except BadInputError as error:
             slots[ask_for.field_of(error)] = widgets.said_of(error)
-        if name == "problem" and problem:
+        if "problem" in names and problem:
             slots[problem["field"]] = problem["said"]
         return written, *shown, *slots.values()
 
@@ -139,7 +141,7 @@ def _register_asking(app: Dash, jobs: Jobs) -> None:
         state = Planned(text, further, "scenario" if effort == "scenario" else "first", kept or "")
         try:
             ask_for.scenario_of(text)
-            if ctx.triggered_id in ("p-go", "p-again"):
+            if runs.changed() & {"p-go", "p-again"}:
                 jobs.ask(session, _tasks(state))
             elif not jobs.look(session, _tasks(state)).found:
                 return (no_update,) * 3  # a page that is opened shows what is known already

@@ -65,7 +65,7 @@ def register(
     ) -> tuple[Any, ...]:
         if asked is None:
             return no_update, "", "", True, True, True
-        if ctx.triggered_id == f"{page}-cancel":
+        if f"{page}-cancel" in changed():
             jobs.cancel(session + of)
         tasks = tasks_of(asked)
         seen = jobs.look(session + of, tasks)
@@ -77,6 +77,14 @@ def register(
             no_update if token == before else token, said, spoken,
             not seen.running, not seen.running, not stopped,
         )  # fmt: skip
+
+
+def changed() -> set[str]:
+    """Return the ids of all that changed since the last call: one call may stand for several changes.
+
+    ``ctx.triggered_id`` names one of them only, so a click beside a tick of the clock would be lost.
+    """
+    return {str(name) for name in ctx.triggered_prop_ids.values()}
 
 
 def progress(seen: Seen, total: int) -> str:

@@ -6,10 +6,14 @@ import io
 from typing import Any
 from zipfile import ZipFile
 
+from dash import Dash, dcc, html
+
 from simulator.ui.app import Served
-from simulator.ui.plan import view
-from simulator.ui.plan.asked import Planned, to_query, written
+from simulator.ui.plan import page, view
+from simulator.ui.plan.asked import Planned, form_of, mapping_of, to_query, written
 from simulator.ui.plan.work import PlanTask
+from simulator.ui.running.jobs import Jobs
+from tests.support.dash_calls import call
 from tests.support.pages import click, opened, put, shows, text, wait
 from tests.ui.plan.conftest import SCENARIO, Known
 
@@ -43,6 +47,23 @@ def test_form_and_text_follow_each_other_and_errors_show_at_their_field(
     assert [each for each in browser.get_log("browser") if each["level"] == "SEVERE"] == []
 
 
+def test_changes_that_come_together_are_all_written() -> None:
+    """Two fields in one call, beside the answer to an earlier click: none is lost."""
+    app, jobs = Dash(), Jobs()
+    app.layout = html.Div([dcc.Store(id="session"), page.layout("")])
+    page.register(app, jobs)
+    values = {f"p-{name}.value": value for name, value in form_of(SCENARIO).items()}
+    values |= {"p-yaml.value": written(SCENARIO), "p-problem.data": None}
+    values |= {"p-sla.value": "tps_p10>=70", "p-arrivals.value": "poisson:30/s"}
+    for beside in ([], ["p-problem.data"]):
+        changed = [*beside, "p-sla.value", "p-arrivals.value"]
+        shown = call(app.server.test_client(), changed, values, {})
+        scenario = mapping_of(shown["p-yaml"]["value"])
+        assert scenario["sla"] == ["tps_p10>=70"]
+        assert scenario["traffic"]["arrivals"] == "poisson:30/s"
+    jobs.close()
+
+
 def test_a_known_plan_is_shown_at_once_and_beside_another(browser: Any, served: Served, known: Known) -> None:
     text_of_other = written({**SCENARIO, "name": "Other"})
     served.jobs.keep(PlanTask(text_of_other, "", "first"), known.answer)
@@ -63,9 +84,9 @@ def test_a_known_plan_is_shown_at_once_and_beside_another(browser: Any, served: 
 
 def test_exports_are_what_the_command_writes(known: Known) -> None:
     plan = known.answer.plan
-    page = view.report_of(plan)
-    assert page.startswith("<!doctype html>")
-    assert plan.recommended in page
+    report = view.report_of(plan)
+    assert report.startswith("<!doctype html>")
+    assert plan.recommended in report
     with ZipFile(io.BytesIO(view.tables_file(plan))) as archive:
         assert {"plan.json", "plans.csv", "day.csv"} <= set(archive.namelist())
         assert archive.read("plans.csv").decode() == plan.plans.to_csv(index=False)

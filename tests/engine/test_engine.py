@@ -19,6 +19,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from simulator.acceptance.trace import Replay
+from simulator.core.arrays import PACKED_ROWS
 from simulator.core.errors import BadInputError
 from simulator.core.statistics import mean_interval
 from simulator.cost.models import AdditiveCost, StepCost, ThroughputCurve
@@ -791,8 +792,11 @@ def test_the_oracle_bounds_every_single_step() -> None:
 # ---------------------------------------------------------------- what is kept of a run
 
 
-def test_a_log_reads_the_same_however_it_is_packed() -> None:
+@pytest.mark.parametrize("packed_rows", [2, PACKED_ROWS])
+def test_a_log_reads_the_same_however_it_is_packed(packed_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps are folded; of the other two nothing is packed, or both are."""
     log, packed = StepLog(), StepLog()
+    monkeypatch.setattr("simulator.core.arrays.PACKED_ROWS", packed_rows)
     rows = np.arange(6 * len(Step._fields), dtype=np.float64).reshape(6, -1)
     for at, row in enumerate(rows):
         log.append(*row)

@@ -35,7 +35,14 @@ from simulator.schedulers.early_stop import WatchedDSpark, watched
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
 from simulator.schedulers.protocol import Scheduler
 from simulator.traffic.workload import Workload
-from tests.support.engines import TICK, closed_loop, constant_cost, random_replay, rising_cost
+from tests.support.engines import (
+    TICK,
+    closed_loop,
+    constant_cost,
+    constant_replay,
+    random_replay,
+    rising_cost,
+)
 
 POLICIES = ("fixed", "dspark", "dspark-async", "threshold", "tiered", "batch-table", "oracle")
 MODES = ("elsewhere", "pool", "chunked", "whole")
@@ -267,6 +274,20 @@ def test_what_prompts_waited_for_is_summed_as_python_sums_it() -> None:
     assert _waited(records).tolist() == [prompt.waited_s for prompt in prompts]
 
 
+def test_a_confidence_at_the_threshold_itself_is_enough() -> None:
+    """Every draft is believed in by one half: at a threshold of one half all five are verified."""
+    load, drafts = closed_loop(np.full(8, 40)), []
+    for compiled in (False, True):
+        executor = SimulatedExecutor([constant_replay(5, 2)], load, constant_cost(), capacity=2, seed=0)
+        engine = serving_engine(
+            simpy.Environment(), load, executor, Threshold(0.5), constant_cost(), EngineLimits(2),
+            compiled=compiled,
+        )  # fmt: skip
+        advance(engine, 30)
+        drafts.append(engine.steps.column("draft_tokens").tolist())
+    assert drafts[0] == drafts[1] == [10.0] * len(drafts[0])
+
+
 class Cautious(DSparkAsync):
     """A policy of one's own that happens to derive from one that the compiled loop knows."""
 
@@ -289,6 +310,7 @@ class OfOnesOwn(StepTime):
         (Fixed(1), OfOnesOwn(), None),
         (Fixed(1), StepCost(OfOnesOwn()), None),
         (Fixed(1), ScaledCost(OfOnesOwn(), 2.0), None),
+        (Fixed(1), PaddedCost(RowCost(PaddedCost(constant_cost(), (1, 4)), 1e-6), (1, 8)), None),
         (Fixed(1), constant_cost(), OfOnesOwn()),
     ],
 )

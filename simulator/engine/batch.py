@@ -285,7 +285,8 @@ class Prompt:
     @property
     def waited_s(self) -> float:
         """All that it has waited for, if it is waiting no more."""
-        return self.waited_pool_s + sum(self.kept_out_s) + self.waited_prefill_s
+        slot_s, kv_s, step_s = self.kept_out_s  # one by one: from Python 3.12 on ``sum`` rounds otherwise
+        return self.waited_pool_s + (slot_s + kv_s + step_s) + self.waited_prefill_s
 
     def described(self, first_token_s: float, first_step: int, tokens: int) -> tuple[float, ...]:
         """``ADMITTED`` of it, now that it joins the batch with so many tokens to decode."""

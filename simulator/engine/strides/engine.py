@@ -342,6 +342,6 @@ def _in_order(ring: Records, state: Any, name: str) -> Records:
 
 def _waited(prompts: Records) -> Floats:
     """All that each has waited for, summed as ``Prompt.waited_s`` sums it."""
-    kept_out_s = 0 + prompts["waited_slot_s"] + prompts["waited_kv_s"] + prompts["waited_step_s"]
+    kept_out_s = prompts["waited_slot_s"] + prompts["waited_kv_s"] + prompts["waited_step_s"]
     waited_s: Floats = prompts["waited_pool_s"] + kept_out_s + prompts["waited_prefill_s"]
     return waited_s

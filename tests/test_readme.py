@@ -16,7 +16,7 @@ COMMANDS = [
     if len(command.split()) > 2 and not command.startswith("dspark-sim plan scenario.yaml")
 ]  # fmt: skip
 QUICK = {
-    "compare": ("--concurrency", "60,120,200", "--seeds", "1", "--steps", "80", "--workers", "1"),
+    "compare": ("--concurrency", "60,120,300", "--seeds", "1", "--steps", "80", "--workers", "1"),
     "frontier": ("--seeds", "1", "--steps", "80", "--workers", "1"),
     "simulate": ("--requests", "100"),
     "fleet": ("--duration", "40s", "--workers", "1"),

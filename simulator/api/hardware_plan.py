@@ -19,6 +19,7 @@ from simulator.hardware.gpus import load_gpu
 from simulator.hardware.memory import Layout
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.scenario.sections import HardwareSpec, PriceSpec
+from simulator.traffic.lengths import longest_request, parse_lengths
 
 POLICIES = ("autoregressive", "dspark-async")
 """Without speculation, and with it: what the answer compares unless other policies are named."""
@@ -79,7 +80,8 @@ def plan_hardware(
     require_acceptance(asked.model, acceptance)
     for gpu in gpus:
         load_gpu(gpu)
-    for name, here in _each(asked, gpus, all_layouts):
+    fitting = replace(asked, longest=sum(longest_request(parse_lengths(lengths))))
+    for name, here in _each(fitting, gpus, all_layouts):
         gpu = here.gpu
         try:
             chosen = profile_for(here)
@@ -89,6 +91,7 @@ def plan_hardware(
             )
             yield HardwareAnswer(name, gpu, None, error, (), Scenario.model_validate(words), "")
             continue
+        here = _as_written(here, chosen.layout)
         words = _words(here, chosen.layout.kv_tokens, traffic, lengths, sla, acceptance, policies)
         text = yaml.safe_dump(words, sort_keys=False, allow_unicode=True, width=110)
         coarse = Scenario.model_validate(words | {"search": COARSE})
@@ -99,6 +102,13 @@ def plan_hardware(
             yield HardwareAnswer(name, gpu, found, None, notes, coarse, text)
         except InfeasibleError as error:
             yield HardwareAnswer(name, gpu, None, error, notes, coarse, text)
+
+
+def _as_written(here: Hardware, chosen: Layout) -> Hardware:
+    """Name the width that lengths ask for where a scenario, which leaves it out, would take a smaller one."""
+    if here.tp is not None or replace(here, longest=0).layout() == chosen:
+        return here
+    return replace(here, tp=chosen.tp)
 
 
 def _each(asked: Hardware, gpus: Sequence[str], all_layouts: bool) -> Iterator[tuple[str, Hardware]]:

@@ -91,7 +91,7 @@ def frontier(
 
         check_format(plot)
     check_writable_file(*(path for path in (out, plot) if path is not None))
-    bench = deployed.workbench()
+    bench = deployed.workbench(replications.longest())
     table = _sweep(bench, policy, concurrency, replications, kept)
     write_table(out, table, "%.8g")
     if plot is not None:
@@ -129,7 +129,7 @@ def compare(
     terms = sorted(map(parse_speed, sla), key=lambda term: term.bound)
     refuse_repeats((term.text for term in terms), "sla")
     check_writable_directory(out)
-    bench = deployed.workbench()
+    bench = deployed.workbench(replications.longest())
     table = _sweep(bench, policy, concurrency, replications, kept, slas=terms)
     found = report_comparison(table, terms, bench.profile, out, tables)
     _warn(table)
@@ -163,10 +163,11 @@ def simulate(
     from simulator.core.files import check_writable_directory
     from simulator.report.terminal import report_run
     from simulator.traffic.parse import parse_traffic
+    from simulator.traffic.sources import longest_in
 
     check_writable_directory(out)
-    bench = deployed.workbench()
     source = parse_traffic(traffic, lengths)
+    bench = deployed.workbench(sum(longest_in(source)))
     say_how_read(source)
     run = bench.simulate(
         policy, concurrency=concurrency, traffic=source, requests=requests, steps=steps, seed=seed,
@@ -267,10 +268,11 @@ def _sweep(
     for policy in chosen:
         if note := bench.plan(policy).note:
             typer.echo(f"note: {note}", err=True)
-    say_contexts(bench, replications.lengths)
+    drawn = replications.drawn()
+    say_contexts(bench, drawn)
     return bench.frontier(
         chosen, numbers(concurrency, int, "concurrency"), seeds=replications.seeds,
-        lengths=replications.lengths, steps=replications.steps, progress=sys.stderr.isatty(),
+        lengths=drawn, steps=replications.steps, progress=sys.stderr.isatty(),
         **kept.how(), **how,
     ).table  # fmt: skip
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from simulator.deployment.profile import Profile
     from simulator.hardware.choose import Hardware
     from simulator.parallel.cells import Sweeping
+    from simulator.traffic.lengths import Lengths
     from simulator.traffic.sources import Traffic
 
 Completed = Callable[[str], list[tuple[str, str]]]
@@ -148,13 +149,14 @@ class OnHardware:
             )
         return self.hardware(self.gpu)
 
-    def hardware(self, gpu: str) -> Hardware:
-        """Return it as the library reads it."""
+    def hardware(self, gpu: str, longest: int = 0) -> Hardware:
+        """Return it as the library reads it. longest: tokens of a request that it must hold."""
         from simulator.hardware.choose import DRAFTERS, Hardware
 
         return Hardware(
             model=str(self.model), gpu=gpu, tp=self.tp, dp=self.dp, ep=self.ep, engine=self.engine,
             precision=self.precision, drafters=self.drafter or DRAFTERS, host_time=self.host_time,
+            longest=longest,
         )  # fmt: skip
 
 
@@ -201,19 +203,19 @@ class Deployed(OnHardware):
         ),
     ] = None
 
-    def workbench(self, believed: str | None = None) -> Workbench:
-        """Load it, and say on standard error what to know of it."""
+    def workbench(self, longest: int = 0, *, believed: str | None = None) -> Workbench:
+        """Load it, and say on standard error what to know of it. longest: see ``hardware``."""
         from simulator.api.workbench import deployment
 
         made = deployment(
-            self.loaded_profile(), self.acceptance or (), believed=believed,
+            self.loaded_profile(longest), self.acceptance or (), believed=believed,
             extrapolate_rows=self.extrapolate_rows, slow_path=self.slow_path, row_cost=self.row_cost or 0.0,
         )  # fmt: skip
         for note in made.notes:
             typer.echo(note, err=True)
         return made
 
-    def loaded_profile(self) -> Profile | str:
+    def loaded_profile(self, longest: int = 0) -> Profile | str:
         """Return the profile, or what is chosen for a model on a GPU, and say what it rests on."""
         if self.model is None and self.gpu is None:
             if self.profile is None:
@@ -229,7 +231,7 @@ class Deployed(OnHardware):
         from simulator.hardware.choose import profile_for, require_acceptance
 
         require_acceptance(self.model, self.acceptance or ())
-        chosen = profile_for(self.hardware(self.gpu))
+        chosen = profile_for(self.hardware(self.gpu, longest))
         for note in chosen.notes:
             typer.echo(note, err=True)
         return chosen.profile
@@ -247,9 +249,9 @@ class Believing(Deployed):
         ),
     ] = None
 
-    def workbench(self, believed: str | None = None) -> Workbench:
+    def workbench(self, longest: int = 0, *, believed: str | None = None) -> Workbench:
         """See ``Deployed.workbench``."""
-        return super().workbench(believed or self.believed)
+        return super().workbench(longest, believed=believed or self.believed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +303,18 @@ class Replications:
     ] = None
     lengths: ClosedLengths = "default"
 
+    def drawn(self) -> Lengths:
+        """Return the lengths of requests."""
+        from simulator.traffic.lengths import as_lengths
+
+        return as_lengths(self.lengths)
+
+    def longest(self) -> int:
+        """Return the tokens of a request that a replica must hold."""
+        from simulator.traffic.lengths import longest_request
+
+        return sum(longest_request(self.drawn()))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -337,23 +351,12 @@ class Limits:
         }  # fmt: skip
 
 
-def say_contexts(bench: Workbench, lengths: str | Traffic) -> None:
+def say_contexts(bench: Workbench, lengths: Lengths | Traffic) -> None:
     """One line on standard error where requests outgrow the contexts that the step times are of."""
-    from simulator.capacity.server import share_at_rate
-    from simulator.deployment.profile import DRAWN, beyond_contexts
-    from simulator.traffic.lengths import as_lengths
-    from simulator.traffic.sources import ReplayTraffic
+    from simulator.deployment.profile import beyond_contexts
+    from simulator.traffic.sources import judged_lengths
 
-    if isinstance(lengths, str):
-        drawn = as_lengths(lengths).sample(0, "contexts", DRAWN)
-    else:
-        requests = (
-            lengths.recorded  # whole, however short
-            if isinstance(lengths, ReplayTraffic)
-            else share_at_rate(lengths, 1.0, DRAWN, 0)
-        )
-        drawn = requests.prompt_tokens, requests.output_tokens
-    if note := beyond_contexts(bench.profile, *drawn):
+    if note := beyond_contexts(bench.profile, *judged_lengths(lengths)):
         typer.echo(f"warning: {note}", err=True)
 
 

@@ -218,15 +218,17 @@ def regret(
     from simulator.report.frontier import plot_regret
     from simulator.report.terminal import print_regret
     from simulator.sweeps.regret import belief_warnings
+    from simulator.traffic.lengths import as_lengths, longest_request
 
     figure = beside(out, ".png")
     check_writable_file(*(path for path in (out, figure) if path is not None))
-    bench = deployed.workbench()
-    say_contexts(bench, lengths)
+    drawn = as_lengths(lengths)
+    bench = deployed.workbench(sum(longest_request(drawn)))
+    say_contexts(bench, drawn)
     for warning in belief_warnings(believed):
         typer.echo(f"warning: {warning}", err=True)
     table = bench.regret(
-        policy, believed, numbers(concurrency, int, "concurrency"), seeds=seeds, lengths=lengths,
+        policy, believed, numbers(concurrency, int, "concurrency"), seeds=seeds, lengths=drawn,
         progress=True, **kept.how(),
     )  # fmt: skip
     write_table(out, table)
@@ -282,9 +284,10 @@ def fleet(
     from simulator.core.files import check_writable_directory, without_nan, write_json, write_table
     from simulator.sla.terms import parse_sla
     from simulator.traffic.parse import parse_traffic
+    from simulator.traffic.sources import longest_in
 
-    bench = deployed.workbench()
     terms, source = parse_sla(sla), parse_traffic(traffic, lengths)
+    bench = deployed.workbench(sum(longest_in(source)))
     check_writable_directory(out)
     for term in terms.terms:
         if term.weakness:

@@ -213,10 +213,6 @@ def _find(name: str) -> Path:
     )  # fmt: skip
 
 
-DRAWN = 4096
-"""Requests that are drawn to say so before a simulation. A choice: shares are then within 1.6%."""
-
-
 def beyond_contexts(profile: Profile, prompt_tokens: ArrayLike, output_tokens: ArrayLike) -> str | None:
     """Say how many requests end longer than ``contexts_to`` of a profile, and what follows.
 

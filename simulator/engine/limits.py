@@ -122,5 +122,6 @@ def check_every_request_fits(workload: Workload, limits: EngineLimits, gamma: in
         request = int(np.argmax(need))
         raise BadInputError(
             f"request {request} needs {need[request]} tokens of KV cache and could never run",
-            field="kv_tokens", value=limits.kv_tokens, remedy="raise the capacity or drop the request",
+            field="kv_tokens", value=limits.kv_tokens,
+            remedy="raise it (more GPUs hold more: `tp`), cap the lengths with max=, or drop the request",
         )  # fmt: skip

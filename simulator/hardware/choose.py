@@ -29,7 +29,7 @@ from simulator.hardware.engines import (
     runs_on,
 )
 from simulator.hardware.gpus import Gpu, load_gpu
-from simulator.hardware.memory import WIDTHS, Layout, required_layout
+from simulator.hardware.memory import DEFAULT_REQUEST, WIDTHS, Layout, required_layout
 from simulator.hardware.models import WEIGHT_BYTES, ModelShape, Precision, load_model
 from simulator.hardware.steps.kernel_modes import ENGINES, Engine
 from simulator.hardware.steps.kernels import tables_version
@@ -51,11 +51,12 @@ class Hardware:
     """What runs on what, in words.
 
     model: a name of the catalogue or a config.json. gpu: a name of the catalogue. tp: GPUs over which
-    attention is split, the fewest that fit by default. dp: groups with attention of their own, of ``tp`` GPUs
-    each. ep: GPUs that experts are dealt over; all of them by default where there are such groups.
-    precision: the model's own by default, in 16 bits where the GPU lacks it. drafters: as
-    ``drafters.parse_drafter`` reads them. host_time: of a step, and of a drafter's pass after a comma, as
-    ``engines.parse_host`` reads it; what the engine adds by default.
+    attention is split, by default the fewest that hold the weights and the longest request. dp: groups with
+    attention of their own, of ``tp`` GPUs each. ep: GPUs that experts are dealt over; all of them by default
+    where there are such groups. precision: the model's own by default, in 16 bits where the GPU lacks it.
+    drafters: as ``drafters.parse_drafter`` reads them. host_time: of a step, and of a drafter's pass after a
+    comma, as ``engines.parse_host`` reads it; what the engine adds by default. longest: tokens of the longest
+    request, at least ``DEFAULT_REQUEST``, for the default of ``tp``.
     """
 
     model: str
@@ -67,13 +68,17 @@ class Hardware:
     precision: str | None = None
     drafters: Sequence[str] = field(default=DRAFTERS)
     host_time: str | None = None
+    longest: int = 0
 
     def layout(self) -> Layout:
         """How it is laid out; ``InfeasibleError`` where it does not fit."""
-        model, gpu = load_model(self.model), load_gpu(self.gpu)
-        heaviest = max((each.weight_bytes(model) for each in self.parsed_drafters()), default=0.0)
-        precision = self._precision(model, gpu)
-        return required_layout(model, gpu, self.tp, precision, dp=self.dp, ep=self.ep, drafter_bytes=heaviest)
+        model, gpu, drafters = load_model(self.model), load_gpu(self.gpu), self.parsed_drafters()
+        heaviest = max((each.weight_bytes(model) for each in drafters), default=0.0)
+        longest = max(DEFAULT_REQUEST, self.longest) + max((each.block for each in drafters), default=0)
+        return required_layout(
+            model, gpu, self.tp, self._precision(model, gpu), dp=self.dp, ep=self.ep, longest=longest,
+            drafter_bytes=heaviest,
+        )  # fmt: skip
 
     def layouts(self) -> tuple[Layout, ...]:
         """Every layout of a node that fits, smallest first; the smallest alone where no node holds the model.

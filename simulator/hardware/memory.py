@@ -17,6 +17,10 @@ RESERVED_BYTES = 3.5 * 2**30
 LEAST_TOKENS = 8192
 """Of keys and values: a layout that holds fewer serves nobody. A choice."""
 
+DEFAULT_REQUEST = 16384
+"""Tokens of a request that a layout holds where nobody names one. A choice: the longest of the default
+lengths has 15,050 and a block."""
+
 WIDTHS = (1, 2, 4, 8, 16)
 """Tensor-parallel widths that engines are run at."""
 
@@ -58,6 +62,10 @@ class Layout:
     def fits(self) -> bool:
         """Whether weights leave room for keys and values of ``LEAST_TOKENS``."""
         return self.kv_tokens >= LEAST_TOKENS
+
+    def holds(self, tokens: int) -> bool:
+        """Whether weights leave room for a request of so many tokens, which lies within one group."""
+        return self.kv_tokens // self.dp >= tokens
 
 
 def layout(
@@ -114,29 +122,31 @@ def _refuse_widths(model: ModelShape, gpus: int, dp: int, ep: int) -> None:
 
 
 def layouts(
-    model: ModelShape, gpu: Gpu, precision: Precision, *, drafter_bytes: float = 0.0
-) -> tuple[Layout, ...]:
-    """Every layout that fits, smallest first; may be empty."""
+    model: ModelShape, gpu: Gpu, precision: Precision, *, longest: int = DEFAULT_REQUEST,
+    drafter_bytes: float = 0.0,
+) -> tuple[Layout, ...]:  # fmt: skip
+    """Every layout that holds a request of ``longest`` tokens, smallest first; may be empty."""
     split = [
         layout(model, gpu, gpus, precision, drafter_bytes=drafter_bytes)
         for gpus in WIDTHS
         if model.heads % gpus == 0
     ]
-    return tuple(each for each in split if each.fits)
+    return tuple(each for each in split if each.holds(longest))
 
 
 def smallest_layout(
-    model: ModelShape, gpu: Gpu, precision: Precision, *, drafter_bytes: float = 0.0
-) -> Layout:
-    """Return the fewest GPUs that hold the model; ``InfeasibleError`` where 16 do not."""
-    fitting = layouts(model, gpu, precision, drafter_bytes=drafter_bytes)
+    model: ModelShape, gpu: Gpu, precision: Precision, *, longest: int = DEFAULT_REQUEST,
+    drafter_bytes: float = 0.0,
+) -> Layout:  # fmt: skip
+    """Return the fewest GPUs that hold the model and a request; ``InfeasibleError`` where 16 do not."""
+    fitting = layouts(model, gpu, precision, longest=longest, drafter_bytes=drafter_bytes)
     if not fitting:
         needed = model.weight_bytes(precision) / 2**30
-        would = what_holds(model, gpu, precision)
+        would = what_holds(model, gpu, precision, longest)
         raise InfeasibleError(
             f"{model.name} in {precision} has {needed:,.0f} GiB of weights and does not fit on "
-            f"{WIDTHS[-1]} x {gpu.title}; {', or '.join(would) if would else 'nothing in the catalogue'} "
-            "would hold it",
+            f"{WIDTHS[-1]} x {gpu.title} with a request of {longest:,} tokens; "
+            f"{', or '.join(would) if would else 'nothing in the catalogue'} would hold it",
             changes=would,
         )
     return fitting[0]
@@ -148,17 +158,21 @@ def _possible(model: ModelShape, dp: int, ep: int | None) -> list[int]:
     return [width for width in split if width * dp % (ep or 1) == 0] or split[-1:] or [max(WIDTHS)]
 
 
-def what_holds(model: ModelShape, gpu: Gpu, precision: Precision) -> list[str]:
+def what_holds(
+    model: ModelShape, gpu: Gpu, precision: Precision, longest: int = DEFAULT_REQUEST
+) -> list[str]:
     """List what would hold a model that does not fit: fewer bits here, then the fewest of other GPUs."""
     fewer = [each for each in WEIGHT_BYTES if WEIGHT_BYTES[each] < WEIGHT_BYTES[precision]]
-    found = [_held(model, gpu, each, f" in {each}") for each in fewer]
-    others = [_held(model, each, precision, "") for each in catalogue().values() if each != gpu]
+    found = [_held(model, gpu, each, longest, f" in {each}") for each in fewer]
+    others = [_held(model, each, precision, longest, "") for each in catalogue().values() if each != gpu]
     ordered = sorted(filter(None, others), key=lambda held: held[0])
     return [text for _, text in [*filter(None, found), *ordered[:3]]]
 
 
-def _held(model: ModelShape, gpu: Gpu, precision: Precision, more: str) -> tuple[int, str] | None:
-    fitting = layouts(model, gpu, precision)
+def _held(
+    model: ModelShape, gpu: Gpu, precision: Precision, longest: int, more: str
+) -> tuple[int, str] | None:
+    fitting = layouts(model, gpu, precision, longest=longest)
     return (fitting[0].gpus, f"{fitting[0].gpus} x {gpu.name}{more}") if fitting else None
 
 
@@ -170,21 +184,22 @@ def required_layout(
     *,
     dp: int = 1,
     ep: int | None = None,
+    longest: int = DEFAULT_REQUEST,
     drafter_bytes: float = 0.0,
 ) -> Layout:
     """Return the layout asked for, or the smallest; ``InfeasibleError`` names what would hold the weights.
 
-    tp: GPUs of a group; the fewest that fit by default. ep: all GPUs by default where attention is
-    data-parallel, and 1 where it is not.
+    tp: GPUs of a group; by default the fewest that hold a request of ``longest`` tokens. ep: all GPUs by
+    default where attention is data-parallel, and 1 where it is not.
     """
     if tp is None and dp == 1 and ep is None:
-        return smallest_layout(model, gpu, precision, drafter_bytes=drafter_bytes)
+        return smallest_layout(model, gpu, precision, longest=longest, drafter_bytes=drafter_bytes)
     for width in [tp] if tp is not None else _possible(model, dp, ep):
         dealt = ep or (width * dp if dp > 1 else 1)
         asked = layout(model, gpu, width * dp, precision, dp=dp, ep=dealt, drafter_bytes=drafter_bytes)
-        if asked.fits:
+        if asked.holds(longest) if tp is None else asked.fits:
             return asked
-    smallest = smallest_layout(model, gpu, precision, drafter_bytes=drafter_bytes)
+    smallest = smallest_layout(model, gpu, precision, longest=longest, drafter_bytes=drafter_bytes)
     raise InfeasibleError(
         f"{model.name} in {precision} needs {asked.weight_bytes / 2**30:,.0f} GiB on each of {asked.gpus} x "
         f"{gpu.title} ({asked.label}) and does not fit; {smallest.gpus} of them hold it "

@@ -181,7 +181,8 @@ def load_model(name: str) -> ModelShape:
     path = path / "config.json" if path.is_dir() else path
     if path.suffix == ".json" or is_file(path):
         return read_config(path)
-    near = get_close_matches(name.lower(), [*by_name, *short], n=3, cutoff=0.4)
+    near = [each for each in short if name.lower() in each]  # whoever leaves out "-instruct" means that
+    near = (near + get_close_matches(name.lower(), [*by_name, *short], n=3, cutoff=0.4))[:3]
     names = list(dict.fromkeys(by_name.get(each) or short[each] for each in near)) or list(known)[:3]
     raise BadInputError(
         "is not a model of the catalogue", source="model", value=name,

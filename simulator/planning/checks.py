@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from simulator.capacity.results import RateSearch
@@ -16,8 +17,7 @@ from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import Sizing
 from simulator.planning.variants import servers_of
 from simulator.sla.terms import Sla
-from simulator.traffic.sources import Traffic
-from simulator.traffic.workload import Workload
+from simulator.traffic.sources import Traffic, longest_in
 
 CONFIRMED_REPLICAS = 16
 """Largest fleet simulated to confirm a plan; a larger one is confirmed by a part of it with its share."""
@@ -54,9 +54,8 @@ def check_inputs(scenario: Scenario, traffic: Traffic, sla: Sla) -> None:
             field="fleet.prefix_cache_tokens", value=scenario.fleet.prefix_cache_tokens,
             remedy="replay a file with hash_ids, or leave it out",
         )  # fmt: skip
-    for server in servers:
-        gamma = max(plan.acceptance.gamma if plan.acceptance else 0 for plan in server.plans)
-        _check_fits(sample, limits.kv_tokens, gamma)
+    blocks = (plan.acceptance.gamma for each in servers for plan in each.plans if plan.acceptance)
+    _check_fits(scenario, traffic, limits.kv_tokens, max(blocks, default=0))
 
 
 def _check_loads(scenario: Scenario) -> None:
@@ -67,16 +66,23 @@ def _check_loads(scenario: Scenario) -> None:
             raise BadInputError(problem, source="scenario", field="search.concurrency", value=load)
 
 
-def _check_fits(workload: Workload, kv_tokens: int | None, gamma: int) -> None:
+def _check_fits(scenario: Scenario, traffic: Traffic, kv_tokens: int | None, gamma: int) -> None:
     """Every request needs its prompt, its output and one block at once."""
-    need = workload.prompt_tokens + workload.output_tokens + gamma
-    if kv_tokens is not None and need.max() > kv_tokens:
-        raise BadInputError(
-            f"a request of {int(workload.prompt_tokens[need.argmax()])} prompt and "
-            f"{int(workload.output_tokens[need.argmax()])} output tokens could never run",
-            source="scenario", field="replica.kv_tokens", value=kv_tokens,
-            remedy=f"raise it to {int(need.max())} or cap the lengths with max=",
-        )  # fmt: skip
+    prompt, output = longest_in(traffic)
+    need = prompt + output + gamma
+    if kv_tokens is None or need <= kv_tokens:
+        return
+    more, on = f"raise it to {need}", scenario.hardware
+    if on is not None and scenario.replica.kv_tokens is None and scenario.replica.kv_memory is None:
+        more = f"give a replica more GPUs (hardware.tp, or another GPU than {on.gpu})"
+        if on.tp is None:
+            with suppress(InfeasibleError):
+                more = f"write hardware.tp: {on.layout(need).tp}"
+    raise BadInputError(
+        f"a request of {prompt} prompt and {output} output tokens could never run",
+        source="scenario", field="replica.kv_tokens", value=kv_tokens,
+        remedy=f"{more} or cap the lengths with max=",
+    )  # fmt: skip
 
 
 def refuse_extrapolated(scenario: Scenario, servers: Sequence[Server], found: Sequence[RateSearch]) -> None:

@@ -11,14 +11,14 @@ import pandas as pd
 
 from simulator.capacity.server import Server, share_at_rate
 from simulator.core.units import counted, ranged, share_within
-from simulator.deployment.profile import DRAWN, beyond_contexts
+from simulator.deployment.profile import beyond_contexts
 from simulator.planning.scenario.scenario import Scenario
 from simulator.planning.sizing import NO_SPEED, Sizing
 from simulator.schedulers.early_stop import early_stop_note
 from simulator.sla.verdict import Assessment
 from simulator.sweeps.leads import Recommendation
 from simulator.traffic.replay import replay_notes
-from simulator.traffic.sources import ReplayTraffic, Traffic
+from simulator.traffic.sources import DRAWN, ReplayTraffic, Traffic
 
 
 @dataclass(frozen=True, slots=True)

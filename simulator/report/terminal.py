@@ -119,7 +119,7 @@ def print_hardware(table: pd.DataFrame, refused: Mapping[str, str]) -> None:
     if not table.empty:
         shown = _table(
             "By hardware, cheapest first", "replica", "policy", "GPUs", "replicas",
-            "cost per 1M\noutput tokens", "requests/s\na replica", "curve",
+            "cost per\n1M output\ntokens", "requests/s\na replica", "curve",
         )  # fmt: skip
         for whole in (0, -1):
             shown.columns[whole].no_wrap = True

@@ -16,7 +16,7 @@ from simulator.core.errors import BadInputError, refuse_repeats
 from simulator.core.statistics import mean_interval
 from simulator.deployment.deployment import Deployment
 from simulator.deployment.setup import Setup
-from simulator.engine.limits import EngineLimits
+from simulator.engine.limits import EngineLimits, check_every_request_fits
 from simulator.engine.run import enough_requests, require_steps, simulate
 from simulator.parallel.backends import Backend
 from simulator.parallel.cells import run_cells
@@ -27,6 +27,7 @@ from simulator.sweeps.refine import loads_to_add
 from simulator.traffic.arrivals import ClosedLoop
 from simulator.traffic.lengths import Lengths, as_lengths
 from simulator.traffic.sources import SyntheticTraffic, TrafficClass
+from simulator.traffic.workload import Workload
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,6 +156,7 @@ def sweep_frontier(
             for seed in range(seeds)  # outermost, so that workers use one realised trace after the other
             for policy, load in wanted
         ]
+        check_requests_fit(cells)
         rows = run_cells(
             run_cell, cells, workers=workers, progress=progress, label=label,
             backend=backend, address=address, directory=place, study=(deployment, drawn),
@@ -215,6 +217,28 @@ def steps_for(concurrency: int) -> int:
     return int(np.clip(REQUEST_STEPS // concurrency, 400, 3000))
 
 
+def check_requests_fit(cells: Sequence[FrontierRun]) -> None:
+    """Refuse before the first cell runs what a cell would refuse: a request beyond the KV cache.
+
+    The requests of a load are the first of those of a higher one, so that one draw of each seed tells.
+    """
+    most: dict[int, FrontierRun] = {}
+    for cell in cells:
+        if cell.seed not in most or cell.limits.concurrency > most[cell.seed].limits.concurrency:
+            most[cell.seed] = cell
+    gamma = max((cell.plan.acceptance.gamma for cell in cells if cell.plan.acceptance), default=0)
+    for seed, cell in most.items():
+        if cell.limits.kv_tokens is not None:
+            drawn = _requests((TrafficClass("default", cell.lengths),), seed, cell.limits.concurrency)
+            check_every_request_fits(drawn, cell.limits, gamma)
+
+
+def _requests(classes: tuple[TrafficClass, ...], seed: int, concurrency: int) -> Workload:
+    """Draw far more requests than slots, so that repeating them shows no pattern."""
+    count = max(2048, 8 * concurrency)
+    return SyntheticTraffic(ClosedLoop(), classes).workload(seed, requests=count)
+
+
 def run_cell(cell: FrontierRun) -> dict[str, object]:
     """Simulate one cell; the row names its policy, concurrency and seed."""
     classes = (TrafficClass("default", cell.lengths),)
@@ -224,11 +248,9 @@ def run_cell(cell: FrontierRun) -> dict[str, object]:
 def run_mix(cell: MixCell) -> dict[str, object]:
     """Simulate a mix of classes in a closed loop; the row is that of ``run_cell``."""
     load = cell.limits.concurrency
-    # Far more requests than slots, so that repeating them shows no pattern.
-    workload = SyntheticTraffic(ClosedLoop(), cell.classes).workload(cell.seed, requests=max(2048, 8 * load))
     plan = cell.plans[0]
     run = simulate(
-        workload,
+        _requests(cell.classes, cell.seed, load),
         [each.replay(cell.seed) for each in cell.plans],
         plan.scheduler,
         plan.cost,

@@ -21,7 +21,7 @@ from simulator.parallel.backends import Backend
 from simulator.parallel.cells import run_cells
 from simulator.schedulers.parse import NamedPolicy
 from simulator.schedulers.protocol import Scheduler
-from simulator.sweeps.frontier import MOST_SEEDS, FrontierRun, run_cell
+from simulator.sweeps.frontier import MOST_SEEDS, FrontierRun, check_requests_fit, run_cell
 from simulator.traffic.lengths import Lengths, as_lengths
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def regret(
         for plan in plans.values()
         for load in concurrency
     ]
+    check_requests_fit(cells)
     import pandas as pd
 
     rows = pd.DataFrame(

@@ -226,6 +226,27 @@ class EmpiricalLengths:
         return self.prompt_tokens[chosen], self.output_tokens[chosen]
 
 
+RARE = 1e-7
+"""Chance of each of a request's two lengths to be beyond the longest that is planned for. A choice: a plan
+draws about a million requests."""
+
+
+def longest_request(lengths: Lengths) -> tuple[int, int]:
+    """Return prompt and output tokens that bound what is drawn, but for ``RARE`` requests."""
+    if isinstance(lengths, IndependentLengths):
+        rare = np.array([1 - RARE])
+        return int(lengths.prompt.quantile(rare)[0]), int(lengths.output.quantile(rare)[0])
+    if isinstance(lengths, EmpiricalLengths):
+        return longest_of(lengths.prompt_tokens, lengths.output_tokens)
+    return longest_of(*lengths.sample(0, "longest", round(1 / RARE**0.5)))
+
+
+def longest_of(prompts: Tokens, outputs: Tokens) -> tuple[int, int]:
+    """Return the prompt and output tokens of the longest of some requests."""
+    longest = int(np.argmax(prompts + outputs))
+    return int(prompts[longest]), int(outputs[longest])
+
+
 def _observed(values: ArrayLike, name: str) -> Tokens:
     tokens = np.asarray(values)
     if tokens.ndim != 1 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer) or tokens.min() < 1:

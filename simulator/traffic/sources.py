@@ -26,10 +26,13 @@ from simulator.traffic.arrivals import (
     require_positive,
     require_within,
 )
-from simulator.traffic.lengths import Lengths, Tokens
+from simulator.traffic.lengths import Lengths, Tokens, longest_of, longest_request
 from simulator.traffic.recorded.files import ReadReport
 from simulator.traffic.replay import copied, resampled, untied
 from simulator.traffic.workload import MAX_CLASSES, Workload
+
+DRAWN = 4096
+"""Requests that are drawn to judge lengths before a simulation. A choice: shares are then within 1.6%."""
 
 
 class Traffic(Protocol):
@@ -210,3 +213,23 @@ class ReplayTraffic:
         return BadInputError(
             f"holds only {holds}", field="replay", value=value, remedy="ask for less, or for all of it"
         )
+
+
+def longest_in(traffic: Traffic) -> tuple[int, int]:
+    """Return prompt and output tokens that bound the requests of a recording, or of every class.
+
+    A process draws longer ones with a chance of ``lengths.RARE``.
+    """
+    if isinstance(traffic, SyntheticTraffic):
+        return max((longest_request(each.lengths) for each in traffic.classes), key=sum)
+    return longest_of(*judged_lengths(traffic))
+
+
+def judged_lengths(of: Lengths | Traffic) -> tuple[Tokens, Tokens]:
+    """Return prompt and output tokens, [requests] each, of ``DRAWN`` requests, or of a whole recording."""
+    if isinstance(of, ReplayTraffic):
+        return of.recorded.prompt_tokens, of.recorded.output_tokens
+    if hasattr(of, "workload"):
+        drawn = of.workload(0, requests=DRAWN)
+        return drawn.prompt_tokens, drawn.output_tokens
+    return of.sample(0, "contexts", DRAWN)

@@ -12,6 +12,7 @@ from simulator.api import hardware_plan
 from simulator.api.hardware_plan import HardwareAnswer, comparison, plan_hardware, write_scenarios
 from simulator.core.errors import BadInputError
 from simulator.hardware.choose import Hardware
+from simulator.planning.checks import checked_scenario
 from simulator.planning.scenario.reading import load_scenario
 from simulator.planning.variants import OFF, Variant, variants_of
 from tests.support.command_line import run
@@ -91,6 +92,21 @@ def test_a_model_that_does_not_fit_is_said_beside_those_that_do() -> None:
     (answer,) = plan_hardware(tight, ["h100"], **TRAFFIC)  # type: ignore[arg-type]
     assert "does not fit" in str(answer.why_not)
     assert comparison([answer]).empty
+
+
+def test_lengths_choose_the_layout_that_holds_them(tmp_path: Path) -> None:
+    """Qwen3-32B leaves 292,602 tokens on two H100 and 853,754 on four; the scenario that is left says so."""
+    long = TRAFFIC | {"traffic": "poisson:0.01/s", "lengths": "fixed:300000/20", "sla": ["tps_p10>=1"]}
+    long |= {"policies": ["autoregressive"]}
+    asked = Hardware(model="qwen3-32b", gpu="h100")
+    (answer,) = plan_hardware(asked, ["h100"], **long)  # type: ignore[arg-type]
+    assert answer.plan is not None
+    assert answer.plan.scenario.replica_gpus() == 4
+    (path,) = write_scenarios([answer], tmp_path)
+    assert load_scenario(path).replica_gpus() == 4
+    path.write_text(path.read_text().replace("  tp: 4\n", ""))
+    with pytest.raises(BadInputError, match=r"could never run .*write hardware\.tp: 4 or cap"):
+        checked_scenario(path)
 
 
 def test_all_layouts_that_fit_are_compared_by_cost(tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.core.errors import BadInputError, InfeasibleError
+from simulator.hardware.choose import Hardware
 from simulator.hardware.gpus import catalogue, load_gpu
 from simulator.hardware.memory import layout, layouts, required_layout, smallest_layout
+from simulator.hardware.models import catalogue as models
 from simulator.hardware.models import load_model
+from simulator.traffic.lengths import longest_request, parse_lengths
 
 QWEN32, H100 = load_model("qwen3-32b"), load_gpu("h100")
 
@@ -52,6 +58,35 @@ def test_weights_by_hand() -> None:
 def test_the_smallest_layout(model: str, gpu: str, precision: str, gpus: int) -> None:
     found = smallest_layout(load_model(model), load_gpu(gpu), precision)  # type: ignore[arg-type]
     assert found.gpus == gpus
+
+
+def test_a_default_layout_holds_the_longest_default_request() -> None:
+    """14,050 prompt and 1,000 output tokens are the most that Azure's trace has; a block of 7 comes on top.
+
+    Qwen3-32B leaves 12,026 tokens on one H100 (``test_capacity_by_hand``) and 292,602 on two: 61.1 GiB and a
+    drafter of 4.5 are halved, 256 KiB a token too.
+    """
+    longest = sum(longest_request(parse_lengths("default")))
+    assert 14_000 < longest <= 15_050
+    for name in models():
+        for gpu in catalogue():
+            with suppress(InfeasibleError):
+                assert Hardware(model=name, gpu=gpu).layout().kv_tokens >= longest + 7, (name, gpu)
+    asked = Hardware(model="qwen3-32b", gpu="h100")
+    assert asked.layout().gpus == 2
+    assert replace(asked, tp=1).layout().kv_tokens == 12_026  # who asks for it gets it
+
+
+@pytest.mark.parametrize(("longest", "gpus"), [(1_000, 2), (290_000, 2), (293_000, 4)])
+def test_a_default_layout_holds_the_request_that_is_named(longest: int, gpus: int) -> None:
+    assert Hardware(model="qwen3-32b", gpu="h100", longest=longest).layout().gpus == gpus
+
+
+def test_a_request_lies_within_one_group() -> None:
+    """16 groups hold 1.8 million tokens of DeepSeek-V3 on H100, 113,000 each."""
+    model = load_model("deepseek-v3")
+    assert required_layout(model, H100, None, "fp8", dp=16, longest=100_000).label == "tp1-dp16-ep16"
+    assert required_layout(model, H100, None, "fp8", dp=16, longest=200_000).label == "tp2-dp16-ep32"
 
 
 @given(st.sampled_from([1, 2, 4, 8]), st.sampled_from(["bf16", "fp8"]))

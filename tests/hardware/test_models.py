@@ -122,3 +122,5 @@ def test_a_config_that_cannot_be_read_is_named(changes: dict[str, Any], said: st
 def test_an_unknown_model_has_near_names() -> None:
     with pytest.raises(BadInputError, match=r"did you mean .*Qwen/Qwen3-32B"):
         load_model("qwen3-32")
+    with pytest.raises(BadInputError, match=r"did you mean meta-llama/Llama-3\.3-70B-Instruct"):
+        load_model("llama-3.3-70b")

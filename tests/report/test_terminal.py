@@ -31,6 +31,18 @@ def test_costs_of_hardware_have_the_same_decimals(
     assert said[-1] == "h20: does not fit"
 
 
+def test_no_policy_of_hardware_is_cut_off_in_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"gpu": "h100", "replica_gpus": 4, "policy": "autoregressive", "recommended": True, "gpus": 156,
+           "replicas": 15, "cost_per_million_output_tokens": 128.2, "rate_per_replica_per_s": 0.161,
+           "curve": "kernels", "step_time_band": 0.08}  # fmt: skip
+    print_hardware(pd.DataFrame([row]), {})
+    *_, said = capsys.readouterr().out.splitlines()
+    assert said.split() == ["4", "x", "h100", "autoregressive", "156", "15", "128", "0.161", "kernels", "±8%"]
+
+
 def test_what_a_wrong_table_loses_fits_80_columns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ from simulator.sweeps.frontier import (
     steps_for,
     sweep_frontier,
 )
+from simulator.sweeps.regret import regret
+from simulator.traffic.arrivals import ClosedLoop
 from simulator.traffic.lengths import parse_lengths
+from simulator.traffic.sources import SyntheticTraffic, TrafficClass
 
 COLUMNS = (
     "policy", "concurrency", "throughput_tok_per_s", "throughput_ci95", "tps_mean", "tps_p10", "tps_p50",
@@ -301,3 +305,28 @@ def test_only_loads_around_an_answer_are_added(deployment: Deployment, tmp_path:
     assert table.loc[table["added"], "concurrency"].tolist() == pytest.approx([25, 26], abs=1)
     assert at_slas(table, [80])["concurrency"].item() == pytest.approx(25, rel=1e-6)
     pd.testing.assert_frame_equal(sweep_frontier(deployment, policy, [1, 200], **options), table)
+
+
+def test_a_request_that_could_never_run_is_refused_before_the_first_cell(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of the default lengths have 1,366 tokens on average; at 300 slots 2,400 are drawn."""
+    small = replace(deployment, profile=deployment.profile.model_copy(update={"kv_tokens": 12_000}))
+    drawn = SyntheticTraffic(ClosedLoop(), (TrafficClass("default", parse_lengths("default")),))
+    need = drawn.workload(0, requests=2400)
+    most = int((need.prompt_tokens + need.output_tokens).max()) + 3
+    assert most > 12_000
+
+    def ran(*_: object, **__: object) -> None:
+        raise AssertionError("cells ran before the requests were looked at")
+
+    monkeypatch.setattr("simulator.sweeps.frontier.run_cells", ran)
+    monkeypatch.setattr("simulator.sweeps.regret.run_cells", ran)
+    with pytest.raises(BadInputError, match=f"needs {most} tokens .* could never run .*got 12000"):
+        sweep_frontier(small, ["autoregressive", "dspark"], [10, 300], seeds=1)
+    with pytest.raises(BadInputError, match="could never run"):
+        regret(small, "dspark", ["flat"], [300], seeds=2)
+    with pytest.raises(AssertionError, match="cells ran"):
+        sweep_frontier(small, ["dspark"], [10], seeds=1, lengths="fixed:11000/997")
+    with pytest.raises(BadInputError, match="needs 12001 tokens"):
+        sweep_frontier(small, ["dspark"], [10], seeds=1, lengths="fixed:11000/998")

@@ -19,6 +19,8 @@ from simulator.traffic.lengths import (
     IndependentLengths,
     Lognormal,
     Marginal,
+    Tokens,
+    longest_request,
     parse_lengths,
 )
 
@@ -180,3 +182,28 @@ def test_lengths_from_a_file(tmp_path: Path) -> None:
 def test_length_specs_that_say_what_is_wrong(spec: str, message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         parse_lengths(spec)
+
+
+def test_the_longest_request_bounds_all_but_one_in_ten_million() -> None:
+    """By the closed forms: a lognormal's quantile, and a geometric's log(1e-7) / log(1 - 1 / mean)."""
+    sigma = np.sqrt(np.log(2))
+    bound = np.exp(np.log(1500) - sigma**2 / 2 + sigma * stats.norm.ppf(1 - 1e-7))
+    prompt, output = longest_request(parse_lengths("lognormal:1500,cv=1/geometric:300"))
+    assert prompt == pytest.approx(bound, rel=2e-3)  # rounded up to tokens, which shifts the median
+    assert output == 1 + np.floor(np.log(1e-7) / np.log(1 - 1 / 300))
+    assert longest_request(parse_lengths("fixed:1024/256")) == (1024, 256)
+    prompt, output = longest_request(parse_lengths("lognormal:1500,cv=1,max=4000/fixed:7"))
+    assert 3_990 < prompt <= 4_000
+
+
+def test_the_longest_of_observed_pairs_is_one_of_them() -> None:
+    pairs = EmpiricalLengths(np.array([900, 10, 500]), np.array([5, 950, 300]))
+    assert longest_request(pairs) == (10, 950)
+
+
+def test_lengths_of_ones_own_are_sampled() -> None:
+    class Own:
+        def sample(self, seed: int, stream: str, requests: int) -> tuple[Tokens, Tokens]:
+            return np.arange(1, requests + 1), np.full(requests, 5)
+
+    assert longest_request(Own()) == (3162, 5)  # as many as one over the root of 1e-7

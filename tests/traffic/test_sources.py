@@ -15,9 +15,16 @@ from scipy import stats
 
 from simulator.core.errors import BadInputError
 from simulator.traffic.arrivals import Arrivals, ClosedLoop, DiurnalArrivals, GammaArrivals, PoissonArrivals
-from simulator.traffic.lengths import ConstantLength, Geometric, IndependentLengths
+from simulator.traffic.lengths import ConstantLength, Geometric, IndependentLengths, parse_lengths
 from simulator.traffic.parse import parse_arrivals, parse_traffic
-from simulator.traffic.sources import ReplayTraffic, SyntheticTraffic, TrafficClass
+from simulator.traffic.sources import (
+    DRAWN,
+    ReplayTraffic,
+    SyntheticTraffic,
+    TrafficClass,
+    judged_lengths,
+    longest_in,
+)
 from simulator.traffic.workload import PrefixBlocks, Workload
 
 SHORT = IndependentLengths(ConstantLength(100), Geometric(20))
@@ -352,3 +359,26 @@ def test_traffic_specs_that_name_a_file(tmp_path: Path) -> None:
 def test_traffic_specs_that_say_what_is_wrong(spec: str, message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         parse_traffic(spec)
+
+
+TWO = Workload(
+    np.array([0.0, 1.0]), np.array([70, 5]), np.array([10, 76]), np.zeros(2, dtype=np.int16), ("default",)
+)
+
+
+def test_the_longest_request_is_that_of_a_class_or_of_the_recording() -> None:
+    short, long = (
+        TrafficClass("a", parse_lengths("fixed:9/90")),
+        TrafficClass("b", parse_lengths("fixed:80/20")),
+    )
+    assert longest_in(SyntheticTraffic(PoissonArrivals(1.0), (short, long))) == (80, 20)
+    assert longest_in(ReplayTraffic(TWO)) == (5, 76)
+
+
+def test_lengths_are_judged_by_a_draw_or_by_the_whole_recording() -> None:
+    drawn, process = parse_lengths("default"), parse_traffic("poisson:3/s")
+    for of in (drawn, process, parse_traffic("closed")):
+        prompts, outputs = judged_lengths(of)
+        assert prompts.size == outputs.size == DRAWN
+        assert prompts.mean() == pytest.approx(1154.7, rel=0.06)
+    assert judged_lengths(ReplayTraffic(TWO))[0].tolist() == [70, 5]

@@ -15,6 +15,7 @@ from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import Profile
 from simulator.fleet.layout import RouterName
 from simulator.hardware.choose import DRAFTERS, Hardware, profile_for
+from simulator.hardware.memory import Layout
 
 
 class Strict(BaseModel):
@@ -108,6 +109,10 @@ class HardwareSpec(Strict):
     precision: str | None = None
     drafters: tuple[str, ...] = DRAFTERS
     host_time: str | None = None
+
+    def layout(self, longest: int) -> Layout:
+        """Return its layout, or the smallest that holds a request of ``longest`` tokens."""
+        return Hardware(**self.model_dump(), longest=longest).layout()
 
     def profile(self) -> Profile:
         """Return the profile that answers for it, the same object each time."""

@@ -14,7 +14,7 @@ import pandas as pd
 
 from simulator.acceptance.trace import AcceptanceModel
 from simulator.api.workbench import Workbench, deployment
-from simulator.core.errors import BadInputError, SimulatorError
+from simulator.core.errors import SimulatorError
 from simulator.deployment.profile import Profile
 from simulator.hardware.choose import DRAFTERS, Hardware, first_look, profile_for, require_acceptance
 from simulator.ui.explore.asked import Deployed, Explored, widths_of
@@ -91,24 +91,11 @@ class LineTask:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             pieces = zip(loads, COARSE_STEPS, strict=True) if coarse else [(loads, None)]
-            try:
-                tables = [
-                    bench.frontier(self.policy, load, seeds=SEEDS[self.stage], steps=steps).table
-                    for load, steps in pieces
-                ]
-            except BadInputError as error:
-                raise _of_page(error, bench.profile) from error
+            tables = [
+                bench.frontier(self.policy, load, seeds=SEEDS[self.stage], steps=steps).table
+                for load, steps in pieces
+            ]
         return Line(pd.concat(tables, ignore_index=True), tuple(str(each.message) for each in caught))
-
-
-def _of_page(error: BadInputError, profile: Profile) -> BadInputError:
-    """Say an error in the words of the page, which has no field for the room of keys and values."""
-    if error.field != "kv_tokens":
-        return error
-    return BadInputError(
-        f"leaves room for keys and values of {profile.kv_tokens:,} tokens, and a long request needs more",
-        source="gpu", remedy="choose a GPU with more memory, or a precision of fewer bits",
-    )  # fmt: skip
 
 
 def tasks_of(state: Explored) -> list[Task]:

@@ -232,7 +232,7 @@ def test_the_formula_is_no_faster_than_either_bound(gpu: str, rows: int) -> None
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B"])
 @pytest.mark.parametrize("gpu", ["h100", "h200", "b200"])
 def test_the_formula_is_near_measured_kernels_that_it_has_not_seen(name: str, gpu: str) -> None:
-    laid_out = layout(load_model(name), load_gpu(gpu), 1, "bf16")
+    laid_out = Hardware(model=name, gpu=gpu).layout()
     known, times = load_profile(kernel_name(laid_out)).target_cost(), FormulaTimes(laid_out)
     errors = []
     for rows in GATE_ROWS:

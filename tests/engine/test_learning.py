@@ -13,10 +13,12 @@ from simulator.core.arrays import Array, Rows
 from simulator.core.errors import BadInputError
 from simulator.cost.asked import Asked
 from simulator.cost.draft import DraftCost
-from simulator.cost.models import StepCost, ThroughputCurve
-from simulator.engine.executor import learner_of
+from simulator.cost.models import AdditiveCost, StepCost, ThroughputCurve
+from simulator.deployment.acceptance_text import parse_acceptance
+from simulator.engine.executor import Chunk, PromptRows, learner_of
 from simulator.engine.limits import EngineLimits
 from simulator.engine.run import Run, simulate
+from simulator.engine.simulated import SimulatedExecutor
 from simulator.schedulers.beyond.memory import Learner, Remembering, Seen
 from simulator.schedulers.parse import parse_policy
 from simulator.schedulers.policies import Fixed
@@ -142,3 +144,21 @@ def test_a_drafter_that_drafts_for_everyone_cannot_be_asked_for_less() -> None:
     with pytest.raises(BadInputError):
         learner_of(Book(), object(), load, EngineLimits(1))  # type: ignore[arg-type]
     assert learner_of(Fixed(1), object(), load, EngineLimits(1)) is None  # type: ignore[arg-type]
+
+
+def test_prompt_rows_are_paid_for_in_a_step_that_drafts_less() -> None:
+    """10 ms a step, 1 ms a prompt token, 50 ms the draft of a block: 66 ms, 16 without a draft."""
+    target = AdditiveCost(0.01, [1, 8], [0.0, 0.0], [1, 100], [0.0, 0.0], prefill_s_per_token=0.001)
+    cost = StepCost(target, DraftCost("parallel", 3, [1], [0.05]))
+    load = Workload.single_class(None, [6, 6], [4, 4])
+    replay = parse_acceptance("conditional:0.8,0.8,0.8").replay(0)
+    executor = SimulatedExecutor([replay], load, cost, capacity=2, seed=0)
+    executor.place(np.arange(2), np.arange(2), np.zeros(2, dtype=np.int64))
+    prompts = PromptRows(6, (Chunk(1, 0, 6, True),))
+    taken = []
+    for asked in (None, Asked(2, 0)):
+        if asked is not None:
+            executor.ask(asked)
+        executor.draft(2)
+        taken.append(executor.verify(np.zeros(2, dtype=np.int64), 0.0, prompts).duration_s)
+    assert taken == pytest.approx([0.066, 0.016])

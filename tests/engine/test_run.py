@@ -91,6 +91,19 @@ def test_an_open_loop_is_measured_by_what_arrives() -> None:
     assert run.metrics.queue_mean == 0.0
 
 
+def test_overload_is_looked_for_after_the_warm_up_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def overloaded(engine: object, *, warmup: float = 0.2) -> bool:
+        seen.append(warmup)
+        return False
+
+    monkeypatch.setattr("simulator.engine.run.is_overloaded", overloaded)
+    load = open_loop(np.arange(60) * 0.2, [40] * 60)
+    looped(workload=load, steps=None, warmup=0.5)
+    assert seen == [0.5]
+
+
 def test_overload_is_looked_for_after_a_share_of_the_arrivals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrivals from 3 to 11 s: a quarter of the 8 s is left out. A run cut at 7 s is judged up to there."""
     asked: list[tuple[float, float]] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,7 +25,14 @@ from tools.mutants import COPIED, ROOT, copy_project
 PACKAGES = ("sla", "cost", "fleet", "schedulers", "engine")
 """What answers rest on; run without a name."""
 
-ALSO = {"sla": ("tests/fleet/test_verdict.py",), "fleet": ("tests/sweeps/test_leads.py",)}
+ALSO = {
+    "sla": ("tests/fleet/test_verdict.py",),
+    "fleet": (
+        "tests/sweeps/test_leads.py",
+        "tests/engine/test_prefill_pool.py",
+        "tests/cli/test_fleet_says.py",
+    ),
+}
 """Tests of a package that lie outside its folder."""
 
 LEFT_OUT = "not benchmark and not gpu and not slow"
@@ -32,6 +40,10 @@ LEFT_OUT = "not benchmark and not gpu and not slow"
 
 PATIENCE_S = 20.0
 """Seconds that a run may take to end after it was asked to. A choice."""
+
+MOST_BYTES = 9_000_000_000
+"""Memory that a process may address: a mutant that takes more without end fails, instead of all of them. A
+choice: the tests need a third of it."""
 
 ENDLESS = 4
 """Times as long as without a mutant, after which a test is taken to run for ever. A choice."""
@@ -90,7 +102,7 @@ def _run(folder: Path, seconds: float) -> bool:
     mutmut 3.8 fails when a process ends that it did not start itself, as a process tracker of joblib's.
     """
     running = subprocess.Popen(
-        ["mutmut", "run", "--max-children", "1"], cwd=folder, env=_environment(folder),
+        ["mutmut", "run", "--max-children", "1"], cwd=folder, env=_environment(folder), preexec_fn=_bounded,
         start_new_session=True, stdout=(folder / "mutmut.log").open("wb"), stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -98,6 +110,11 @@ def _run(folder: Path, seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         _end(running)
         return True
+
+
+def _bounded() -> None:
+    """Bound the memory of this process and of those that it starts."""
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
 
 
 def _end(running: subprocess.Popen[bytes]) -> None:

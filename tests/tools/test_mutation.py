@@ -76,6 +76,14 @@ def test_a_run_that_does_not_hear_is_ended_all_the_same(monkeypatch: pytest.Monk
     running.stdout.close()
 
 
+def test_a_mutant_that_takes_memory_without_end_fails() -> None:
+    """A run can address 9 GB: 8 are there, 10 are not, and nobody else is asked to make room."""
+    for many, ends in ((8, 0), (10, 1)):
+        code = f"import mmap; mmap.mmap(-1, {many} * 10**9)"
+        ran = subprocess.run([sys.executable, "-c", code], preexec_fn=mutation._bounded, capture_output=True)
+        assert ran.returncode == ends, ran.stderr
+
+
 def test_a_run_that_fails_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """mutmut fails twice; both times one more mutant was tried, so it may go on."""
     tried: list[str] = []

@@ -75,10 +75,17 @@ class Hardware:
         model, gpu, drafters = load_model(self.model), load_gpu(self.gpu), self.parsed_drafters()
         heaviest = max((each.weight_bytes(model) for each in drafters), default=0.0)
         longest = max(DEFAULT_REQUEST, self.longest) + max((each.block for each in drafters), default=0)
-        return required_layout(
+        found = required_layout(
             model, gpu, self.tp, self._precision(model, gpu), dp=self.dp, ep=self.ep, longest=longest,
             drafter_bytes=heaviest,
         )  # fmt: skip
+        if self.longest and found.dp > 1 and not found.holds(longest):
+            raise BadInputError(
+                f"{self.dp} groups hold {found.kv_tokens // found.dp:,} tokens each, and a request of "
+                f"{self.longest:,} lies within one", field="dp", value=self.dp,
+                remedy="wider groups (`tp`), or shorter requests",
+            )  # fmt: skip
+        return found
 
     def layouts(self) -> tuple[Layout, ...]:
         """Every layout of a node that fits, smallest first; the smallest alone where no node holds the model.

@@ -67,19 +67,20 @@ def _check_loads(scenario: Scenario) -> None:
 
 
 def _check_fits(scenario: Scenario, traffic: Traffic, kv_tokens: int | None, gamma: int) -> None:
-    """Every request needs its prompt, its output and one block at once."""
+    """Every request needs its prompt, its output and one block at once, within one group."""
     prompt, output = longest_in(traffic)
-    need = prompt + output + gamma
-    if kv_tokens is None or need <= kv_tokens:
+    need, groups = prompt + output + gamma, scenario.attention_groups()
+    if kv_tokens is None or need <= kv_tokens // groups:
         return
-    more, on = f"raise it to {need}", scenario.hardware
+    more, on = f"raise it to {need * groups}", scenario.hardware
     if on is not None and scenario.replica.kv_tokens is None and scenario.replica.kv_memory is None:
         more = f"give a replica more GPUs (hardware.tp, or another GPU than {on.gpu})"
         if on.tp is None:
             with suppress(InfeasibleError):
                 more = f"write hardware.tp: {on.layout(need).tp}"
     raise BadInputError(
-        f"a request of {prompt} prompt and {output} output tokens could never run",
+        f"a request of {prompt} prompt and {output} output tokens could never run"
+        + (f" in one of {groups} groups" if groups > 1 else ""),
         source="scenario", field="replica.kv_tokens", value=kv_tokens,
         remedy=f"{more} or cap the lengths with max=",
     )  # fmt: skip

@@ -89,6 +89,17 @@ def test_a_request_lies_within_one_group() -> None:
     assert required_layout(model, H100, None, "fp8", dp=16, longest=200_000).label == "tp2-dp16-ep32"
 
 
+def test_a_request_beyond_its_group_is_refused_where_widths_are_named() -> None:
+    """All 16 groups together hold 1.8 million tokens, but no request is spread over them."""
+    asked = Hardware(model="deepseek-v3", gpu="h100", precision="fp8", tp=1, dp=16, longest=100_000)
+    assert asked.layout().label == "tp1-dp16-ep16"
+    with pytest.raises(
+        BadInputError, match=r"16 groups hold .* each, and a request of 200,000 lies"
+    ) as caught:
+        replace(asked, longest=200_000).layout()
+    assert caught.value.field == "dp"
+
+
 @given(st.sampled_from([1, 2, 4, 8]), st.sampled_from(["bf16", "fp8"]))
 def test_more_gpus_hold_more(gpus: int, precision: str) -> None:
     one = layout(QWEN32, H100, gpus, precision)  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from simulator.deployment.setup import Setup
 from simulator.engine.limits import EngineLimits
 from simulator.parallel.cells import Sweeping
 from simulator.parallel.hashing import content_hash
+from simulator.planning.checks import check_inputs
 from simulator.planning.demand import demand_profile
 from simulator.planning.plan import frontier_loads, plan, write_tables
 from simulator.planning.prefill_sizing import PoolSizing, pool_workers_row
@@ -284,6 +285,24 @@ def test_the_example_states_a_whole_cost() -> None:
 def test_bad_scenarios_are_explained(changes: dict[str, object], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         plan(scenario(**changes))
+
+
+@pytest.mark.parametrize(("prompt", "fits"), [(1_040_000, True), (1_050_000, False)])
+def test_a_request_lies_within_one_group_of_the_cache(prompt: int, fits: bool, tmp_path: Path) -> None:
+    """1 GiB a GPU and 1 KiB a token: each of 8 groups of one GPU holds 1,048,576 tokens, all 8,388,608."""
+    memory = {"gpu_memory_gib": 1, "weights_gib": 0, "layers": 1, "latent_dim": 512, "usable": 1}
+    eight = load_profile("deepseek-v4-flash").model_copy(update={"replica_gpus": 8})
+    eight.save(tmp_path / "eight.json")
+    asked = scenario(
+        profile=str(tmp_path / "eight.json"), policies=["mtp1"],
+        replica={"kv_memory": memory | {"data_parallel": 8}},
+        traffic={"arrivals": "poisson:0.001/s", "lengths": f"fixed:{prompt}/10"},
+    )  # fmt: skip
+    if fits:
+        check_inputs(asked, asked.demand(), asked.parsed_sla())
+    else:
+        with pytest.raises(BadInputError, match="could never run in one of 8 groups"):
+            plan(asked)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,12 @@ class Scenario(Strict):
         """GPUs of one replica, from the scenario or from the profile."""
         return self.replica.gpus_of(self.loaded_profile())
 
+    def attention_groups(self) -> int:
+        """Return the groups of a replica among which requests and the KV cache are divided."""
+        if self.replica.kv_memory is not None:
+            return self.replica.kv_memory.data_parallel
+        return 1 if self.hardware is None or self.replica.kv_tokens is not None else self.hardware.dp
+
     def demand(self, directory: Path = Path()) -> Traffic:
         """Load the demanded traffic; files are relative to ``directory``, where the scenario lies."""
         spec = self.traffic

@@ -57,7 +57,7 @@ Policies = Annotated[
     ),
 ]
 
-Concurrency = Annotated[str, typer.Option(help="Concurrent requests per GPU, comma-separated.")]
+Concurrency = Annotated[str, typer.Option(help="Concurrent requests of a replica, comma-separated.")]
 
 ClosedLengths = Annotated[
     str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -211,6 +212,13 @@ def _find(name: str) -> Path:
         "is not a profile", source="profile", value=name,
         remedy=f"name one of {', '.join(_first(shipped))}, or give a .json file; or say `model` and `gpu`",
     )  # fmt: skip
+
+
+def stands_for(replica_gpus: float | None) -> str:
+    """Say what throughput and load of a curve are of; None or NaN where nobody said how many GPUs."""
+    if replica_gpus is None or math.isnan(replica_gpus):
+        return "replica"
+    return "GPU" if replica_gpus == 1 else f"replica of {replica_gpus:.0f} GPUs"
 
 
 def beyond_contexts(profile: Profile, prompt_tokens: ArrayLike, output_tokens: ArrayLike) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from simulator.core.files import atomic_path
+from simulator.deployment.profile import stands_for
 from simulator.deployment.profile_parts import PublishedClaims
 from simulator.report.drawing.colours import policy_colour
 from simulator.report.drawing.style import (
@@ -68,9 +69,20 @@ def plot_frontier(
     if captions:
         figure.supxlabel("\n".join(captions), fontsize=7.5, color="#444444")
     axes.set_xlabel("mean generation speed, tokens/s/user")
-    axes.set_ylabel("throughput, output tokens/s/GPU")
+    axes.set_ylabel(f"throughput, output {speed_of(frontier)}")
     finish_axes(axes, published is not None and bool(published.throughput_vs_tps))
     return figure
+
+
+def replica_of(frontier: pd.DataFrame) -> str:
+    """Say what throughput and load are of: a GPU, or a replica of several."""
+    return stands_for(float(frontier["replica_gpus"].iloc[0]) if "replica_gpus" in frontier else None)
+
+
+def speed_of(frontier: pd.DataFrame) -> str:
+    """Return the unit of throughput as an axis has it."""
+    of = replica_of(frontier)
+    return "tokens/s/GPU" if of == "GPU" else f"tokens/s per {of}"
 
 
 def _mark(axes: Axes, term: Term, frontier: pd.DataFrame, row: int) -> str:
@@ -118,10 +130,10 @@ def plot_load(frontier: pd.DataFrame, *, published: PublishedClaims | None = Non
     _dots(left, published.throughput if published else {}, frontier)
     _dots(right, published.budget if published else {}, frontier)
     for axes, label in (
-        (left, "throughput, output tokens/s/GPU"),
+        (left, f"throughput, output {speed_of(frontier)}"),
         (right, "verification budget, tokens/request"),
     ):
-        axes.set_xlabel("concurrent requests per GPU")
+        axes.set_xlabel(f"concurrent requests per {replica_of(frontier)}")
         axes.set_ylabel(label)
     style_axes(right)
     finish_axes(left, published is not None and bool(published.throughput))

@@ -20,7 +20,7 @@ from simulator.engine.run import SATURATED, Run, write_run
 from simulator.paper.claims_check import check_against
 from simulator.planning.plan import CapacityPlan
 from simulator.report.drawing.style import save
-from simulator.report.frontier import plot_frontier, plot_load
+from simulator.report.frontier import plot_frontier, plot_load, replica_of
 from simulator.report.plan.decision import decision
 from simulator.report.plan.tables import COST, LOADS, ShownTable, fared, fleets
 from simulator.schedulers.early_stop import early_stop_note
@@ -95,8 +95,10 @@ def report_comparison(
     said = escape(profile.provenance.line())
     console.print(f"[bold]{escape(profile.title)}[/bold]: {said}", highlight=False)
     for sla in slas:
-        console.print(_sla_table(answers[answers["sla"] == sla.text], sla))
+        console.print(_sla_table(answers[answers["sla"] == sla.text], sla, replica_of(frontier)))
     base = baseline_of(frontier)
+    if replica_of(frontier) != "GPU":
+        console.print(f"tokens/s, requests: those of a {replica_of(frontier)}.", highlight=False)
     console.print(
         "mean, p10: tokens/s of a user at that load; 90% of the users are faster than p10.\n"
         f"speed gain: mean speed over {base}'s, at {base}'s throughput.\n",
@@ -231,11 +233,11 @@ def _say(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _sla_table(answers: pd.DataFrame, sla: Term) -> Table:
+def _sla_table(answers: pd.DataFrame, sla: Term, replica: str) -> Table:
     base, title = str(answers["baseline"].iloc[0]), promise(sla)
     table = _table(
-        title[0].upper() + title[1:], "policy", "tokens/s/GPU", "requests", "mean", "p10", f"over {base}",
-        "speed gain",
+        title[0].upper() + title[1:], "policy", "tokens/s/GPU" if replica == "GPU" else "tokens/s",
+        "requests", "mean", "p10", f"over {base}", "speed gain",
     )  # fmt: skip
     for row in answers.to_dict("records"):
         policy, throughput = str(row["policy"]), float(row["throughput_tok_per_s"])

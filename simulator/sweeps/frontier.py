@@ -130,7 +130,8 @@ def sweep_frontier(
         own for a single one. tps_p10_ci95: over seeds alone. finished_per_slot: requests finished in the
         measured window of a run per slot, the fewest over seeds; below ``FEW_TURNOVERS`` the quantiles of
         speed are those of short outputs. early_stop_loss: see ``schedulers.early_stop``, 0 for policies that
-        do not stop early.
+        do not stop early. replica_gpus: GPUs that throughput and concurrency are of; NaN where the profile
+        does not say.
 
     Raises
     ------
@@ -174,6 +175,8 @@ def sweep_frontier(
         table = _over_seeds(rows, list(by_name), seeds)
     table = _measured(deployment, by_name, table)
     table["added"] = [(row.policy, row.concurrency) not in set(given) for row in table.itertuples()]
+    gpus = deployment.profile.replica_gpus
+    table["replica_gpus"] = math.nan if gpus is None else gpus
     return table
 
 

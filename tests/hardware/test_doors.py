@@ -185,3 +185,18 @@ def test_a_derived_curve_is_named_after_its_layout(
     assert run("profile", "derive", "--model", "qwen3-4b", "--gpu", "h200", "--drafter", "mtp1") == 0
     assert "wrote kernels-h200-qwen3-4b-tp1-bf16.json" in capsys.readouterr().out
     assert set(load_profile(tmp_path / "kernels-h200-qwen3-4b-tp1-bf16.json").drafters or {}) == {"mtp1"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "of_gpu"), [("h100/qwen3-32b-tp2-bf16", False), ("h200/qwen3-32b-tp1-bf16", True)]
+)
+def test_a_comparison_says_how_many_gpus_it_is_of(
+    profile: str, of_gpu: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Throughput is a replica's: of two GPUs it is not tokens/s/GPU."""
+    what = ("--profile", f"kernels/{profile}", "--acceptance", "conditional:0.8", "--policy", "mtp1")
+    few = ("--concurrency", "10,20", "--seeds", "1", "--steps", "60", "--workers", "1", "--sla", "25")
+    assert run("compare", *what, *few, "--out", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert ("tokens/s/GPU" in said) == of_gpu
+    assert ("tokens/s, requests: those of a replica of 2 GPUs." in said) != of_gpu

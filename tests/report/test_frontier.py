@@ -33,7 +33,7 @@ def frontier() -> pd.DataFrame:
         "policy", "concurrency", "throughput_tok_per_s", "throughput_ci95", "tps_mean",
         "verification_budget_mean",
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).assign(replica_gpus=1)
 
 
 def test_labels_of_near_slas_stand_below_each_other(frontier: pd.DataFrame) -> None:
@@ -62,6 +62,27 @@ def test_the_frontier_has_a_line_per_policy_and_a_mark_per_sla(frontier: pd.Data
     assert "tokens/s/GPU" in axes.get_ylabel()
     assert axes.figure.get_suptitle() == "a title"
     assert len({line.get_color() for line in drawn.values()}) == len(POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "speed", "load"),
+    [
+        (1, "output tokens/s/GPU", "per GPU"),
+        (4, "output tokens/s per replica of 4 GPUs", "per replica of 4 GPUs"),
+        (float("nan"), "output tokens/s per replica", "per replica"),
+    ],
+)
+def test_axes_say_how_many_gpus_they_are_of(
+    gpus: float, speed: str, load: str, frontier: pd.DataFrame
+) -> None:
+    mine = frontier.assign(replica_gpus=gpus)
+    (axes,) = plot_frontier(mine).axes
+    left, right = plot_load(mine).axes
+    for each in (axes, left):
+        assert each.get_ylabel() == f"throughput, {speed}"
+    for each in (left, right):
+        assert each.get_xlabel() == f"concurrent requests {load}"
+    assert plot_frontier(mine.drop(columns="replica_gpus")).axes[0].get_ylabel().endswith("per replica")
 
 
 def test_published_points_are_diamonds_in_the_colour_of_their_policy(frontier: pd.DataFrame) -> None:

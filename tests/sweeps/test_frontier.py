@@ -307,6 +307,15 @@ def test_only_loads_around_an_answer_are_added(deployment: Deployment, tmp_path:
     pd.testing.assert_frame_equal(sweep_frontier(deployment, policy, [1, 200], **options), table)
 
 
+def test_a_row_says_how_many_gpus_it_is_of(deployment: Deployment) -> None:
+    two = replace(deployment, profile=deployment.profile.model_copy(update={"replica_gpus": 2}))
+    said = [
+        float(sweep_frontier(each, ["dspark"], [4], seeds=1, steps=60)["replica_gpus"].iloc[0])
+        for each in (deployment, two)
+    ]
+    assert said == pytest.approx([np.nan, 2], nan_ok=True)
+
+
 def test_a_request_that_could_never_run_is_refused_before_the_first_cell(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

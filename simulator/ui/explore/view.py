@@ -11,6 +11,7 @@ import pandas as pd
 from dash import html
 
 from simulator.core.errors import SimulatorError
+from simulator.deployment.profile import stands_for
 from simulator.deployment.profile_parts import PublishedClaims
 from simulator.sweeps.comparison import at_slas, parse_speed, promise
 from simulator.ui import widgets
@@ -61,8 +62,7 @@ class View:
     @property
     def unit(self) -> str:
         """What a throughput is of."""
-        count = None if self.curve is None else self.curve.profile.replica_gpus
-        return "tokens/s per GPU" if count in (None, 1) else f"tokens/s per replica of {count} GPUs"
+        return f"tokens/s per {stands_for(None if self.curve is None else self.curve.profile.replica_gpus)}"
 
 
 FIRST_LOOK = "A first look by the formula: the curve of measured kernels is being composed."

@@ -27,7 +27,7 @@ from simulator.engine.batch import WAITS, Step, StepLog
 from simulator.engine.cursors import LONG_TRACE
 from simulator.engine.engine import Engine
 from simulator.engine.executor import SchedulerError
-from simulator.engine.limits import MOST_REQUESTS, EngineLimits
+from simulator.engine.limits import MOST_REQUESTS, EngineLimits, Prefill
 from simulator.engine.measures.recorded import requests_frame, steps_frame
 from simulator.engine.run import (
     FEWEST_FINISHED,
@@ -871,3 +871,20 @@ def test_a_closed_loop_goes_on_until_its_quantiles_rest_on_enough() -> None:
 def test_a_number_of_steps_has_an_end(steps: int, said: str) -> None:
     with pytest.raises(BadInputError, match=rf"--steps: steps: must be {said}"):
         require_steps(steps, source="--steps")
+
+
+@pytest.mark.parametrize(
+    ("prefill", "expected"),
+    [
+        ("chunked", [[(0, 0, 4, False)], [(0, 4, 2, True), (1, 0, 2, False)], [(1, 2, 3, True)]]),
+        ("whole", [[(0, 0, 6, True)], [(1, 0, 5, True)]]),
+    ],
+)
+def test_an_executor_is_told_which_rows_of_whose_prompt_it_runs(
+    prefill: Prefill, expected: list[list[tuple[int, int, int, bool]]]
+) -> None:
+    """Prompts of 6 and 5 tokens, four rows a step: request, first row, rows, and whether it is complete."""
+    load = open_loop([0.0, 0.0], [3, 3], [6, 5])
+    limits = EngineLimits(2, prefill=prefill, chunk_tokens=4)
+    _, executor = run(load, constant_replay(2, 0), Fixed(0), constant_cost(), limits)
+    assert [[tuple(chunk) for chunk in step] for step in executor.prompts] == expected

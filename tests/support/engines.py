@@ -13,7 +13,7 @@ from simulator.acceptance.trace import Replay
 from simulator.core.arrays import Rows
 from simulator.cost.models import CostModel, ThroughputCurve
 from simulator.engine.engine import Engine
-from simulator.engine.executor import NO_PROMPTS, PromptRows, Verified
+from simulator.engine.executor import NO_PROMPTS, Chunk, PromptRows, Verified
 from simulator.engine.limits import EngineLimits
 from simulator.engine.run import run_engine
 from simulator.engine.simulated import SimulatedExecutor
@@ -91,6 +91,7 @@ class Bookkeeper(SimulatedExecutor):
         self.seen: dict[int, list[Seen]] = {}  # a closed loop serves a request again and again
         self.batches: list[tuple[int, int, int]] = []  # requests, draft tokens, prefill tokens
         self.contexts: list[float] = []
+        self.prompts: list[tuple[Chunk, ...]] = []  # of each step that has prompt rows
 
     def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
         super().place(rows, requests, context_tokens)
@@ -114,6 +115,7 @@ class Bookkeeper(SimulatedExecutor):
     def verify(self, lengths: Rows, context_tokens: float, prompts: PromptRows = NO_PROMPTS) -> Verified:
         verified = super().verify(lengths, context_tokens, prompts)
         self.batches.append((len(lengths), int(lengths.sum()), prompts.tokens))
+        self.prompts += [prompts.chunks] if prompts.tokens else []
         self.contexts.append(context_tokens)
         for row, accepted in enumerate(verified.accepted.tolist()):
             self.now_in(row).committed.append(accepted + 1)
@@ -121,6 +123,7 @@ class Bookkeeper(SimulatedExecutor):
 
     def prefill(self, prompts: PromptRows) -> float:
         self.batches.append((0, 0, prompts.tokens))
+        self.prompts.append(prompts.chunks)
         return super().prefill(prompts)
 
     def now_in(self, row: int) -> Seen:

@@ -132,6 +132,13 @@ def test_throughput_that_falls_at_high_load_still_has_one_speed() -> None:
     assert math.isnan(line.tps_at_throughput(999))
 
 
+def test_a_baseline_gains_nothing_over_itself_where_its_throughput_falls() -> None:
+    """At 40 requests it serves 1,700, as it did at 19, where its users were more than twice as fast."""
+    table = frontier({"mtp1": (1000, 1800, 1700), "dspark-async": (2000, 3200, 4000)})
+    answers = at_slas(table, [40]).set_index("policy")
+    assert answers.loc["mtp1", ["concurrency", "gain", "speed_gain"]].tolist() == [40, 0, 0]
+
+
 def test_rows_may_come_in_any_order() -> None:
     shuffled = TWO.iloc[::-1]
     expected = at_slas(TWO, [75]).set_index("policy")

@@ -888,3 +888,4 @@ def test_an_executor_is_told_which_rows_of_whose_prompt_it_runs(
     limits = EngineLimits(2, prefill=prefill, chunk_tokens=4)
     _, executor = run(load, constant_replay(2, 0), Fixed(0), constant_cost(), limits)
     assert [[tuple(chunk) for chunk in step] for step in executor.prompts] == expected
+    assert executor.held == {0: 7, 1: 6}  # the prompt and its first output token

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simpy
 from numpy.testing import assert_allclose
 
 from simulator.capacity.search import Search, find_rate
@@ -17,9 +18,11 @@ from simulator.deployment.deployment import Deployment
 from simulator.deployment.profile import load_profile
 from simulator.deployment.setup import Setup
 from simulator.engine.batch import WAITS
-from simulator.engine.limits import EngineLimits
+from simulator.engine.engine import Engine
+from simulator.engine.limits import EngineLimits, PrefillPool
 from simulator.engine.measures.recorded import requests_frame, steps_frame
-from simulator.engine.run import simulate
+from simulator.engine.run import advance, simulate
+from simulator.engine.simulated import SimulatedExecutor
 from simulator.fleet.fleet import simulate_fleet
 from simulator.fleet.layout import Fleet
 from simulator.schedulers.parse import parse_policy
@@ -125,6 +128,18 @@ def test_the_line_of_the_pool_is_part_of_the_queue() -> None:
     steps = steps_frame(engine)
     assert steps["queued_s"].sum() / TICK == 30
     assert steps["waiting"].iloc[0] == 2  # at 6: prompts 2 and 3
+
+
+def test_an_engine_takes_the_pool_that_it_is_given() -> None:
+    """Three workers where its limits say one: prompts of 6 are ready after 6 ticks each, not 6, 12 and 18."""
+    load = open_loop([0.0] * 3, [3] * 3, [6] * 3)
+    limits = EngineLimits(3, prefill_tokens_per_s=1 / TICK)
+    executor = SimulatedExecutor([constant_replay(2, 0)], load, constant_cost(), capacity=3, seed=0)
+    engine = Engine(
+        simpy.Environment(), load, executor, Fixed(0), constant_cost(), limits, pool=PrefillPool(1 / TICK, 3)
+    )
+    advance(engine, None)
+    assert (requests_frame(engine)["ttft_s"] / TICK).tolist() == [6, 6, 6]
 
 
 # --- a pool for several replicas -----------------------------------------------------------------

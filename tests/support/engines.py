@@ -92,12 +92,14 @@ class Bookkeeper(SimulatedExecutor):
         self.batches: list[tuple[int, int, int]] = []  # requests, draft tokens, prefill tokens
         self.contexts: list[float] = []
         self.prompts: list[tuple[Chunk, ...]] = []  # of each step that has prompt rows
+        self.held: dict[int, float] = {}  # tokens in the cache of a request when it is placed
 
     def place(self, rows: Rows, requests: Rows, context_tokens: Rows) -> None:
         super().place(rows, requests, context_tokens)
         for row, request in zip(rows.tolist(), requests.tolist(), strict=True):
             self.request_in[row] = request
             self.seen.setdefault(request, []).append(Seen())
+        self.held.update(zip(requests.tolist(), context_tokens.tolist(), strict=True))
 
     def move(self, source: Rows, target: Rows) -> None:
         super().move(source, target)

@@ -91,6 +91,22 @@ def test_an_open_loop_is_measured_by_what_arrives() -> None:
     assert run.metrics.queue_mean == 0.0
 
 
+@pytest.mark.parametrize("steps", [None, 10_000])
+def test_an_open_loop_ends_with_its_last_request_however_many_steps_it_may_take(steps: int | None) -> None:
+    load = open_loop([0.0, 0.1], [4, 4])
+    executor = SimulatedExecutor([constant_replay(2, 0)], load, constant_cost(), capacity=4, seed=0)
+    engine = run_engine(load, executor, Fixed(0), constant_cost(), EngineLimits(4), steps=steps)
+    assert engine.completed == 2
+    assert len(engine.steps) < 10
+
+
+def test_limits_that_make_no_sense_are_named_with_their_value() -> None:
+    with pytest.raises(BadInputError, match=r"concurrency: must be a whole number \(got 2\.5\)"):
+        EngineLimits(2.5)  # type: ignore[arg-type]
+    with pytest.raises(BadInputError, match=r"prefill: is not known \(got 'magic'\); elsewhere, chunked or"):
+        EngineLimits(2, prefill="magic")  # type: ignore[arg-type]
+
+
 def test_overload_is_looked_for_after_the_warm_up_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
 

@@ -37,7 +37,12 @@ def test_other_hosts_are_refused_by_the_running_server(served: Served) -> None:
 def test_the_command_serves_until_it_is_interrupted(served: Served) -> None:
     """On a free port, without a browser; a port that is taken is an error that says what to do."""
     words = [sys.executable, "-m", "simulator", "ui", "--no-browser", "--port"]
-    with subprocess.Popen([*words, "0"], stderr=subprocess.PIPE, text=True) as process:
+
+    def hear() -> None:
+        """A shell's job in the background is started deaf to SIGINT."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen([*words, "0"], stderr=subprocess.PIPE, text=True, preexec_fn=hear) as process:
         assert process.stderr is not None
         address = process.stderr.readline().removeprefix("serving ").strip()
         with urlopen(address, timeout=60) as answer:

@@ -227,8 +227,7 @@ class EmpiricalLengths:
 
 
 RARE = 1e-7
-"""Chance of each of a request's two lengths to be beyond the longest that is planned for. A choice: a plan
-draws about a million requests."""
+"""Chance of each of a request's two lengths to be beyond the longest that is planned for. A choice."""
 
 
 def longest_request(lengths: Lengths) -> tuple[int, int]:

@@ -56,25 +56,25 @@ class BatchTable:
         return xp.full(requests, length, dtype=xp.int64, device=device(survival))
 
     @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
-        """From ``FIRST-LAST=LENGTH,...``, the last range open or closed; ``text`` is the whole policy."""
+    def parse(cls, argument: str) -> Self:
+        """From ``FIRST-LAST=LENGTH,...``, the last range open or closed."""
         first: list[int] = []
         length: list[int] = []
         end: int | None = 0
         for part in argument.split(","):
             match = _RANGE.fullmatch(part)
             if match is None:
-                raise _bad("needs ranges FIRST-LAST=LENGTH", text)
+                raise _bad("needs ranges FIRST-LAST=LENGTH")
             low, high = int(match[1]), int(match[2]) if match[2] else None
             if end is None or low <= end or (high is not None and high < low):
-                raise _bad(f"ranges must rise and not overlap, which {part.strip()} breaks", text)
+                raise _bad(f"ranges must rise and not overlap, which {part.strip()} breaks")
             first.append(low)
             length.append(int(match[3]))
             end = high
         if first[0] != 1:
-            raise _bad("must begin at 1 request", text)
+            raise _bad("must begin at 1 request")
         return cls(LengthByRequests(tuple(first), tuple(length)))
 
 
-def _bad(problem: str, text: str) -> BadInputError:
-    return BadInputError(problem, source="policy", field="batch-table", value=text, remedy=_HOW)
+def _bad(problem: str) -> BadInputError:
+    return BadInputError(problem, remedy=_HOW)

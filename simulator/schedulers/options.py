@@ -2,70 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from simulator.core.errors import BadInputError
 
-_Number = TypeVar("_Number", int, float)
+_Policy = TypeVar("_Policy")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What stands behind a policy's name: ``KEY=VALUE`` or a bare ``KEY``, between commas.
+def from_options(kind: type[_Policy], argument: str) -> _Policy:
+    """Make a policy from ``KEY=VALUE,KEY,...``; what is not given keeps its default.
 
-    text: the whole policy, for messages. Numbers of a list are separated by slashes.
+    kind: a dataclass. Its fields are the options, with dashes for underscores, and the type of a default is
+    the type of the option: numbers, rising integers as in ``8/16/32``, and flags: bare, ``=yes`` or ``=no``.
+    Raises ``BadInputError`` for keys that are unknown or given twice and for values of another type.
     """
-
-    text: str
-    values: Mapping[str, str]
-
-    def whole(self, key: str, default: int) -> int:
-        """Read an integer."""
-        return _number(self.values[key], int, self, key) if key in self.values else default
-
-    def number(self, key: str, default: float) -> float:
-        """Read a number."""
-        return _number(self.values[key], float, self, key) if key in self.values else default
-
-    def wholes(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Read rising integers, as in ``8/16/32``."""
-        if key not in self.values:
-            return default
-        return tuple(_number(item, int, self, key) for item in self.values[key].split("/"))
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        """Read whether an option is on: bare, or ``=yes`` or ``=no``."""
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if value not in ("", "yes", "no"):
-            raise self.error("must be yes or no", key, value, f"as in {key}=yes")
-        return value != "no"
-
-    def error(self, problem: str, key: str, value: object, remedy: str) -> BadInputError:
-        """Return a complaint about one option."""
-        return BadInputError(problem, source=self.text, field=key, value=value, remedy=remedy)
+    defaults: dict[str, Any] = {each.name.replace("_", "-"): each.default for each in fields(kind)}  # type: ignore[arg-type]
+    given = read_options(argument, tuple(defaults))
+    values = {key: _read(key, value, defaults[key]) for key, value in given.items()}
+    return kind(**{key.replace("-", "_"): value for key, value in values.items()})
 
 
-def read_options(argument: str, text: str, known: Sequence[str]) -> Options:
-    """Read ``KEY=VALUE,KEY,...``; raises ``BadInputError`` for keys that are unknown or given twice.
-
-    argument: what follows the policy's name. text: the whole policy.
-    """
+def read_options(argument: str, known: Sequence[str]) -> dict[str, str]:
+    """Split ``KEY=VALUE,KEY,...``; raises ``BadInputError`` for keys that are unknown or given twice."""
     values: dict[str, str] = {}
     for part in argument.split(",") if argument else ():
         key, _, value = part.strip().partition("=")
         if key not in known:
             raise BadInputError(
-                "is not an option of this policy", source=text, field="policy", value=part,
-                remedy=f"one of {', '.join(known)}",
-            )  # fmt: skip
+                "is not an option of this policy", field=key, remedy=f"one of {', '.join(known)}"
+            )
         if key in values:
-            raise BadInputError("is given twice", source=text, field=key, value=value, remedy="leave one out")
+            raise BadInputError("is given twice", field=key, value=value, remedy="leave one out")
         values[key] = value
-    return Options(text, values)
+    return values
+
+
+def _read(key: str, value: str, default: Any) -> Any:
+    """Read an option as what its default is."""
+    try:
+        if isinstance(default, bool):
+            return {"": True, "yes": True, "no": False}[value]
+        if isinstance(default, tuple):
+            return tuple(int(item) for item in value.split("/"))
+        return type(default)(value)
+    except (KeyError, ValueError) as error:
+        what, how = _WORDS[type(default)]
+        raise BadInputError(f"must be {what}", field=key, value=value, remedy=f"as in {key}={how}") from error
+
+
+_WORDS = {
+    bool: ("yes or no", "yes"),
+    int: ("a whole number", "2"),
+    float: ("a number", "0.05"),
+    tuple: ("whole numbers", "8/16/32"),
+}
+"""By the type of an option: what it must be, and a value that every policy takes."""
 
 
 def rising(sizes: Sequence[int], field: str, *, at_least: int = 1) -> None:
@@ -75,11 +68,3 @@ def rising(sizes: Sequence[int], field: str, *, at_least: int = 1) -> None:
             f"must rise strictly, each at least {at_least}", field=field, value=tuple(sizes),
             remedy="as in 8/16/32",
         )  # fmt: skip
-
-
-def _number(item: str, kind: type[_Number], options: Options, key: str) -> _Number:
-    try:
-        return kind(item)
-    except ValueError as error:
-        what = "a whole number" if kind is int else "a number"
-        raise options.error(f"must be {what}", key, item, f"as in {key}=2") from error

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from simulator.core.errors import BadInputError
+from simulator.core.errors import BadInputError, naming
 from simulator.core.units import require_ascii_digits
 from simulator.schedulers.batch_table import BatchTable
 from simulator.schedulers.beyond.averages import Goodput, MovingAverage
@@ -18,6 +18,7 @@ from simulator.schedulers.beyond.trials import Bandit, Utility
 from simulator.schedulers.engines.sglang import SGLang
 from simulator.schedulers.engines.trtllm import TensorRTLLM
 from simulator.schedulers.engines.vllm import VLLM
+from simulator.schedulers.options import from_options
 from simulator.schedulers.policies import DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
 from simulator.schedulers.protocol import Scheduler
 
@@ -50,20 +51,24 @@ _HELP = {
 _MTP = re.compile(r"mtp([1-9]\d{0,2})")
 """A module that runs once for each draft: ``mtp3``."""
 
-_PARSED: dict[str, Callable[[str, str], Scheduler]] = {
+_BY_OPTIONS: dict[str, type[Any]] = {
+    "sglang": SGLang,
+    "vllm": VLLM,
+    "trtllm": TensorRTLLM,
+    "off-gate": OffGate,
+    "goodput": Goodput,
+    "moving-average": MovingAverage,
+    "utility": Utility,
+    "bandit": Bandit,
+}
+"""Policies whose fields are given as options after the colon."""
+
+_PARSED: dict[str, Callable[[str], Scheduler]] = {
     "batch-table": BatchTable.parse,
-    "sglang": SGLang.parse,
-    "vllm": VLLM.parse,
-    "trtllm": TensorRTLLM.parse,
-    "off-gate": OffGate.parse,
     "slo": SloFirst.parse,
     "balanced": Balanced.parse,
-    "goodput": Goodput.parse,
-    "moving-average": MovingAverage.parse,
-    "utility": Utility.parse,
-    "bandit": Bandit.parse,
 }
-"""Policies that read what follows their colon themselves: called with it, and with the whole text."""
+"""Policies that read what follows their colon themselves."""
 
 _OWN: dict[str, Callable[..., Scheduler]] = {}
 """Policies that were registered, by name."""
@@ -86,7 +91,8 @@ def parse_policy(text: str) -> NamedPolicy:
     require_ascii_digits(text, source="policy")
     spec, _, drafter = text.strip().partition("@")
     name, _, argument = spec.partition(":")
-    scheduler = _build(name, argument, text)
+    with naming(f"policy: {text.strip()}"):
+        scheduler = _build(name, argument)
     default = {"mtp1": "mtp1", "autoregressive": "none"}.get(name)
     if default is None and _MTP.fullmatch(name):
         default = "mtp"
@@ -142,7 +148,7 @@ def policy_help() -> dict[str, str]:
     return _HELP | own
 
 
-def _build(name: str, argument: str, text: str) -> Scheduler:
+def _build(name: str, argument: str) -> Scheduler:
     plain: dict[str, Scheduler] = {
         "autoregressive": Fixed(0),
         "mtp1": Fixed(1),
@@ -151,44 +157,43 @@ def _build(name: str, argument: str, text: str) -> Scheduler:
     }
     if name in plain:
         if argument:
-            raise BadInputError("takes no argument", source="policy", value=text, remedy=f"write {name}")
+            raise BadInputError("takes no argument", remedy=f"write {name}")
         return plain[name]
     if name in _OWN:
-        return _own(name, argument, text)
+        return _own(name, argument)
     if (module := _MTP.fullmatch(name)) and not argument:
         return Fixed(int(module[1]))
     if name == "fixed":
-        return Fixed(_number(argument, int, text))
+        return Fixed(_number(argument, int))
     if name == "fixed-budget":
-        return FixedBudget(_number(argument, int, text))
+        return FixedBudget(_number(argument, int))
     if name == "threshold":
-        return Threshold(_number(argument, float, text))
+        return Threshold(_number(argument, float))
     if name == "dspark-async":
-        return DSparkAsync(_number(argument, int, text)) if argument else DSparkAsync()
+        return DSparkAsync(_number(argument, int)) if argument else DSparkAsync()
+    if name in _BY_OPTIONS:
+        scheduler: Scheduler = from_options(_BY_OPTIONS[name], argument)
+        return scheduler
     if name in _PARSED:
-        return _PARSED[name](argument, text)
+        return _PARSED[name](argument)
     if name == "tiered":
         sizes, _, lag = argument.partition(":")
-        tiers = tuple(_number(size, int, text) for size in sizes.split(","))
-        return Tiered(tiers, _number(lag, int, text)) if lag else Tiered(tiers)
-    known = ", ".join(policy_help())
-    raise BadInputError("is not a policy", source="policy", value=text, remedy=f"one of {known}")
+        tiers = tuple(_number(size, int) for size in sizes.split(","))
+        return Tiered(tiers, _number(lag, int)) if lag else Tiered(tiers)
+    raise BadInputError("is not a policy", remedy=f"one of {', '.join(policy_help())}")
 
 
-def _own(name: str, argument: str, text: str) -> Scheduler:
+def _own(name: str, argument: str) -> Scheduler:
     try:
         return _OWN[name](argument) if argument else _OWN[name]()
     except (TypeError, ValueError) as error:
-        raise BadInputError(f"cannot be made: {error}", source="policy", value=text) from error
+        raise BadInputError(f"cannot be made: {error}") from error
 
 
-def _number(argument: str, kind: type[_Number], text: str) -> _Number:
+def _number(argument: str, kind: type[_Number]) -> _Number:
     try:
         return kind(argument)
     except ValueError as error:
         raise BadInputError(
-            "needs a number after the colon",
-            source="policy",
-            value=text,
-            remedy="as in fixed:3 or threshold:0.7",
+            "needs a number after the colon", remedy="as in fixed:3 or threshold:0.7"
         ) from error

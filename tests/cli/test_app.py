@@ -235,7 +235,7 @@ def profile_without_acceptance(directory: Path) -> Path:
     [
         (("--profile", "deepseek-v5"), "is not a profile (got 'deepseek-v5'); name one of deepseek-v4-flash"),
         (("--profile", "missing.json"), "missing.json: no such file"),
-        (("--policy", "best"), "is not a policy (got 'best'); one of autoregressive"),
+        (("--policy", "best"), "best: is not a policy; one of autoregressive"),
         (("--policy", "fixed:x"), "needs a number after the colon"),
         (("--policy", "fixed:9"), "verifies 9 tokens but its drafter's block has 5"),
         (("--policy", "fixed:3@eagle3"), "no acceptance is given for drafter 'eagle3'"),

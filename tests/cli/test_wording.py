@@ -42,7 +42,7 @@ def test_options_are_those_of_the_command(words: list[str], argument: str, optio
         ),
         (["--seeds", "0"], "--seeds: must lie in 1.."),
         (["--concurrency", "0"], "--concurrency: must be at least 1"),
-        (["--policy", "nonsense"], "--policy: is not a policy"),
+        (["--policy", "nonsense"], "--policy: nonsense: is not a policy"),
     ],
 )
 def test_an_error_of_the_library_names_the_option(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from types import ModuleType
@@ -21,7 +19,7 @@ from simulator.core.errors import BadInputError
 from simulator.cost.draft import DraftCost
 from simulator.cost.models import AdditiveCost, CostModel, LengthByRequests, StepCost, ThroughputCurve
 from simulator.schedulers.batch_table import BatchTable
-from simulator.schedulers.parse import NamedPolicy, as_policy, parse_policy, policy_help, register_policy
+from simulator.schedulers.parse import parse_policy
 from simulator.schedulers.policies import MOST_LAG, DSpark, DSparkAsync, Fixed, Oracle, Threshold, Tiered
 from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.schedulers.search import GRID, LARGE, on_grid, throughput_of_budget
@@ -407,122 +405,6 @@ def test_the_delayed_policies_do_speculate_in_that_simulation() -> None:
         assert len(decoder.stream) > 1.5 * len(decoder.first)
 
 
-# ---------------------------------------------------------------- what is written on a command line
-
-
-@pytest.mark.parametrize(
-    ("text", "scheduler", "drafter"),
-    [
-        ("autoregressive", Fixed(0), "none"),
-        ("mtp1", Fixed(1), "mtp1"),
-        ("fixed:3", Fixed(3), None),
-        ("threshold:0.7", Threshold(0.7), None),
-        ("dspark", DSpark(), None),
-        ("dspark-async", DSparkAsync(2), None),
-        ("dspark-async:0", DSparkAsync(0), None),
-        ("tiered:1,3,7", Tiered((1, 3, 7)), None),
-        ("tiered:1,3:1", Tiered((1, 3), 1), None),
-        ("batch-table:1-16=5,17-64=3,65-=1", BatchTable(LengthByRequests((1, 17, 65), (5, 3, 1))), None),
-        ("batch-table:1-4=2@eagle3", BatchTable(LengthByRequests((1,), (2,))), "eagle3"),
-        ("oracle", Oracle(), None),
-        (" fixed:5@eagle3 ", Fixed(5), "eagle3"),
-        ("mtp1@other", Fixed(1), "other"),
-    ],
-)
-def test_policies_as_written(text: str, scheduler: Scheduler, drafter: str | None) -> None:
-    policy = parse_policy(text)
-    assert (policy.name, policy.scheduler, policy.drafter) == (text.strip(), scheduler, drafter)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("dsparc", "policy: is not a policy (got 'dsparc'); one of autoregressive, mtp1, mtpK, fixed:K"),
-        ("", "is not a policy"),
-        ("fixed", "needs a number after the colon (got 'fixed'); as in fixed:3"),
-        ("fixed:two", "needs a number after the colon (got 'fixed:two')"),
-        ("fixed:1.5", "needs a number"),
-        ("fixed:-1", "length: must not be negative (got -1)"),
-        ("threshold:", "needs a number"),
-        ("threshold:1.1", "threshold: must be between 0 and 1 (got 1.1)"),
-        ("threshold:nan", "threshold: must be between 0 and 1"),
-        ("mtp1:2", "takes no argument (got 'mtp1:2'); write mtp1"),
-        ("dspark:2", "takes no argument"),
-        ("dspark-async:-1", f"lag: must lie in 0..{MOST_LAG} (got -1); usually 2"),
-        (f"dspark-async:{MOST_LAG + 1}", "lag: must lie in 0"),
-        ("dspark-async:soon", "needs a number"),
-        ("tiered:3,1", "tiers: must be increasing lengths of 0 or more (got (3, 1))"),
-        ("tiered:-1,1", "tiers: must be increasing lengths of 0 or more"),
-        ("tiered:1,1", "tiers: must be increasing"),
-        ("tiered", "needs a number"),
-        (
-            "batch-table",
-            "batch-table: needs ranges FIRST-LAST=LENGTH (got 'batch-table'); as in",
-        ),
-        ("batch-table:2-8=1", "must begin at 1 request"),
-        ("batch-table:1-8=2,8-9=1", "ranges must rise and not overlap, which 8-9=1 breaks"),
-        ("batch-table:1-8=2,9-7=1", "which 9-7=1 breaks"),
-        ("batch-table:1-=2,9-=1", "which 9-=1 breaks"),
-        ("batch-table:1-8=-1", "needs ranges"),
-        ("tiered:1,3:0", "lag: must be at least 1 to be lossless (got 0)"),
-    ],
-)
-def test_policies_that_make_no_sense_are_refused(text: str, message: str) -> None:
-    with pytest.raises(BadInputError, match=re.escape(message)):
-        parse_policy(text)
-
-
-def test_a_module_that_runs_for_each_draft_is_a_drafter_of_its_own() -> None:
-    assert parse_policy("mtp3") == NamedPolicy("mtp3", Fixed(3), "mtp")
-    assert parse_policy("mtp1").drafter == "mtp1"
-    assert parse_policy("mtp3@dspark").drafter == "dspark"
-    for text in ("mtp0", "mtp", "mtp3:2"):
-        with pytest.raises(BadInputError, match="is not a policy"):
-            parse_policy(text)
-
-
-def test_help_covers_every_form_and_every_form_parses() -> None:
-    fill: Callable[[str], str] = lambda form: (  # noqa: E731  # one expression
-        form.replace(":K", ":3")
-        .replace("mtpK", "mtp3")
-        .replace(":P", ":0.5")
-        .replace("N,N,...", "1,3")
-        .replace(":LAG]", ":1")
-        .replace("[", "")
-        .replace("]", "")
-    )
-    for form, meaning in policy_help().items():
-        assert parse_policy(fill(form)).scheduler
-        assert meaning
-    assert {form.split(":")[0].split("[")[0] for form in policy_help()} == {
-        "autoregressive", "mtp1", "mtpK", "fixed", "threshold", "dspark", "dspark-async", "tiered", "oracle",
-        "batch-table", "sglang", "vllm", "trtllm", "off-gate", "slo", "balanced", "goodput", "moving-average",
-        "fixed-budget", "utility", "bandit",
-    }  # fmt: skip
-
-
-def test_a_policy_of_ones_own_takes_its_argument_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simulator.schedulers.parse._OWN", {})
-    register_policy("half", lambda text="1": Fixed(int(text) // 2))
-    assert parse_policy("half:6").scheduler == Fixed(3)
-    assert parse_policy("half").scheduler == Fixed(0)
-    with pytest.raises(BadInputError, match="policy: cannot be made: invalid literal"):
-        parse_policy("half:six")
-    assert policy_help()["half"] == "a policy of your own"
-    for name, said in (("fixed", "is taken"), ("mtp4", "is taken"), ("Half", "is not a plain name")):
-        with pytest.raises(BadInputError, match=f"name: {said}"):
-            register_policy(name, Fixed)
-
-
-def test_objects_stand_for_policies_under_the_name_of_their_class() -> None:
-    named = parse_policy("fixed:3")
-    assert as_policy(named) is named
-    assert as_policy("fixed:3") == named
-    assert as_policy(Fixed(3)) == NamedPolicy("Fixed", Fixed(3))
-    with pytest.raises(BadInputError, match="policy: is neither text nor an object"):
-        as_policy(3)  # type: ignore[arg-type]
-
-
 def test_policies_say_why_they_are_lossless() -> None:
     assert DSparkAsync(2).reason.startswith("the budget is 2 steps old")
     assert not DSparkAsync(0).lossless
@@ -564,10 +446,4 @@ def test_a_table_takes_ranges_of_one_and_says_what_is_wrong_with_others() -> Non
     assert str(caught.value) == (
         "policy: batch-table: is longer than the block of 1 tokens (got 2); "
         "use lengths of at most 1, or a drafter with a larger block"
-    )
-    with pytest.raises(BadInputError) as caught:
-        parse_policy("batch-table:2-8=1")
-    assert str(caught.value) == (
-        "policy: batch-table: must begin at 1 request (got 'batch-table:2-8=1'); "
-        "as in batch-table:1-16=5,17-64=3,65-=1"
     )

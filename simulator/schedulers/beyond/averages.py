@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from simulator.cost.asked import Asked, AskedCost
-from simulator.schedulers.beyond.memory import OneLength, Remembering, Seen, in_range
-from simulator.schedulers.options import read_options, rising
+from simulator.schedulers.beyond.memory import OneLength, Remembering, Seen
+from simulator.schedulers.options import rising
 from simulator.schedulers.protocol import Batch
 from simulator.schedulers.search import TIE
 
@@ -33,18 +33,12 @@ class Goodput(Remembering):
     reason: ClassVar[str] = "the length comes from outcomes of earlier steps"
 
     def __post_init__(self) -> None:
-        in_range("weight", self.weight, 1e-6, 1, "as in weight=0.1")
-        in_range("probe", self.probe, 1, 10**6, "as in probe=32")
+        self.keep_within("weight", 1e-6, 1)
+        self.keep_within("probe", 1, 10**6)
 
     def start(self, capacity: int, gamma: int, classes: Sequence[str]) -> GoodputMemory:
         """Return an empty memory."""
         return GoodputMemory(self, gamma)
-
-    @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
-        """Read ``weight=0.1,probe=32``."""
-        options = read_options(argument, text, ("weight", "probe"))
-        return cls(options.number("weight", 0.1), options.whole("probe", 32))
 
 
 class GoodputMemory(OneLength):
@@ -103,24 +97,15 @@ class MovingAverage(Remembering):
 
     def __post_init__(self) -> None:
         rising(self.tiers, "tiers")
-        in_range("weight", self.weight, 1e-6, 1, "as in weight=0.2")
-        in_range("interval", self.interval, 1, 10**6, "as in interval=5")
-        in_range("warmup", self.warmup, 0, 10**6, "as in warmup=10")
-        in_range("up", self.up, -100, 100, "as in up=0.0")
-        in_range("down", self.down, -100, 100, "as in down=-0.25")
+        self.keep_within("weight", 1e-6, 1)
+        self.keep_within("interval", 1, 10**6)
+        self.keep_within("warmup", 0, 10**6)
+        self.keep_within("up", -100, 100)
+        self.keep_within("down", -100, 100)
 
     def start(self, capacity: int, gamma: int, classes: Sequence[str]) -> MovingAverageMemory:
         """Return an empty memory."""
         return MovingAverageMemory(self, gamma)
-
-    @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
-        """Read ``KEY=VALUE,...`` of the fields."""
-        options = read_options(argument, text, ("tiers", "weight", "interval", "warmup", "up", "down"))
-        return cls(
-            options.wholes("tiers", (1, 3, 7)), options.number("weight", 0.2), options.whole("interval", 5),
-            options.whole("warmup", 10), options.number("up", 0.0), options.number("down", -0.25),
-        )  # fmt: skip
 
 
 class MovingAverageMemory(OneLength):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
 from simulator.core.arrays import Array, Rows
 from simulator.cost.asked import Asked, AskedCost
-from simulator.schedulers.beyond.memory import Learner, Remembering, Seen, in_range
-from simulator.schedulers.options import read_options
+from simulator.schedulers.beyond.memory import Learner, Remembering, Seen
 from simulator.schedulers.protocol import Batch
 from simulator.schedulers.search import GRID, admit, global_maximum, on_grid, throughput_of_budget
 
@@ -41,18 +40,12 @@ class OffGate(Remembering):
     )
 
     def __post_init__(self) -> None:
-        in_range("weight", self.weight, 1e-6, 1, "as in weight=0.1")
-        in_range("probe", self.probe, 1, 10**6, "as in probe=16")
+        self.keep_within("weight", 1e-6, 1)
+        self.keep_within("probe", 1, 10**6)
 
     def start(self, capacity: int, gamma: int, classes: Sequence[str]) -> OffGateMemory:
         """Return an empty memory."""
         return OffGateMemory(self, capacity, gamma)
-
-    @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
-        """Read ``weight=0.02,probe=16``."""
-        options = read_options(argument, text, ("weight", "probe"))
-        return cls(options.number("weight", 0.02), options.whole("probe", 16))
 
 
 class OffGateMemory(Learner):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import ClassVar, NamedTuple, NoReturn
 
 import numpy as np
@@ -71,6 +72,15 @@ class Remembering(ABC):
         """Refuse: there is no memory here."""
         raise self.unstarted()
 
+    def keep_within(self, name: str, low: float, high: float) -> None:
+        """Refuse a field outside its range, NaN included; the remedy is its default."""
+        value = getattr(self, name)
+        if not low <= value <= high:
+            usual = {each.name: each.default for each in fields(self)}[name]  # type: ignore[arg-type]
+            raise BadInputError(
+                f"must lie in {low:g}..{high:g}", field=name, value=value, remedy=f"as in {name}={usual}"
+            )
+
     def unstarted(self) -> BadInputError:
         """Return the error of a run that tells a policy nothing."""
         return BadInputError(
@@ -97,9 +107,3 @@ class OneLength(Learner):
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Return the length for everyone."""
         return np.full(len(survival), self.length, dtype=np.int64)
-
-
-def in_range(name: str, value: float, low: float, high: float, remedy: str) -> None:
-    """Refuse an option outside its range, NaN included."""
-    if not low <= value <= high:
-        raise BadInputError(f"must lie in {low:g}..{high:g}", field=name, value=value, remedy=remedy)

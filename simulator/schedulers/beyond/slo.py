@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -13,8 +13,8 @@ from simulator.core.arrays import Array, Rows
 from simulator.core.errors import BadInputError
 from simulator.core.units import parse_duration_s
 from simulator.cost.asked import Asked
-from simulator.schedulers.beyond.memory import Learner, Remembering, Seen, in_range
-from simulator.schedulers.options import read_options
+from simulator.schedulers.beyond.memory import Learner, Remembering, Seen
+from simulator.schedulers.options import from_options
 from simulator.schedulers.policies import most_productive
 from simulator.schedulers.protocol import Batch
 from simulator.schedulers.search import GRID, admit, on_grid
@@ -50,7 +50,7 @@ class SloFirst(Remembering):
         for name, target_s in self.targets:
             if not 0 < target_s < math.inf:
                 raise BadInputError(
-                    "must be positive", field=f"targets[{name}]", value=target_s, remedy="10ms"
+                    "must be positive", field=f"targets[{name}]", value=target_s, remedy="as in 10ms"
                 )
 
     def start(self, capacity: int, gamma: int, classes: Sequence[str]) -> SloMemory:
@@ -58,29 +58,26 @@ class SloFirst(Remembering):
         return SloMemory(self, capacity, _by_class(self.targets, classes))
 
     @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
+    def parse(cls, argument: str) -> Self:
         """Read ``12ms`` or ``chat=20ms,code=10ms``, then ``extend`` if wanted."""
         parts = [each.strip() for each in argument.split(",") if each.strip()]
-        targets = _targets([each for each in parts if each != "extend"], text)
+        targets = _targets([each for each in parts if each != "extend"])
         if not targets:
             raise BadInputError(
-                "needs time per output token", source="policy", field="slo", value=text,
-                remedy="as in slo:12ms or slo:chat=20ms,code=10ms",
-            )  # fmt: skip
+                "needs time per output token", remedy="as in slo:12ms or slo:chat=20ms,code=10ms"
+            )
         return cls(targets, "extend" in parts)
 
 
-def _targets(parts: Sequence[str], text: str) -> tuple[tuple[str, float], ...]:
+def _targets(parts: Sequence[str]) -> tuple[tuple[str, float], ...]:
     """Read seconds per token by class out of ``12ms`` or ``CLASS=12ms``."""
     targets = []
     for part in parts:
         name, equals, value = part.partition("=")
-        target_s = parse_duration_s(value if equals else part, field="slo")
+        target_s = parse_duration_s(value if equals else part, field=name if equals else EVERYONE)
         targets.append((name if equals else EVERYONE, target_s))
     if len(dict(targets)) != len(targets):
-        raise BadInputError(
-            "names a class twice", source="policy", field="slo", value=text, remedy="leave one out"
-        )
+        raise BadInputError("names a class twice", remedy="leave one out")
     return tuple(targets)
 
 
@@ -180,21 +177,19 @@ class Balanced(Remembering):
     )
 
     def __post_init__(self) -> None:
-        in_range("power", self.power, 0, 100, "as in power=2")
+        self.keep_within("power", 0, 100)
 
     def start(self, capacity: int, gamma: int, classes: Sequence[str]) -> BalancedMemory:
         """Return an empty memory; raises ``BadInputError`` for a target of a class that is not there."""
         return BalancedMemory(self, capacity, _by_class(self.targets, classes))
 
     @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
+    def parse(cls, argument: str) -> Self:
         """Read ``power=2`` and targets as ``slo`` takes them."""
         parts = [each.strip() for each in argument.split(",") if each.strip()]
         powers = [each for each in parts if each.startswith("power=")]
-        options = read_options(",".join(powers), text, ("power",))
-        return cls(
-            options.number("power", 2.0), _targets([each for each in parts if each not in powers], text)
-        )
+        targets = _targets([each for each in parts if each not in powers])
+        return replace(from_options(cls, ",".join(powers)), targets=targets)
 
 
 _HORIZON = 20

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from simulator.core.random import random_stream
-from simulator.schedulers.beyond.memory import OneLength, Remembering, Seen, in_range
-from simulator.schedulers.options import read_options
+from simulator.schedulers.beyond.memory import OneLength, Remembering, Seen
 from simulator.schedulers.protocol import Batch
 
 _MOST_PATIENCE = 64
@@ -34,19 +33,13 @@ class Utility(Remembering):
     reason: ClassVar[str] = "the length comes from times and outcomes of earlier steps"
 
     def __post_init__(self) -> None:
-        in_range("test", self.test, 1, 10**6, "as in test=4")
-        in_range("keep", self.keep, 1, 10**6, "as in keep=32")
-        in_range("first", self.first, 1, 255, "as in first=3")
+        self.keep_within("test", 1, 10**6)
+        self.keep_within("keep", 1, 10**6)
+        self.keep_within("first", 1, 255)
 
     def start(self, capacity: int, gamma: int, classes: Sequence[str]) -> UtilityMemory:
         """Return an empty memory."""
         return UtilityMemory(self, gamma)
-
-    @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
-        """Read ``test=4,keep=32,first=3``."""
-        options = read_options(argument, text, ("test", "keep", "first"))
-        return cls(options.whole("test", 4), options.whole("keep", 32), options.whole("first", 3))
 
 
 class UtilityMemory(OneLength):
@@ -121,18 +114,12 @@ class Bandit(Remembering):
     reason: ClassVar[str] = "the length comes from times and outcomes of earlier steps, and from chance"
 
     def __post_init__(self) -> None:
-        in_range("patience", self.patience, 0, 10, "as in patience=0.02")
-        in_range("seed", self.seed, 0, 2**63 - 1, "as in seed=0")
+        self.keep_within("patience", 0, 10)
+        self.keep_within("seed", 0, 2**63 - 1)
 
     def start(self, capacity: int, gamma: int, classes: Sequence[str]) -> BanditMemory:
         """Return an empty memory."""
         return BanditMemory(self, gamma)
-
-    @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
-        """Read ``patience=0.02,seed=0``."""
-        options = read_options(argument, text, ("patience", "seed"))
-        return cls(options.number("patience", 0.0), options.whole("seed", 0))
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from array_api_compat import device
@@ -11,12 +11,10 @@ from array_api_compat import device
 from simulator.core.arrays import Array, Floats
 from simulator.core.errors import BadInputError
 from simulator.schedulers.engines.lookup import candidates, expected_tokens, filled, first_best, floor_times
-from simulator.schedulers.options import read_options, rising
+from simulator.schedulers.options import rising
 from simulator.schedulers.policies import MOST_LAG
 from simulator.schedulers.protocol import Batch
 from simulator.schedulers.search import TIE, admit, namespace
-
-OPTIONS = ("lag", "probes", "tiers", "reinflate", "min-gain", "prefill", "ranks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,10 @@ class SGLang:
                 f"must lie in 1..{MOST_LAG}", field="lag", value=self.lag, remedy="SGLang uses 2"
             )
         if not 0 <= self.min_gain < float("inf"):
-            raise BadInputError("must not be negative", field="min-gain", value=self.min_gain, remedy="0.05")
+            raise BadInputError(
+                "must be finite and not negative", field="min-gain", value=self.min_gain,
+                remedy="as in min-gain=0.05",
+            )  # fmt: skip
         if self.ranks < 1:
             raise BadInputError("must be at least 1", field="ranks", value=self.ranks, remedy="as in ranks=8")
         if self.reinflate and not self.tiers:
@@ -107,13 +108,3 @@ class SGLang:
             return floor_times(batch, sizes, self.probes, gamma + 1)[::ranks]
         times = batch.cost.step_time_s(requests * ranks, sizes, batch.context_tokens, prompts)
         return np.asarray(times)[::ranks]
-
-    @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
-        """Read ``KEY=VALUE,...``; see ``OPTIONS``."""
-        options = read_options(argument, text, OPTIONS)
-        return cls(
-            options.whole("lag", 2), options.wholes("probes"), options.wholes("tiers"),
-            options.flag("reinflate"), options.number("min-gain", 0.0), options.flag("prefill"),
-            options.whole("ranks", 1),
-        )  # fmt: skip

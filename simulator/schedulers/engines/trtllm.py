@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from array_api_compat import device
@@ -11,12 +11,10 @@ from array_api_compat import device
 from simulator.core.arrays import Array
 from simulator.core.errors import BadInputError
 from simulator.schedulers.engines.lookup import first_best
-from simulator.schedulers.options import read_options, rising
+from simulator.schedulers.options import rising
 from simulator.schedulers.policies import MOST_LAG
 from simulator.schedulers.protocol import Batch
 from simulator.schedulers.search import GRID, TIE, admit, namespace, on_grid
-
-OPTIONS = ("lag", "tiers", "prefill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +80,3 @@ class TensorRTLLM:
         prompts = batch.prefill_tokens if self.prefill else 0
         rows = requests + int(plan.sum()) + prompts
         return batch.cost.step_time_s(requests, rows, batch.context_tokens, prompts)
-
-    @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
-        """Read ``KEY=VALUE,...``; see ``OPTIONS``."""
-        options = read_options(argument, text, OPTIONS)
-        return cls(options.whole("lag", 1), options.wholes("tiers"), options.flag("prefill"))

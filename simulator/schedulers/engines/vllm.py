@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 
 from simulator.core.arrays import Array, Floats
 from simulator.core.errors import BadInputError
 from simulator.schedulers.engines.lookup import ceil_times, expected_tokens, first_best
-from simulator.schedulers.options import read_options, rising
+from simulator.schedulers.options import rising
 from simulator.schedulers.policies import MOST_LAG
 from simulator.schedulers.protocol import Batch
 from simulator.schedulers.search import TIE, admit, on_grid
-
-OPTIONS = ("lag", "captured", "prefill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +67,3 @@ class VLLM:
         if self.captured:
             return ceil_times(batch, requests, sizes, self.captured, prompts)
         return np.asarray(batch.cost.step_time_s(requests, sizes, batch.context_tokens, prompts))
-
-    @classmethod
-    def parse(cls, argument: str, text: str) -> Self:
-        """Read ``KEY=VALUE,...``; see ``OPTIONS``."""
-        options = read_options(argument, text, OPTIONS)
-        return cls(options.whole("lag", 1), options.wholes("captured"), options.flag("prefill", True))

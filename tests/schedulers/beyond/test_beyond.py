@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from itertools import product
 from typing import Any
 
@@ -27,7 +26,6 @@ from simulator.schedulers.beyond.trials import Bandit, Utility
 from simulator.schedulers.engines.sglang import SGLang
 from simulator.schedulers.engines.trtllm import TensorRTLLM
 from simulator.schedulers.engines.vllm import VLLM
-from simulator.schedulers.parse import parse_policy
 from simulator.schedulers.policies import DSpark, DSparkAsync, Tiered
 from simulator.schedulers.protocol import Batch, Scheduler
 from simulator.schedulers.search import admit, on_grid
@@ -414,45 +412,6 @@ def test_weighted_drafts_are_the_best_of_their_number(past: Any, now: Any, token
     assert_array_equal(
         Balanced(0.0).start(3, 3, ["a"]).schedule(now, batch), DSparkAsync().schedule(now, batch)
     )
-
-
-# ---------------------------------------------------------------- as written
-
-
-@pytest.mark.parametrize(
-    ("text", "policy"),
-    [
-        ("off-gate", OffGate()), ("off-gate:weight=0.2,probe=8", OffGate(0.2, 8)),
-        ("slo:12ms", SloFirst((("all", 0.012),))),
-        ("slo:chat=20ms,code=10ms,extend", SloFirst((("chat", 0.02), ("code", 0.01)), True)),
-        ("balanced", Balanced()), ("balanced:power=1,chat=20ms", Balanced(1.0, (("chat", 0.02),))),
-        ("goodput:weight=0.05", Goodput(0.05)),
-        ("moving-average:tiers=1/2,up=0.5", MovingAverage((1, 2), up=0.5)),
-        ("fixed-budget:64", FixedBudget(64)), ("utility:keep=16", Utility(keep=16)),
-        ("bandit:seed=3,patience=0.1", Bandit(0.1, 3)),
-    ],
-)  # fmt: skip
-def test_policies_as_written(text: str, policy: Scheduler) -> None:
-    assert parse_policy(text).scheduler == policy
-    assert policy.reason
-    assert policy.lossless
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("off-gate:probe=0", "probe: must lie in 1..1e+06"), ("off-gate:x", "is not an option"),
-        ("slo", "needs time per output token"), ("slo:12", "has no unit of time"),
-        ("slo:a=1ms,a=2ms", "names a class twice"), ("slo:-1ms", "must"),
-        ("balanced:power=-1", "power: must lie in"), ("balanced:speed=2", "has no unit of time"),
-        ("goodput:weight=2", "weight: must lie in"), ("moving-average:tiers=3/1", "tiers: must rise"),
-        ("fixed-budget", "needs a number"), ("fixed-budget:-1", "must not be negative"),
-        ("utility:test=0", "test: must lie in"), ("bandit:patience=nan", "patience: must lie in"),
-    ],
-)  # fmt: skip
-def test_policies_that_make_no_sense_are_refused(text: str, message: str) -> None:
-    with pytest.raises(BadInputError, match=re.escape(message)):
-        parse_policy(text)
 
 
 def test_a_policy_that_remembers_decides_nothing_by_itself() -> None:

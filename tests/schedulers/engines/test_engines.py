@@ -6,7 +6,6 @@ The four requests and step times are the golden vector of ``test_policies``: 2.0
 
 from __future__ import annotations
 
-import re
 from itertools import product
 
 import numpy as np
@@ -22,7 +21,6 @@ from simulator.schedulers.engines.lookup import padded_rows
 from simulator.schedulers.engines.sglang import SGLang
 from simulator.schedulers.engines.trtllm import TensorRTLLM
 from simulator.schedulers.engines.vllm import VLLM
-from simulator.schedulers.parse import parse_policy
 from simulator.schedulers.protocol import Batch, Scheduler
 from tests.schedulers.test_policies import GOLDEN, Decoder, golden_cost, interval
 from tests.support.strategies import survivals
@@ -243,42 +241,6 @@ def test_an_engine_s_schedule_recovers_the_target(policy: Scheduler) -> None:
     for tokens in (decoder.first, decoder.stream):
         low, high = interval(tokens)
         assert low < 0.70 < high < 0.75
-
-
-@pytest.mark.parametrize(
-    ("text", "policy"),
-    [
-        ("sglang", SGLang()),
-        ("sglang:lag=1,probes=8/16,tiers=8/32,reinflate,min-gain=0.05,prefill,ranks=4",
-         SGLang(1, (8, 16), (8, 32), True, 0.05, True, 4)),
-        ("vllm:captured=8/16,prefill=no", VLLM(1, (8, 16), False)),
-        ("trtllm:tiers=1/3/7", TensorRTLLM(1, (1, 3, 7))),
-    ],
-)  # fmt: skip
-def test_engines_as_written(text: str, policy: Scheduler) -> None:
-    assert parse_policy(text).scheduler == policy
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("sglang:tier=8", "is not an option of this policy (got 'tier=8'); one of lag, probes"),
-        ("sglang:lag=0", "lag: must lie in 1..1000"),
-        ("sglang:lag=soon", "sglang:lag=soon: lag: must be a whole number (got 'soon'); as in lag=2"),
-        ("sglang:reinflate", "reinflate: needs tiers to fill"),
-        ("sglang:tiers=8/8", "tiers: must rise strictly"),
-        ("sglang:min-gain=-1", "min-gain: must not be negative"),
-        ("sglang:ranks=0", "ranks: must be at least 1"),
-        ("sglang:lag=1,lag=2", "lag: is given twice"),
-        ("vllm:prefill=maybe", "prefill: must be yes or no"),
-        ("vllm:lag=0", "lag: must lie in"),
-        ("trtllm:tiers=0/3", "tiers: must rise strictly, each at least 1"),
-        ("trtllm:lag=0", "lag: must lie in"),
-    ],
-)
-def test_engines_that_make_no_sense_are_refused(text: str, message: str) -> None:
-    with pytest.raises(BadInputError, match=re.escape(message)):
-        parse_policy(text)
 
 
 def test_tiers_that_no_block_holds_are_refused() -> None:

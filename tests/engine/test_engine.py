@@ -27,7 +27,7 @@ from simulator.engine.batch import WAITS, Step, StepLog
 from simulator.engine.cursors import LONG_TRACE
 from simulator.engine.engine import Engine
 from simulator.engine.executor import SchedulerError
-from simulator.engine.limits import MOST_REQUESTS, EngineLimits, Prefill
+from simulator.engine.limits import MOST_REQUESTS, EngineLimits, Prefill, check_every_request_fits
 from simulator.engine.measures.recorded import requests_frame, steps_frame
 from simulator.engine.run import (
     FEWEST_FINISHED,
@@ -325,11 +325,27 @@ def test_one_token_outputs_need_no_decoding(prefill: Any) -> None:
 
 
 def test_a_closed_loop_of_one_token_outputs_would_never_advance() -> None:
-    with pytest.raises(BadInputError, match="output_tokens: of 1 everywhere leave nothing to decode"):
+    with pytest.raises(BadInputError) as caught:
         run(closed_loop([1, 1]), constant_replay(2, 0), Fixed(0), constant_cost(), EngineLimits(1), steps=5)
+    assert str(caught.value) == (
+        "output_tokens: of 1 everywhere leave nothing to decode, and a closed loop no reason to advance; "
+        "give longer outputs, or prefill on the engine"
+    )
     limits = EngineLimits(1, prefill="whole")
     engine, _ = run(closed_loop([1, 1]), constant_replay(2, 0), Fixed(0), constant_cost(), limits, steps=5)
     assert engine.completed >= 4
+
+
+def test_a_request_larger_than_the_cache_is_named_with_what_it_needs() -> None:
+    """1 token of prompt, 5 and 9 of output, and a block of 2: request 1 needs 12."""
+    workload = closed_loop([5, 9])
+    check_every_request_fits(workload, EngineLimits(1, kv_tokens=12), 2)
+    with pytest.raises(BadInputError) as caught:
+        check_every_request_fits(workload, EngineLimits(1, kv_tokens=11), 2)
+    assert str(caught.value) == (
+        "kv_tokens: request 1 needs 12 tokens of KV cache and could never run (got 11); "
+        "raise it (more GPUs hold more: `tp`), cap the lengths with max=, or drop the request"
+    )
 
 
 def test_a_closed_loop_keeps_its_concurrency_and_starts_over() -> None:
@@ -424,10 +440,13 @@ def test_replays_must_match_the_classes_and_each_other() -> None:
         with pytest.raises(BadInputError, match=r"one replay per traffic class \(1\)"):
             SimulatedExecutor(replays, workload, constant_cost(), capacity=1, seed=0)
     two = Workload(None, np.ones(2, int), np.ones(2, int), np.array([0, 1]), ("chat", "code"))
-    with pytest.raises(BadInputError, match="all of one block size"):
+    with pytest.raises(BadInputError) as caught:
         SimulatedExecutor(
-            [constant_replay(2, 0), constant_replay(3, 0)], two, constant_cost(), capacity=1, seed=0
+            [constant_replay(3, 0), constant_replay(2, 0)], two, constant_cost(), capacity=1, seed=0
         )
+    assert str(caught.value) == (
+        "replays: needs one replay per traffic class (2), all of one block size (got [2, 3])"
+    )
 
 
 class Broken:

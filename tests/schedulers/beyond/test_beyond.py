@@ -163,6 +163,27 @@ def test_goodput_averages_the_acceptance_of_single_drafts_and_probes_when_it_res
     assert taken == [0, 0, 1, 0, 0, 1]
 
 
+def test_goodput_takes_the_whole_block_where_drafts_are_free_and_the_shorter_length_on_ties() -> None:
+    """Also where a step takes hours; certain drafts at 1 s a row bring as many tokens a second as none."""
+    memory = Goodput().start(8, 7, ["a"])
+    assert memory.asks(4, Batch(FREE)).tokens == 7
+    slow = Goodput().start(8, 7, ["a"])
+    assert slow.asks(4, Batch(ThroughputCurve([1], [1e-4]))).tokens == 7
+    tied = Goodput().start(8, 7, ["a"])
+    tied.acceptance = 1.0
+    assert tied.asks(1, Batch(ThroughputCurve([1, 2, 4, 8], [1, 0.5, 0.25, 0.125]))).tokens == 0
+
+
+def test_goodput_counts_the_steps_without_drafts_from_the_start() -> None:
+    memory, dear = Goodput(probe=2).start(8, 7, ["a"]), Batch(priced(10.0))
+    taken = []
+    for _ in range(3):
+        length = memory.asks(3, dear).tokens
+        taken.append(length)
+        memory.observe(seen([length] * 3, [0] * 3))
+    assert taken == [0, 0, 1]
+
+
 def test_the_moving_average_moves_between_tiers_with_hysteresis() -> None:
     """From 3: up above 2.5 accepted, down to 1 at 0.25 or less (0.5 - 0.25). Only the last step counts."""
     memory = MovingAverage(weight=1.0, interval=1, warmup=0).start(8, 7, ["a"])
@@ -177,6 +198,25 @@ def test_the_moving_average_moves_between_tiers_with_hysteresis() -> None:
     for step in range(1, 11):
         slow.observe(seen([7] * 10, [6.0] * 10))
         assert slow.asks(10, batch).tokens == (7 if step == 10 else 3)
+
+
+def test_the_moving_average_begins_in_the_middle_as_if_all_but_one_were_accepted() -> None:
+    memory = MovingAverage((1, 2, 4, 5, 7), weight=0.5, interval=1, warmup=0).start(8, 7, ["a"])
+    assert (memory.asks(4, Batch(FREE)).tokens, memory.average) == (4, 3.0)
+    memory.observe(seen([7] * 4, [5.0] * 4))
+    assert memory.average == 4.0  # half of 3 and of 5: above 3.5
+    assert memory.asks(4, Batch(FREE)).tokens == 5
+    for accepted in (7.0, 7.0, 7.0):  # at the longest there is nothing above
+        memory.observe(seen([7] * 4, [accepted] * 4))
+    assert memory.asks(4, Batch(FREE)).tokens == 7
+
+
+def test_the_moving_average_moves_up_by_its_own_margin() -> None:
+    """From 3 with up=0.5: above 3.0 accepted."""
+    memory = MovingAverage(weight=1.0, interval=1, warmup=0, up=0.5).start(8, 7, ["a"])
+    for accepted, length in ((2.9, 3), (3.0, 3), (3.1, 7)):
+        memory.observe(seen([7] * 4, [accepted] * 4))
+        assert memory.asks(4, Batch(FREE)).tokens == length
 
 
 class Machine:
@@ -214,6 +254,79 @@ def test_utility_stops_where_speculation_does_not_pay_and_rests_longer_each_time
     machine = Machine(Utility(test=1, keep=10, first=1), [1, 1.2, 1.3], [1, 1.3, 1.5])
     taken = machine.run(3 + 10 + 3 + 20 + 3 + 40)
     assert taken == [0, 1, 2] + [0] * 10 + [0, 1, 2] + [0] * 20 + [0, 1, 2] + [0] * 40
+
+
+def test_utility_is_tokens_and_time_of_a_request_over_those_without_drafts() -> None:
+    """Without drafts 1 token each in 10 and 30 ms; with one draft 1.5 and 2 tokens in 10 and 20 ms."""
+    memory = Utility(test=2, keep=3, first=1).start(8, 2, ["a"])
+    for accepted, duration_s in (([0, 0], 0.01), ([0, 0], 0.03), ([1, 0], 0.01), ([1, 1], 0.02)):
+        memory.observe(seen([1, 1], accepted, duration_s))
+    assert memory.utility(1) == pytest.approx((3.5 / 2) / (0.03 / 0.04))
+
+
+def test_utility_of_one_is_no_reason_to_draft_and_a_success_ends_the_long_rests() -> None:
+    machine = Machine(Utility(test=1, keep=2, first=1), [1, 1], [1, 1])
+    assert machine.run(2 + 2 + 2 + 4) == [0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
+    machine.tokens = [1, 3]
+    assert machine.run(2 + 2) == [0, 1, 1, 1]
+    machine.tokens = [1, 1]
+    assert machine.run(2 + 2 + 2 + 4) == [0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
+
+
+class Certainly:
+    """Draws of the bandit: whether it explores, and what."""
+
+    def __init__(self, *draws: float, length: int = 0) -> None:
+        self.draws, self.length = list(draws), length
+
+    def random(self) -> float:
+        return self.draws.pop(0) if self.draws else 1.0
+
+    def integers(self, above: int) -> int:
+        assert above == 4
+        return self.length
+
+
+def test_the_bandit_plays_blocks_of_16_32_and_64_steps_in_periods_of_their_roots() -> None:
+    """16 steps are 4 periods of 4, 32 are 7 of 5 (the last goes beyond), 64 are 8 of 8, 128 are 12 of 11."""
+    machine = Machine(Bandit(), [1, 1.8, 2.4, 2.6], [1, 1.1, 1.2, 1.5])
+    begun = []
+    for step in range(16 + 35 + 64 + 132 + 1):
+        machine.run(1)
+        mine = machine.memory.bins[3]  # type: ignore[attr-defined]
+        if mine.periods > len(begun):
+            begun.append(step)
+    periods = [*[4] * 4, *[5] * 7, *[8] * 8, *[11] * 12]
+    assert begun == [0, *np.cumsum(periods).tolist()]
+
+
+def test_the_bandit_explores_by_one_over_the_root_of_its_periods() -> None:
+    """The fourth period explores below 1/2, and not at it; else the best so far is taken."""
+    for draw, length in ((0.499, 3), (0.5, 1)):
+        machine = Machine(Bandit(), [1, 1.8, 2.4, 2.6], [1, 1.1, 9.0, 9.0])
+        drawn: Any = Certainly(0.0, 1.0, 1.0, draw, length=1)
+        machine.memory._draw = drawn  # type: ignore[attr-defined]
+        assert machine.run(12) == [1] * 12
+        drawn.length = 3
+        assert machine.run(4) == [length] * 4
+
+
+def test_patience_asks_a_better_length_to_be_that_much_better() -> None:
+    """Length 2, with 1.09 times the tokens a second of 1, replaces it where patience asks for less."""
+    for patience, third in ((0.0, 2), (0.08, 2), (0.1, 1), (0.5, 1)):
+        machine = Machine(Bandit(patience), [1, 1.0, 1.09, 1.0], [1, 1, 1, 1])
+        drawn: Any = Certainly(0.0, 0.0, 0.0, length=2)
+        machine.memory._draw = drawn  # type: ignore[attr-defined]
+        assert machine.run(4) == [2] * 4
+        drawn.length = 1
+        assert machine.run(8) == [1] * 8
+        assert machine.run(4) == [third] * 4
+
+
+def test_lengths_that_were_never_played_promise_nothing() -> None:
+    machine = Machine(Bandit(), [1, 1.8, 2.4, 2.6], [9.0, 9.0, 9.0, 9.0])
+    machine.memory._draw = Certainly(0.0, length=3)  # type: ignore[attr-defined]
+    assert machine.run(40) == [3] * 40
 
 
 def test_the_bandit_finds_the_best_length_of_each_batch_size() -> None:
@@ -281,6 +394,57 @@ def test_a_request_whose_drafts_are_rejected_is_left_out_and_tried_again() -> No
     memory.place(np.array([1]), np.array([0]))  # another request takes the row
     memory.asks(4, batch)
     assert memory.drafted[1]
+
+
+@pytest.mark.parametrize("pass_s", [0.0001, 0.001, 0.004])
+def test_the_budget_counts_the_draft_pass(pass_s: float) -> None:
+    """Certain drafts of 4 requests: the budget with the most tokens per second, pass included."""
+    memory = OffGate().start(4, 7, ["a"])
+    memory.asks(4, Batch(priced(pass_s)))
+    rates = [(4 + k) / (LINEAR.step_time_s(4, 4 + k) + pass_s) for k in range(29)]
+    assert memory.budget == int(np.argmax(rates))
+
+
+def test_a_request_is_drafted_where_its_tokens_pay_for_its_part_of_the_step() -> None:
+    """Written out: 0.2 ms of the pass a request, 1 us a token of context, and its rows; unknown ones stay."""
+    by_request = DraftCost("parallel", 7, [1, 5], [0.0002, 0.0010], context_s_per_token=1e-6)
+    batch = Batch(StepCost(LINEAR, by_request), context_tokens=400.0, prefill_tokens=2)
+    accepted, verified = np.array([3.0, 0.9, 0.2, np.nan]), np.array([4.0, 1.0, 5.0, np.nan])
+    drafting_s = 0.0008 + 400e-6
+    with_drafts = LINEAR.step_time_s(4, 4 + 10 + 2) + drafting_s
+    row_s = (with_drafts - LINEAR.step_time_s(4, 4 + 2) - drafting_s) / 10
+    theta = (4 + 4.1) / with_drafts
+    decided = set[bool]()
+    for scale in (0.5, 1.0, 1.5, 2.0):
+        memory = OffGate().start(4, 7, ["a"])
+        memory.asks(4, batch)
+        memory.accepted[:], memory.verified[:] = accepted * scale, verified
+        expected = theta * (4 + 4.1 * scale) / (4 + 4.1) * (0.0003 + row_s * verified)
+        worth = ~(accepted * scale < expected)
+        assert_array_equal(memory._worth_it(4, batch), worth)
+        decided |= set(worth[:3].tolist())
+    assert decided == {True, False}
+
+
+def test_what_the_gate_knows_of_rows_is_learned_carried_and_forgotten() -> None:
+    """A newcomer is like the others: 2 of 4 before, so half of that and of what it got itself."""
+    memory = OffGate(weight=0.5).start(3, 2, ["a"])
+    memory.accepted[:2], memory.verified[:2] = [2.0, np.nan], [4.0, np.nan]
+    memory.drafted = np.array([True, True])
+    memory.observe(seen([4, 2], [4, 0]))
+    assert memory.accepted[:2].tolist() == [3.0, 1.0]
+    assert memory.verified[:2].tolist() == [4.0, 3.0]
+    memory.drafted = np.array([False, False])
+    for _ in range(2):
+        memory.observe(seen([0, 0], [0, 0]))
+    assert memory.out.tolist() == [2, 2, 0]
+    memory.known[1] = [0.7, 0.6]
+    memory.move(np.array([1]), np.array([2]))
+    assert (memory.accepted[2], memory.verified[2], memory.out[2]) == (1.0, 3.0, 2)
+    assert_array_equal(memory.known[2], memory.known[1])
+    memory.place(np.array([1]), np.array([0]))
+    assert np.isnan([memory.accepted[1], memory.verified[1]]).all()
+    assert (memory.out[1], memory.known[1].tolist()) == (0, [1.0, 1.0])
 
 
 def test_the_gate_decides_as_the_search_where_drafting_is_free() -> None:
@@ -366,8 +530,22 @@ def test_classes_have_targets_of_their_own() -> None:
     none = SloFirst((("chat", 0.02),)).start(2, 2, ["chat", "code"])
     none.place(np.arange(2), np.array([0, 1]))
     assert not none.needed(np.ones((2, 2), dtype=np.int64), 1.0)[1].any()
-    with pytest.raises(BadInputError, match="is no traffic class of this run"):
-        SloFirst((("video", 0.02),)).start(2, 2, ["chat", "code"])
+    with pytest.raises(BadInputError) as caught:
+        SloFirst((("video", 0.02), ("audio", 0.01))).start(2, 2, ["chat", "code"])
+    assert str(caught.value) == (
+        "policy: slo: is no traffic class of this run (got 'audio'); one of chat, code, or all"
+    )
+
+
+def test_progress_adds_up_over_steps_of_the_rows_that_are_there() -> None:
+    """Two steps of 2 rows of 3: 10 and 20 ms, and a token more than was accepted."""
+    memory = SloFirst((("all", 0.01),)).start(3, 2, ["a"])
+    memory.place(np.arange(3), np.zeros(3, dtype=np.int64))
+    for accepted, gap_s in (([1, 0], 0.01), ([2, 2], 0.02)):
+        memory.observe(seen([2, 2], accepted, gap_s=gap_s))
+    assert memory.seconds.tolist() == pytest.approx([0.03, 0.03, 0.0])
+    assert memory.tokens.tolist() == [5.0, 4.0, 0.0]
+    assert memory.asks(2, Batch(LINEAR)) == Asked(2, None)
 
 
 def test_with_nothing_needed_it_is_the_search_of_two_steps_before() -> None:
@@ -388,6 +566,10 @@ def test_a_weight_says_how_far_a_request_is_behind() -> None:
     others = Balanced(1.0).start(4, 7, ["a"])
     others.seconds[:2], others.tokens[:2] = [0.2, 0.1], [10, 10]
     assert others.behind(2, 0.04).tolist() == pytest.approx([0.24 / 0.19, 0.14 / 0.19])
+    early = Balanced(1.0, (("all", 1.0),)).start(1, 7, ["a"])
+    early.place(np.array([0]), np.array([0]))
+    early.tokens[:] = 10
+    assert early.behind(1, 0.04).tolist() == [0.25]  # 0.04 / 10.04 is bounded
 
 
 @settings(max_examples=80)
@@ -415,5 +597,9 @@ def test_weighted_drafts_are_the_best_of_their_number(past: Any, now: Any, token
 
 
 def test_a_policy_that_remembers_decides_nothing_by_itself() -> None:
-    with pytest.raises(BadInputError, match="which only a simulated engine tells it"):
+    with pytest.raises(BadInputError) as caught:
         Goodput().schedule(GOLDEN, Batch(LINEAR))
+    assert str(caught.value) == (
+        "policy: decides by what its own earlier steps did, which only a simulated engine tells it "
+        "(got 'Goodput'); simulate it, or run another policy"
+    )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from simulator.core.errors import BadInputError
 from simulator.cost.models import ThroughputCurve
 from simulator.deployment.deployment import deploy
-from simulator.schedulers.engines.lookup import padded_rows
+from simulator.schedulers.engines.lookup import ceil_times, filled, floor_times, padded_rows
 from simulator.schedulers.engines.sglang import SGLang
 from simulator.schedulers.engines.trtllm import TensorRTLLM
 from simulator.schedulers.engines.vllm import VLLM
@@ -244,5 +244,34 @@ def test_an_engine_s_schedule_recovers_the_target(policy: Scheduler) -> None:
 
 
 def test_tiers_that_no_block_holds_are_refused() -> None:
-    with pytest.raises(BadInputError, match="tiers: are all longer than the block of 7 tokens"):
+    with pytest.raises(BadInputError) as caught:
         decide(TensorRTLLM(tiers=(8,)), GOLDEN)
+    assert str(caught.value) == (
+        "tiers: are all longer than the block of 7 tokens (got (8,)); give one of at most 7"
+    )
+
+
+def test_sizes_are_looked_up_at_or_below_a_probe_and_at_or_above_a_captured_size() -> None:
+    """1 ms a row: below the first probe that one, above the last captured size the size itself."""
+    rows = ThroughputCurve([1, 100], [1000.0, 10.0])
+    sizes = range(3, 13)
+    floor = floor_times(Batch(rows), sizes, (4, 8, 12), 4)
+    assert (floor * 1000).round().tolist() == [4, 4, 4, 4, 4, 8, 8, 8, 8, 12]
+    ceiling = ceil_times(Batch(rows), 2, sizes, (4, 8), 0)
+    assert (ceiling * 1000).round().tolist() == [4, 4, 8, 8, 8, 8, 9, 10, 11, 12]
+
+
+def test_a_graph_is_filled_with_no_more_drafts_than_there_are() -> None:
+    """3 requests with blocks of 2 have 9 rows at most."""
+    assert filled(5, 3, 2, (4, 8, 16)) == 5
+    assert filled(9, 3, 2, (4, 8, 16)) == 6
+    assert filled(20, 3, 2, (4, 8, 16)) == 6
+
+
+def test_a_prompt_that_ends_counts_as_a_request_that_samples_where_prompts_count() -> None:
+    """One draft of survival 0.5 at 1 ms a step of 1 row and 1.4 ms of 2: 1.5 tokens / 1.4 beats 1 / 1, but
+    with another token in both steps 2.5 / 1.4 is below 2 / 1."""
+    survival, curve = np.full((1, 1), 0.5), ThroughputCurve([1, 2], [1000.0, 1000 / 1.4])
+    batch = Batch(curve, lagged=survival, prompts_ending=1)
+    assert decide(VLLM(), survival, batch) == [0]
+    assert decide(VLLM(prefill=False), survival, batch) == [1]

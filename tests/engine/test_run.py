@@ -158,7 +158,7 @@ def test_the_rows_of_a_run_are_of_its_decode_steps() -> None:
     assert Run(recorded, run.metrics).rows_mean == 6.0
 
 
-ARRIVING = open_loop(np.arange(120) * 0.2, [40, 1, 60] * 40)
+ARRIVING = open_loop(np.arange(90) * 0.2, [40, 1, 60] * 30)
 
 PREFILLS = {
     "none": EngineLimits(4),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,31 +26,42 @@ from tests.live.conftest import _TINY, MakeTarget, randomise, skip_unless_known
 from tests.live.engine.attention.test_ragged import GEMMA4, KINDS, VARIANTS, fill
 from tests.live.engine.test_executor import Prophet, own_greedy, prompts, serve, workload
 
-REQUESTS = 9
+LOAD = workload(7, seed=4)
+
+
+@pytest.fixture(scope="module")
+def served_target(make_target: MakeTarget) -> Callable[[str], tuple[Any, dict[int, list[int]]]]:
+    """A target by kind, and its own output for every request of ``LOAD``: each once."""
+
+    @cache
+    def made(kind: str) -> tuple[Any, dict[int, list[int]]]:
+        name = kind.split()[0]
+        skip_unless_known(name)
+        target = make_target(name, **(VARIANTS.get(kind) or KINDS[name]))
+        sizes = zip(LOAD.prompt_tokens.tolist(), LOAD.output_tokens.tolist(), strict=True)
+        return target, {
+            request: own_greedy(target, prompts(request, prompt).tolist(), output)
+            for request, (prompt, output) in enumerate(sizes)
+        }
+
+    return made
 
 
 @pytest.mark.parametrize("kind", ["gpt_oss", "gemma4_text", "gemma4_text shared", "deepseek_v3"])
 @pytest.mark.parametrize("prefill", ["whole", "chunked"])
 def test_served_requests_have_the_targets_own_output(
-    make_target: MakeTarget, kind: str, prefill: Any
+    served_target: Callable[[str], tuple[Any, dict[int, list[int]]]], kind: str, prefill: Any
 ) -> None:
-    name = kind.split()[0]
-    skip_unless_known(name)
-    target = make_target(name, **(VARIANTS.get(kind) or KINDS[name]))
-    load = workload(REQUESTS, seed=4)
-    expected = {
-        r: own_greedy(target, prompts(r, int(load.prompt_tokens[r])).tolist(), int(load.output_tokens[r]))
-        for r in range(REQUESTS)
-    }
+    target, expected = served_target(kind)
     draft: Any = Prophet(new_dspark(target, mask_token_id=5, block_size=4, num_layers=1, markov_rank=4),
                          expected.values())  # fmt: skip
     limits = EngineLimits(3, prefill=prefill, chunk_tokens=5)
     executor = LiveExecutor(
-        target, draft, load, concurrency=3, prompts=prompts, prompt_rows=prompt_rows_for(load, limits),
+        target, draft, LOAD, concurrency=3, prompts=prompts, prompt_rows=prompt_rows_for(LOAD, limits),
         options=LiveOptions(keep_tokens=True),
     )  # fmt: skip
-    engine = serve(executor, Fixed(3), load, limits)
-    assert engine.completed == REQUESTS
+    engine = serve(executor, Fixed(3), LOAD, limits)
+    assert engine.completed == len(LOAD)
     for request, tokens in expected.items():
         if len(tokens) > 1:
             assert executor.outputs[request][: len(tokens)] == tokens

@@ -186,6 +186,8 @@ KNOWN = ", ".join(policy_help())
         ("trtllm:lag=0", f"trtllm:lag=0: lag: must lie in 1..{MOST_LAG} (got 0); usually 1"),
         ("trtllm:tiers=0/3", "trtllm:tiers=0/3: tiers: must rise strictly, each at least 1 (got (0, 3)); "
          "as in 8/16/32"),
+        ("moving-average:tiers=3/1", "moving-average:tiers=3/1: tiers: must rise strictly, each at least 1 "
+         "(got (3, 1)); as in 8/16/32"),
         ("slo", "slo: needs time per output token; as in slo:12ms or slo:chat=20ms,code=10ms"),
         ("slo:12", "slo:12: all: has no unit of time (got '12'); write for example 12s or 12h"),
         ("slo:chat=12", "slo:chat=12: chat: has no unit of time (got '12'); write for example 12s or 12h"),

@@ -257,10 +257,13 @@ def test_utility_stops_where_speculation_does_not_pay_and_rests_longer_each_time
 
 
 def test_utility_is_tokens_and_time_of_a_request_over_those_without_drafts() -> None:
-    """Without drafts 1 token each in 10 and 30 ms; with one draft 1.5 and 2 tokens in 10 and 20 ms."""
+    """Without drafts 1 token each in 10 and 30 ms; with one draft 1.5 and 2 tokens in 10 and 20 ms.
+
+    Of a request: one is alone in the last step.
+    """
     memory = Utility(test=2, keep=3, first=1).start(8, 2, ["a"])
-    for accepted, duration_s in (([0, 0], 0.01), ([0, 0], 0.03), ([1, 0], 0.01), ([1, 1], 0.02)):
-        memory.observe(seen([1, 1], accepted, duration_s))
+    for accepted, duration_s in (([0, 0], 0.01), ([0, 0], 0.03), ([1, 0], 0.01), ([1], 0.02)):
+        memory.observe(seen([1] * len(accepted), accepted, duration_s))
     assert memory.utility(1) == pytest.approx((3.5 / 2) / (0.03 / 0.04))
 
 
@@ -271,6 +274,10 @@ def test_utility_of_one_is_no_reason_to_draft_and_a_success_ends_the_long_rests(
     assert machine.run(2 + 2) == [0, 1, 1, 1]
     machine.tokens = [1, 1]
     assert machine.run(2 + 2 + 2 + 4) == [0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_utility_without_drafts_to_try_drafts_nothing() -> None:
+    assert Machine(Utility(test=1, keep=2), [1], [1]).run(5) == [0] * 5
 
 
 class Certainly:
@@ -324,7 +331,7 @@ def test_patience_asks_a_better_length_to_be_that_much_better() -> None:
 
 
 def test_lengths_that_were_never_played_promise_nothing() -> None:
-    machine = Machine(Bandit(), [1, 1.8, 2.4, 2.6], [9.0, 9.0, 9.0, 9.0])
+    machine = Machine(Bandit(), [1, 1.8, 2.4, 2.6], [90.0, 90.0, 90.0, 90.0])
     machine.memory._draw = Certainly(0.0, length=3)  # type: ignore[attr-defined]
     assert machine.run(40) == [3] * 40
 
@@ -427,21 +434,21 @@ def test_a_request_is_drafted_where_its_tokens_pay_for_its_part_of_the_step() ->
 
 
 def test_what_the_gate_knows_of_rows_is_learned_carried_and_forgotten() -> None:
-    """A newcomer is like the others: 2 of 4 before, so half of that and of what it got itself."""
-    memory = OffGate(weight=0.5).start(3, 2, ["a"])
-    memory.accepted[:2], memory.verified[:2] = [2.0, np.nan], [4.0, np.nan]
-    memory.drafted = np.array([True, True])
-    memory.observe(seen([4, 2], [4, 0]))
-    assert memory.accepted[:2].tolist() == [3.0, 1.0]
-    assert memory.verified[:2].tolist() == [4.0, 3.0]
-    memory.drafted = np.array([False, False])
+    """A newcomer is like the others, 2 of 4 in the mean: half of that and half of what it got itself."""
+    memory = OffGate(weight=0.5).start(4, 2, ["a"])
+    memory.accepted[:3], memory.verified[:3] = [1.0, np.nan, 3.0], [4.0, np.nan, 4.0]
+    memory.drafted = np.array([True, True, True])
+    memory.observe(seen([4, 2, 4], [4, 0, 2]))
+    assert memory.accepted[:3].tolist() == [2.5, 1.0, 2.5]
+    assert memory.verified[:3].tolist() == [4.0, 3.0, 4.0]
+    memory.drafted = np.array([False, False, False])
     for _ in range(2):
-        memory.observe(seen([0, 0], [0, 0]))
-    assert memory.out.tolist() == [2, 2, 0]
+        memory.observe(seen([0, 0, 0], [0, 0, 0]))
+    assert memory.out.tolist() == [2, 2, 2, 0]
     memory.known[1] = [0.7, 0.6]
-    memory.move(np.array([1]), np.array([2]))
-    assert (memory.accepted[2], memory.verified[2], memory.out[2]) == (1.0, 3.0, 2)
-    assert_array_equal(memory.known[2], memory.known[1])
+    memory.move(np.array([1]), np.array([3]))
+    assert (memory.accepted[3], memory.verified[3], memory.out[3]) == (1.0, 3.0, 2)
+    assert_array_equal(memory.known[3], memory.known[1])
     memory.place(np.array([1]), np.array([0]))
     assert np.isnan([memory.accepted[1], memory.verified[1]]).all()
     assert (memory.out[1], memory.known[1].tolist()) == (0, [1.0, 1.0])

@@ -46,7 +46,7 @@ def test_a_floor_lookup_sells_drafts_before_a_riser() -> None:
 
 
 def test_a_diagonal_table_is_measured_at_whole_blocks() -> None:
-    """Probe 16 of blocks of 7 runs 2 requests: what the table says does not depend on the requests of now."""
+    """Probe 20 of blocks of 7 runs 2 requests: what the table says does not depend on the requests of now."""
     seen = []
 
     class Asked(ThroughputCurve):
@@ -55,8 +55,8 @@ def test_a_diagonal_table_is_measured_at_whole_blocks() -> None:
             return 1.0
 
     batch = Batch(Asked([1], [1.0]), context_tokens=1e5, lagged=GOLDEN)
-    SGLang(probes=(4, 16, 32)).schedule(GOLDEN, batch)
-    assert seen == [(1, 4, 0.0), (2, 16, 0.0), (4, 32, 0.0)]
+    SGLang(probes=(4, 20, 32)).schedule(GOLDEN, batch)
+    assert seen == [(1, 4, 0.0), (2, 20, 0.0), (4, 32, 0.0)]
 
 
 def test_survivals_below_a_millionth_are_no_candidates() -> None:

@@ -272,3 +272,22 @@ def test_a_maximum_behind_what_the_sample_shows_is_found() -> None:
     survival[::SAMPLED] = 1.0
     times = np.where(np.arange(LARGE + 1) <= 2 * sampled, 1.0, 5.0)
     assert best_budget(on_grid(survival), LARGE, times) == 2 * sampled
+
+
+@given(st.integers(0, 40), st.integers(0, 10**6), st.integers(0, GRID), st.data())
+def test_no_budget_beyond_the_head_has_more_than_its_bound(
+    head: int, held: int, survival: int, data: st.DataObject
+) -> None:
+    """By brute force over every further budget, of steps that rise; exact where all take the same time."""
+    rises = data.draw(st.lists(st.sampled_from([0.0, 0.0, 0.1, 3.0]), min_size=head + 2, max_size=head + 90))
+    times = 1.0 + np.cumsum(rises)
+    further = range(1, len(times) - head)
+    most = max((held + count * survival) / times[head + count] for count in further)
+    assert search._most_beyond(head, held, survival, times) >= most
+    alike = np.ones(len(times))
+    assert search._most_beyond(head, held, survival, alike) == held + further[-1] * survival
+
+
+def test_a_short_stretch_is_bounded_by_the_tokens_of_its_last_in_the_time_of_its_first() -> None:
+    times = np.array([1.0, 2.0, 5.0, 500.0, 5000.0])
+    assert search._most_beyond(1, 100, 10, times) == (100 + 3 * 10) / 5.0

@@ -144,7 +144,10 @@ KNOWN = ", ".join(policy_help())
         ("fixed:two", "fixed:two: needs a number after the colon; as in fixed:3 or threshold:0.7"),
         ("fixed:1.5", "fixed:1.5: needs a number after the colon; as in fixed:3 or threshold:0.7"),
         ("fixed:-1", "fixed:-1: length: must not be negative (got -1)"),
-        ("fixed-budget:-1", "fixed-budget:-1: budget: must not be negative (got -1); as in fixed-budget:64"),
+        ("fixed-budget:-1", "fixed-budget:-1: budget: must lie in 0..2147483648 (got -1); "
+         "as in fixed-budget:64"),
+        ("fixed-budget:2147483649", "fixed-budget:2147483649: budget: must lie in 0..2147483648 "
+         "(got 2147483649); as in fixed-budget:64"),
         ("threshold:1.1", "threshold:1.1: threshold: must be between 0 and 1 (got 1.1)"),
         ("threshold:nan", "threshold:nan: threshold: must be between 0 and 1 (got nan)"),
         ("mtp1:2", "mtp1:2: takes no argument; write mtp1"),
@@ -203,6 +206,18 @@ def test_a_complaint_names_the_policy_the_option_the_value_and_the_remedy(text: 
     with pytest.raises(BadInputError) as caught:
         parse_policy(text)
     assert str(caught.value) == f"policy: {message}"
+
+
+@pytest.mark.parametrize("name", ["sglang", "vllm", "trtllm"])
+def test_the_longest_lag_of_an_engine_is_the_longest_of_all(name: str) -> None:
+    assert parse_policy(f"{name}:lag={MOST_LAG}").scheduler.lag == MOST_LAG
+    with pytest.raises(BadInputError, match=f"lag: must lie in 1..{MOST_LAG} "):
+        parse_policy(f"{name}:lag={MOST_LAG + 1}")
+
+
+def test_the_ends_of_a_fixed_budget() -> None:
+    for budget in (0, 2**31):
+        assert parse_policy(f"fixed-budget:{budget}").scheduler == FixedBudget(budget)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from simulator.core.errors import BadInputError
 from simulator.schedulers.protocol import Batch
 from simulator.schedulers.search import admit, on_grid
 
+_MOST_BUDGET = 2**31
+"""Drafts of a batch, more than any batch has: a choice, so that sums of them stay exact."""
+
 
 @dataclass(frozen=True, slots=True)
 class FixedBudget:
@@ -27,10 +30,11 @@ class FixedBudget:
     draft_tokens: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.budget <= 2**31:
+        if not 0 <= self.budget <= _MOST_BUDGET:
             raise BadInputError(
-                "must not be negative", field="budget", value=self.budget, remedy="as in fixed-budget:64"
-            )
+                f"must lie in 0..{_MOST_BUDGET}", field="budget", value=self.budget,
+                remedy="as in fixed-budget:64",
+            )  # fmt: skip
 
     def schedule(self, survival: Array, batch: Batch) -> Array:
         """Return the lengths of the most likely candidates of this step."""

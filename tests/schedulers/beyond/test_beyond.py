@@ -412,25 +412,63 @@ def test_the_budget_counts_the_draft_pass(pass_s: float) -> None:
     assert memory.budget == int(np.argmax(rates))
 
 
-def test_a_request_is_drafted_where_its_tokens_pay_for_its_part_of_the_step() -> None:
+@pytest.mark.parametrize("rows", [4, 10])
+def test_a_request_is_drafted_where_its_tokens_pay_for_its_part_of_the_step(rows: int) -> None:
     """Written out: 0.2 ms of the pass a request, 1 us a token of context, and its rows; unknown ones stay."""
     by_request = DraftCost("parallel", 7, [1, 5], [0.0002, 0.0010], context_s_per_token=1e-6)
     batch = Batch(StepCost(LINEAR, by_request), context_tokens=400.0, prefill_tokens=2)
-    accepted, verified = np.array([3.0, 0.9, 0.2, np.nan]), np.array([4.0, 1.0, 5.0, np.nan])
+    accepted, verified = np.array([3.0, 0.9, 0.2, np.nan]), np.array([4.0, rows - 4.0, 0.0, np.nan])
     drafting_s = 0.0008 + 400e-6
-    with_drafts = LINEAR.step_time_s(4, 4 + 10 + 2) + drafting_s
-    row_s = (with_drafts - LINEAR.step_time_s(4, 4 + 2) - drafting_s) / 10
-    theta = (4 + 4.1) / with_drafts
+    with_drafts = LINEAR.step_time_s(4, 4 + rows + 2) + drafting_s
+    row_s = (with_drafts - LINEAR.step_time_s(4, 4 + 2) - drafting_s) / rows
     decided = set[bool]()
-    for scale in (0.5, 1.0, 1.5, 2.0):
+    for scale in np.geomspace(0.05, 10, 60):
         memory = OffGate().start(4, 7, ["a"])
         memory.asks(4, batch)
         memory.accepted[:], memory.verified[:] = accepted * scale, verified
-        expected = theta * (4 + 4.1 * scale) / (4 + 4.1) * (0.0003 + row_s * verified)
+        expected = (4 + 4.1 * scale) / with_drafts * (0.0003 + row_s * verified)
         worth = ~(accepted * scale < expected)
         assert_array_equal(memory._worth_it(4, batch), worth)
         decided |= set(worth[:3].tolist())
     assert decided == {True, False}
+
+
+def test_leaving_a_request_out_needs_a_pass_that_gets_cheaper() -> None:
+    """A pass of the same price for any number of requests: rejected drafts cost no more for being made."""
+    memory = OffGate().start(4, 7, ["a"])
+    memory.asks(4, Batch(priced(0.0001)))
+    memory.accepted[:], memory.verified[:] = 0.0, 4.0
+    assert memory._worth_it(4, Batch(priced(0.0001))).all()
+
+
+def test_where_no_request_is_worth_its_drafts_none_is_asked_for() -> None:
+    by_request = DraftCost("parallel", 7, [1, 5], [0.0002, 0.0010])
+    batch = Batch(StepCost(LINEAR, by_request))
+    memory = OffGate().start(4, 7, ["a"])
+    memory.asks(4, batch)
+    memory.accepted[:], memory.verified[:] = 0.0, 4.0
+    assert memory.asks(4, batch) == Asked(0, 0)
+    assert memory.schedule(GOLDEN, batch).tolist() == [0] * 4
+
+
+def test_a_step_is_drafted_only_above_the_throughput_of_the_same_rows_without_a_pass() -> None:
+    """At a price where the best budget has a throughput between those of 4 and of 5 rows without drafts."""
+    rate = (4 / LINEAR.step_time_s(4, 4) + 4 / LINEAR.step_time_s(4, 5)) / 2
+    pass_s = max((4 + k) / rate - LINEAR.step_time_s(4, 4 + k) for k in range(29))
+    assert OffGate().start(4, 7, ["a"]).asks(4, Batch(priced(pass_s))) == Asked(0, 0)
+    by_context = DraftCost("parallel", 7, [1], [1e-6], context_s_per_token=1e-6)
+    dear = Batch(StepCost(LINEAR, by_context), context_tokens=20_000.0)
+    assert OffGate().start(4, 7, ["a"]).asks(4, dear) == Asked(0, 0)
+
+
+def test_a_look_where_no_draft_pays_takes_one_draft() -> None:
+    steep = Batch(StepCost(ThroughputCurve([4, 5], [1000.0, 5.0]), DraftCost("parallel", 7, [1], [0.001])))
+    memory, budgets = OffGate(probe=2).start(4, 7, ["a"]), []
+    for _ in range(2):
+        memory.asks(4, steep)
+        budgets.append(memory.budget)
+        memory.observe(seen([0] * 4, [0] * 4))
+    assert budgets == [0, 1]
 
 
 def test_what_the_gate_knows_of_rows_is_learned_carried_and_forgotten() -> None:

@@ -582,6 +582,12 @@ def test_classes_have_targets_of_their_own() -> None:
     )
 
 
+@pytest.mark.parametrize("target_s", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_target_is_a_positive_time(target_s: float) -> None:
+    with pytest.raises(BadInputError, match=r"targets\[chat\]: must be positive"):
+        SloFirst((("chat", target_s),))
+
+
 def test_progress_adds_up_over_steps_of_the_rows_that_are_there() -> None:
     """Two steps of 2 rows of 3: 10 and 20 ms, and a token more than was accepted."""
     memory = SloFirst((("all", 0.01),)).start(3, 2, ["a"])

@@ -118,12 +118,19 @@ def parse_recording(path: str | Path, options: str = "") -> ReplayTraffic:
     ``block=16`` tokens per hash id; ``turn-speed=50`` tokens/s, the assumed speed of generating the turns of
     sessions.
     """
-    rate_scale, speed, reading = 1.0, 1.0, dict[str, Any]()
+    rate_scale, speed, reading, taken = 1.0, 1.0, dict[str, Any](), set[str]()
     for text in filter(None, (text.strip() for text in options.split(","))):
         key, _, value = text.partition("=")
+        is_scale = re.fullmatch(r"[0-9.eE+-]+x", text) is not None
+        name = "x" if is_scale else key
+        if name in taken:
+            raise BadInputError(
+                "gives an option twice", source=str(path), field=name, value=text, remedy="keep one"
+            )
+        taken.add(name)
         if text in ("sort", "skip-malformed"):
             reading[text.replace("-", "_")] = True
-        elif re.fullmatch(r"[0-9.eE+-]+x", text):
+        elif is_scale:
             rate_scale = _factor(text[:-1], "rate scale")
         elif key == "speed":
             speed = _factor(value.removesuffix("x"), "replay speed")

@@ -354,6 +354,10 @@ def test_traffic_specs_that_name_a_file(tmp_path: Path) -> None:
         ("missing.jsonl@2x", "missing.jsonl: no such file"),
         ("missing.jsonl@fast", "is not a replay option"),
         ("missing.jsonl@speed=quick", "replay speed: is not a number"),
+        ("missing.jsonl@speed=2,speed=3x", "missing.jsonl: speed: gives an option twice"),
+        ("missing.jsonl@2x, 3x", "missing.jsonl: x: gives an option twice"),
+        ("missing.jsonl@unit=s,unit=ms", "missing.jsonl: unit: gives an option twice"),
+        ("missing.jsonl@sort,sort", "missing.jsonl: sort: gives an option twice"),
     ],
 )
 def test_traffic_specs_that_say_what_is_wrong(spec: str, message: str) -> None:

@@ -195,9 +195,8 @@ def test_trace_driven_decisions_are_the_simulators(
     live = serve(executor, policy(), load, limits, steps=25)
     steps = len(live.steps)
     assert steps >= 25
-    simulated = simulate(
-        load, replays, policy(), STAIRCASE, limits, steps=50
-    ).steps  # 40 at least are measured
+    # A simulated run is measured, for which 40 steps are needed; the first of them are compared.
+    simulated = simulate(load, replays, policy(), STAIRCASE, limits, steps=50).steps
     for name in ("requests", "draft_tokens", "accepted_tokens", "committed_tokens"):
         assert [getattr(step, name) for step in live.steps] == simulated[name].tolist()[:steps]
     observed: Any = executor._observed
